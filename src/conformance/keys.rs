@@ -1,0 +1,172 @@
+//! Keys: whatever they are made of, each has a record and a lock of its own.
+
+use std::collections::BTreeSet;
+
+use super::support::{assert_matches, at_once, named, result_of};
+use crate::{Error, Key, RecordStore, RecordStoreExt};
+
+checks! { "keys":
+    awkward_keys_side_by_side:
+        "Every key has a record and a lock of its own, whatever characters it is made of.",
+    case_and_form_are_kept_apart:
+        "Keys that differ in case or Unicode form are kept apart, or refused with `KeyMismatch`; one never shows the other's result.",
+    locks_are_independent:
+        "The lock of one key does not concern another key.",
+}
+
+/// Keys that stores have confused: with each other, with a path, with a file of their own.
+fn awkward() -> Vec<String> {
+    let mut keys: Vec<String> = [
+        "a",
+        "a.b",
+        "a.c",
+        "a.b.c",
+        ".",
+        "..",
+        "../x",
+        "..x",
+        ".x",
+        "x",
+        "/x",
+        "a/b",
+        "a/",
+        "/",
+        "//",
+        "a\\b",
+        "%",
+        "%%",
+        "%2F",
+        "a%2Fb",
+        "a%2fb",
+        "%00",
+        "%~",
+        "\0",
+        "a\0",
+        "a\0b",
+        "\n",
+        "\r\n",
+        "\t",
+        " ",
+        "  ",
+        " a",
+        "a ",
+        "a.lock",
+        "a.json",
+        "a.json.lock",
+        "a.lock.json",
+        ".lock",
+        ".json",
+        "lock",
+        "json",
+        "tmp",
+        ".store",
+        ".store/format.json",
+        "*",
+        "?",
+        "\"",
+        "'",
+        "{}",
+        "null",
+        "-",
+        "--help",
+        "~",
+        "CON",
+        "é",
+        "日本語",
+        "\u{1f600}",
+        "\u{7f}",
+        "\u{feff}",
+        "\u{200b}",
+        "\u{202e}a",
+        "\u{fffd}",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for unit in ["x", "é", "/", "%", "."] {
+        for length in [100, 199, 200, 201, 255, 256, 1000] {
+            keys.push(unit.repeat(length));
+        }
+    }
+    // As long as can be, and different only in the last character.
+    keys.push("k".repeat(Key::MAX_CHARS));
+    keys.push("k".repeat(Key::MAX_CHARS - 1) + "l");
+    keys
+}
+
+fn awkward_keys_side_by_side(store: &dyn RecordStore) {
+    let keys = awkward();
+    let holder = |number: usize| named(&format!("holder {number}"));
+    for (number, key) in keys.iter().enumerate() {
+        assert!(!store.exists(key).unwrap(), "{key:?} is there before it is written");
+        assert!(!store.is_locked(key).unwrap(), "{key:?} is locked before anyone locks it");
+        store.acquire_lock(key, &at_once(&holder(number))).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+        store.write_as(key, &number, holder(number)).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+    }
+    for (number, key) in keys.iter().enumerate() {
+        assert!(store.is_lock_holder(key, &holder(number)).unwrap(), "{key:?} is locked by another");
+        assert_eq!(result_of(store, key, &holder(number)), i64::try_from(number).ok(), "{key:?}");
+    }
+    let all: BTreeSet<String> = keys.iter().cloned().collect();
+    assert_eq!(keys_of(store), all, "`keys` lists others");
+    let locked = store.locks().unwrap().map(|info| info.unwrap().key().to_string()).collect::<Vec<_>>();
+    assert_eq!(locked.len(), keys.len(), "`locks` lists another number");
+    assert_eq!(locked.into_iter().collect::<BTreeSet<_>>(), all, "`locks` lists others");
+
+    // What goes for one key goes for no other.
+    let (gone, kept): (Vec<_>, Vec<_>) = keys.iter().enumerate().partition(|(number, _)| number % 2 == 0);
+    for (number, key) in gone {
+        assert!(store.remove_as(key, holder(number)).unwrap(), "{key:?} was gone before it was removed");
+        store.release_lock(key, holder(number)).unwrap();
+    }
+    assert_eq!(keys_of(store), kept.iter().map(|(_, key)| (*key).clone()).collect::<BTreeSet<_>>());
+    for (number, key) in kept {
+        assert!(store.is_lock_holder(key, &holder(number)).unwrap(), "{key:?} lost its lock");
+        assert_eq!(result_of(store, key, &holder(number)), i64::try_from(number).ok(), "{key:?}");
+    }
+}
+
+fn keys_of(store: &dyn RecordStore) -> BTreeSet<String> {
+    let keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
+    let number = keys.len();
+    let set: BTreeSet<_> = keys.into_iter().collect();
+    assert_eq!(set.len(), number, "`keys` lists one more than once");
+    set
+}
+
+fn case_and_form_are_kept_apart(store: &dyn RecordStore) {
+    for (one, two) in [("Report", "report"), ("\u{e9}", "e\u{301}"), ("STRASSE", "Strasse")] {
+        store.write(one, &1).unwrap();
+        match store.read::<i64>(two) {
+            Ok(None) | Err(Error::KeyMismatch { .. }) => {}
+            outcome => panic!("{two:?} where only {one:?} was written: {outcome:?}"),
+        }
+        match store.write(two, &2) {
+            Ok(()) => {
+                assert_eq!(store.read::<i64>(two).unwrap().unwrap().result, 2);
+                assert_eq!(store.read::<i64>(one).unwrap().unwrap().result, 1, "{two:?} went over {one:?}");
+            }
+            Err(Error::KeyMismatch { .. }) => {
+                assert_eq!(
+                    store.read::<i64>(one).unwrap().unwrap().result,
+                    1,
+                    "a refused write changed {one:?}"
+                );
+            }
+            Err(error) => panic!("{two:?} beside {one:?}: {error}"),
+        }
+    }
+}
+
+fn locks_are_independent(store: &dyn RecordStore) {
+    let (me, other) = (named("me"), named("other"));
+    let token = store.acquire_lock("theirs", &at_once(&other)).unwrap();
+    store.acquire_lock("mine", &at_once(&me)).unwrap();
+    store.write_as("mine", &1, &me).unwrap();
+    store.write_as("nobody's", &1, &me).unwrap();
+    assert_matches!(store.write_as("nobody's", &2, token), Err(Error::LockLost { .. }));
+    assert_matches!(store.release_lock("nobody's", token), Err(Error::LockLost { .. }));
+    store.release_lock("mine", &me).unwrap();
+    assert!(store.is_lock_holder("theirs", &other).unwrap());
+    assert!(store.break_lock("theirs").unwrap());
+    assert_eq!(result_of(store, "nobody's", &me), Some(1));
+}

@@ -1,0 +1,249 @@
+//! The latch: the short lock under which the state of a key changes. The one place that calls
+//! `flock`.
+//!
+//! There are 256 latch files, and each key has one by a fixed hash. They are created once and never
+//! unlinked: two processes with two files of one name would both be inside. Each use opens the file
+//! afresh, because a `flock` belongs to the open file and a forked child shares those of its parent.
+//!
+//! The file also holds the counter from which tokens come.
+#![allow(clippy::disallowed_methods, reason = "this is the one place that they are left to")]
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::fs::OFlags;
+
+use super::layout::{self, Context, Layout};
+use super::sidecar::MAX_TOKEN;
+use crate::{Error, Key, LockToken, Result};
+
+/// Shortest and longest pause between two tries, for those who cannot wait in the kernel because
+/// they have a deadline.
+const FIRST_PAUSE: Duration = Duration::from_micros(50);
+const LAST_PAUSE: Duration = Duration::from_millis(5);
+
+/// The right to change the state of the keys of one latch. Left when dropped.
+#[must_use = "the latch is left as soon as it is dropped"]
+pub(super) struct Latch {
+    file: File,
+    name: String,
+}
+
+/// What became of the wish to look at a key undisturbed.
+pub(super) enum ToLook {
+    /// Nothing changes as long as this is kept.
+    Inside(#[expect(dead_code, reason = "kept for its drop")] Latch),
+    /// There is no such latch: nothing has ever changed under it.
+    NeverUsed,
+    /// The deadline passed first.
+    TimedOut,
+}
+
+/// A key's latch: the low byte of its CRC-32, for ever.
+pub(super) fn index_of(key: &Key) -> u8 {
+    let [low, ..] = key.crc32().to_le_bytes();
+    low
+}
+
+fn name_of(key: &Key) -> String {
+    format!("{}/{:02x}", layout::LATCHES, index_of(key))
+}
+
+impl Latch {
+    /// Enters the key's latch, however long it takes.
+    pub(super) fn enter(layout: &Layout, key: &Key, context: Context<'_>) -> Result<Self> {
+        loop {
+            // Without a deadline this waits in the kernel, and is done after one turn.
+            if let Some(latch) = Self::enter_by(layout, key, None, context)? {
+                return Ok(latch);
+            }
+        }
+    }
+
+    /// Enters the key's latch. `None` if the deadline passed first: then some process is stopped
+    /// inside.
+    pub(super) fn enter_by(
+        layout: &Layout,
+        key: &Key,
+        deadline: Option<Instant>,
+        context: Context<'_>,
+    ) -> Result<Option<Self>> {
+        Self::enter_with(layout, &name_of(key), OFlags::RDWR | OFlags::CREATE, deadline, context)
+    }
+
+    /// [`enter_by`](Latch::enter_by) to look, not to change: writes nothing, and so works in a
+    /// directory that cannot be written.
+    pub(super) fn enter_to_look(
+        layout: &Layout,
+        key: &Key,
+        deadline: Option<Instant>,
+        context: Context<'_>,
+    ) -> Result<ToLook> {
+        match Self::enter_with(layout, &name_of(key), OFlags::RDONLY, deadline, context) {
+            Ok(Some(latch)) => Ok(ToLook::Inside(latch)),
+            Ok(None) => Ok(ToLook::TimedOut),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(ToLook::NeverUsed)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn enter_with(
+        layout: &Layout,
+        name: &str,
+        flags: OFlags,
+        deadline: Option<Instant>,
+        context: Context<'_>,
+    ) -> Result<Option<Self>> {
+        loop {
+            let opened = layout::open(&layout.private, name, flags, layout.mode())
+                .map_err(|refusal| context.refused(refusal, "open the latch", layout.private_path(name)))?;
+            let failed = |error: io::Error| context.io("flock", &layout.private_path(name), error);
+            if !lock_by(&opened.file, deadline).map_err(failed)? {
+                return Ok(None);
+            }
+            let latch = Self { file: opened.file, name: name.to_owned() };
+            // Somebody may have cleared the directory by hand while we waited: the next one to come
+            // enters a new file, so this one no longer keeps anybody out.
+            if is_linked(&latch.file).map_err(failed)? {
+                return Ok(Some(latch));
+            }
+        }
+    }
+
+    /// The next token: greater than every one before it, `floor` included.
+    ///
+    /// The counter is not synced, and its file may be lost. So the wall clock in microseconds
+    /// counts too: no latch hands out a million tokens a second, so the clock is ahead of every
+    /// count that was lost.
+    pub(super) fn next_token(
+        &self,
+        layout: &Layout,
+        floor: LockToken,
+        context: Context<'_>,
+    ) -> Result<LockToken> {
+        let path = || layout.private_path(&self.name);
+        let mut text = [0; 32];
+        let length =
+            self.file.read_at(&mut text, 0).map_err(|error| context.io("read the latch", &path(), error))?;
+        let count = parse_count(&text[..length]);
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+        let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN);
+        let next = (count + 1).max(floor.get() + 1).max(clock);
+        if next > MAX_TOKEN {
+            return Err(Error::CorruptStore {
+                operation: context.operation,
+                reason: "no token is left".into(),
+                path: path(),
+                source: None,
+            });
+        }
+        // One write of fixed length: it replaces the count as a whole.
+        self.file
+            .write_all_at(format!("{next:020}\n").as_bytes(), 0)
+            .map_err(|error| context.io("write the latch", &path(), error))?;
+        Ok(LockToken::new(next))
+    }
+}
+
+impl Drop for Latch {
+    fn drop(&mut self) {
+        // In so many words, and not by closing: a child forked meanwhile has the file open too, and
+        // would keep the latch. What fails here is made good by the close that follows.
+        let _ = fs2::FileExt::unlock(&self.file);
+    }
+}
+
+/// The count in a latch file. What is no count stands for a lost one.
+fn parse_count(text: &[u8]) -> u64 {
+    std::str::from_utf8(text)
+        .ok()
+        .and_then(|text| text.trim_ascii().parse().ok())
+        .filter(|count| *count <= MAX_TOKEN)
+        .unwrap_or(0)
+}
+
+/// Takes the exclusive `flock`; `false` if the deadline passed first.
+fn lock_by(file: &File, deadline: Option<Instant>) -> io::Result<bool> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        if try_exclusive(file)? {
+            return Ok(true);
+        }
+        let Some(deadline) = deadline else {
+            return exclusive(file).map(|()| true);
+        };
+        let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        else {
+            return Ok(false);
+        };
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 2).min(LAST_PAUSE);
+    }
+}
+
+/// Waits in the kernel for the exclusive `flock`.
+fn exclusive(file: &File) -> io::Result<()> {
+    loop {
+        match fs2::FileExt::lock_exclusive(file) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+/// Tries for the exclusive `flock`: `false` if someone has the file locked.
+pub(super) fn try_exclusive(file: &File) -> io::Result<bool> {
+    tried(|| fs2::FileExt::try_lock_exclusive(file))
+}
+
+/// Whether someone has the file exclusively locked. Asks by a shared lock, so that any number may
+/// ask at once without taking each other for the owner.
+pub(super) fn is_locked(file: &File) -> io::Result<bool> {
+    if tried(|| fs2::FileExt::try_lock_shared(file))? {
+        fs2::FileExt::unlock(file)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn tried(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<bool> {
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the file still has a name.
+pub(super) fn is_linked(file: &File) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(file)?.st_nlink > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_fixed() {
+        // Processes of different versions share a directory: this may never change.
+        for (key, index) in [("invoice-42", 0x1b), ("a", 0x43), ("größe", 0x89)] {
+            assert_eq!(index_of(&Key::new(key).unwrap()), index, "{key}");
+        }
+    }
+
+    #[test]
+    fn counts_that_are_none() {
+        assert_eq!(parse_count(b"00000000000000000017\n"), 17);
+        for text in ["", "\n", "-1", "x", "18446744073709551615", "9007199254740992"] {
+            assert_eq!(parse_count(text.as_bytes()), 0, "{text:?}");
+        }
+        assert_eq!(parse_count(&[0xff; 32]), 0);
+    }
+}

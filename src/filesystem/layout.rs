@@ -1,0 +1,227 @@
+//! Where everything lies, and how it is opened: beneath one directory, never through a symbolic
+//! link, regular files only.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::{Error, Key, Result};
+
+/// The private directory beside the records.
+const PRIVATE: &str = ".store";
+pub(super) const FORMAT: &str = "format.json";
+pub(super) const LATCHES: &str = "latches";
+pub(super) const OWNERS: &str = "owners";
+pub(super) const TMP: &str = "tmp";
+
+const RECORD_SUFFIX: &str = ".json";
+const LOCK_SUFFIX: &str = ".lock";
+
+/// Lock files are read up to this size, whatever size they claim.
+pub(super) const MAX_LOCK_BYTES: usize = 64 * 1024;
+
+/// What every call on a descriptor of ours begins with. Non-blocking, so that a FIFO put in the
+/// place of a file cannot hang the open; regular files do not care.
+const SAFE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+/// The store's directory and its private one, held open: whatever the paths come to mean later,
+/// one store is one place.
+#[derive(Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+    pub(super) dir: OwnedFd,
+    pub(super) private: OwnedFd,
+    /// Tells this store from every other one, by whatever path it was opened.
+    pub(super) identity: (u64, u64),
+    /// The permission bits of new files, before the umask.
+    pub(super) file_mode: u32,
+}
+
+/// The operation under way, for errors to name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    pub(super) operation: &'static str,
+    pub(super) key: Option<&'a Key>,
+}
+
+/// A file that was opened and found to be a regular one.
+pub(super) struct Opened {
+    pub(super) file: File,
+    pub(super) stat: Stat,
+}
+
+/// Why a file was not opened.
+#[derive(Clone, Copy)]
+pub(super) enum Refusal {
+    Os(Errno),
+    NotRegular(&'static str),
+}
+
+impl Layout {
+    /// Opens the directories of a store at the absolute path `root`.
+    pub(super) fn open(root: PathBuf, file_mode: u32, context: Context<'_>) -> Result<Self> {
+        // The store's directory may well be reached through a link. What is inside may not.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(&root, flags, Mode::empty())
+            .map_err(|errno| context.io("open the directory", &root, errno))?;
+        let private =
+            rustix::fs::openat(&dir, PRIVATE, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| {
+                match errno {
+                    Errno::NOENT => Error::NotAStore { path: root.clone() },
+                    errno => context.io("open the directory", &root.join(PRIVATE), errno),
+                }
+            })?;
+        let stat =
+            rustix::fs::fstat(&private).map_err(|errno| context.io("look at", &root.join(PRIVATE), errno))?;
+        #[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
+        let identity = (u64::try_from(stat.st_dev).unwrap_or(0), stat.st_ino.into());
+        Ok(Self { root, dir, private, identity, file_mode })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The path of something in the private directory, for errors and for `tempfile`.
+    pub(super) fn private_path(&self, name: &str) -> PathBuf {
+        self.root.join(PRIVATE).join(name)
+    }
+
+    pub(super) fn record_path(&self, key: &Key) -> PathBuf {
+        self.root.join(record_name(key))
+    }
+
+    pub(super) fn lock_path(&self, key: &Key) -> PathBuf {
+        self.root.join(lock_name(key))
+    }
+
+    /// The directories that a store consists of, made where they are missing.
+    pub(super) fn create(root: &Path, file_mode: u32, context: Context<'_>) -> Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        // Whoever may read a file may also pass through its directory.
+        let mode = file_mode | (file_mode & 0o444) >> 2;
+        for path in [root.to_owned(), root.join(PRIVATE)]
+            .into_iter()
+            .chain([LATCHES, OWNERS, TMP].map(|name| root.join(PRIVATE).join(name)))
+        {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(&path)
+                .map_err(|error| context.io("create the directory", &path, error))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        Mode::from_raw_mode(self.file_mode)
+    }
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(operation: &'static str, key: &'a Key) -> Self {
+        Self { operation, key: Some(key) }
+    }
+
+    /// An operation on the store as a whole.
+    pub(super) fn whole(operation: &'static str) -> Self {
+        Self { operation, key: None }
+    }
+
+    pub(super) fn io(self, action: &'static str, path: &Path, source: impl Into<io::Error>) -> Error {
+        Error::Io {
+            operation: self.operation,
+            key: self.key.cloned(),
+            action,
+            path: path.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    pub(super) fn refused(self, refusal: Refusal, action: &'static str, path: PathBuf) -> Error {
+        match refusal {
+            Refusal::Os(errno) => self.io(action, &path, errno),
+            Refusal::NotRegular(found) => {
+                Error::NotARegularFile { operation: self.operation, key: self.key.cloned(), found, path }
+            }
+        }
+    }
+}
+
+pub(super) fn record_name(key: &Key) -> String {
+    [key.file_stem(), RECORD_SUFFIX].concat()
+}
+
+pub(super) fn lock_name(key: &Key) -> String {
+    [key.file_stem(), LOCK_SUFFIX].concat()
+}
+
+/// The key's stem, if this is the name of a record.
+pub(super) fn record_stem(name: &str) -> Option<&str> {
+    name.strip_suffix(RECORD_SUFFIX)
+}
+
+/// The key's stem, if this is the name of a lock.
+pub(super) fn lock_stem(name: &str) -> Option<&str> {
+    name.strip_suffix(LOCK_SUFFIX)
+}
+
+/// Opens `name` in `dir`; the caller adds what it wants to do with it.
+pub(super) fn open(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Result<Opened, Refusal> {
+    let fd = rustix::fs::openat(dir, name, flags | SAFE, mode).map_err(|errno| match errno {
+        Errno::LOOP | Errno::MLINK => Refusal::NotRegular("a symbolic link"),
+        Errno::ISDIR => Refusal::NotRegular("a directory"),
+        Errno::NXIO => Refusal::NotRegular("a FIFO or a socket"),
+        errno => Refusal::Os(errno),
+    })?;
+    let stat = rustix::fs::fstat(&fd).map_err(Refusal::Os)?;
+    match irregular(&stat) {
+        None => Ok(Opened { file: File::from(fd), stat }),
+        Some(found) => Err(Refusal::NotRegular(found)),
+    }
+}
+
+/// Opens a file to be read; `None` where there is none.
+pub(super) fn open_existing(dir: &OwnedFd, name: &str) -> Result<Option<Opened>, Refusal> {
+    match open(dir, name, OFlags::RDONLY, Mode::empty()) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Refusal::Os(Errno::NOENT)) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// What `name` is, without opening it; `None` where there is nothing.
+pub(super) fn look(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// What this is instead of a regular file.
+pub(super) fn irregular(stat: &Stat) -> Option<&'static str> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => None,
+        FileType::Directory => Some("a directory"),
+        FileType::Symlink => Some("a symbolic link"),
+        FileType::Fifo => Some("a FIFO"),
+        FileType::Socket => Some("a socket"),
+        _ => Some("a device"),
+    }
+}
+
+/// Reads a file whole, but no more than one byte beyond `limit`: enough to see that it is too long.
+pub(super) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
+    let size = u64::try_from(opened.stat.st_size).unwrap_or(0).min(limit);
+    let mut bytes = Vec::new();
+    // The size is a hint, and may be a lie. One byte more lets the end be found without a second
+    // allocation.
+    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1))?;
+    (&opened.file).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

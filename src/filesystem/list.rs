@@ -1,0 +1,76 @@
+//! Listings: the store's directory, read as a stream.
+
+use rustix::fs::Dir;
+
+use super::layout::{self, Context, Layout};
+use crate::key::Stem;
+use crate::{Key, Result};
+
+/// Names of one kind of file in the store's directory.
+pub(super) struct Names<'a> {
+    layout: &'a Layout,
+    dir: Dir,
+    context: Context<'static>,
+    /// Takes the suffix off a name that is of the kind.
+    stem_of: fn(&str) -> Option<&str>,
+    failed: bool,
+}
+
+/// One file of the kind.
+pub(super) struct Entry {
+    pub(super) name: String,
+    /// The key, unless its stem is a hash.
+    pub(super) key: Option<Key>,
+}
+
+impl<'a> Names<'a> {
+    /// The record files.
+    pub(super) fn records(layout: &'a Layout, context: Context<'static>) -> Result<Self> {
+        Self::open(layout, context, layout::record_stem)
+    }
+
+    /// The lock files.
+    pub(super) fn locks(layout: &'a Layout, context: Context<'static>) -> Result<Self> {
+        Self::open(layout, context, layout::lock_stem)
+    }
+
+    fn open(
+        layout: &'a Layout,
+        context: Context<'static>,
+        stem_of: fn(&str) -> Option<&str>,
+    ) -> Result<Self> {
+        // `read_from` opens the directory anew: listings have positions of their own.
+        let dir = Dir::read_from(&layout.dir)
+            .map_err(|errno| context.io("list the directory", layout.root(), errno))?;
+        Ok(Self { layout, dir, context, stem_of, failed: false })
+    }
+}
+
+impl Iterator for Names<'_> {
+    type Item = Result<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        loop {
+            let entry = match self.dir.read()? {
+                Ok(entry) => entry,
+                Err(errno) => {
+                    // The kernel would say the same for ever.
+                    self.failed = true;
+                    return Some(Err(self.context.io("list the directory", self.layout.root(), errno)));
+                }
+            };
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let Some(stem) = (self.stem_of)(name) else { continue };
+            let key = match Stem::parse(stem) {
+                Stem::Literal(key) => Some(key),
+                Stem::Hashed => None,
+                // Somebody else's file.
+                Stem::Foreign => continue,
+            };
+            return Some(Ok(Entry { name: name.to_owned(), key }));
+        }
+    }
+}

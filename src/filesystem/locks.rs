@@ -1,0 +1,219 @@
+//! Taking, renewing and giving back locks.
+
+use std::time::Duration;
+
+use super::FileSystemRecordStore;
+use super::clock::Reading;
+use super::latch::Latch;
+use super::layout::{self, Context};
+use super::lease::{self, Lease};
+use super::list::Names;
+use super::look::{Judged, Look};
+use super::open::Durability;
+use super::owner::Owner;
+use super::publish::{self, Staged};
+use super::sidecar::LockFile;
+use super::wait::{Deadline, Manner, Place, Round, Turn};
+use crate::{Acquired, Claim, Error, Holder, Key, Listing, LockInfo, LockOptions, LockState, Result};
+
+impl FileSystemRecordStore {
+    pub(super) fn take_lock(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
+        let context = Context::new("acquire_lock", key);
+        self.writable(context)?;
+        let deadline = Deadline::after(options.get_acquire_timeout());
+        let hold_timeout = options.get_hold_timeout();
+        self.wait(key, Manner::InLine, deadline, context, |place| {
+            self.take_round(key, holder, hold_timeout, place, deadline, context)
+        })
+    }
+
+    /// One attempt to take the lock. Everything that decides is seen under the latch (I1).
+    fn take_round(
+        &self,
+        key: &Key,
+        holder: &Holder,
+        hold_timeout: Option<Duration>,
+        place: Option<&Place>,
+        deadline: Deadline,
+        context: Context<'_>,
+    ) -> Result<Round<Acquired>> {
+        let claim = Claim::Holder(holder.clone());
+        // A look first: who has to wait anyway stands in nobody's way.
+        if let Judged::Other(found) = self.judge(key, &claim, context)? {
+            return Ok(Round::Held(found));
+        }
+        let here = Owner::here(&self.layout, context)?;
+        let Some(latch) = Latch::enter_by(&self.layout, key, deadline.for_latch(), context)? else {
+            return Err(self.timed_out(key, None, deadline, context));
+        };
+        let judged = self.judge(key, &claim, context)?;
+        let now = Reading::now();
+        let lease = Lease::starting(&now, hold_timeout);
+        match judged {
+            Judged::Other(found) => Ok(Round::Held(found)),
+            Judged::Mine(found) => {
+                let lock = LockFile { lease, ..found.lock };
+                self.replace_lock(&lock, &here, context)?;
+                Ok(Round::Done(Acquired { token: lock.token, reentrant: true }))
+            }
+            Judged::Free(remains) => {
+                if let Turn::Anothers(left) = self.events.turn(key, place, &self.layout) {
+                    return Ok(Round::NotYet(left));
+                }
+                let token = latch.next_token(&self.layout, remains.token(), context)?;
+                let (key, holder, owner) = (key.clone(), holder.clone(), here.name.clone());
+                let lock = LockFile { key, holder, token, acquired_at: now.wall, lease, owner };
+                match remains {
+                    Look::Absent => self.create_lock(&lock, &here, context)?,
+                    // In one step over what is left of the last one.
+                    Look::Unfinished | Look::Lock(_) => self.replace_lock(&lock, &here, context)?,
+                }
+                Ok(Round::Done(Acquired { token, reentrant: false }))
+            }
+        }
+    }
+
+    /// Puts a new lock file in its place, under the latch.
+    fn create_lock(&self, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
+        let text = lock.to_text();
+        if text.len() > publish::MAX_CREATE_BYTES {
+            return self.replace_lock(lock, here, context);
+        }
+        publish::create(&self.layout, &layout::lock_name(&lock.key), &text, context)
+    }
+
+    /// Puts a lock file in the place of another, under the latch. It need not survive a power
+    /// loss, which ends every process that could hold it.
+    fn replace_lock(&self, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
+        Staged::new(&self.layout, here, &lock.to_text(), Durability::Relaxed, context)?.publish(
+            &self.layout,
+            &layout::lock_name(&lock.key),
+            context,
+        )
+    }
+
+    pub(super) fn renew_lock(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+        let context = Context::new("renew", key);
+        self.writable(context)?;
+        let here = Owner::here(&self.layout, context)?;
+        let _latch = Latch::enter(&self.layout, key, context)?;
+        let lock = self.own_lock(key, claim, context)?;
+        let lease = Lease::starting(&Reading::now(), hold_timeout);
+        self.replace_lock(&LockFile { lease, ..lock }, &here, context)
+    }
+
+    pub(super) fn give_back_lock(&self, key: &Key, claim: &Claim) -> Result<()> {
+        let context = Context::new("release_lock", key);
+        self.writable(context)?;
+        let latch = Latch::enter(&self.layout, key, context)?;
+        self.own_lock(key, claim, context)?;
+        publish::remove(&self.layout, &layout::lock_name(key), context)?;
+        // First the latch: those who are woken would only have to wait for it.
+        drop(latch);
+        self.events.freed(key.crc32(), &self.layout);
+        Ok(())
+    }
+
+    /// The live lock that a claim is good for, under the latch; or the error that says why there is
+    /// none.
+    fn own_lock(&self, key: &Key, claim: &Claim, context: Context<'_>) -> Result<LockFile> {
+        let judged = self.judge(key, claim, context)?;
+        if let Judged::Free(Look::Lock(found)) = &judged
+            && lease::is_claimants(&found.lock, claim, self.owner_here().as_deref())
+        {
+            // The claimant's own, but it ran out. It counts for nothing, and nobody else may come
+            // for this key to clear it away.
+            publish::remove(&self.layout, &layout::lock_name(key), context)?;
+        }
+        let path = Some(self.layout.lock_path(key));
+        let (operation, key) = (context.operation, key.clone());
+        match (claim, judged) {
+            (_, Judged::Mine(found)) => Ok(found.lock),
+            (Claim::Token(token), _) => Err(Error::LockLost { operation, key, token: *token, path }),
+            (Claim::Holder(_), Judged::Free(_)) => Err(Error::NotLocked { operation, key, path }),
+            (Claim::Holder(holder), Judged::Other(found)) => Err(Error::NotLockHolder {
+                operation,
+                key,
+                holder: holder.clone(),
+                current: found.lock.holder,
+                path,
+            }),
+        }
+    }
+
+    pub(super) fn break_lock_of(&self, key: &Key) -> Result<bool> {
+        let context = Context::new("break_lock", key);
+        self.writable(context)?;
+        let latch = Latch::enter(&self.layout, key, context)?;
+        let removed = publish::remove(&self.layout, &layout::lock_name(key), context)?;
+        drop(latch);
+        self.events.freed(key.crc32(), &self.layout);
+        Ok(removed)
+    }
+
+    pub(super) fn live_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
+        match self.look(key, Context::new("lock_info", key))? {
+            Look::Lock(found) if found.state == LockState::Held => Ok(Some(self.info(*found))),
+            _ => Ok(None),
+        }
+    }
+
+    pub(super) fn wait_for_no_lock(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
+        let context = Context::new("wait_for_lock", key);
+        let deadline = Deadline::after(timeout);
+        let waited =
+            self.wait(key, Manner::Watching, deadline, context, |_| match self.look(key, context)? {
+                Look::Lock(found) if found.state == LockState::Held => Ok(Round::Held(found)),
+                _ => Ok(Round::Done(())),
+            });
+        match waited {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_timeout() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) fn list_locks(&self) -> Result<Listing<'_, LockInfo>> {
+        let names = Names::locks(&self.layout, Context::whole("locks"))?;
+        Ok(Box::new(names.filter_map(|entry| match entry {
+            Ok(entry) => {
+                let context = Context { operation: "locks", key: entry.key.as_ref() };
+                self.lock_inside(&entry.name, context).transpose()
+            }
+            Err(error) => Some(Err(error)),
+        })))
+    }
+
+    /// Clears away the lock files that count for nothing: so many.
+    pub(super) fn sweep_locks(&self, context: Context<'static>) -> Result<usize> {
+        let mut swept = 0;
+        for entry in Names::locks(&self.layout, context)? {
+            let name = entry?.name;
+            // What cannot be understood is left for people to see.
+            if let Ok(Some(info)) = self.lock_inside(&name, context)
+                && info.state() != LockState::Held
+                && layout::lock_name(info.key()) == name
+            {
+                let _latch = Latch::enter(&self.layout, info.key(), context)?;
+                if let Ok(Look::Lock(found)) = self.look(info.key(), context)
+                    && found.state != LockState::Held
+                {
+                    swept += usize::from(publish::remove(&self.layout, &name, context)?);
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// The lock in a file of the listing. `None` if it is gone meanwhile, or was never finished.
+    fn lock_inside(&self, name: &str, context: Context<'_>) -> Result<Option<LockInfo>> {
+        let path = || self.layout.root().join(name);
+        let opened = layout::open_existing(&self.layout.dir, name)
+            .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
+        let Some(opened) = opened else { return Ok(None) };
+        match self.read_lock(&opened, context, path)? {
+            Look::Lock(found) => Ok(Some(self.info(*found))),
+            Look::Absent | Look::Unfinished => Ok(None),
+        }
+    }
+}

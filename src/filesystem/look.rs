@@ -1,0 +1,165 @@
+//! Looking at a key's lock, and judging a claim against it.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use super::FileSystemRecordStore;
+use super::clock::Reading;
+use super::layout::{self, Context, MAX_LOCK_BYTES, Opened};
+use super::lease::{self, Liveness, Standing, Term};
+use super::owner::{self, Owner};
+use super::sidecar::{LockFile, Unsound};
+use crate::{Claim, Error, Key, LockInfo, LockState, LockToken, Result};
+
+/// What a look at a key's lock file found.
+pub(super) enum Look {
+    /// There is no lock file.
+    Absent,
+    /// Its creator died before it was written: nobody holds by it.
+    Unfinished,
+    Lock(Box<Found>),
+}
+
+/// A lock file, judged at one moment.
+pub(super) struct Found {
+    pub(super) lock: LockFile,
+    pub(super) state: LockState,
+    pub(super) term: Term,
+}
+
+/// A key's lock as it stands to a claim.
+pub(super) enum Judged {
+    /// No lock is live. What the look found may still be there.
+    Free(Look),
+    /// The live lock is the claimant's.
+    Mine(Box<Found>),
+    /// The live lock is another's.
+    Other(Box<Found>),
+}
+
+impl Look {
+    /// The token that the next one must exceed.
+    pub(super) fn token(&self) -> LockToken {
+        match self {
+            Look::Lock(found) => found.lock.token,
+            Look::Absent | Look::Unfinished => LockToken::new(0),
+        }
+    }
+}
+
+impl FileSystemRecordStore {
+    /// Looks at the key's lock file, without any latch: it comes, changes and goes in one step.
+    pub(super) fn look(&self, key: &Key, context: Context<'_>) -> Result<Look> {
+        let path = || self.layout.lock_path(key);
+        let opened = layout::open_existing(&self.layout.dir, &layout::lock_name(key))
+            .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
+        let Some(opened) = opened else { return Ok(Look::Absent) };
+        match self.read_lock(&opened, context, path)? {
+            Look::Lock(found) if found.lock.key != *key => Err(Error::KeyMismatch {
+                operation: context.operation,
+                key: key.clone(),
+                found: found.lock.key,
+                path: path(),
+            }),
+            look => Ok(look),
+        }
+    }
+
+    pub(super) fn read_lock(
+        &self,
+        opened: &Opened,
+        context: Context<'_>,
+        path: impl Fn() -> PathBuf,
+    ) -> Result<Look> {
+        let text = layout::read_up_to(opened, MAX_LOCK_BYTES as u64)
+            .map_err(|error| context.io("read the lock", &path(), error))?;
+        let corrupt = |reason: String, source| Error::CorruptLock {
+            operation: context.operation,
+            key: context.key.cloned(),
+            reason,
+            path: path(),
+            source,
+        };
+        if text.len() > MAX_LOCK_BYTES {
+            return Err(corrupt("over 64 KiB".into(), None));
+        }
+        // Zeros too: after a power loss a file may have its length but not yet its content.
+        if text.iter().all(|&byte| byte == 0) {
+            return Ok(Look::Unfinished);
+        }
+        let lock = LockFile::parse(&text).map_err(|unsound| match unsound {
+            Unsound::Json(source) => corrupt("not a JSON lock".into(), Some(source)),
+            Unsound::Field(name) => corrupt(format!("no valid {name}"), None),
+        })?;
+        let now = Reading::now();
+        // The owner is asked only where it decides: that opens a file.
+        let owner = if lock.holder.is_process_bound() { self.liveness(&lock) } else { Liveness::Unknown };
+        let (state, term) = (lease::state(&lock, &now, owner), lock.lease.term(&now));
+        Ok(Look::Lock(Box::new(Found { lock, state, term })))
+    }
+
+    /// Judges a claim against the key's lock.
+    pub(super) fn judge(&self, key: &Key, claim: &Claim, context: Context<'_>) -> Result<Judged> {
+        let found = match self.look(key, context)? {
+            Look::Lock(found) => found,
+            look => return Ok(Judged::Free(look)),
+        };
+        Ok(match lease::standing(&found.lock, found.state, claim, self.owner_here().as_deref()) {
+            Standing::Free => Judged::Free(Look::Lock(found)),
+            Standing::Mine => Judged::Mine(found),
+            Standing::Other => Judged::Other(found),
+        })
+    }
+
+    /// Admits a change, under the latch, if the claim is good (I3).
+    pub(super) fn admit(&self, key: &Key, claim: &Claim, context: Context<'_>) -> Result<()> {
+        match (claim, self.judge(key, claim, context)?) {
+            (_, Judged::Mine(_)) | (Claim::Holder(_), Judged::Free(_)) => Ok(()),
+            (Claim::Token(token), _) => Err(self.lost(key, *token, context)),
+            (Claim::Holder(_), Judged::Other(found)) => Err(Error::Locked {
+                operation: context.operation,
+                key: key.clone(),
+                holder: found.lock.holder,
+                path: Some(self.layout.lock_path(key)),
+            }),
+        }
+    }
+
+    pub(super) fn lost(&self, key: &Key, token: LockToken, context: Context<'_>) -> Error {
+        Error::LockLost {
+            operation: context.operation,
+            key: key.clone(),
+            token,
+            path: Some(self.layout.lock_path(key)),
+        }
+    }
+
+    /// What to tell a user of a lock.
+    pub(super) fn info(&self, found: Found) -> LockInfo {
+        let Found { lock, state, term } = found;
+        let alive = match self.liveness(&lock) {
+            Liveness::Alive => Some(true),
+            Liveness::Dead => Some(false),
+            Liveness::Unknown => None,
+        };
+        let here = self.owner_here().is_some_and(|name| name == lock.owner);
+        let info = LockInfo::new(lock.key, lock.holder, lock.token, lock.acquired_at)
+            .with_state(state)
+            .with_owner(alive, here);
+        let left = match term {
+            Term::Unlimited => return info,
+            Term::Left(left) => left,
+            Term::Over => Duration::ZERO,
+        };
+        info.with_expiry(lock.lease.expires_at.unwrap_or(SystemTime::UNIX_EPOCH), left)
+    }
+
+    fn liveness(&self, lock: &LockFile) -> Liveness {
+        owner::liveness(&self.layout, &lock.owner, Owner::known_here(&self.layout).as_deref())
+    }
+
+    /// The name of this process's owner file, if it has one.
+    pub(super) fn owner_here(&self) -> Option<String> {
+        Owner::known_here(&self.layout).map(|owner| owner.name.clone())
+    }
+}

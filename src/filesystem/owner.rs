@@ -1,0 +1,132 @@
+//! Which process took a lock, and whether it is alive.
+//!
+//! Each process that changes a store keeps one file in `.store/owners/` open and exclusively locked
+//! with `flock`, for as long as it lives. The kernel drops that lock when the process is gone,
+//! however it went: whoever can lock the file has proof of death. A pid proves nothing, because
+//! pids are used again and mean other things in other containers.
+//!
+//! An owner file that is gone was removed by a sweep, which had that proof.
+
+use std::fs::{File, Permissions};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::latch;
+use super::layout::{self, Context, Layout, OWNERS};
+use super::lease::Liveness;
+use super::per_process::PerProcess;
+use super::sidecar;
+use crate::{Error, Result};
+
+/// This process's stake in one store.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) name: String,
+    /// The store, told by the identity of its private directory.
+    store: (u64, u64),
+    /// Locked until the process ends. Never unlocked in so many words: the copy that a forked child
+    /// inherits shares the lock.
+    file: File,
+}
+
+/// The owners of this process, one a store: they outlive every handle on the store, because locks
+/// do.
+///
+/// A forked child has no part in what its parent owns: it lets go of the open files, which closes
+/// them, but does not unlock them, for that would free the parent's locks.
+static OWNERS_HERE: PerProcess<Vec<Arc<Owner>>> = PerProcess::new();
+
+/// How often a new owner file may be swept away between its creation and its `flock`.
+const TRIES: usize = 100;
+
+impl Owner {
+    /// This process's owner, made now if it has none.
+    pub(super) fn here(layout: &Layout, context: Context<'_>) -> Result<Arc<Self>> {
+        let mut owners = OWNERS_HERE.lock();
+        if let Some(at) = owners.iter().position(|owner| owner.store == layout.identity) {
+            // A file that was cleared away by hand proves nothing to anybody any more.
+            if latch::is_linked(&owners[at].file).unwrap_or(false) {
+                return Ok(Arc::clone(&owners[at]));
+            }
+            owners.remove(at);
+        }
+        let owner = Arc::new(Self::create(layout, context)?);
+        owners.push(Arc::clone(&owner));
+        Ok(owner)
+    }
+
+    /// The name of this process's owner, if it has one.
+    pub(super) fn known_here(layout: &Layout) -> Option<Arc<Self>> {
+        OWNERS_HERE.lock().iter().find(|owner| owner.store == layout.identity).cloned()
+    }
+
+    /// A descriptor that keeps this owner alive in whoever has it.
+    pub(super) fn share(&self) -> std::io::Result<OwnedFd> {
+        Ok(rustix::io::dup(&self.file)?)
+    }
+
+    fn create(layout: &Layout, context: Context<'_>) -> Result<Self> {
+        let dir = layout.private_path(OWNERS);
+        let process = std::process::id();
+        for _ in 0..TRIES {
+            let mut staged = tempfile::Builder::new()
+                .prefix(&format!("{process}-"))
+                .rand_bytes(16)
+                .permissions(Permissions::from_mode(layout.file_mode))
+                .tempfile_in(&dir)
+                .map_err(|error| context.io("create an owner file", &dir, error))?;
+            let failed = |action, error| context.io(action, &dir, error);
+            // Until it is locked the file looks like a dead process's, and a sweep may take it.
+            let locked = latch::try_exclusive(staged.as_file()).map_err(|error| failed("flock", error))?;
+            if !locked || !latch::is_linked(staged.as_file()).map_err(|error| failed("look at", error))? {
+                continue;
+            }
+            staged.write_all(&about(process)).map_err(|error| failed("write an owner file", error))?;
+            let (file, path) = staged.keep().map_err(|error| failed("keep an owner file", error.error))?;
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            return Ok(Self { name, store: layout.identity, file });
+        }
+        Err(Error::UnsupportedFileSystem {
+            reason: "a file that this process has just locked is locked by another",
+            path: dir,
+        })
+    }
+}
+
+/// Whether the process behind an owner file is alive. Reads only.
+pub(super) fn liveness(layout: &Layout, name: &str, here: Option<&Owner>) -> Liveness {
+    if here.is_some_and(|here| here.name == name) {
+        return Liveness::Alive;
+    }
+    match layout::open_existing(&layout.private, &format!("{OWNERS}/{name}")) {
+        Ok(None) => Liveness::Dead,
+        Ok(Some(owner)) => match latch::is_locked(&owner.file) {
+            Ok(true) => Liveness::Alive,
+            Ok(false) => Liveness::Dead,
+            Err(_) => Liveness::Unknown,
+        },
+        // Not to be able to look is no proof of anything.
+        Err(_) => Liveness::Unknown,
+    }
+}
+
+/// What the file says, for people only.
+fn about(process: u32) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct About {
+        pid: u32,
+        host: String,
+        since: String,
+    }
+    let about = About {
+        pid: process,
+        host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
+        since: sidecar::rfc3339(SystemTime::now()),
+    };
+    serde_json::to_vec(&about).unwrap_or_default()
+}

@@ -1,0 +1,208 @@
+//! Reading and changing records.
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use super::FileSystemRecordStore;
+use super::latch::{Latch, ToLook};
+use super::layout::{self, Context, Opened, Refusal};
+use super::list::Names;
+use super::look::Judged;
+use super::owner::Owner;
+use super::publish::{self, Staged};
+use super::wait::{Deadline, Manner, Round};
+use crate::record;
+use crate::{Claim, Error, Json, Key, Listing, Result};
+
+impl FileSystemRecordStore {
+    pub(super) fn read_record(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Json>> {
+        let context = Context::new("read", key);
+        let deadline = Deadline::after(timeout);
+        self.wait(key, Manner::Watching, deadline, context, |_| {
+            self.read_round(key, claim, deadline, context)
+        })
+    }
+
+    /// One optimistic attempt to read (I5): the record, then the lock, then whether the record is
+    /// still the current one.
+    fn read_round(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        deadline: Deadline,
+        context: Context<'_>,
+    ) -> Result<Round<Option<Json>>> {
+        let name = layout::record_name(key);
+        let path = || self.layout.record_path(key);
+        let record = layout::open_existing(&self.layout.dir, &name)
+            .map_err(|refusal| context.refused(refusal, "open the record", path()))?;
+        match (claim, self.judge(key, claim, context)?) {
+            (_, Judged::Mine(_)) | (Claim::Holder(_), Judged::Free(_)) => {}
+            (Claim::Token(token), _) => return Err(self.lost(key, *token, context)),
+            (Claim::Holder(_), Judged::Other(found)) => return Ok(Round::Held(found)),
+        }
+        let Some(record) = record else {
+            return self.confirm_absent(key, claim, deadline, context);
+        };
+        // If the name still stands for the open file, it did so all the time since the opening, and
+        // so at the look at the lock.
+        let current = layout::look(&self.layout.dir, &name)
+            .map_err(|errno| context.io("look at the record", &path(), errno))?;
+        if current.is_none_or(|now| (now.st_ino, now.st_dev) != (record.stat.st_ino, record.stat.st_dev)) {
+            return Ok(Round::Again);
+        }
+        let text = self.read_text(key, &record, context)?;
+        self.parse_record(key, &text, context).map(|json| Round::Done(Some(json)))
+    }
+
+    /// Sees under the latch that there is no record and no other's live lock. Without the latch,
+    /// the absence before and the absence after the look at the lock could be two different ones:
+    /// a holder may have removed a record that it was about to write again.
+    fn confirm_absent(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        deadline: Deadline,
+        context: Context<'_>,
+    ) -> Result<Round<Option<Json>>> {
+        let _latch = match Latch::enter_to_look(&self.layout, key, deadline.for_latch(), context)? {
+            ToLook::TimedOut => return Err(self.timed_out(key, None, deadline, context)),
+            latch => latch,
+        };
+        let good = match (claim, self.judge(key, claim, context)?) {
+            (_, Judged::Mine(_)) | (Claim::Holder(_), Judged::Free(_)) => true,
+            (Claim::Token(_), _) | (_, Judged::Other(_)) => false,
+        };
+        let record = layout::look(&self.layout.dir, &layout::record_name(key))
+            .map_err(|errno| context.io("look at the record", &self.layout.record_path(key), errno))?;
+        Ok(if good && record.is_none() { Round::Done(None) } else { Round::Again })
+    }
+
+    fn read_text(&self, key: &Key, opened: &Opened, context: Context<'_>) -> Result<Vec<u8>> {
+        let text = layout::read_up_to(opened, self.options.max_record_bytes)
+            .map_err(|error| context.io("read the record", &self.layout.record_path(key), error))?;
+        // The file may be longer than was read of it.
+        let size = u64::try_from(opened.stat.st_size).unwrap_or(0).max(text.len() as u64);
+        self.within_limit(key, size, context)?;
+        Ok(text)
+    }
+
+    fn within_limit(&self, key: &Key, size: u64, context: Context<'_>) -> Result<()> {
+        let limit = self.options.max_record_bytes;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(Error::RecordTooLarge {
+            operation: context.operation,
+            key: key.clone(),
+            size,
+            limit,
+            path: Some(self.layout.record_path(key)),
+        })
+    }
+
+    fn parse_record(&self, key: &Key, text: &[u8], context: Context<'_>) -> Result<Json> {
+        let path = || self.layout.record_path(key);
+        let parsed = record::parse(text)
+            .map_err(|unsound| unsound.into_error(context.operation, Some(key.clone()), path()))?;
+        if parsed.key == key.as_str() {
+            return Ok(parsed.result.to_owned());
+        }
+        match Key::new(parsed.key) {
+            Ok(found) => Err(Error::KeyMismatch {
+                operation: context.operation,
+                key: key.clone(),
+                found,
+                path: path(),
+            }),
+            Err(_) => Err(Error::CorruptRecord {
+                operation: context.operation,
+                key: Some(key.clone()),
+                reason: "no valid key".into(),
+                path: path(),
+                source: None,
+            }),
+        }
+    }
+
+    /// Stages and syncs the record, and only then enters the latch to see the claim and publish
+    /// (I2, I3): whatever takes long is done before.
+    pub(super) fn write_record(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
+        let context = Context::new("write", key);
+        self.writable(context)?;
+        let text = record::to_text(key, result);
+        self.within_limit(key, text.len() as u64, context)?;
+        let here = Owner::here(&self.layout, context)?;
+        let staged = Staged::new(&self.layout, &here, &text, self.options.durability, context)?;
+        let latch = Latch::enter(&self.layout, key, context)?;
+        self.admit(key, claim, context)?;
+        staged.publish(&self.layout, &layout::record_name(key), context)?;
+        drop(latch);
+        publish::sync_records(&self.layout, self.options.durability, context)
+    }
+
+    pub(super) fn unlink_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
+        let context = Context::new("remove", key);
+        self.writable(context)?;
+        let latch = Latch::enter(&self.layout, key, context)?;
+        self.admit(key, claim, context)?;
+        let removed = publish::remove(&self.layout, &layout::record_name(key), context)?;
+        drop(latch);
+        // Also where nothing was there: another's removal may not have been synced yet, and after
+        // this call has said that the record is gone, it has to stay gone.
+        publish::sync_records(&self.layout, self.options.durability, context)?;
+        Ok(removed)
+    }
+
+    pub(super) fn has_record(&self, key: &Key) -> Result<bool> {
+        let context = Context::new("exists", key);
+        let path = || self.layout.record_path(key);
+        let stat = layout::look(&self.layout.dir, &layout::record_name(key))
+            .map_err(|errno| context.io("look at the record", &path(), errno))?;
+        match stat.as_ref().and_then(layout::irregular) {
+            None => Ok(stat.is_some()),
+            Some(found) => Err(context.refused(Refusal::NotRegular(found), "look at", path())),
+        }
+    }
+
+    pub(super) fn list_records(&self) -> Result<Listing<'_, Key>> {
+        let context = Context::whole("keys");
+        let names = Names::records(&self.layout, context)?;
+        Ok(Box::new(names.filter_map(move |entry| match entry {
+            Ok(entry) => match entry.key {
+                Some(key) => Some(Ok(key)),
+                None => self.key_inside(&entry.name, context).transpose(),
+            },
+            Err(error) => Some(Err(error)),
+        })))
+    }
+
+    /// The key of a record whose file name is a hash: only the file knows it. `None` if the file is
+    /// gone meanwhile.
+    fn key_inside(&self, name: &str, context: Context<'_>) -> Result<Option<Key>> {
+        let path = || self.layout.root().join(name);
+        let opened = layout::open_existing(&self.layout.dir, name)
+            .map_err(|refusal| context.refused(refusal, "open the record", path()))?;
+        let Some(opened) = opened else { return Ok(None) };
+        let text = layout::read_up_to(&opened, self.options.max_record_bytes)
+            .map_err(|error| context.io("read the record", &path(), error))?;
+        let parsed =
+            record::parse(&text).map_err(|unsound| unsound.into_error(context.operation, None, path()))?;
+        match Key::new(parsed.key) {
+            Ok(key) if layout::record_name(&key) == name => Ok(Some(key)),
+            _ => Err(Error::CorruptRecord {
+                operation: context.operation,
+                key: None,
+                reason: "the file is not named for the key inside".into(),
+                path: path(),
+                source: None,
+            }),
+        }
+    }
+}

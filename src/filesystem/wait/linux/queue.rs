@@ -1,0 +1,269 @@
+//! Who waits for a lock, in which order, and whose turn it is.
+//!
+//! The order is a courtesy among the processes of a store; that there is one holder is seen to under
+//! the latch, whatever is written here. So every change is a single atomic step, and no step relies
+//! on another process having come to the end of its own:
+//!
+//! * A waiter that was killed is found out by its owner file and cleared away by whoever comes upon
+//!   it.
+//! * A waiter that is stopped is called, given [`GRACE`] to come, and then passed over until it
+//!   shows a sign of life.
+//! * A waiter that timed out leaves, and calls the next one, in case that it had been called itself.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::fence;
+use std::time::Duration;
+
+use rustix::thread::futex;
+
+use super::deaths::{self, Report};
+use super::shared::{Shared, Slot, Table};
+use crate::filesystem::clock::Reading;
+use crate::filesystem::latch;
+use crate::filesystem::layout::{Context, Layout};
+use crate::filesystem::lease::Liveness;
+use crate::filesystem::owner::{self, Owner};
+use crate::filesystem::sidecar;
+use crate::{Key, Result};
+
+/// How long the one who is called may take to come before others go first.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// Nobody's.
+const FREE: u32 = 0;
+/// Being filled in. Who is killed just then leaves a place that is never used again, one of 256.
+const TAKEN: u32 = 1;
+/// Asleep, or about to be.
+const WAITING: u32 = 2;
+/// It is its turn.
+const CALLED: u32 = 3;
+/// It was called and did not come.
+const PASSED: u32 = 4;
+
+/// The sleepers of a store, known to all its processes.
+#[derive(Debug)]
+pub(in crate::filesystem) struct Events {
+    shared: Shared,
+}
+
+/// A place in the line for one key. Left when dropped.
+pub(in crate::filesystem) struct Place {
+    events: Arc<Events>,
+    slot: usize,
+    /// A forked child has a copy of the place, but not the place.
+    process: u32,
+    served: bool,
+}
+
+/// Whose turn it is at a free key.
+pub(in crate::filesystem) enum Turn {
+    Ours,
+    /// Another's, who has so much time left to come.
+    Anothers(Duration),
+}
+
+/// The word that a sleeper is going to sleep on, and what it was before the look.
+#[derive(Clone, Copy)]
+pub(in crate::filesystem) enum Seen {
+    Place(usize),
+    Freed(u8, u32),
+    /// There is no word to sleep on.
+    Nothing,
+}
+
+/// Longest sleep of one whom nobody can wake.
+const NAP: Duration = Duration::from_millis(10);
+
+impl Events {
+    pub(in crate::filesystem) fn open(
+        layout: &Layout,
+        writable: bool,
+        context: Context<'_>,
+    ) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { shared: Shared::open(layout, writable, context)? }))
+    }
+
+    /// Notes the state of the word to sleep on. What happens after this is not slept through.
+    pub(in crate::filesystem) fn observe(&self, key: &Key, place: Option<&Place>) -> Seen {
+        let Some(table) = self.shared.table() else { return Seen::Nothing };
+        let seen = if let Some(place) = place {
+            // Also the sign of life of one who was passed over.
+            table.slots[place.slot].state.store(WAITING, Relaxed);
+            Seen::Place(place.slot)
+        } else {
+            // A relaxed load is the one that read-only memory allows.
+            let index = latch::index_of(key);
+            Seen::Freed(index, table.counters[usize::from(index)].freed.load(Relaxed))
+        };
+        // The look at the lock file must not come before.
+        fence(SeqCst);
+        seen
+    }
+
+    /// Sleeps until the word changes, but no longer than `pause`.
+    pub(in crate::filesystem) fn sleep(&self, seen: Seen, pause: Duration, _rounds: u32) {
+        let word = self.shared.table().and_then(|table| match seen {
+            Seen::Place(at) => Some((&table.slots[at].state, WAITING)),
+            Seen::Freed(index, value) => Some((&table.counters[usize::from(index)].freed, value)),
+            Seen::Nothing => None,
+        });
+        let Some((word, value)) = word else {
+            std::thread::sleep(pause.min(NAP));
+            return;
+        };
+        let timeout = rustix::time::Timespec {
+            tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: pause.subsec_nanos().into(),
+        };
+        // Woken, changed already, interrupted or timed out: all mean "look again".
+        let _ = futex::wait(word, futex::Flags::empty(), value, Some(&timeout));
+    }
+
+    /// Takes a place in the line. `None` if there is no room: then one waits without an order.
+    pub(in crate::filesystem) fn join(
+        self: &Arc<Self>,
+        key: &Key,
+        layout: &Layout,
+        context: Context<'_>,
+    ) -> Result<Option<Place>> {
+        let here = Owner::here(layout, context)?;
+        let Some(table) = self.shared.to_change() else { return Ok(None) };
+        let free = |slot: &Slot| slot.state.compare_exchange(FREE, TAKEN, AcqRel, Relaxed).is_ok();
+        let Some(at) = table.slots.iter().position(free) else { return Ok(None) };
+        let slot = &table.slots[at];
+        slot.key.store(key.crc32(), Relaxed);
+        slot.set_owner(&here.name);
+        let tickets = &table.counters[usize::from(latch::index_of(key))].tickets;
+        slot.ticket.store(tickets.fetch_add(1, AcqRel), Relaxed);
+        slot.state.store(WAITING, Release);
+        Ok(Some(Place { events: Arc::clone(self), slot: at, process: std::process::id(), served: false }))
+    }
+
+    /// Has the end of processes reported to those who wait for this key, as long as the answer is
+    /// kept. `None` if the system refuses: then they find out when they look again.
+    pub(in crate::filesystem::wait) fn report_deaths(
+        self: &Arc<Self>,
+        key: &Key,
+        layout: &Arc<Layout>,
+    ) -> Option<Report> {
+        deaths::report(Arc::clone(self), Arc::clone(layout), key.crc32())
+    }
+
+    /// Whose turn it is, asked under the latch at a free key. Sees to it that whoever's it is knows.
+    pub(in crate::filesystem) fn turn(&self, key: &Key, place: Option<&Place>, layout: &Layout) -> Turn {
+        let Some(table) = self.shared.to_change() else { return Turn::Ours };
+        loop {
+            let Some(at) = first(table, key.crc32(), layout) else { return Turn::Ours };
+            if place.is_some_and(|place| place.slot == at) {
+                return Turn::Ours;
+            }
+            let slot = &table.slots[at];
+            if slot.state.load(Acquire) == WAITING {
+                call(slot);
+                return Turn::Anothers(GRACE);
+            }
+            let waited = now_ms().saturating_sub(slot.called_at.load(Relaxed));
+            let left = GRACE.saturating_sub(Duration::from_millis(waited));
+            if !left.is_zero() {
+                return Turn::Anothers(left);
+            }
+            // It may come at this very moment: then it is not passed over.
+            let _ = slot.state.compare_exchange(CALLED, PASSED, AcqRel, Relaxed);
+        }
+    }
+
+    /// Tells everyone concerned that the key is free: the first in line, and all who only watch.
+    pub(in crate::filesystem) fn freed(&self, key: u32, layout: &Layout) {
+        let Some(table) = self.shared.table() else { return };
+        let [index, ..] = key.to_le_bytes();
+        let freed = &table.counters[usize::from(index)].freed;
+        let writable = self.shared.to_change().is_some();
+        if writable {
+            freed.fetch_add(1, Release);
+        }
+        // Without asking whether anyone sleeps: a count of sleepers would be wrong as soon as one is
+        // killed, and some may not write here.
+        let _ = futex::wake(freed, futex::Flags::empty(), i32::MAX.unsigned_abs());
+        if writable {
+            call_first(table, key, layout);
+        }
+    }
+}
+
+impl Place {
+    /// Leaves with what one came for: nobody else is to be called.
+    pub(in crate::filesystem::wait) fn leave_served(mut self) {
+        self.served = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            return;
+        }
+        if let Some(table) = self.events.shared.to_change() {
+            let slot = &table.slots[self.slot];
+            let key = slot.key.load(Relaxed);
+            slot.state.store(FREE, Release);
+            if !self.served {
+                // Perhaps it was this one's turn.
+                pass_on(table, key);
+            }
+        }
+    }
+}
+
+/// The place of the one who came first and has not been passed over. Dead ones are cleared away.
+fn first(table: &Table, key: u32, layout: &Layout) -> Option<usize> {
+    let here = Owner::known_here(layout);
+    loop {
+        let at = first_of(table, |slot| {
+            matches!(slot.state.load(Acquire), WAITING | CALLED) && slot.key.load(Relaxed) == key
+        })?;
+        let slot = &table.slots[at];
+        let (state, owner) = (slot.state.load(Acquire), slot.owner());
+        let dead = !sidecar::is_owner_name(&owner)
+            || owner::liveness(layout, &owner, here.as_deref()) == Liveness::Dead;
+        if !dead {
+            return Some(at);
+        }
+        let _ = slot.state.compare_exchange(state, FREE, AcqRel, Relaxed);
+    }
+}
+
+fn first_of(table: &Table, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
+    (0..table.slots.len())
+        .filter(|&at| wanted(&table.slots[at]))
+        .min_by_key(|&at| table.slots[at].ticket.load(Relaxed))
+}
+
+fn call_first(table: &Table, key: u32, layout: &Layout) {
+    match first(table, key, layout) {
+        Some(at) => call(&table.slots[at]),
+        None => pass_on(table, key),
+    }
+}
+
+/// Calls the next one, whoever it is: also one who was passed over, if there is no other.
+fn pass_on(table: &Table, key: u32) {
+    let of_key = |slot: &Slot| slot.key.load(Relaxed) == key;
+    let next = first_of(table, |slot| slot.state.load(Acquire) == WAITING && of_key(slot))
+        .or_else(|| first_of(table, |slot| slot.state.load(Acquire) == PASSED && of_key(slot)));
+    if let Some(at) = next {
+        call(&table.slots[at]);
+    }
+}
+
+fn call(slot: &Slot) {
+    slot.called_at.store(now_ms(), Relaxed);
+    let awaits = |state| matches!(state, WAITING | PASSED).then_some(CALLED);
+    if slot.state.fetch_update(AcqRel, Relaxed, awaits).is_ok() {
+        let _ = futex::wake(&slot.state, futex::Flags::empty(), 1);
+    }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(Reading::now().boottime.as_millis()).unwrap_or(u64::MAX)
+}

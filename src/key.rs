@@ -1,0 +1,386 @@
+//! A key, and the file name that stands for it.
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// The caller's name for a record: any non-empty string of at most [`Key::MAX_CHARS`] characters.
+///
+/// A `Key` that exists is valid. Cloning it copies no text. Methods that take a key take a `&str`,
+/// a `String` or a `Key` alike ([`IntoKey`]); make the `Key` once where the same one is used often.
+///
+/// Keys are compared by their exact characters: `Report` and `report` are two keys, and so are the
+/// composed and the decomposed form of `é`.
+///
+/// ```
+/// use record_store::Key;
+///
+/// let key = Key::new("reports/2024 (final)")?;
+/// assert_eq!(key.as_str(), "reports/2024 (final)");
+/// assert_eq!(key.file_stem(), "reports%2F2024 (final)");
+/// assert!(Key::new("").is_err());
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Key(Arc<Names>);
+
+struct Names {
+    key: Box<str>,
+    stem: Box<str>,
+    crc32: u32,
+}
+
+/// Longest file stem in bytes; with a suffix a name stays well under the 255 of every file system.
+const MAX_STEM: usize = 200;
+
+/// Marks a hashed stem. A literal stem has two hexadecimal digits after every `%`, so it cannot
+/// contain this.
+const HASH_MARK: &str = "%~";
+
+/// A SHA-256 in hexadecimal.
+const HASH_LEN: usize = 64;
+
+impl Key {
+    /// The longest key in characters. The bound keeps a lock file, which carries its key, small
+    /// enough to be read whole without trusting its size.
+    pub const MAX_CHARS: usize = 10_000;
+
+    /// Checks the string and works out its file name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`] if it is empty or longer than [`Key::MAX_CHARS`].
+    pub fn new(key: impl Into<String>) -> Result<Self> {
+        let key = key.into();
+        if key.is_empty() {
+            return Err(Error::InvalidKey { reason: "a key is not empty" });
+        }
+        // Bytes bound characters from above, and most keys end the check there.
+        if key.len() > Self::MAX_CHARS && key.chars().count() > Self::MAX_CHARS {
+            return Err(Error::InvalidKey { reason: "a key has at most 10,000 characters" });
+        }
+        let stem = stem_of(&key).into_boxed_str();
+        let crc32 = crc32fast::hash(key.as_bytes());
+        Ok(Self(Arc::new(Names { key: key.into_boxed_str(), stem, crc32 })))
+    }
+
+    /// The key as the caller wrote it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0.key
+    }
+
+    /// The name of the key's files without their suffix, in stores that keep files.
+    ///
+    /// `%`, `/`, control bytes and a leading `.` are percent-encoded, everything else stands for
+    /// itself. Where that would exceed 200 bytes, the stem is a readable beginning, `%~` and the
+    /// SHA-256 of the key.
+    #[must_use]
+    pub fn file_stem(&self) -> &str {
+        &self.0.stem
+    }
+
+    /// A fixed hash of the key: processes of all versions agree on it.
+    pub(crate) fn crc32(&self) -> u32 {
+        self.0.crc32
+    }
+}
+
+/// What a file stem says about its key.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Stem {
+    /// The stem is this key's.
+    Literal(Key),
+    /// The stem is a hash: only the file itself knows the key.
+    Hashed,
+    /// No key has this stem.
+    Foreign,
+}
+
+impl Stem {
+    pub(crate) fn parse(stem: &str) -> Self {
+        if stem.contains(HASH_MARK) {
+            let hashed = stem.len() <= MAX_STEM
+                && stem.rsplit_once(HASH_MARK).is_some_and(|(_, hash)| {
+                    hash.len() == HASH_LEN && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+                });
+            return if hashed { Stem::Hashed } else { Stem::Foreign };
+        }
+        // A stem that does not encode back to itself was not written by this crate: `%2f` for `%2F`,
+        // or a literal name that should have been hashed.
+        match decode(stem).and_then(|key| Key::new(key).ok()) {
+            Some(key) if key.file_stem() == stem => Stem::Literal(key),
+            _ => Stem::Foreign,
+        }
+    }
+}
+
+fn stem_of(key: &str) -> String {
+    let encoded = encode(key);
+    if encoded.len() <= MAX_STEM {
+        return encoded.into_owned();
+    }
+    let mut cut = encoded.floor_char_boundary(MAX_STEM - HASH_MARK.len() - HASH_LEN);
+    // Not inside an escape: the mark must be the only `%` that no two digits follow.
+    if let Some(escape) = encoded.as_bytes()[cut.saturating_sub(2)..cut].iter().position(|&b| b == b'%') {
+        cut = cut - 2 + escape;
+    }
+    let mut stem = String::with_capacity(MAX_STEM);
+    stem.push_str(&encoded[..cut]);
+    stem.push_str(HASH_MARK);
+    for byte in Sha256::digest(key.as_bytes()) {
+        // Writing to a `String` cannot fail.
+        let _ = write!(stem, "{byte:02x}");
+    }
+    stem
+}
+
+fn encode(key: &str) -> Cow<'_, str> {
+    let escaped =
+        |at: usize, byte: u8| matches!(byte, b'%' | b'/' | 0..0x20 | 0x7f) || (at == 0 && byte == b'.');
+    if !key.bytes().enumerate().any(|(at, byte)| escaped(at, byte)) {
+        return Cow::Borrowed(key);
+    }
+    let mut encoded = String::with_capacity(key.len() + 16);
+    for (at, char) in key.char_indices() {
+        match u8::try_from(char) {
+            Ok(byte) if escaped(at, byte) => {
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+            _ => encoded.push(char),
+        }
+    }
+    Cow::Owned(encoded)
+}
+
+fn decode(stem: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(stem.len());
+    let mut rest = stem.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte == b'%' {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &after[2..];
+        } else {
+            bytes.push(byte);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl std::hash::Hash for Key {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Key").field(&self.as_str()).finish()
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Key {
+    type Err = Error;
+
+    fn from_str(key: &str) -> Result<Self> {
+        Key::new(key)
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = Error;
+
+    fn try_from(key: String) -> Result<Self> {
+        Key::new(key)
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let key = String::deserialize(deserializer)?;
+        Key::new(key).map_err(serde::de::Error::custom)
+    }
+}
+
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// Anything that can be used as a key.
+pub trait IntoKey {
+    /// The key.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`] if it is not one.
+    fn into_key(self) -> Result<Key>;
+}
+
+impl IntoKey for Key {
+    fn into_key(self) -> Result<Key> {
+        Ok(self)
+    }
+}
+
+impl IntoKey for &Key {
+    fn into_key(self) -> Result<Key> {
+        Ok(self.clone())
+    }
+}
+
+impl IntoKey for &str {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
+    }
+}
+
+impl IntoKey for String {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
+    }
+}
+
+impl IntoKey for &String {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn stem(key: &str) -> String {
+        Key::new(key).unwrap().file_stem().to_owned()
+    }
+
+    #[test]
+    fn stems_of_awkward_keys() {
+        for (key, expected) in [
+            ("invoice-42", "invoice-42"),
+            ("a.b", "a.b"),
+            ("..", "%2E."),
+            ("../x", "%2E.%2Fx"),
+            (".store", "%2Estore"),
+            ("a/b", "a%2Fb"),
+            ("100%", "100%25"),
+            ("a\0b\n\x7f", "a%00b%0A%7F"),
+            ("x.lock", "x.lock"),
+            ("größe 尺", "größe 尺"),
+        ] {
+            assert_eq!(stem(key), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_key_keeps_a_readable_beginning() {
+        let long = stem(&"report/".repeat(1_000));
+        assert!(long.starts_with("report%2Freport%2F"), "{long}");
+        assert_eq!(Stem::parse(&long), Stem::Hashed);
+    }
+
+    #[test]
+    fn the_bounds_of_a_key() {
+        assert!(Key::new("").is_err());
+        assert!(Key::new("尺".repeat(Key::MAX_CHARS)).is_ok());
+        assert!(Key::new("x".repeat(Key::MAX_CHARS + 1)).is_err());
+    }
+
+    #[test]
+    fn names_that_no_key_has() {
+        for foreign in ["", "a%2fb", "%zz", "a%", "a/b", ".hidden", "%41", "a%~b", "%ff", &"x".repeat(201)] {
+            assert_eq!(Stem::parse(foreign), Stem::Foreign, "{foreign:?}");
+        }
+    }
+
+    /// Keys that reach every branch: plain, awkward, around the length at which stems are hashed.
+    fn any_key() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-zA-Z0-9_.-]{1,40}",
+            "[\\x00-\\x7f]{1,80}",
+            any::<String>().prop_filter("empty", |s| !s.is_empty()),
+            "[%/.~\\x00é尺a]{60,260}",
+            proptest::collection::vec(any::<char>(), 190..210).prop_map(|chars| chars.into_iter().collect()),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn a_stem_is_confined_short_and_reversible(key in any_key()) {
+            let stem = stem(&key);
+            prop_assert!(stem.len() + ".json".len() <= 255);
+            prop_assert!(!stem.is_empty() && !stem.starts_with('.'));
+            prop_assert!(!stem.bytes().any(|b| b == b'/' || b < 0x20 || b == 0x7f));
+            match Stem::parse(&stem) {
+                Stem::Literal(back) => prop_assert_eq!(back.as_str(), key),
+                Stem::Hashed => prop_assert!(encode(&key).len() > MAX_STEM),
+                Stem::Foreign => prop_assert!(false, "a key's own stem is foreign: {}", stem),
+            }
+        }
+
+        #[test]
+        fn stems_are_injective(a in any_key(), b in any_key()) {
+            prop_assert_eq!(a == b, stem(&a) == stem(&b));
+        }
+
+        #[test]
+        fn neighbours_of_one_long_key_differ(key in "[%/é尺a.]{150,300}", extra in any::<char>()) {
+            let longer = format!("{key}{extra}");
+            prop_assert_ne!(stem(&key), stem(&longer));
+        }
+
+        #[test]
+        fn parsing_any_name_is_safe(name in any::<String>()) {
+            if let Stem::Literal(key) = Stem::parse(&name) {
+                prop_assert_eq!(key.file_stem(), name);
+            }
+        }
+    }
+}

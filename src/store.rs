@@ -1,0 +1,490 @@
+//! The contract: [`RecordStore`] for those who write stores, [`RecordStoreExt`] for those who use
+//! them.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+use crate::record::{self, Json};
+use crate::{Acquired, Claim, Error, Holder, IntoKey, Key, LockGuard, LockInfo, LockOptions, LockToken};
+use crate::{Result, TransactionRecord};
+
+/// How far apart the users of one record are kept. Prefect's `IsolationLevel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IsolationLevel {
+    /// A read sees only what was committed.
+    ReadCommitted,
+    /// One at a time: the record is locked from the first look to the last change.
+    Serializable,
+}
+
+/// Items as a store finds them, one by one.
+pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
+
+/// What a record store does. Implement this to write one; use it through [`RecordStoreExt`].
+///
+/// The trait is object-safe and works the same through `&S`, `Box<S>` and `Arc<S>`. Its methods
+/// speak JSON text and have names of their own, so that both traits can be in scope together. A
+/// method that a store leaves out answers [`Error::Unsupported`] with the name under which users
+/// know it, as Prefect's base class raises `NotImplementedError`. The feature `conformance` has
+/// the whole contract as a test suite.
+///
+/// # The contract
+///
+/// A *lock* is live from its acquisition until it is released or broken, until its lease runs out
+/// or, if its holder is bound to a process, until that process is gone. At no moment are two locks
+/// of one key live. A [`Claim`] by holder is good while no other holder's lock is live; a claim by
+/// token is good only while the lock of exactly that acquisition is live. An operation that returns
+/// an error has changed nothing, unless the error says otherwise.
+pub trait RecordStore: Debug + Send + Sync {
+    /// Reads a result that was current at a moment within the call at which no other holder's lock
+    /// was live. `Ok(None)`: there was no record.
+    ///
+    /// Waits while another holder's lock is live, also where there is no record yet: its holder may
+    /// be about to write it. Changes nothing. See [`RecordStoreExt::read`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] when the time is up, never a silent `None`. [`Error::LockLost`] if
+    /// the claim is by token and not good. [`Error::CorruptRecord`], [`Error::KeyMismatch`],
+    /// [`Error::Io`] and the like if there is a record that cannot be read.
+    fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>>;
+
+    /// Makes `result` the record's result, in one step: at every moment a reader sees the old
+    /// record or the new. See [`RecordStoreExt::write`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] while another holder's lock is live, at once. [`Error::LockLost`] if the
+    /// claim is by token and not good. [`Error::Io`] and the like.
+    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()>;
+
+    /// Whether there is a record: one look that ignores locks. See [`RecordStoreExt::exists`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if that cannot be told.
+    fn record_exists(&self, key: &Key) -> Result<bool>;
+
+    /// Removes the record, under the conditions of [`RecordStore::write_json`]. `Ok(false)`: there
+    /// was none. See [`RecordStoreExt::remove`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::write_json`].
+    fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
+        let _ = (key, claim);
+        Err(Error::Unsupported { method: "remove" })
+    }
+
+    /// Every key that has a record, in no order, as a stream: memory does not grow with the number
+    /// of records. Records that come or go meanwhile may or may not be listed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the listing cannot begin; an item is an error if that one record cannot be
+    /// told, and the listing goes on after it.
+    fn keys(&self) -> Result<Listing<'_, Key>> {
+        Err(Error::Unsupported { method: "keys" })
+    }
+
+    /// Whether transactions of this level can be had. Prefect's `supports_isolation_level`.
+    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+        let _ = level;
+        false
+    }
+
+    /// Takes the lock, or starts its lease anew if the same holder has it. See
+    /// [`RecordStoreExt::acquire_lock`].
+    ///
+    /// `options` give the timeouts; the holder is `holder`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
+        let _ = (key, holder, options);
+        Err(Error::Unsupported { method: "acquire_lock" })
+    }
+
+    /// Starts the lease of a live lock anew: it ends `hold_timeout` from now, or never. See
+    /// [`RecordStoreExt::renew`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotLocked`] or [`Error::NotLockHolder`] for a claim by holder, [`Error::LockLost`]
+    /// for a claim by token that is not good.
+    fn renew_lease(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+        let _ = (key, claim, hold_timeout);
+        Err(Error::Unsupported { method: "renew" })
+    }
+
+    /// Releases a live lock and wakes those who wait. See [`RecordStoreExt::release_lock`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::renew_lease`].
+    fn release(&self, key: &Key, claim: &Claim) -> Result<()> {
+        let _ = (key, claim);
+        Err(Error::Unsupported { method: "release_lock" })
+    }
+
+    /// The key's live lock, if there is one. Changes nothing. See [`RecordStoreExt::lock_info`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CorruptLock`] or [`Error::Io`] if that cannot be told.
+    fn current_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
+        let _ = key;
+        Err(Error::Unsupported { method: "lock_info" })
+    }
+
+    /// Waits until the key has no live lock, whoever's it is: `true`, or `false` when the time is
+    /// up first. See [`RecordStoreExt::wait_for_lock`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::current_lock`].
+    fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
+        let _ = (key, timeout);
+        Err(Error::Unsupported { method: "wait_for_lock" })
+    }
+
+    /// Takes the lock away from whoever has it. See [`RecordStoreExt::break_lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the operating system refuses.
+    fn force_release(&self, key: &Key) -> Result<bool> {
+        let _ = key;
+        Err(Error::Unsupported { method: "break_lock" })
+    }
+
+    /// Every lock that the store knows of, in no order, as a stream. Locks that no longer count are
+    /// among them, and say so in [`LockInfo::state`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::keys`].
+    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+        Err(Error::Unsupported { method: "locks" })
+    }
+}
+
+macro_rules! delegate {
+    ($($pointer:ty),*) => {$(
+        impl<S: RecordStore + ?Sized> RecordStore for $pointer {
+            fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
+                (**self).read_json(key, claim, timeout)
+            }
+            fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
+                (**self).write_json(key, result, claim)
+            }
+            fn record_exists(&self, key: &Key) -> Result<bool> {
+                (**self).record_exists(key)
+            }
+            fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
+                (**self).remove_record(key, claim)
+            }
+            fn keys(&self) -> Result<Listing<'_, Key>> {
+                (**self).keys()
+            }
+            fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+                (**self).supports_isolation_level(level)
+            }
+            fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
+                (**self).acquire(key, holder, options)
+            }
+            fn renew_lease(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+                (**self).renew_lease(key, claim, hold_timeout)
+            }
+            fn release(&self, key: &Key, claim: &Claim) -> Result<()> {
+                (**self).release(key, claim)
+            }
+            fn current_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
+                (**self).current_lock(key)
+            }
+            fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
+                (**self).wait_until_free(key, timeout)
+            }
+            fn force_release(&self, key: &Key) -> Result<bool> {
+                (**self).force_release(key)
+            }
+            fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+                (**self).locks()
+            }
+        }
+    )*};
+}
+
+delegate!(&S, Box<S>, Arc<S>);
+
+/// What one does with a record store. Every [`RecordStore`] has these methods.
+///
+/// Methods without a holder act for the calling thread's default holder, [`Holder::current`].
+///
+/// ```
+/// use record_store::{MemoryRecordStore, RecordStoreExt};
+///
+/// let store = MemoryRecordStore::new();
+/// store.write("greeting", "hello")?;
+/// let record = store.read::<String>("greeting")?.expect("just written");
+/// assert_eq!(record.result, "hello");
+/// # Ok::<(), record_store::Error>(())
+/// ```
+pub trait RecordStoreExt: RecordStore {
+    /// Reads the record. Prefect's `RecordStore.read`.
+    ///
+    /// Waits, for ever if need be, while another holder's lock is live, also where there is no
+    /// record yet, and then returns what that holder committed. `Ok(None)`: there is no record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] if the result is not an `R`; [`Error::CorruptRecord`],
+    /// [`Error::KeyMismatch`], [`Error::CorruptLock`], [`Error::Io`] and the like if the record or
+    /// its lock cannot be read. Reading changes nothing, whatever its outcome.
+    fn read<R: DeserializeOwned>(&self, key: impl IntoKey) -> Result<Option<TransactionRecord<R>>> {
+        read_result(self, key, &Claim::current(), None)
+    }
+
+    /// [`read`](RecordStoreExt::read) for the holder of a lock: by name, or by token.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](RecordStoreExt::read), and [`Error::LockLost`] if the claim is by token and
+    /// that lock is no longer live.
+    fn read_as<R: DeserializeOwned>(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+    ) -> Result<Option<TransactionRecord<R>>> {
+        read_result(self, key, &claim.into(), None)
+    }
+
+    /// [`read`](RecordStoreExt::read) that waits no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](RecordStoreExt::read), and [`Error::LockTimeout`] if the key is still locked
+    /// by another when the time is up. Zero looks once.
+    fn try_read<R: DeserializeOwned>(
+        &self,
+        key: impl IntoKey,
+        timeout: Duration,
+    ) -> Result<Option<TransactionRecord<R>>> {
+        read_result(self, key, &Claim::current(), Some(timeout))
+    }
+
+    /// Writes the record. Prefect's `RecordStore.write`.
+    ///
+    /// Does not take the lock and needs none, but is refused while another has it. To read, change
+    /// and write, use [`lock`](RecordStoreExt::lock).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] while another holder's lock is live; [`Error::Encode`] if JSON cannot hold
+    /// the result, such as a float that is not finite; [`Error::RecordTooLarge`]; [`Error::Io`].
+    /// The old record stays; see [`Error::Io`] for the one exception.
+    fn write<R: Serialize + ?Sized>(&self, key: impl IntoKey, result: &R) -> Result<()> {
+        write_result(self, &key.into_key()?, result, &Claim::current())
+    }
+
+    /// [`write`](RecordStoreExt::write) for the holder of a lock: by name, or by token.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](RecordStoreExt::write), and [`Error::LockLost`] if the claim is by token
+    /// and that lock is no longer live.
+    fn write_as<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        result: &R,
+        claim: impl Into<Claim>,
+    ) -> Result<()> {
+        write_result(self, &key.into_key()?, result, &claim.into())
+    }
+
+    /// Removes the record. `Ok(false)`: there was none. Not in Prefect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Locked`] while another holder's lock is live, [`Error::Io`] if the operating
+    /// system refuses.
+    fn remove(&self, key: impl IntoKey) -> Result<bool> {
+        self.remove_record(&key.into_key()?, &Claim::current())
+    }
+
+    /// [`remove`](RecordStoreExt::remove) for the holder of a lock: by name, or by token.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](RecordStoreExt::remove), and [`Error::LockLost`] if the claim is by token
+    /// and that lock is no longer live.
+    fn remove_as(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<bool> {
+        self.remove_record(&key.into_key()?, &claim.into())
+    }
+
+    /// Whether there is a record: one look that ignores locks. Prefect's `RecordStore.exists`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if that cannot be told, [`Error::InvalidKey`].
+    fn exists(&self, key: impl IntoKey) -> Result<bool> {
+        self.record_exists(&key.into_key()?)
+    }
+
+    /// Takes the lock and returns its token. Prefect's `RecordStore.acquire_lock`.
+    ///
+    /// Waits while another holder's lock is live, at most for the options' acquire timeout. Where
+    /// the same holder has the lock already, the call succeeds at once with the same token, and the
+    /// lease starts anew. Whoever acquires must [release](RecordStoreExt::release_lock);
+    /// [`lock`](RecordStoreExt::lock) does both.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    fn acquire_lock(&self, key: impl IntoKey, options: &LockOptions) -> Result<LockToken> {
+        let holder = options.resolve_holder();
+        Ok(self.acquire(&key.into_key()?, &holder, options)?.token)
+    }
+
+    /// Releases the lock. Prefect's `RecordStore.release_lock`.
+    ///
+    /// ```
+    /// use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// store.acquire_lock("report", &LockOptions::new())?;
+    /// store.release_lock("report", Holder::current())?;
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// For a claim by holder: [`Error::NotLocked`], or [`Error::NotLockHolder`] if another has the
+    /// lock. For a claim by token: [`Error::LockLost`]. Nothing changes in either case.
+    fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
+        self.release(&key.into_key()?, &claim.into())
+    }
+
+    /// Starts the lease of a held lock anew: it ends `hold_timeout` from now, or, with `None`, when
+    /// it is released. Not in Prefect.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release_lock`](RecordStoreExt::release_lock).
+    fn renew(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+        hold_timeout: Option<Duration>,
+    ) -> Result<()> {
+        self.renew_lease(&key.into_key()?, &claim.into(), hold_timeout)
+    }
+
+    /// Takes the lock and returns the guard that holds it. Prefect's context manager
+    /// `RecordStore.lock`, except that a lock that cannot be had is an error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<LockGuard<'_, Self>> {
+        LockGuard::acquire(self, key.into_key()?, &options)
+    }
+
+    /// [`lock`](RecordStoreExt::lock) that does not wait: `Ok(None)` if another holder's lock is
+    /// live. The options' acquire timeout does not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] and the like, but no [`Error::LockTimeout`].
+    fn try_lock(&self, key: impl IntoKey, options: LockOptions) -> Result<Option<LockGuard<'_, Self>>> {
+        match self.lock(key, options.acquire_timeout(Duration::ZERO)) {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the key has a live lock, whoever's it is. Prefect's `RecordStore.is_locked`. The
+    /// answer is about a moment that is over when it arrives.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock_info`](RecordStoreExt::lock_info).
+    fn is_locked(&self, key: impl IntoKey) -> Result<bool> {
+        Ok(self.lock_info(key)?.is_some())
+    }
+
+    /// Whether this holder has the key's live lock. Prefect's `RecordStore.is_lock_holder`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock_info`](RecordStoreExt::lock_info).
+    fn is_lock_holder(&self, key: impl IntoKey, holder: &Holder) -> Result<bool> {
+        Ok(self.lock_info(key)?.is_some_and(|info| info.is_held_by(holder)))
+    }
+
+    /// Waits until the key has no live lock: `true`, or `false` when the time is up first. Prefect's
+    /// `RecordStore.wait_for_lock`. `None` waits for ever; zero looks once. Takes no lock.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock_info`](RecordStoreExt::lock_info).
+    fn wait_for_lock(&self, key: impl IntoKey, timeout: Option<Duration>) -> Result<bool> {
+        self.wait_until_free(&key.into_key()?, timeout)
+    }
+
+    /// The key's live lock: who holds it, since when and until when. `Ok(None)`: it has none. Not
+    /// in Prefect. Never writes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CorruptLock`], [`Error::KeyMismatch`], [`Error::Io`] and the like if that cannot be
+    /// told.
+    fn lock_info(&self, key: impl IntoKey) -> Result<Option<LockInfo>> {
+        self.current_lock(&key.into_key()?)
+    }
+
+    /// Takes the lock away from whoever has it, be it live, dead or beyond understanding; `false`
+    /// if there was none. Not in Prefect.
+    ///
+    /// For people and for repair: the holder may still be at work. What it does by its token from
+    /// now on is refused with [`Error::LockLost`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the operating system refuses.
+    fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
+        self.force_release(&key.into_key()?)
+    }
+}
+
+impl<S: RecordStore + ?Sized> RecordStoreExt for S {}
+
+fn read_result<R: DeserializeOwned, S: RecordStore + ?Sized>(
+    store: &S,
+    key: impl IntoKey,
+    claim: &Claim,
+    timeout: Option<Duration>,
+) -> Result<Option<TransactionRecord<R>>> {
+    let key = key.into_key()?;
+    match store.read_json(&key, claim, timeout)? {
+        Some(json) => TransactionRecord::decode("read", key, &json).map(Some),
+        None => Ok(None),
+    }
+}
+
+pub(crate) fn write_result<R: Serialize + ?Sized, S: RecordStore + ?Sized>(
+    store: &S,
+    key: &Key,
+    result: &R,
+    claim: &Claim,
+) -> Result<()> {
+    store.write_json(key, &record::encode("write", key, result)?, claim)
+}

@@ -1,0 +1,103 @@
+//! The conformance suite on every store of this crate, and on stores that break the contract.
+
+use std::cell::Cell;
+
+use record_store::{
+    Claim, Durability, Error, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
+    LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt, Result, conformance,
+};
+use serde_json::value::RawValue;
+
+/// Runs the suite with a directory of its own for each store.
+fn on_files(open: impl Fn(std::path::PathBuf) -> Result<FileSystemRecordStore>) {
+    let root = tempfile::tempdir().unwrap();
+    let number = Cell::new(0);
+    conformance::run(|| {
+        number.set(number.get() + 1);
+        open(root.path().join(number.get().to_string())).unwrap()
+    });
+}
+
+#[test]
+fn memory_store() {
+    conformance::run(MemoryRecordStore::new);
+}
+
+#[test]
+fn file_store() {
+    on_files(FileSystemRecordStore::open);
+}
+
+#[test]
+fn relaxed_file_store() {
+    on_files(|path| FileSystemOptions::new().durability(Durability::Relaxed).open(path));
+}
+
+#[test]
+fn checks_have_names_and_sentences_of_their_own() {
+    let checks = conformance::checks();
+    let names: std::collections::BTreeSet<_> = checks.iter().map(conformance::Check::name).collect();
+    assert_eq!(names.len(), checks.len());
+    for check in checks {
+        assert!(check.sentence().ends_with('.'), "{check}");
+    }
+}
+
+/// A store that implements no more than it must, and that not well.
+#[derive(Debug)]
+struct Bare;
+
+impl RecordStore for Bare {
+    fn read_json(&self, _: &Key, _: &Claim, _: Option<std::time::Duration>) -> Result<Option<Json>> {
+        Ok(Some(RawValue::from_string("1".to_owned()).unwrap()))
+    }
+
+    fn write_json(&self, _: &Key, _: &RawValue, _: &Claim) -> Result<()> {
+        Ok(())
+    }
+
+    fn record_exists(&self, _: &Key) -> Result<bool> {
+        Ok(true)
+    }
+}
+
+#[test]
+fn what_a_store_leaves_out_is_unsupported_by_name() {
+    let me = Holder::current();
+    let refused = [
+        ("remove", Bare.remove("key").err()),
+        ("keys", Bare.keys().err()),
+        ("acquire_lock", Bare.acquire_lock("key", &LockOptions::new()).err()),
+        ("acquire_lock", Bare.lock("key", LockOptions::new()).err()),
+        ("acquire_lock", Bare.try_lock("key", LockOptions::new()).err()),
+        ("renew", Bare.renew("key", &me, None).err()),
+        ("release_lock", Bare.release_lock("key", &me).err()),
+        ("lock_info", Bare.lock_info("key").err()),
+        ("lock_info", Bare.is_locked("key").err()),
+        ("lock_info", Bare.is_lock_holder("key", &me).err()),
+        ("wait_for_lock", Bare.wait_for_lock("key", None).err()),
+        ("break_lock", Bare.break_lock("key").err()),
+        ("locks", Bare.locks().err()),
+    ];
+    for (name, error) in refused {
+        match error {
+            Some(Error::Unsupported { method }) => assert_eq!(method, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert!(!Bare.supports_isolation_level(IsolationLevel::ReadCommitted));
+    assert_eq!(Bare.read::<i64>("key").unwrap().unwrap().result, 1);
+}
+
+#[test]
+fn a_failure_names_the_check_the_sentence_and_what_was_seen() {
+    let payload = std::panic::catch_unwind(|| conformance::run(|| Bare)).unwrap_err();
+    let message = payload.downcast_ref::<String>().unwrap();
+    assert!(message.contains("checks failed:"), "{message}");
+    assert!(
+        message.contains(
+            "records::absent_is_none: A read of a key without a record is `Ok(None)`.\n    expected Ok(None), got"
+        ),
+        "{message}"
+    );
+}
