@@ -367,7 +367,7 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// For a claim by holder: [`Error::NotLocked`], or [`Error::NotLockHolder`] if another has the
-    /// lock. For a claim by token: [`Error::LockLost`]. Nothing changes in either case.
+    /// lock. For a claim by token: [`Error::LockLost`]. No lock that counts is changed then.
     fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
         self.release(&key.into_key()?, &claim.into())
     }
@@ -397,8 +397,9 @@ pub trait RecordStoreExt: RecordStore {
         LockGuard::acquire(self, key.into_key()?, &options)
     }
 
-    /// [`lock`](RecordStoreExt::lock) that does not wait: `Ok(None)` if another holder's lock is
-    /// live. The options' acquire timeout does not matter.
+    /// [`lock`](RecordStoreExt::lock) that does not wait: `Ok(None)` if the lock cannot be had at
+    /// once, because another has it or because it is the turn of another who has waited for it. The
+    /// options' acquire timeout does not matter.
     ///
     /// # Errors
     ///

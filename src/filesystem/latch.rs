@@ -22,7 +22,7 @@ use crate::{Error, Key, LockToken, Result};
 /// Shortest and longest pause between two tries, for those who cannot wait in the kernel because
 /// they have a deadline.
 const FIRST_PAUSE: Duration = Duration::from_micros(50);
-const LAST_PAUSE: Duration = Duration::from_millis(5);
+const LAST_PAUSE: Duration = Duration::from_millis(1);
 
 /// The right to change the state of the keys of one latch. Left when dropped.
 #[must_use = "the latch is left as soon as it is dropped"]
@@ -131,7 +131,8 @@ impl Latch {
             self.file.read_at(&mut text, 0).map_err(|error| context.io("read the latch", &path(), error))?;
         let count = parse_count(&text[..length]);
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-        let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN);
+        // A clock gone astray must leave some tokens for later.
+        let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN / 2);
         let next = (count + 1).max(floor.get() + 1).max(clock);
         if next > MAX_TOKEN {
             return Err(Error::CorruptStore {
@@ -200,10 +201,15 @@ pub(super) fn try_exclusive(file: &File) -> io::Result<bool> {
     tried(|| fs2::FileExt::try_lock_exclusive(file))
 }
 
+/// Keeps others from locking the file exclusively, as long as it is open: `false` if someone has.
+pub(super) fn try_shared(file: &File) -> io::Result<bool> {
+    tried(|| fs2::FileExt::try_lock_shared(file))
+}
+
 /// Whether someone has the file exclusively locked. Asks by a shared lock, so that any number may
 /// ask at once without taking each other for the owner.
 pub(super) fn is_locked(file: &File) -> io::Result<bool> {
-    if tried(|| fs2::FileExt::try_lock_shared(file))? {
+    if try_shared(file)? {
         fs2::FileExt::unlock(file)?;
         return Ok(false);
     }

@@ -66,8 +66,10 @@ impl Layout {
     pub(super) fn open(root: PathBuf, file_mode: u32, context: Context<'_>) -> Result<Self> {
         // The store's directory may well be reached through a link. What is inside may not.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(&root, flags, Mode::empty())
-            .map_err(|errno| context.io("open the directory", &root, errno))?;
+        let dir = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::NOENT => Error::NotAStore { path: root.clone() },
+            errno => context.io("open the directory", &root, errno),
+        })?;
         let private =
             rustix::fs::openat(&dir, PRIVATE, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| {
                 match errno {
@@ -99,20 +101,34 @@ impl Layout {
         self.root.join(lock_name(key))
     }
 
-    /// The directories that a store consists of, made where they are missing.
+    /// Makes the store's directory and in it the private one, where they are missing.
     pub(super) fn create(root: &Path, file_mode: u32, context: Context<'_>) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        // Whoever may read a file may also pass through its directory.
-        let mode = file_mode | (file_mode & 0o444) >> 2;
-        for path in [root.to_owned(), root.join(PRIVATE)]
-            .into_iter()
-            .chain([LATCHES, OWNERS, TMP].map(|name| root.join(PRIVATE).join(name)))
-        {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(mode)
-                .create(&path)
-                .map_err(|error| context.io("create the directory", &path, error))?;
+        let mut builder = std::fs::DirBuilder::new();
+        builder.mode(dir_mode(file_mode));
+        let failed = |path: &Path, error| context.io("create the directory", path, error);
+        builder.recursive(true).create(root).map_err(|error| failed(root, error))?;
+        let private = root.join(PRIVATE);
+        match builder.recursive(false).create(&private) {
+            // What it is that exists is seen when it is opened.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(&private, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the directories in the private one, where they are missing, and sees that none of them
+    /// leads elsewhere.
+    pub(super) fn complete(&self, context: Context<'_>) -> Result<()> {
+        let mode = Mode::from_raw_mode(dir_mode(self.file_mode));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for name in [LATCHES, OWNERS, TMP] {
+            let path = self.private_path(name);
+            match rustix::fs::mkdirat(&self.private, name, mode) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(context.io("create the directory", &path, errno)),
+            }
+            rustix::fs::openat(&self.private, name, flags, Mode::empty())
+                .map_err(|errno| context.io("open the directory", &path, errno))?;
         }
         Ok(())
     }
@@ -120,6 +136,11 @@ impl Layout {
     pub(super) fn mode(&self) -> Mode {
         Mode::from_raw_mode(self.file_mode)
     }
+}
+
+/// Whoever may read a file may also pass through its directory.
+fn dir_mode(file_mode: u32) -> u32 {
+    file_mode | (file_mode & 0o444) >> 2
 }
 
 impl<'a> Context<'a> {
@@ -185,6 +206,22 @@ pub(super) fn open(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Resu
     }
 }
 
+/// Creates a file of a new random name in a directory of the private one. By descriptor, and not by
+/// path: the store may have been moved meanwhile.
+pub(super) fn create_unique(layout: &Layout, dir: &str, prefix: &str) -> io::Result<(File, String)> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | SAFE;
+    let made =
+        tempfile::Builder::new().prefix(prefix).rand_bytes(16).disable_cleanup(true).make_in("", |path| {
+            let name = path.file_name().unwrap_or_default();
+            let fd = rustix::fs::openat(&layout.private, Path::new(dir).join(name), flags, layout.mode())?;
+            Ok(File::from(fd))
+        })?;
+    let (file, path) = made.into_parts();
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let _ = path.keep();
+    Ok((file, name))
+}
+
 /// Opens a file to be read; `None` where there is none.
 pub(super) fn open_existing(dir: &OwnedFd, name: &str) -> Result<Option<Opened>, Refusal> {
     match open(dir, name, OFlags::RDONLY, Mode::empty()) {
@@ -205,7 +242,11 @@ pub(super) fn look(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
 
 /// What this is instead of a regular file.
 pub(super) fn irregular(stat: &Stat) -> Option<&'static str> {
-    match FileType::from_raw_mode(stat.st_mode) {
+    irregular_type(FileType::from_raw_mode(stat.st_mode))
+}
+
+pub(super) fn irregular_type(kind: FileType) -> Option<&'static str> {
+    match kind {
         FileType::RegularFile => None,
         FileType::Directory => Some("a directory"),
         FileType::Symlink => Some("a symbolic link"),
@@ -215,9 +256,14 @@ pub(super) fn irregular(stat: &Stat) -> Option<&'static str> {
     }
 }
 
+/// The size of a file in bytes, as it says.
+pub(super) fn size(stat: &Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
 /// Reads a file whole, but no more than one byte beyond `limit`: enough to see that it is too long.
 pub(super) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
-    let size = u64::try_from(opened.stat.st_size).unwrap_or(0).min(limit);
+    let size = size(&opened.stat).min(limit);
     let mut bytes = Vec::new();
     // The size is a hint, and may be a lie. One byte more lets the end be found without a second
     // allocation.

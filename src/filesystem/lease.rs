@@ -121,15 +121,15 @@ mod tests {
     use super::*;
     use crate::{Holder, Key, LockToken};
 
-    const YEARS_10: Duration = Duration::from_secs(10 * 365 * 86_400);
+    const YEARS_10: Duration = Duration::from_hours(10 * 365 * 24);
 
-    fn epoch(boot_id: &str, time_ns: u64) -> Option<Arc<Epoch>> {
-        Some(Arc::new(Epoch { boot_id: boot_id.into(), time_ns }))
+    fn epoch(boot_id: &str, time_ns: u64) -> Arc<Epoch> {
+        Arc::new(Epoch { boot_id: boot_id.into(), time_ns })
     }
 
     fn start() -> Reading {
         Reading {
-            epoch: epoch("boot-a", 1),
+            epoch: Some(epoch("boot-a", 1)),
             boottime: Duration::from_secs(1_000),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         }
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn another_boot_or_namespace_falls_back_to_the_wall_clock() {
-        for other in [epoch("boot-b", 1), epoch("boot-a", 2), None] {
+        for other in [Some(epoch("boot-b", 1)), Some(epoch("boot-a", 2)), None] {
             // The boot clock begins anew: it must not make an old lease live longer.
             let now =
                 Reading { epoch: other.clone(), boottime: Duration::ZERO, ..later(Duration::from_secs(29)) };

@@ -1,6 +1,6 @@
 //! Listings: the store's directory, read as a stream.
 
-use rustix::fs::Dir;
+use rustix::fs::{Dir, FileType};
 
 use super::layout::{self, Context, Layout};
 use crate::key::Stem;
@@ -70,6 +70,16 @@ impl Iterator for Names<'_> {
                 // Somebody else's file.
                 Stem::Foreign => continue,
             };
+            // Where the file system tells kinds only on request, the request is left to the user.
+            if !matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown) {
+                let found = layout::irregular_type(entry.file_type()).unwrap_or("a device");
+                let context = Context { operation: self.context.operation, key: key.as_ref() };
+                return Some(Err(context.refused(
+                    layout::Refusal::NotRegular(found),
+                    "list",
+                    self.layout.root().join(name),
+                )));
+            }
             return Some(Ok(Entry { name: name.to_owned(), key }));
         }
     }

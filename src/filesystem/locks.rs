@@ -85,11 +85,8 @@ impl FileSystemRecordStore {
     /// Puts a lock file in the place of another, under the latch. It need not survive a power
     /// loss, which ends every process that could hold it.
     fn replace_lock(&self, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
-        Staged::new(&self.layout, here, &lock.to_text(), Durability::Relaxed, context)?.publish(
-            &self.layout,
-            &layout::lock_name(&lock.key),
-            context,
-        )
+        Staged::new(&self.layout, here, &lock.to_text(), Durability::Relaxed, context)?
+            .publish(&layout::lock_name(&lock.key), context)
     }
 
     pub(super) fn renew_lock(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
@@ -208,10 +205,26 @@ impl FileSystemRecordStore {
     /// The lock in a file of the listing. `None` if it is gone meanwhile, or was never finished.
     fn lock_inside(&self, name: &str, context: Context<'_>) -> Result<Option<LockInfo>> {
         let path = || self.layout.root().join(name);
+        let now = Reading::now();
         let opened = layout::open_existing(&self.layout.dir, name)
             .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
         let Some(opened) = opened else { return Ok(None) };
-        match self.read_lock(&opened, context, path)? {
+        match self.read_lock(&opened, &now, context, path)? {
+            Look::Lock(found) if layout::lock_name(&found.lock.key) != name => Err(match context.key {
+                Some(key) => Error::KeyMismatch {
+                    operation: context.operation,
+                    key: key.clone(),
+                    found: found.lock.key,
+                    path: path(),
+                },
+                None => Error::CorruptLock {
+                    operation: context.operation,
+                    key: None,
+                    reason: "the file is not named for the key inside".into(),
+                    path: path(),
+                    source: None,
+                },
+            }),
             Look::Lock(found) => Ok(Some(self.info(*found))),
             Look::Absent | Look::Unfinished => Ok(None),
         }

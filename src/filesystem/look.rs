@@ -51,10 +51,13 @@ impl FileSystemRecordStore {
     /// Looks at the key's lock file, without any latch: it comes, changes and goes in one step.
     pub(super) fn look(&self, key: &Key, context: Context<'_>) -> Result<Look> {
         let path = || self.layout.lock_path(key);
+        // Before the file is opened: by a later clock, a lease that was renewed just then would look
+        // as if it had run out.
+        let now = Reading::now();
         let opened = layout::open_existing(&self.layout.dir, &layout::lock_name(key))
             .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
         let Some(opened) = opened else { return Ok(Look::Absent) };
-        match self.read_lock(&opened, context, path)? {
+        match self.read_lock(&opened, &now, context, path)? {
             Look::Lock(found) if found.lock.key != *key => Err(Error::KeyMismatch {
                 operation: context.operation,
                 key: key.clone(),
@@ -65,9 +68,11 @@ impl FileSystemRecordStore {
         }
     }
 
+    /// Reads and judges an open lock file by the clock as it was before the opening.
     pub(super) fn read_lock(
         &self,
         opened: &Opened,
+        now: &Reading,
         context: Context<'_>,
         path: impl Fn() -> PathBuf,
     ) -> Result<Look> {
@@ -91,10 +96,9 @@ impl FileSystemRecordStore {
             Unsound::Json(source) => corrupt("not a JSON lock".into(), Some(source)),
             Unsound::Field(name) => corrupt(format!("no valid {name}"), None),
         })?;
-        let now = Reading::now();
         // The owner is asked only where it decides: that opens a file.
         let owner = if lock.holder.is_process_bound() { self.liveness(&lock) } else { Liveness::Unknown };
-        let (state, term) = (lease::state(&lock, &now, owner), lock.lease.term(&now));
+        let (state, term) = (lease::state(&lock, now, owner), lock.lease.term(now));
         Ok(Look::Lock(Box::new(Found { lock, state, term })))
     }
 

@@ -128,15 +128,20 @@ impl FileSystemOptions {
         if self.mode == OpenMode::ReadOnly {
             return self.open_read_only(root, context);
         }
-        if self.mode == OpenMode::Existing {
-            // Before anything is made, see that this is a store.
-            Layout::open(root.clone(), self.file_mode, context).and_then(|layout| check(&layout, context))?;
+        if self.mode == OpenMode::Create {
+            Layout::create(&root, self.file_mode, context)?;
         }
-        Layout::create(&root, self.file_mode, context)?;
         let layout = Layout::open(root, self.file_mode, context)?;
+        // Before anything else is made, see that this is a store, and one that we know.
         match check(&layout, context) {
-            Err(Error::NotAStore { .. }) => initialise(&layout, self.durability, context)?,
-            checked => checked?,
+            Err(Error::NotAStore { .. }) if self.mode == OpenMode::Create => {
+                layout.complete(context)?;
+                initialise(&layout, context)?;
+            }
+            checked => {
+                checked?;
+                layout.complete(context)?;
+            }
         }
         let here = Owner::here(&layout, context)?;
         refuse_without_flock(&layout, &here)?;
@@ -184,14 +189,18 @@ fn check(layout: &Layout, context: Context<'_>) -> Result<()> {
 }
 
 /// Marks a new store. Of several processes that do so at once, one does and the others find it done.
-fn initialise(layout: &Layout, durability: Durability, context: Context<'_>) -> Result<()> {
+///
+/// Synced whatever the durability, which others may set differently, and the mark last: where it is
+/// seen, the directories that records go to are on the disk.
+fn initialise(layout: &Layout, context: Context<'_>) -> Result<()> {
     let here = Owner::here(layout, context)?;
     let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
-    let staged = Staged::new(layout, &here, text.as_bytes(), durability, context)?;
-    if !staged.publish_private(layout, FORMAT, context)? {
+    publish::sync_new_store(layout, context)?;
+    let staged = Staged::new(layout, &here, text.as_bytes(), Durability::Full, context)?;
+    if !staged.publish_private(FORMAT, context)? {
         return check(layout, context);
     }
-    publish::sync_new_store(layout, durability, context)
+    publish::sync_private(layout, context)
 }
 
 /// A file that this process has locked must look locked to whoever opens it afresh.

@@ -7,10 +7,9 @@
 //!
 //! An owner file that is gone was removed by a sweep, which had that proof.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -55,6 +54,8 @@ impl Owner {
             }
             owners.remove(at);
         }
+        // Nor do those of stores that were removed since.
+        owners.retain(|owner| latch::is_linked(&owner.file).unwrap_or(true));
         let owner = Arc::new(Self::create(layout, context)?);
         owners.push(Arc::clone(&owner));
         Ok(owner)
@@ -74,27 +75,37 @@ impl Owner {
         let dir = layout.private_path(OWNERS);
         let process = std::process::id();
         for _ in 0..TRIES {
-            let mut staged = tempfile::Builder::new()
-                .prefix(&format!("{process}-"))
-                .rand_bytes(16)
-                .permissions(Permissions::from_mode(layout.file_mode))
-                .tempfile_in(&dir)
+            let (mut file, name) = layout::create_unique(layout, OWNERS, &format!("{process}-"))
                 .map_err(|error| context.io("create an owner file", &dir, error))?;
-            let failed = |action, error| context.io(action, &dir, error);
-            // Until it is locked the file looks like a dead process's, and a sweep may take it.
-            let locked = latch::try_exclusive(staged.as_file()).map_err(|error| failed("flock", error))?;
-            if !locked || !latch::is_linked(staged.as_file()).map_err(|error| failed("look at", error))? {
-                continue;
+            match Self::claim(&mut file) {
+                Ok(true) => return Ok(Self { name, store: layout.identity, file }),
+                Ok(false) => {}
+                Err((action, error)) => {
+                    let _ = rustix::fs::unlinkat(
+                        &layout.private,
+                        format!("{OWNERS}/{name}"),
+                        rustix::fs::AtFlags::empty(),
+                    );
+                    return Err(context.io(action, &dir, error));
+                }
             }
-            staged.write_all(&about(process)).map_err(|error| failed("write an owner file", error))?;
-            let (file, path) = staged.keep().map_err(|error| failed("keep an owner file", error.error))?;
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            return Ok(Self { name, store: layout.identity, file });
         }
         Err(Error::UnsupportedFileSystem {
             reason: "a file that this process has just locked is locked by another",
             path: dir,
         })
+    }
+}
+
+impl Owner {
+    /// Until it is locked the file looks like a dead process's, and a sweep may take it: `false`.
+    fn claim(file: &mut File) -> Result<bool, (&'static str, std::io::Error)> {
+        let locked = latch::try_exclusive(file).map_err(|error| ("flock", error))?;
+        if !locked || !latch::is_linked(file).map_err(|error| ("look at", error))? {
+            return Ok(false);
+        }
+        file.write_all(&about(std::process::id())).map_err(|error| ("write an owner file", error))?;
+        Ok(true)
     }
 }
 

@@ -5,14 +5,11 @@
 //! writer's owner name, by which a sweep tells what a dead process left behind.
 #![allow(clippy::disallowed_methods, reason = "this is the one place that they are left to")]
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
-use tempfile::TempPath;
 
 use super::layout::{self, Context, Layout, TMP};
 use super::open::Durability;
@@ -21,61 +18,64 @@ use crate::Result;
 
 /// A file that is complete but in nobody's sight. Dropped, it is discarded.
 #[must_use = "a staged file is discarded when it is dropped"]
-pub(super) struct Staged {
-    path: TempPath,
+pub(super) struct Staged<'a> {
+    layout: &'a Layout,
+    /// Its name in the private directory. Empty once it has another.
     name: String,
 }
 
 /// Between the owner's name and the random part of a staged file's name.
 const SEPARATOR: char = '.';
 
-impl Staged {
+impl<'a> Staged<'a> {
     /// Writes `text` to a new file, and to the disk where the store is durable.
     pub(super) fn new(
-        layout: &Layout,
+        layout: &'a Layout,
         owner: &Owner,
         text: &[u8],
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
         let dir = layout.private_path(TMP);
-        let staged = tempfile::Builder::new()
-            .prefix(&format!("{}{SEPARATOR}", owner.name))
-            .permissions(Permissions::from_mode(layout.file_mode))
-            .tempfile_in(&dir)
+        let (mut file, name) = layout::create_unique(layout, TMP, &format!("{}{SEPARATOR}", owner.name))
             .map_err(|error| context.io("stage a file", &dir, error))?;
-        let (mut file, path) = staged.into_parts();
+        let path = dir.join(&name);
+        // From here on it is discarded if anything fails.
+        let staged = Self { layout, name: format!("{TMP}/{name}") };
         file.write_all(text).map_err(|error| context.io("write the staged file", &path, error))?;
         if durability == Durability::Full {
             // Once only. After a failed sync the kernel may call the same pages clean.
             file.sync_data().map_err(|error| context.io("sync the staged file", &path, error))?;
         }
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { path, name })
+        Ok(staged)
     }
 
     /// Renames the file to `name` in the store's directory, over whatever has that name.
-    pub(super) fn publish(self, layout: &Layout, name: &str, context: Context<'_>) -> Result<()> {
-        rustix::fs::renameat(&layout.private, format!("{TMP}/{}", self.name), &layout.dir, name)
+    pub(super) fn publish(mut self, name: &str, context: Context<'_>) -> Result<()> {
+        let layout = self.layout;
+        rustix::fs::renameat(&layout.private, &*self.name, &layout.dir, name)
             .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))?;
-        self.forget();
+        self.name.clear();
         Ok(())
     }
 
     /// Links the file to `name` in the private directory; `false` if that name is taken.
-    pub(super) fn publish_private(self, layout: &Layout, name: &str, context: Context<'_>) -> Result<bool> {
-        let from = format!("{TMP}/{}", self.name);
-        match rustix::fs::linkat(&layout.private, from, &layout.private, name, AtFlags::empty()) {
+    pub(super) fn publish_private(self, name: &str, context: Context<'_>) -> Result<bool> {
+        let private = &self.layout.private;
+        match rustix::fs::linkat(private, &*self.name, private, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::EXIST) => Ok(false),
-            Err(errno) => Err(context.io("link into place", &layout.private_path(name), errno)),
+            Err(errno) => Err(context.io("link into place", &self.layout.private_path(name), errno)),
         }
     }
+}
 
-    /// The name is gone: there is nothing left to discard.
-    fn forget(self) {
-        // On Unix this only disarms the destructor.
-        let _ = self.path.keep();
+impl Drop for Staged<'_> {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            // What stays is swept away when this process is gone.
+            let _ = rustix::fs::unlinkat(&self.layout.private, &*self.name, AtFlags::empty());
+        }
     }
 }
 
@@ -120,16 +120,18 @@ pub(super) fn sync_records(layout: &Layout, durability: Durability, context: Con
     Ok(())
 }
 
-/// Makes a new directory's entries, and its own, survive a power loss.
-pub(super) fn sync_new_store(layout: &Layout, durability: Durability, context: Context<'_>) -> Result<()> {
-    if durability == Durability::Full {
-        let private = layout.private_path("");
-        let parent = layout.root().parent().map(PathBuf::from).unwrap_or_default();
-        for dir in [private.as_path(), layout.root(), &parent] {
-            File::open(dir)
-                .and_then(|dir| dir.sync_all())
-                .map_err(|error| context.io("sync the directory", dir, error))?;
-        }
-    }
-    Ok(())
+/// Makes a new store's directories survive a power loss.
+pub(super) fn sync_new_store(layout: &Layout, context: Context<'_>) -> Result<()> {
+    let parent = layout.root().parent().unwrap_or(layout.root());
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(|error| context.io("sync the directory", parent, error))?;
+    sync_records(layout, Durability::Full, context)?;
+    sync_private(layout, context)
+}
+
+/// Makes what was linked in the private directory survive a power loss.
+pub(super) fn sync_private(layout: &Layout, context: Context<'_>) -> Result<()> {
+    rustix::fs::fsync(&layout.private)
+        .map_err(|errno| context.io("sync the directory", &layout.private_path(""), errno))
 }

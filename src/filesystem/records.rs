@@ -85,11 +85,11 @@ impl FileSystemRecordStore {
     }
 
     fn read_text(&self, key: &Key, opened: &Opened, context: Context<'_>) -> Result<Vec<u8>> {
+        // Before it is read: it may be huge.
+        self.within_limit(key, layout::size(&opened.stat), context)?;
         let text = layout::read_up_to(opened, self.options.max_record_bytes)
             .map_err(|error| context.io("read the record", &self.layout.record_path(key), error))?;
-        // The file may be longer than was read of it.
-        let size = u64::try_from(opened.stat.st_size).unwrap_or(0).max(text.len() as u64);
-        self.within_limit(key, size, context)?;
+        self.within_limit(key, text.len() as u64, context)?;
         Ok(text)
     }
 
@@ -142,7 +142,7 @@ impl FileSystemRecordStore {
         let staged = Staged::new(&self.layout, &here, &text, self.options.durability, context)?;
         let latch = Latch::enter(&self.layout, key, context)?;
         self.admit(key, claim, context)?;
-        staged.publish(&self.layout, &layout::record_name(key), context)?;
+        staged.publish(&layout::record_name(key), context)?;
         drop(latch);
         publish::sync_records(&self.layout, self.options.durability, context)
     }
@@ -190,19 +190,24 @@ impl FileSystemRecordStore {
         let opened = layout::open_existing(&self.layout.dir, name)
             .map_err(|refusal| context.refused(refusal, "open the record", path()))?;
         let Some(opened) = opened else { return Ok(None) };
-        let text = layout::read_up_to(&opened, self.options.max_record_bytes)
+        let corrupt = |reason: &str| Error::CorruptRecord {
+            operation: context.operation,
+            key: None,
+            reason: reason.into(),
+            path: path(),
+            source: None,
+        };
+        let limit = self.options.max_record_bytes;
+        if layout::size(&opened.stat) > limit {
+            return Err(corrupt("larger than the store's limit"));
+        }
+        let text = layout::read_up_to(&opened, limit)
             .map_err(|error| context.io("read the record", &path(), error))?;
         let parsed =
             record::parse(&text).map_err(|unsound| unsound.into_error(context.operation, None, path()))?;
         match Key::new(parsed.key) {
             Ok(key) if layout::record_name(&key) == name => Ok(Some(key)),
-            _ => Err(Error::CorruptRecord {
-                operation: context.operation,
-                key: None,
-                reason: "the file is not named for the key inside".into(),
-                path: path(),
-                source: None,
-            }),
+            _ => Err(corrupt("the file is not named for the key inside")),
         }
     }
 }

@@ -44,8 +44,9 @@ pub(super) fn sweep(layout: &Layout, context: Context<'_>) -> Result<Swept> {
         }
         let Ok(Some(opened)) = layout::open_existing(&owners, &name) else { continue };
         // Held while the file is unlinked, so that a process that is just now making this file
-        // either has it locked already or sees that it lost it.
-        if latch::try_exclusive(&opened.file).is_ok_and(|proof| proof)
+        // either has it locked already or sees that it lost it. Shared, so that others who look for
+        // proof of death just now find it too.
+        if latch::try_shared(&opened.file).is_ok_and(|proof| proof)
             && rustix::fs::unlinkat(&owners, &*name, AtFlags::empty()).is_ok()
         {
             swept.owners += 1;

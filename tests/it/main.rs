@@ -1,16 +1,39 @@
-//! t
+//! The store as its users meet it: files good and bad, and several real processes, killed, stopped,
+//! forked and raced.
+//!
+//! `RECORD_STORE_STORM=10 cargo test --test it` makes the storms ten times as long.
+
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
+
+mod bad_input;
 mod conformance;
+mod crash;
 mod deaths;
 mod disturbances;
 mod faults;
+mod fixtures;
 mod keep_alive;
 mod model;
+mod processes;
+mod schedules;
+mod soon;
+mod storms;
 mod support;
+mod tree;
 mod waiting;
 
 /// Everything that a child process can be told to do.
 fn roles() -> impl Iterator<Item = &'static support::children::Role> {
-    [waiting::ROLES, deaths::ROLES, disturbances::ROLES].into_iter().flatten()
+    [
+        crash::ROLES,
+        deaths::ROLES,
+        disturbances::ROLES,
+        processes::ROLES,
+        schedules::ROLES,
+        storms::ROLES,
+        waiting::ROLES,
+    ]
+    .into_iter()
+    .flatten()
 }

@@ -164,7 +164,7 @@ fn idle_waiters_use_no_processor() {
     let (before, start) = (used(&waiters), Instant::now());
     // Time is the subject here.
     std::thread::sleep(Duration::from_secs(3));
-    let (used, time) = (used(&waiters) - before, start.elapsed());
+    let (used, time) = (used(&waiters).saturating_sub(before), start.elapsed());
     // 1 % of a core for 50, in an optimised build. The clock ticks in steps of 10 ms, and this build
     // may not be optimised: allow for both. Polling every millisecond takes ten times as much.
     let bound = time / 100 * u32::try_from(count).unwrap() / 10;

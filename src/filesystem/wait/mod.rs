@@ -35,9 +35,12 @@ const RECHECK: Duration = Duration::from_millis(250);
 /// A wait as short as this is not worth the cost of having deaths reported.
 const SHORT_WAIT: Duration = Duration::from_millis(2);
 
+/// So often even a call that may not wait looks again, if what it read was changed meanwhile.
+const MANY_ROUNDS: u32 = 1_000;
+
 /// A latch is held for microseconds. A call that may not wait at all still gives it this long: only
 /// a stopped process takes longer, and a busy machine must not pass for a held lock.
-const LATCH_GRACE: Duration = Duration::from_millis(25);
+const LATCH_GRACE: Duration = Duration::from_millis(40);
 
 /// When a wait has to end.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +112,10 @@ impl FileSystemRecordStore {
                         place.leave_served();
                     }
                     return Ok(done);
+                }
+                // What keeps changing for so long does not hold still for us.
+                Round::Again if rounds >= MANY_ROUNDS && deadline.passed() => {
+                    return Err(self.timed_out(key, None, deadline, context));
                 }
                 Round::Again => continue,
                 Round::NotYet(pause) => (None, pause),

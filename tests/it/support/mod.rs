@@ -9,7 +9,7 @@ use std::time::Duration;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
 
 /// Far more than anything here takes, also on a busy machine: only a bug waits so long.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The size of a storm: `base`, times `RECORD_STORE_STORM`.
 pub(crate) fn storm(base: u64) -> u64 {

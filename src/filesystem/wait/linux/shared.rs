@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::Result;
 
@@ -77,6 +78,14 @@ impl Shared {
                 .file
                 .write_all_at(&vec![0; SIZE], 0)
                 .map_err(|error| context.io("write the event table", &path(), error))?;
+        }
+        let allocated = u64::try_from(opened.stat.st_blocks).unwrap_or(0).saturating_mul(512);
+        if writable && allocated < SIZE as u64 {
+            // A copy of the file may have come back with holes where the zeros were.
+            match rustix::fs::fallocate(&opened.file, FallocateFlags::empty(), 0, SIZE as u64) {
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+                Err(errno) => return Err(context.io("allocate the event table", &path(), errno)),
+            }
         }
         let mut options = MmapOptions::new();
         options.len(SIZE);

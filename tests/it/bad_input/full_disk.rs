@@ -1,0 +1,179 @@
+//! A disk that takes no more: old values stay whole, nothing is left behind, and as soon as there
+//! is room everything goes on.
+
+use std::io::Write as _;
+
+use record_store::RecordStore as _;
+
+use super::*;
+
+/// A small file system of its own. Only root may mount one.
+struct SmallDisk {
+    at: TempDir,
+}
+
+impl SmallDisk {
+    fn mount(size: &str) -> Option<Self> {
+        let at = tempfile::tempdir().unwrap();
+        let options = format!("size={size}");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at.path()).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self { at });
+        }
+        eprintln!("SKIPPED: no right to mount a small file system");
+        None
+    }
+
+    /// Takes what room there is.
+    fn fill(&self) {
+        let mut file = fs::File::create(self.at.path().join("filler")).unwrap();
+        while file.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.at.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.at.path()).status();
+    }
+}
+
+#[track_caller]
+fn assert_full<T: std::fmt::Debug>(result: Result<T, Error>, below: &Path) {
+    match result {
+        Err(Error::Io { path, source, .. }) => {
+            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
+            assert!(path.starts_with(below), "{}", path.display());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn leases() -> LockOptions {
+    once().holder(job()).hold_timeout(Duration::from_hours(1))
+}
+
+#[test]
+fn a_full_disk_harms_nothing() {
+    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let root = disk.at.path().join("records");
+    let store = FileSystemRecordStore::open(&root).unwrap();
+    let big = "x".repeat(10_000);
+    store.write("k", "old").unwrap();
+    store.write("gone", "old").unwrap();
+    let token = store.acquire_lock("mine", &leases()).unwrap();
+    store.acquire_lock("broken", &leases()).unwrap();
+    disk.fill();
+    let before = tree::files(&root);
+    soon("a full disk", || {
+        assert_full(store.write("k", &big), &root.join(".store/tmp"));
+        assert_full(store.write("new", "small"), &root.join(".store/tmp"));
+        assert_full(store.renew("mine", token, None), &root.join(".store/tmp"));
+        assert_full(store.acquire_lock("k", &once()), &root);
+        assert_full(store.acquire_lock("x".repeat(5_000), &once()), &root);
+    });
+    // Latches that are opened for the first time may come to be. They hold nothing yet.
+    let came: Vec<_> = tree::files(&root).into_iter().filter(|file| !before.contains(file)).collect();
+    assert!(came.iter().all(|file| file.starts_with(".store/latches/")), "{came:?}");
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "old");
+    assert_eq!(store.lock_info("k").unwrap(), None);
+    let lease = store.lock_info("mine").unwrap().unwrap();
+    assert!(lease.remaining().is_some(), "a renewal that failed has changed the lease");
+
+    // What needs no room works.
+    assert!(store.remove("gone").unwrap());
+    assert!(store.break_lock("broken").unwrap());
+    disk.fill();
+    store.release_lock("mine", token).unwrap();
+
+    disk.make_room();
+    let guard = store.lock("k", once()).unwrap();
+    guard.write(&big).unwrap();
+    guard.release().unwrap();
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, big);
+}
+
+#[test]
+fn a_store_cannot_be_made_on_a_full_disk_but_later() {
+    let Some(disk) = SmallDisk::mount("64k") else { return };
+    disk.fill();
+    let root = disk.at.path().join("records");
+    for _ in 0..2 {
+        assert_full(soon("open", || FileSystemRecordStore::open(&root)), &root);
+        assert_eq!(tree::files(&root), Vec::<String>::new());
+    }
+    disk.make_room();
+    FileSystemRecordStore::open(&root).unwrap().write("k", &1).unwrap();
+}
+
+/// Backups may bring the event counters back as a file with a hole. To advance a counter where the
+/// disk has no room for it would kill the process.
+#[test]
+fn event_counters_with_a_hole_kill_nobody() {
+    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let root = disk.at.path().join("records");
+    drop(FileSystemRecordStore::open(&root).unwrap());
+    let events = root.join(".store/events");
+    let size = fs::metadata(&events).unwrap().len();
+    fs::remove_file(&events).unwrap();
+    fs::File::create(&events).unwrap().set_len(size).unwrap();
+    assert_child_passes(child("bad_input::full_disk::child_wakes_on_a_full_disk", disk.at.path(), ""));
+}
+
+#[test]
+#[ignore = "run in a process of its own, which it may kill"]
+fn child_wakes_on_a_full_disk() {
+    let Some(dir) = child_dir() else { return };
+    let store = FileSystemRecordStore::open(dir.join("records")).unwrap();
+    let mut filler = fs::File::create(dir.join("filler")).unwrap();
+    while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    // The first touch of the key's counter, and no lock file goes that would make room for it.
+    assert!(!store.break_lock("k").unwrap());
+}
+
+/// `ulimit -f` counts in blocks of 512 bytes. Beyond it the kernel sends a signal, or, where that
+/// is ignored, refuses the write.
+const TWO_KIB: &str = "trap '' XFSZ; ulimit -f 4";
+
+#[test]
+fn a_limit_on_file_sizes_harms_nothing() {
+    let place = Place::with(FileSystemOptions::new());
+    place.store.write("k", "old").unwrap();
+    assert_child_passes(child("bad_input::full_disk::child_under_a_limit", place.store.path(), TWO_KIB));
+    place.assert_nothing_staged();
+    assert_eq!(place.store.read::<String>("k").unwrap().unwrap().result, "new");
+    // What a store could not be made of does not stand in the way of the next try.
+    relaxed().open(place.path("inner")).unwrap().write("k", &1).unwrap();
+}
+
+#[test]
+#[ignore = "run in a process of its own, which has a limit on file sizes"]
+fn child_under_a_limit() {
+    let Some(dir) = child_dir() else { return };
+    let store = FileSystemRecordStore::open(&dir).unwrap();
+    let too_big = |result: Result<(), Error>, below: &Path| match result {
+        Err(Error::Io { path, source, .. }) => {
+            assert_eq!(source.kind(), std::io::ErrorKind::FileTooLarge, "{source}");
+            assert!(path.starts_with(below), "{}", path.display());
+        }
+        other => panic!("{other:?}"),
+    };
+    let big = "x".repeat(10_000);
+    let tmp = dir.join(".store/tmp");
+    too_big(store.write("k", &big), &tmp);
+    too_big(store.acquire_lock("y".repeat(3_000), &once()).map(drop), &dir);
+    too_big(store.acquire_lock("z".repeat(5_000), &once()).map(drop), &tmp);
+    too_big(FileSystemRecordStore::open(dir.join("inner")).map(drop), &dir.join("inner"));
+    assert_eq!(tree::paths(&tmp), Vec::<PathBuf>::new());
+    assert_eq!(store.locks().unwrap().count(), 0, "half a lock was left");
+
+    let guard = store.lock("k", once()).unwrap();
+    too_big(guard.write(&big), &tmp);
+    assert_eq!(guard.read::<String>().unwrap().unwrap().result, "old");
+    guard.write("new").unwrap();
+    guard.release().unwrap();
+}

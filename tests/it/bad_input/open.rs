@@ -1,0 +1,124 @@
+//! Directories that hold no store, or one that this version does not know.
+
+use record_store::{OpenMode, RecordStore as _};
+
+use super::*;
+
+const MODES: [OpenMode; 3] = [OpenMode::Create, OpenMode::Existing, OpenMode::ReadOnly];
+
+fn with_format(text: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    relaxed().open(dir.path()).unwrap().write("k", &1).unwrap();
+    fs::write(dir.path().join(".store/format.json"), text).unwrap();
+    dir
+}
+
+#[test]
+fn a_newer_version_is_left_alone() {
+    for text in
+        ["{\"version\":2}", "{\"version\":2,\"what\":[\"is\",\"new\"]}", "{\"version\":18446744073709551615}"]
+    {
+        // A newer version may have no use for our directories.
+        let dir = with_format(text);
+        fs::remove_dir_all(dir.path().join(".store/latches")).unwrap();
+        for mode in MODES {
+            let before = tree::snapshot(dir.path());
+            match relaxed().mode(mode).open(dir.path()) {
+                Err(Error::UnsupportedFormat { found, supported: 1, path }) => {
+                    assert!(found > 1);
+                    assert_eq!(path, dir.path().join(".store/format.json"));
+                }
+                other => panic!("{text}, {mode:?}: {other:?}"),
+            }
+            tree::assert_unchanged(dir.path(), &before, &format!("{text}, {mode:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_format_that_cannot_be_understood_is_left_alone() {
+    let long = format!("{{\"version\":1{}}}", " ".repeat(1 << 20));
+    for text in [
+        "",
+        "garbage",
+        "\0\0\0",
+        "1",
+        "{}",
+        "{\"version\":0}",
+        "{\"version\":-1}",
+        "{\"version\":1.5}",
+        "{\"version\":\"1\"}",
+        "{\"version\":1",
+        &long,
+    ] {
+        let dir = with_format(text);
+        for mode in MODES {
+            let before = tree::snapshot(dir.path());
+            match relaxed().mode(mode).open(dir.path()) {
+                Err(Error::CorruptStore { path, .. }) => {
+                    assert_eq!(path, dir.path().join(".store/format.json"));
+                }
+                other => panic!("{text:.40}, {mode:?}: {other:?}"),
+            }
+            tree::assert_unchanged(dir.path(), &before, &format!("{text:.40}, {mode:?}"));
+        }
+    }
+}
+
+#[test]
+fn what_is_no_store_is_not_made_one() {
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name);
+    fs::create_dir(at("empty")).unwrap();
+    fs::create_dir(at("strangers")).unwrap();
+    fs::write(at("strangers").join("k.json"), sound_record("k", "1")).unwrap();
+    fs::create_dir_all(at("begun").join(".store/latches")).unwrap();
+    for name in ["missing", "missing/deep", "empty", "strangers", "begun"] {
+        for mode in [OpenMode::Existing, OpenMode::ReadOnly] {
+            let before = tree::snapshot(parent.path());
+            match relaxed().mode(mode).open(at(name)) {
+                Err(Error::NotAStore { path }) => assert_eq!(path, at(name)),
+                other => panic!("{name}, {mode:?}: {other:?}"),
+            }
+            tree::assert_unchanged(parent.path(), &before, &format!("{name}, {mode:?}"));
+        }
+    }
+    // With leave to do so, records that are there already are taken over.
+    let store = relaxed().open(at("strangers")).unwrap();
+    assert_eq!(store.keys().unwrap().count(), 1);
+    relaxed().open(at("begun")).unwrap().write("k", &1).unwrap();
+}
+
+#[test]
+fn what_is_no_directory_is_left_alone() {
+    for (what, put) in IRREGULAR.into_iter().filter(|(what, _)| !what.contains("directory")) {
+        for mode in MODES {
+            let place = Place::new();
+            let root = place.parent.path().join("root");
+            put(&place, &root);
+            let before = tree::snapshot(place.parent.path());
+            let error = soon(what, || relaxed().mode(mode).open(&root)).map(drop).unwrap_err();
+            assert_eq!(error.path(), Some(&*root), "{what}, {mode:?}: {error:?}");
+            tree::assert_unchanged(place.parent.path(), &before, &format!("{what}, {mode:?}"));
+        }
+    }
+}
+
+#[test]
+fn impossible_paths_are_errors() {
+    for path in ["", "a\0b", &"x".repeat(300), &"x/".repeat(3_000)] {
+        for mode in MODES {
+            let error = relaxed().mode(mode).open(path).map(drop).unwrap_err();
+            assert!(matches!(error, Error::Io { .. } | Error::NotAStore { .. }), "{path:.20?}: {error:?}");
+        }
+    }
+}
+
+#[test]
+fn a_store_may_be_reached_through_a_link() {
+    let place = Place::new();
+    let link = place.parent.path().join("link");
+    symlink(place.store.path(), &link).unwrap();
+    relaxed().mode(OpenMode::Existing).open(&link).unwrap().write("k", &1).unwrap();
+    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 1);
+}

@@ -1,0 +1,116 @@
+//! Files that may not be opened, and the rights of those that are made.
+
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+
+use record_store::{Json, OpenMode, RecordStore as _};
+
+use super::*;
+
+/// A user with no rights of their own.
+const NOBODY: u32 = 65_534;
+
+pub(super) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Lets everybody read everything below `dir`, and nobody but its user write.
+pub(super) fn open_to_all(dir: &Path) {
+    for path in std::iter::once(dir.to_owned()).chain(tree::paths(dir).into_iter().map(|path| dir.join(path)))
+    {
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+}
+
+/// Runs an ignored test as that user.
+#[track_caller]
+pub(super) fn assert_nobody_passes(test: &str, dir: &Path) {
+    let mut command = child(test, dir, "");
+    assert_child_passes({
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        command
+    });
+}
+
+#[test]
+fn what_may_not_be_opened_is_named() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can become somebody else");
+        return;
+    }
+    let place = Place::new();
+    place.store.write("k", &1).unwrap();
+    place.store.write("locked", &1).unwrap();
+    place.store.acquire_lock("locked", &once().holder(job())).unwrap();
+    let closed_store = place.parent.path().join("closed");
+    relaxed().open(&closed_store).unwrap();
+    open_to_all(place.parent.path());
+    for path in [place.path("k.json"), place.path("locked.lock"), closed_store] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    assert_nobody_passes("bad_input::permissions::child_may_not", place.store.path());
+}
+
+#[test]
+#[ignore = "run in a process of its own, as a user without rights"]
+fn child_may_not() {
+    let Some(dir) = child_dir() else { return };
+    let store = relaxed().mode(OpenMode::ReadOnly).open(&dir).unwrap();
+    assert_io(store.read::<Json>("k"), &dir.join("k.json"), "record");
+    assert!(store.exists("k").unwrap());
+    assert_io(store.read::<Json>("locked"), &dir.join("locked.lock"), "lock");
+    assert_io(store.lock_info("locked"), &dir.join("locked.lock"), "lock");
+    assert_io(store.wait_for_lock("locked", None), &dir.join("locked.lock"), "lock");
+    assert_eq!(store.keys().unwrap().map(Result::unwrap).count(), 2);
+    let locks: Vec<_> = store.locks().unwrap().collect();
+    assert!(matches!(&locks[..], [Err(Error::Io { .. })]), "{locks:?}");
+    let closed = dir.parent().unwrap().join("closed");
+    for mode in [OpenMode::Create, OpenMode::Existing, OpenMode::ReadOnly] {
+        let error = relaxed().mode(mode).open(&closed).map(drop).unwrap_err();
+        assert!(error.path().is_some_and(|path| path.starts_with(&closed)), "{error:?}");
+        assert!(matches!(error, Error::Io { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn files_are_made_with_the_mode_less_the_umask() {
+    for (umask, mode, file, dir) in [
+        ("000", "666", 0o666, 0o777),
+        ("022", "666", 0o644, 0o755),
+        ("027", "664", 0o640, 0o750),
+        ("077", "666", 0o600, 0o700),
+        ("000", "600", 0o600, 0o700),
+    ] {
+        let parent = tempfile::tempdir().unwrap();
+        let mut command =
+            child("bad_input::permissions::child_makes_files", parent.path(), &format!("umask {umask}"));
+        command.env("RECORD_STORE_TEST_MODE", mode);
+        assert_child_passes(command);
+        let root = parent.path().join("records");
+        let mut seen = 0;
+        for path in tree::paths(&root) {
+            let about = fs::metadata(root.join(&path)).unwrap();
+            let expected = if about.is_dir() { dir } else { file };
+            assert_eq!(about.mode() & 0o7777, expected, "{}, umask {umask}, mode {mode}", path.display());
+            seen += 1;
+        }
+        // Two records, two locks, two latches, owner, events, format and four directories.
+        assert!(seen >= 13, "only {seen} files");
+    }
+}
+
+#[test]
+#[ignore = "run in a process of its own, which has a umask of its own"]
+fn child_makes_files() {
+    let Some(dir) = child_dir() else { return };
+    let mode = std::env::var("RECORD_STORE_TEST_MODE").unwrap();
+    let mode = u32::from_str_radix(&mode, 8).unwrap();
+    let store = FileSystemOptions::new().file_mode(mode).open(dir.join("records")).unwrap();
+    // One lock as it was created, and one that was replaced.
+    for key in ["created", "replaced"] {
+        store.write(key, &1).unwrap();
+        store.acquire_lock(key, &once().holder(job())).unwrap();
+    }
+    store.renew("replaced", job(), None).unwrap();
+}

@@ -1,0 +1,343 @@
+//! A crash between any two system calls leaves a state that the next caller understands.
+//!
+//! For each operation a real process is killed at its first stop, the next one at its second, and
+//! so on, until one gets through. After each kill another process looks at what is left.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use record_store::{
+    Claim, Durability, FileSystemRecordStore, LockOptions, LockState, LockToken, RecordStore, RecordStoreExt,
+};
+use serde::{Deserialize, Serialize};
+use tempfile::{TempDir, tempdir};
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::trace::{At, Traced, perform};
+use crate::support::{as_named, millis, named, names_in, open, open_with};
+
+pub(crate) const ROLES: &[Role] = &[("victim", victim), ("abandon", abandon)];
+
+/// A named holder's short and long lease.
+const SHORT: Duration = Duration::from_mins(15);
+const LONG: Duration = Duration::from_mins(150);
+
+/// More steps than any operation has.
+const MOST_STEPS: usize = 400;
+
+/// What the victim does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Operation {
+    Acquire,
+    AcquireNamed,
+    AcquireAgain,
+    Renew,
+    TakeExpired,
+    TakeAbandoned,
+    Release,
+    ReleaseNamed,
+    WriteNew,
+    WriteOver,
+    WriteUnguarded,
+    Remove,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Task {
+    dir: PathBuf,
+    key: String,
+    operation: Operation,
+}
+
+/// What the victim makes ready, and what it then does; the latter returns a token, or zero.
+fn victim(stage: &Stage) {
+    let Task { dir, key, operation } = stage.argument();
+    let store = open(&dir);
+    let long = LockOptions::new().hold_timeout(LONG);
+    let job = named("job");
+    let take = |options: &LockOptions| store.acquire_lock(&key, options).unwrap();
+    // Bound to this process, so that the next one to come gets it.
+    let guarded = |work: &dyn Fn(LockToken)| {
+        let token = take(&LockOptions::new());
+        run(stage, token, || {
+            work(token);
+            token
+        })
+    };
+    let done = match operation {
+        Operation::Acquire => run(stage, LockToken::new(0), || take(&long)),
+        Operation::AcquireNamed => run(stage, LockToken::new(0), || take(&long.clone().holder(job))),
+        Operation::AcquireAgain => {
+            let token = take(&as_named("job").hold_timeout(SHORT));
+            run(stage, token, || take(&long.clone().holder(job)))
+        }
+        Operation::Renew => {
+            let token = take(&as_named("job").hold_timeout(SHORT));
+            run(stage, token, || {
+                store.renew(&key, token, Some(LONG)).unwrap();
+                token
+            })
+        }
+        Operation::TakeExpired => {
+            let token = take(&as_named("gone").hold_timeout(millis(1)));
+            assert!(store.wait_for_lock(&key, None).unwrap());
+            run(stage, token, || take(&LockOptions::new()))
+        }
+        Operation::TakeAbandoned => {
+            let abandoned =
+                store.locks().unwrap().map(Result::unwrap).find(|lock| lock.key().as_str() == key);
+            let abandoned = abandoned.unwrap();
+            assert_eq!(abandoned.state(), LockState::Abandoned);
+            run(stage, abandoned.token(), || take(&LockOptions::new()))
+        }
+        Operation::Release => guarded(&|token| store.release_lock(&key, token).unwrap()),
+        Operation::ReleaseNamed => {
+            let token = take(&as_named("job").hold_timeout(SHORT));
+            run(stage, token, || {
+                store.release_lock(&key, &job).unwrap();
+                token
+            })
+        }
+        Operation::WriteNew | Operation::WriteOver => {
+            guarded(&|token| store.write_as(&key, "new", token).unwrap())
+        }
+        Operation::WriteUnguarded => run(stage, LockToken::new(0), || {
+            store.write(&key, "new").unwrap();
+            LockToken::new(0)
+        }),
+        Operation::Remove => guarded(&|token| assert!(store.remove_as(&key, token).unwrap())),
+    };
+    stage.tell(&done.to_string());
+}
+
+fn run(stage: &Stage, known: LockToken, operation: impl FnOnce() -> LockToken) -> LockToken {
+    perform(stage, &known.to_string(), operation)
+}
+
+/// Leaves a lock on this key, and dies.
+fn abandon(stage: &Stage) {
+    let (dir, key): (PathBuf, String) = stage.argument();
+    let store = open(&dir);
+    store.acquire_lock(key, &LockOptions::new()).unwrap();
+    stage.tell("done");
+    stage.hear();
+}
+
+/// One crash: where it happened, and what is left.
+struct Scene {
+    dir: TempDir,
+    store: FileSystemRecordStore,
+    operation: Operation,
+    step: usize,
+    key: String,
+    /// The greatest token that the key is known to have had.
+    known: LockToken,
+    /// The operation had returned.
+    returned: bool,
+    /// The system call at which it was stopped.
+    call: String,
+}
+
+/// Kills a victim at every step of an operation. `check` sees what each left; it returns whether
+/// the operation had taken effect.
+fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
+    let dir = tempdir().unwrap();
+    // Only the victim pays for syncs.
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let keys: Vec<_> = (0..MOST_STEPS).map(|step| format!("key-{step}")).collect();
+    let mut scene = Scene {
+        dir,
+        store,
+        operation,
+        step: 0,
+        key: String::new(),
+        known: LockToken::new(0),
+        returned: false,
+        call: String::new(),
+    };
+    let mut effects = Vec::new();
+    for (step, key) in (1..).zip(keys) {
+        (scene.step, scene.key) = (step, key);
+        if matches!(operation, Operation::WriteOver | Operation::WriteUnguarded | Operation::Remove) {
+            scene.store.write(&scene.key, "old").unwrap();
+        }
+        if operation == Operation::TakeAbandoned {
+            // One at a time: the sweep after each crash takes away what is abandoned.
+            let mut child = Child::start("abandon", &(scene.dir.path(), &scene.key));
+            child.expect("done");
+            child.kill();
+        }
+        let task = Task { dir: scene.dir.path().to_owned(), key: scene.key.clone(), operation };
+        let Some((mut traced, known)) = Traced::attach(Child::start("victim", &task)) else { return };
+        scene.known = LockToken::new(known.parse().unwrap());
+        scene.returned = traced.advance(step) == At::End;
+        scene.call = traced.describe();
+        scene.look_while_stopped();
+        traced.kill();
+        effects.push(check(&scene));
+        scene.look_after();
+        if scene.returned {
+            break;
+        }
+    }
+    // The steps were those of the operation: it began without effect, and took effect at one step.
+    assert!(scene.returned, "{operation:?} has more than {MOST_STEPS} steps");
+    assert!(effects.is_sorted() && !effects[0] && effects[effects.len() - 1], "{operation:?}: {effects:?}");
+}
+
+impl Scene {
+    /// Nobody waits for a process that stands still, but for its lock or its latch.
+    fn look_while_stopped(&self) {
+        let seen = self.store.lock_info(&self.key).and_then(|_| self.store.exists(&self.key));
+        seen.unwrap_or_else(|error| panic!("{self}: {error}"));
+        match self.store.try_read::<String>(&self.key, Duration::ZERO) {
+            Ok(record) => {
+                assert!(record.is_none_or(|record| matches!(&*record.result, "old" | "new")), "{self}");
+            }
+            Err(error) => assert!(error.is_timeout(), "{self}: {error}"),
+        }
+    }
+
+    /// Whoever comes next gets the lock, a greater token, and a whole record; nothing is left of
+    /// the dead.
+    fn look_after(&self) {
+        let fail = |error| panic!("{self}: {error}");
+        let known = self.known.max(self.token().unwrap_or(self.known));
+        let patience = as_named("next").acquire_timeout(Duration::from_secs(5));
+        let next = self.store.lock(&self.key, patience).unwrap_or_else(fail);
+        assert!(next.token() > known, "{self}: {} after {known}", next.token());
+        next.write("next").unwrap_or_else(|error| panic!("{self}: {error}"));
+        assert_eq!(next.read::<String>().unwrap().unwrap().result, "next", "{self}");
+        next.release().unwrap_or_else(|error| panic!("{self}: {error}"));
+        assert_eq!(self.token(), None, "{self}");
+
+        self.store.sweep().unwrap();
+        let private = self.dir.path().join(".store");
+        assert_eq!(names_in(&private.join("tmp")), [""; 0], "{self}");
+        assert_eq!(names_in(&private.join("owners")).len(), 1, "{self}: more than our own");
+    }
+
+    /// The token in the lock file, whatever its state.
+    fn token(&self) -> Option<LockToken> {
+        let mut locks =
+            self.store.locks().unwrap().map(|lock| lock.unwrap_or_else(|error| panic!("{self}: {error}")));
+        locks.find(|lock| lock.key().as_str() == self.key).map(|lock| lock.token())
+    }
+
+    fn value(&self) -> Option<String> {
+        // The victim is dead, so its lock is no obstacle.
+        let record = self.store.try_read(&self.key, Duration::from_secs(5));
+        record.unwrap_or_else(|error| panic!("{self}: {error}")).map(|record| record.result)
+    }
+}
+
+impl std::fmt::Display for Scene {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { operation, step, call, .. } = self;
+        write!(f, "{operation:?}, killed at step {step}, system call {}", call.trim_end())
+    }
+}
+
+/// After a crash in an operation that takes a lock for the victim itself.
+fn check_taken(scene: &Scene) -> bool {
+    assert_eq!(scene.store.lock_info(&scene.key).unwrap(), None, "{scene}: the holder is dead");
+    scene.token().is_some_and(|token| token > scene.known)
+}
+
+#[test]
+fn in_acquire() {
+    crash_everywhere(Operation::Acquire, check_taken);
+}
+
+#[test]
+fn in_take_over_of_an_expired_lock() {
+    crash_everywhere(Operation::TakeExpired, check_taken);
+}
+
+#[test]
+fn in_take_over_of_an_abandoned_lock() {
+    crash_everywhere(Operation::TakeAbandoned, check_taken);
+}
+
+#[test]
+fn in_acquire_for_a_named_holder() {
+    crash_everywhere(Operation::AcquireNamed, |scene| {
+        let held = check_job(scene, LONG);
+        assert!(held || !scene.returned, "{scene}: lost");
+        held
+    });
+}
+
+/// Whether the named holder has the lock, with this lease. Ends it in the holder's name: to do so is
+/// any process's right.
+fn check_job(scene: &Scene, lease: Duration) -> bool {
+    let Some(info) = scene.store.lock_info(&scene.key).unwrap() else { return false };
+    assert!(info.is_held_by(&named("job")), "{scene}: {info:?}");
+    let left = info.remaining().expect("a lease");
+    scene.store.release(info.key(), &Claim::Holder(named("job"))).unwrap();
+    // More than a crash takes lies between the two.
+    left + SHORT / 2 > lease && left <= lease
+}
+
+fn check_extended(scene: &Scene) -> bool {
+    let info = scene.store.lock_info(&scene.key).unwrap();
+    let info = info.unwrap_or_else(|| panic!("{scene}: the lock is lost"));
+    assert_eq!(info.token(), scene.known, "{scene}");
+    let left = info.remaining().expect("a lease");
+    assert!(left + SHORT > LONG || left > SHORT / 2 && left <= SHORT, "{scene}: {left:?}");
+    check_job(scene, LONG)
+}
+
+#[test]
+fn in_a_repeated_acquire() {
+    crash_everywhere(Operation::AcquireAgain, check_extended);
+}
+
+#[test]
+fn in_renew() {
+    crash_everywhere(Operation::Renew, check_extended);
+}
+
+#[test]
+fn in_release() {
+    crash_everywhere(Operation::Release, |scene| {
+        assert_eq!(scene.store.lock_info(&scene.key).unwrap(), None, "{scene}: the holder is dead");
+        scene.token().is_none()
+    });
+}
+
+#[test]
+fn in_release_of_a_named_holder() {
+    crash_everywhere(Operation::ReleaseNamed, |scene| {
+        let held = check_job(scene, SHORT);
+        assert!(!(held && scene.returned), "{scene}: not released");
+        !held
+    });
+}
+
+/// After a crash in a change of the record from `old` to `new`.
+fn check_changed(scene: &Scene, old: Option<&str>, new: Option<&str>) -> bool {
+    let value = scene.value();
+    assert!(value.as_deref() == old || value.as_deref() == new, "{scene}: {value:?}");
+    value.as_deref() == new
+}
+
+#[test]
+fn in_the_first_write() {
+    crash_everywhere(Operation::WriteNew, |scene| check_changed(scene, None, Some("new")));
+}
+
+#[test]
+fn in_write() {
+    crash_everywhere(Operation::WriteOver, |scene| check_changed(scene, Some("old"), Some("new")));
+}
+
+#[test]
+fn in_write_without_a_lock() {
+    crash_everywhere(Operation::WriteUnguarded, |scene| check_changed(scene, Some("old"), Some("new")));
+}
+
+#[test]
+fn in_remove() {
+    crash_everywhere(Operation::Remove, |scene| check_changed(scene, Some("old"), None));
+}

@@ -1,0 +1,373 @@
+//! What an earlier version wrote is read for ever: every file in `fixtures/`, to the byte.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use record_store::{
+    Error, FileSystemOptions, FileSystemRecordStore, Holder, Json, Key, LockOptions, LockState, LockToken,
+    OpenMode, RecordStore, RecordStoreExt,
+};
+
+use crate::soon::soon;
+use crate::tree;
+
+const MARK: &str = ".store/format.json";
+
+/// The first token in the fixtures; the others count up from it. It is also the time at which all of
+/// the locks were acquired, in microseconds.
+const TOKEN: u64 = 1_715_938_200_000_000;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1").join(name)
+}
+
+/// The fixture as it lies there, to read only, and a copy to do anything with.
+fn each_way(name: &str, check: impl Fn(&FileSystemRecordStore)) {
+    let before = tree::snapshot(&fixture(name));
+    let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(fixture(name)).unwrap();
+    soon("questions to a reader", || check(&reader));
+    tree::assert_unchanged(&fixture(name), &before, "reading changed the fixture");
+
+    let (_dir, store) = copy_of(name);
+    soon("questions to a copy", || check(&store));
+}
+
+fn copy_of(name: &str) -> (tempfile::TempDir, FileSystemRecordStore) {
+    let dir = tempfile::tempdir().unwrap();
+    tree::copy(&fixture(name), dir.path());
+    let store = FileSystemOptions::new().mode(OpenMode::Existing).open(dir.path()).unwrap();
+    (dir, store)
+}
+
+/// Name of the file, its key, and the exact text of its result.
+fn records() -> Vec<(String, String, &'static str)> {
+    let spaced = "{\n    \"of\": [ 1,\t2 ],\n    \"spaces\": true\n  }";
+    let exact = r#"[null,true,-0.0,1.50,1e400,123456789012345678901234567890,"\u00e9\ud83d\ude00\u0000",{"a":{},"a b":[]}]"#;
+    let invoice = r#"{"lines":[{"price":3.5,"text":"tea"}],"paid":false,"total":12}"#;
+    let rows = [
+        ("invoice-42", "invoice-42", invoice),
+        // Keys of every kind, each of which is its own result.
+        ("a.b", "a.b", r#""a.b""#),
+        ("a.c", "a.c", r#""a.c""#),
+        ("%2E.%2Fx", "../x", r#""../x""#),
+        ("%2E.", "..", r#""..""#),
+        ("%2Ehidden", ".hidden", r#"".hidden""#),
+        ("a%2Fb", "a/b", r#""a/b""#),
+        ("a%00b%0A%7F", "a\0b\n\x7f", "\"a\\u0000b\\n\x7f\""),
+        ("100%25", "100%", r#""100%""#),
+        ("größe 尺", "größe 尺", r#""größe 尺""#),
+        (" spaces and 'quotes' ", " spaces and 'quotes' ", r#"" spaces and 'quotes' ""#),
+        ("x.lock", "x.lock", r#""x.lock""#),
+        ("x.json", "x.json", r#""x.json""#),
+        // Results of every kind.
+        ("null", "null", "null"),
+        ("exact-json", "exact-json", exact),
+        // Written by other hands.
+        ("by-hand", "by-hand", r#"["written", "in", "an", "editor"]"#),
+        ("more-fields", "more-fields", r#"{"kept":true}"#),
+        ("spaced", "spaced", spaced),
+        // Beside locks that do not count.
+        ("expired", "expired", "2"),
+        ("abandoned", "abandoned", "3"),
+        ("unfinished", "unfinished", "4"),
+        ("zeroed", "zeroed", "5"),
+    ];
+    let mut records: Vec<_> =
+        rows.map(|(stem, key, json)| (format!("{stem}.json"), key.to_owned(), json)).into();
+    records.push((report_name(), "report/".repeat(100), r#""hashed""#));
+    records.push((
+        format!("{}%~925f7d1a6a94bfaa7e6779313135d6980efe33069dd9e7ad4269b254d9452703.json", "尺".repeat(44)),
+        "尺".repeat(10_000),
+        r#""the longest key""#,
+    ));
+    records
+}
+
+fn report_name() -> String {
+    let hash = "aab1dcde9460ec8cd68589102845be3e733250ce05981f313d032f2785299cc2";
+    format!("{}report%~{hash}.json", "report%2F".repeat(14))
+}
+
+struct Locked {
+    file: String,
+    key: String,
+    token: u64,
+    state: LockState,
+    bound: bool,
+    /// Seconds after `acquired_at`.
+    expires: Option<u64>,
+}
+
+fn locks() -> Vec<Locked> {
+    const YEAR_2977: u64 = 31_778_697_600 - TOKEN / 1_000_000;
+    let hash = "efdb7a05fbbadfdb19cc9f6cb141f6a8966356e7728323fb11dad3dcf3e4e64d";
+    let hashed = format!("{}locked%~{hash}", "locked%2F".repeat(14));
+    let row = |stem: &str, key: &str, number, state, expires| Locked {
+        file: format!("{stem}.lock"),
+        key: key.to_owned(),
+        token: TOKEN + number,
+        state,
+        bound: key == "abandoned",
+        expires,
+    };
+    vec![
+        row("%2E.%2Flocked", "../locked", 0, LockState::Held, None),
+        row("abandoned", "abandoned", 1, LockState::Abandoned, None),
+        row("expired", "expired", 2, LockState::Expired, Some(30)),
+        row("held", "held", 3, LockState::Held, None),
+        row("leased", "leased", 4, LockState::Held, Some(YEAR_2977)),
+        row("lock-of-later-version", "lock-of-later-version", 3, LockState::Held, None),
+        row(&hashed, &"locked/".repeat(100), 5, LockState::Held, None),
+    ]
+}
+
+/// Lock files that hold nothing: their creator died, or the power failed, before they were written.
+const UNFINISHED: [&str; 2] = ["unfinished.lock", "zeroed.lock"];
+
+fn job() -> Holder {
+    Holder::named("nightly-report").unwrap()
+}
+
+#[test]
+fn every_sound_record_reads_back_to_the_byte() {
+    each_way("sound", |store| {
+        for (file, key, json) in records() {
+            assert_eq!(format!("{}.json", Key::new(&*key).unwrap().file_stem()), file);
+            assert!(store.exists(&key).unwrap(), "{file}");
+            let record = store.try_read::<Json>(&key, Duration::ZERO).unwrap().expect(&file);
+            assert_eq!((record.key.as_str(), record.result.get()), (&*key, json), "{file}");
+        }
+    });
+}
+
+#[test]
+fn every_sound_record_is_listed() {
+    each_way("sound", |store| {
+        let listed: BTreeSet<String> =
+            store.keys().unwrap().map(|key| key.unwrap().as_str().to_owned()).collect();
+        let expected = records().into_iter().map(|(_, key, _)| key).chain(["held".to_owned()]);
+        assert_eq!(listed, expected.collect());
+    });
+}
+
+#[test]
+fn every_sound_lock_is_understood() {
+    each_way("sound", |store| {
+        let mut listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
+        for expected in locks() {
+            let file = &expected.file;
+            let at = listed.iter().position(|info| info.key().as_str() == expected.key).expect(file);
+            let info = listed.swap_remove(at);
+            assert_eq!((info.state(), info.token().get()), (expected.state, expected.token), "{file}");
+            assert_eq!(info.holder().is_process_bound(), expected.bound, "{file}");
+            let holder = if expected.bound { "build-host:4242:4242:main" } else { "nightly-report" };
+            assert_eq!(info.holder().name(), holder, "{file}");
+            assert_eq!(info.owner_alive(), Some(false), "{file}");
+            let acquired = SystemTime::UNIX_EPOCH + Duration::from_micros(TOKEN);
+            assert_eq!(info.acquired_at(), acquired, "{file}");
+            let expires = expected.expires.map(|seconds| acquired + Duration::from_secs(seconds));
+            assert_eq!(info.expires_at(), expires, "{file}");
+            assert_eq!(info.remaining().is_some(), expires.is_some(), "{file}");
+
+            let held = expected.state == LockState::Held;
+            let live = store.lock_info(&expected.key).unwrap();
+            assert_eq!(live.map(|live| live.token()), held.then_some(info.token()), "{file}");
+            assert_eq!(store.wait_for_lock(&expected.key, Some(Duration::ZERO)).unwrap(), !held, "{file}");
+        }
+        assert_eq!(listed, [], "locks that are in no table");
+    });
+}
+
+#[test]
+fn a_held_record_is_for_its_holder_alone() {
+    each_way("sound", |store| {
+        let error = store.try_read::<u8>("held", Duration::ZERO).unwrap_err();
+        assert!(matches!(&error, Error::LockTimeout { holder: Some(by), .. } if *by == job()), "{error}");
+        for claim in [record_store::Claim::from(job()), LockToken::new(TOKEN + 3).into()] {
+            assert_eq!(store.read_as::<u8>("held", claim).unwrap().unwrap().result, 1);
+        }
+    });
+}
+
+#[test]
+fn every_sound_lock_can_be_worked_with() {
+    let (_dir, store) = copy_of("sound");
+    for Locked { key, token, state, .. } in locks() {
+        if state == LockState::Held {
+            let now = LockOptions::new().acquire_timeout(Duration::ZERO);
+            assert!(store.acquire_lock(&key, &now).unwrap_err().is_timeout(), "{key}");
+            store.renew(&key, LockToken::new(token), Some(Duration::from_mins(5))).unwrap();
+            assert_eq!(store.acquire_lock(&key, &now.holder(job())).unwrap().get(), token, "{key}");
+            store.write_as(&key, "mine", job()).unwrap();
+            store.release_lock(&key, job()).unwrap();
+        }
+        let next = store.acquire_lock(&key, &LockOptions::new()).unwrap();
+        assert!(next.get() > token, "{key}");
+        store.write_as(&key, "next", next).unwrap();
+    }
+    for file in UNFINISHED {
+        store.lock(file.trim_end_matches(".lock"), LockOptions::new()).unwrap().release().unwrap();
+    }
+}
+
+/// Whether an error is the one that is expected.
+type Shape = fn(&Error) -> bool;
+
+/// The file, its key, and how its error looks.
+type Damaged = (String, String, Shape);
+
+fn damaged_records() -> Vec<Damaged> {
+    fn no_json(error: &Error) -> bool {
+        matches!(error, Error::CorruptRecord { source: Some(_), .. })
+    }
+    fn unsound(error: &Error) -> bool {
+        matches!(error, Error::CorruptRecord { source: None, .. })
+    }
+    fn another_key(error: &Error) -> bool {
+        matches!(error, Error::KeyMismatch { found, .. } if found.as_str() == "Wrong-Key")
+    }
+    fn another_long_key(error: &Error) -> bool {
+        matches!(error, Error::KeyMismatch { found, .. } if found.as_str() == "report/2024")
+    }
+    let rows: [(&str, Shape); 13] = [
+        ("truncated", no_json),
+        ("empty", no_json),
+        ("zeroed", no_json),
+        ("garbage", no_json),
+        ("no-object", no_json),
+        ("no-result", no_json),
+        ("two-results", no_json),
+        ("trailing", no_json),
+        ("invalid-utf8", no_json),
+        ("empty-key", unsound),
+        ("wrong-checksum", unsound),
+        ("checksum-no-hex", unsound),
+        ("wrong-key", another_key),
+    ];
+    let mut damaged: Vec<Damaged> =
+        rows.map(|(key, shape)| (format!("{key}.json"), key.to_owned(), shape)).into();
+    damaged.push((report_name(), "report/".repeat(100), another_long_key));
+    damaged
+}
+
+fn damaged_locks() -> Vec<Damaged> {
+    fn no_json(error: &Error) -> bool {
+        matches!(error, Error::CorruptLock { source: Some(_), .. })
+    }
+    fn unsound(error: &Error) -> bool {
+        matches!(error, Error::CorruptLock { source: None, .. })
+    }
+    fn another_key(error: &Error) -> bool {
+        matches!(error, Error::KeyMismatch { found, .. } if found.as_str() == "Lock-Wrong-Key")
+    }
+    let rows: [(&str, Shape); 8] = [
+        ("lock-truncated", no_json),
+        ("lock-garbage", no_json),
+        ("lock-invalid-utf8", no_json),
+        ("lock-big-token", unsound),
+        ("lock-no-date", unsound),
+        ("lock-hostile-owner", unsound),
+        ("lock-no-holder", unsound),
+        ("lock-wrong-key", another_key),
+    ];
+    rows.map(|(key, shape)| (format!("{key}.lock"), key.to_owned(), shape)).into()
+}
+
+#[track_caller]
+fn assert_damage(error: &Error, shape: Shape, store: &FileSystemRecordStore, file: &str) {
+    assert!(shape(error) && error.is_corrupt(), "{file}: {error:?}");
+    assert_eq!(error.path(), Some(&*store.path().join(file)), "{error}");
+}
+
+#[test]
+fn every_damaged_record_is_told_and_can_be_healed() {
+    each_way("damaged", |store| {
+        for (file, key, shape) in damaged_records() {
+            assert_damage(&store.read::<Json>(&key).unwrap_err(), shape, store, &file);
+            assert!(store.exists(&key).unwrap(), "{file}");
+        }
+        assert_eq!(store.read::<String>("good").unwrap().unwrap().result, "unharmed");
+    });
+    let (_dir, store) = copy_of("damaged");
+    for (_, key, _) in damaged_records() {
+        store.write(&key, "healed").unwrap();
+        assert_eq!(store.read::<String>(&key).unwrap().unwrap().result, "healed");
+    }
+}
+
+#[test]
+fn every_damaged_lock_is_told_and_can_be_broken() {
+    each_way("damaged", |store| {
+        for (file, key, shape) in damaged_locks() {
+            let read = store.read::<Json>(&key).unwrap_err();
+            let info = store.lock_info(&key).unwrap_err();
+            let waited = store.wait_for_lock(&key, None).unwrap_err();
+            for error in [read, info, waited] {
+                assert_damage(&error, shape, store, &file);
+            }
+        }
+    });
+    let (_dir, store) = copy_of("damaged");
+    let now = LockOptions::new().acquire_timeout(Duration::ZERO);
+    for (file, key, shape) in damaged_locks() {
+        assert_damage(&store.acquire_lock(&key, &now).unwrap_err(), shape, &store, &file);
+        assert_damage(&store.write(&key, "never").unwrap_err(), shape, &store, &file);
+        assert!(store.break_lock(&key).unwrap(), "{file}");
+        store.lock(&key, LockOptions::new()).unwrap().write("healed").unwrap();
+    }
+}
+
+#[test]
+fn damage_does_not_end_a_listing() {
+    each_way("damaged", |store| {
+        let (mut keys, mut errors) = (BTreeSet::new(), Vec::new());
+        for item in store.keys().unwrap() {
+            match item {
+                Ok(key) => drop(keys.insert(key.as_str().to_owned())),
+                Err(error) => errors.push(error),
+            }
+        }
+        // A plain name tells the key without a look inside; a hashed one does not.
+        let hashed = "report/".repeat(100);
+        let expected = damaged_records().into_iter().map(|(_, key, _)| key).chain(["good".to_owned()]);
+        assert_eq!(keys, expected.filter(|key| *key != hashed).collect());
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].path(), Some(&*store.path().join(report_name())));
+        assert!(errors[0].is_corrupt());
+
+        let (mut locked, mut errors) = (Vec::new(), Vec::new());
+        for item in store.locks().unwrap() {
+            match item {
+                Ok(info) => locked.push(info.key().as_str().to_owned()),
+                Err(error) => errors.push(error),
+            }
+        }
+        assert_eq!(locked, ["lock-good"]);
+        for (file, _, shape) in damaged_locks() {
+            let path = store.path().join(&file);
+            let error = errors.iter().find(|error| error.path() == Some(&path)).expect(&file);
+            assert_damage(error, shape, store, &file);
+        }
+        assert_eq!(errors.len(), damaged_locks().len());
+    });
+}
+
+#[test]
+fn no_fixture_goes_unread() {
+    let names = |rows: Vec<Damaged>| rows.into_iter().map(|(file, ..)| file);
+    let damaged = names(damaged_records()).chain(names(damaged_locks()));
+    let damaged = damaged.chain([MARK, "good.json", "lock-good.lock"].map(str::to_owned));
+    assert_eq!(BTreeSet::from_iter(tree::files(&fixture("damaged"))), damaged.collect());
+
+    let sound = records().into_iter().map(|(file, ..)| file);
+    let sound = sound.chain(locks().into_iter().map(|lock| lock.file));
+    let sound = sound.chain(UNFINISHED.into_iter().chain([MARK, "held.json"]).map(str::to_owned));
+    assert_eq!(BTreeSet::from_iter(tree::files(&fixture("sound"))), sound.collect());
+
+    // A new version of the format gets new tables.
+    let versions = std::fs::read_dir(fixture("..")).unwrap().map(|entry| entry.unwrap().file_name());
+    let versions: BTreeSet<_> =
+        versions.filter(|name| name.to_str().is_some_and(|n| n.starts_with('v'))).collect();
+    assert_eq!(versions, BTreeSet::from(["v1".into()]));
+}
