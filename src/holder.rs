@@ -1,5 +1,6 @@
 //! Who holds a lock.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -38,10 +39,22 @@ impl Holder {
 
     /// The default holder of the calling thread: `host:pid:thread id:thread name`.
     ///
-    /// Computed at each call, so it is right on every thread and after a fork. This is Prefect's
+    /// Right on every thread, and after a fork. This is Prefect's
     /// `RecordStore.generate_default_holder`.
     #[must_use]
     pub fn current() -> Self {
+        // Kept with the process that it names: a forked child inherits its parent's copy.
+        std::thread_local! { static HERE: RefCell<Option<(u32, Holder)>> = const { RefCell::new(None) }; }
+        let process = std::process::id();
+        let kept = HERE.try_with(|here| match &mut *here.borrow_mut() {
+            Some((of, holder)) if *of == process => holder.clone(),
+            stale => stale.insert((process, Self::compute())).1.clone(),
+        });
+        // A thread that is ending has nowhere to keep it.
+        kept.unwrap_or_else(|_| Self::compute())
+    }
+
+    fn compute() -> Self {
         let host = hostname::get().unwrap_or_default();
         let thread = std::thread::current();
         let mut name = format!(

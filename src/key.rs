@@ -33,7 +33,8 @@ pub struct Key(Arc<Names>);
 
 struct Names {
     key: Box<str>,
-    stem: Box<str>,
+    /// `None`: the key is its own stem, as most are.
+    stem: Option<Box<str>>,
     crc32: u32,
 }
 
@@ -66,7 +67,7 @@ impl Key {
         if key.len() > Self::MAX_CHARS && key.chars().count() > Self::MAX_CHARS {
             return Err(Error::InvalidKey { reason: "a key has at most 10,000 characters" });
         }
-        let stem = stem_of(&key).into_boxed_str();
+        let stem = stem_of(&key).map(String::into_boxed_str);
         let crc32 = crc32fast::hash(key.as_bytes());
         Ok(Self(Arc::new(Names { key: key.into_boxed_str(), stem, crc32 })))
     }
@@ -84,7 +85,7 @@ impl Key {
     /// SHA-256 of the key.
     #[must_use]
     pub fn file_stem(&self) -> &str {
-        &self.0.stem
+        self.0.stem.as_deref().unwrap_or(&self.0.key)
     }
 
     /// A fixed hash of the key: processes of all versions agree on it.
@@ -113,6 +114,13 @@ impl Stem {
                 });
             return if hashed { Stem::Hashed } else { Stem::Foreign };
         }
+        // Most stems are their keys; one that is too long would have been hashed.
+        if let Cow::Borrowed(key) = encode(stem) {
+            return match Key::new(key) {
+                Ok(key) if stem.len() <= MAX_STEM => Stem::Literal(key),
+                _ => Stem::Foreign,
+            };
+        }
         // A stem that does not encode back to itself was not written by this crate: `%2f` for `%2F`,
         // or a literal name that should have been hashed.
         match decode(stem).and_then(|key| Key::new(key).ok()) {
@@ -122,11 +130,13 @@ impl Stem {
     }
 }
 
-fn stem_of(key: &str) -> String {
-    let encoded = encode(key);
-    if encoded.len() <= MAX_STEM {
-        return encoded.into_owned();
-    }
+/// The key's stem; `None` where that is the key itself.
+fn stem_of(key: &str) -> Option<String> {
+    let encoded = match encode(key) {
+        Cow::Borrowed(encoded) if encoded.len() <= MAX_STEM => return None,
+        Cow::Owned(encoded) if encoded.len() <= MAX_STEM => return Some(encoded),
+        encoded => encoded,
+    };
     let mut cut = encoded.floor_char_boundary(MAX_STEM - HASH_MARK.len() - HASH_LEN);
     // Not inside an escape: the mark must be the only `%` that no two digits follow.
     if let Some(escape) = encoded.as_bytes()[cut.saturating_sub(2)..cut].iter().position(|&b| b == b'%') {
@@ -139,7 +149,7 @@ fn stem_of(key: &str) -> String {
         // Writing to a `String` cannot fail.
         let _ = write!(stem, "{byte:02x}");
     }
-    stem
+    Some(stem)
 }
 
 fn encode(key: &str) -> Cow<'_, str> {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::OFlags;
 
-use super::layout::{self, Context, Layout};
+use super::layout::{self, Context, Layout, Refusal};
 use super::sidecar::MAX_TOKEN;
 use crate::{Error, Key, LockToken, Result};
 
@@ -98,18 +98,22 @@ impl Latch {
         deadline: Option<Instant>,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
+        let refused = |refusal| context.refused(refusal, "open the latch", layout.private_path(name));
+        let failed = |error: io::Error| context.io("flock", &layout.private_path(name), error);
         loop {
-            let opened = layout::open(&layout.private, name, flags, layout.mode())
-                .map_err(|refusal| context.refused(refusal, "open the latch", layout.private_path(name)))?;
-            let failed = |error: io::Error| context.io("flock", &layout.private_path(name), error);
-            if !lock_by(&opened.file, deadline).map_err(failed)? {
+            let file = layout::open_unseen(&layout.private, name, flags, layout.mode()).map_err(refused)?;
+            if !lock_by(&file, deadline).map_err(failed)? {
                 return Ok(None);
             }
-            let latch = Self { file: opened.file, name: name.to_owned() };
-            // Somebody may have cleared the directory by hand while we waited: the next one to come
-            // enters a new file, so this one no longer keeps anybody out.
-            if is_linked(&latch.file).map_err(failed)? {
-                return Ok(Some(latch));
+            let latch = Self { file, name: name.to_owned() };
+            // One look for two questions: what this is, and whether it still has its name. Somebody
+            // may have cleared the directory by hand while we waited: the next one to come enters a
+            // new file, so this one no longer keeps anybody out.
+            let stat = rustix::fs::fstat(&latch.file).map_err(|errno| failed(errno.into()))?;
+            match layout::irregular(&stat) {
+                Some(found) => return Err(refused(Refusal::NotRegular(found))),
+                None if stat.st_nlink > 0 => return Ok(Some(latch)),
+                None => {}
             }
         }
     }

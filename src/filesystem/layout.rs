@@ -193,17 +193,23 @@ pub(super) fn lock_stem(name: &str) -> Option<&str> {
 
 /// Opens `name` in `dir`; the caller adds what it wants to do with it.
 pub(super) fn open(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Result<Opened, Refusal> {
-    let fd = rustix::fs::openat(dir, name, flags | SAFE, mode).map_err(|errno| match errno {
+    let file = open_unseen(dir, name, flags, mode)?;
+    let stat = rustix::fs::fstat(&file).map_err(Refusal::Os)?;
+    match irregular(&stat) {
+        None => Ok(Opened { file, stat }),
+        Some(found) => Err(Refusal::NotRegular(found)),
+    }
+}
+
+/// [`open`] without the look at what was opened: for the caller to do, or for a file made just now.
+pub(super) fn open_unseen(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Result<File, Refusal> {
+    let opened = rustix::fs::openat(dir, name, flags | SAFE, mode);
+    opened.map(File::from).map_err(|errno| match errno {
         Errno::LOOP | Errno::MLINK => Refusal::NotRegular("a symbolic link"),
         Errno::ISDIR => Refusal::NotRegular("a directory"),
         Errno::NXIO => Refusal::NotRegular("a FIFO or a socket"),
         errno => Refusal::Os(errno),
-    })?;
-    let stat = rustix::fs::fstat(&fd).map_err(Refusal::Os)?;
-    match irregular(&stat) {
-        None => Ok(Opened { file: File::from(fd), stat }),
-        Some(found) => Err(Refusal::NotRegular(found)),
-    }
+    })
 }
 
 /// Creates a file of a new random name in a directory of the private one. By descriptor, and not by
@@ -228,6 +234,15 @@ pub(super) fn open_existing(dir: &OwnedFd, name: &str) -> Result<Option<Opened>,
         Ok(opened) => Ok(Some(opened)),
         Err(Refusal::Os(Errno::NOENT)) => Ok(None),
         Err(refusal) => Err(refusal),
+    }
+}
+
+/// [`open_existing`] for what is mostly not there: to be told so costs half as much.
+pub(super) fn open_unlikely(dir: &OwnedFd, name: &str) -> Result<Option<Opened>, Refusal> {
+    match look(dir, name) {
+        Ok(None) => Ok(None),
+        Ok(Some(_)) => open_existing(dir, name),
+        Err(errno) => Err(Refusal::Os(errno)),
     }
 }
 
@@ -268,6 +283,10 @@ pub(super) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
     // The size is a hint, and may be a lie. One byte more lets the end be found without a second
     // allocation.
     bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1))?;
-    (&opened.file).take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    // A read that asked for more and got just the size has seen the end: one call for most files.
+    let first = rustix::io::read(&opened.file, rustix::buffer::spare_capacity(&mut bytes))? as u64;
+    if first != size {
+        (&opened.file).take(limit.saturating_add(1).saturating_sub(first)).read_to_end(&mut bytes)?;
+    }
     Ok(bytes)
 }

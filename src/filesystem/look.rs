@@ -54,7 +54,7 @@ impl FileSystemRecordStore {
         // Before the file is opened: by a later clock, a lease that was renewed just then would look
         // as if it had run out.
         let now = Reading::now();
-        let opened = layout::open_existing(&self.layout.dir, &layout::lock_name(key))
+        let opened = layout::open_unlikely(&self.layout.dir, &layout::lock_name(key))
             .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
         let Some(opened) = opened else { return Ok(Look::Absent) };
         match self.read_lock(&opened, &now, context, path)? {
@@ -108,7 +108,9 @@ impl FileSystemRecordStore {
             Look::Lock(found) => found,
             look => return Ok(Judged::Free(look)),
         };
-        Ok(match lease::standing(&found.lock, found.state, claim, self.owner_here().as_deref()) {
+        let here = Owner::known_here(&self.layout);
+        let here = here.as_ref().map(|owner| owner.name.as_str());
+        Ok(match lease::standing(&found.lock, found.state, claim, here) {
             Standing::Free => Judged::Free(Look::Lock(found)),
             Standing::Mine => Judged::Mine(found),
             Standing::Other => Judged::Other(found),

@@ -98,7 +98,7 @@ impl FileSystemRecordStore {
     ///
     /// It is inherited by every program that this process starts while it is open. So a program
     /// that works under a lock of its parent keeps the lock, even if the parent is killed, until it
-    /// has ended.
+    /// has ended, or has closed what it inherited.
     ///
     /// # Errors
     ///

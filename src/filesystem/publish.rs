@@ -7,7 +7,10 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(target_os = "linux")]
+use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, OFlags};
 use rustix::io::Errno;
 
@@ -20,15 +23,20 @@ use crate::Result;
 #[must_use = "a staged file is discarded when it is dropped"]
 pub(super) struct Staged<'a> {
     layout: &'a Layout,
-    /// Its name in the private directory. Empty once it has another.
+    /// Its name in the private directory. Empty once there is nothing to discard.
     name: String,
+    durability: Durability,
 }
 
-/// Between the owner's name and the random part of a staged file's name.
+/// Between the owner's name and the number in a staged file's name.
 const SEPARATOR: char = '.';
 
+/// Numbers the staged files of this process. The owner's name before it is this process's alone; a
+/// forked child goes on counting, but has an owner of its own.
+static NUMBER: AtomicU64 = AtomicU64::new(0);
+
 impl<'a> Staged<'a> {
-    /// Writes `text` to a new file, and to the disk where the store is durable.
+    /// Writes `text` to a new file, and to the disk where that is asked for.
     pub(super) fn new(
         layout: &'a Layout,
         owner: &Owner,
@@ -36,27 +44,49 @@ impl<'a> Staged<'a> {
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        let dir = layout.private_path(TMP);
-        let (mut file, name) = layout::create_unique(layout, TMP, &format!("{}{SEPARATOR}", owner.name))
-            .map_err(|error| context.io("stage a file", &dir, error))?;
-        let path = dir.join(&name);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{TMP}/{}{SEPARATOR}{number:x}", owner.name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let mut file = layout::open_unseen(&layout.private, &name, flags, layout.mode())
+            .map_err(|refusal| context.refused(refusal, "stage a file", layout.private_path(TMP)))?;
         // From here on it is discarded if anything fails.
-        let staged = Self { layout, name: format!("{TMP}/{name}") };
-        file.write_all(text).map_err(|error| context.io("write the staged file", &path, error))?;
+        let staged = Self { layout, name, durability };
+        let failed = |action, error| context.io(action, &layout.private_path(&staged.name), error);
+        file.write_all(text).map_err(|error| failed("write the staged file", error))?;
         if durability == Durability::Full {
             // Once only. After a failed sync the kernel may call the same pages clean.
-            file.sync_data().map_err(|error| context.io("sync the staged file", &path, error))?;
+            file.sync_data().map_err(|error| failed("sync the staged file", error))?;
         }
         Ok(staged)
     }
 
-    /// Renames the file to `name` in the store's directory, over whatever has that name.
+    /// Gives the file its name in the store's directory, in the place of whatever has that name.
     pub(super) fn publish(mut self, name: &str, context: Context<'_>) -> Result<()> {
         let layout = self.layout;
+        if self.durability == Durability::Relaxed && self.exchange(name) {
+            // Now the staged name is the old file's, which goes with it.
+            return Ok(());
+        }
         rustix::fs::renameat(&layout.private, &*self.name, &layout.dir, name)
             .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))?;
         self.name.clear();
         Ok(())
+    }
+
+    /// Swaps the file with a regular one of this name, in one step; `false` if there is none, or if
+    /// the file system cannot do that. Where nothing has to last this is the cheaper way: to rename
+    /// over a file makes ext4 write the new one to the disk at once.
+    #[cfg(target_os = "linux")]
+    fn exchange(&self, name: &str) -> bool {
+        let (from, to) = (&self.layout.private, &self.layout.dir);
+        let exchange = || rustix::fs::renameat_with(from, &*self.name, to, name, RenameFlags::EXCHANGE);
+        matches!(layout::look(to, name), Ok(Some(stat)) if layout::irregular(&stat).is_none())
+            && exchange().is_ok()
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn exchange(&self, _name: &str) -> bool {
+        false
     }
 
     /// Links the file to `name` in the private directory; `false` if that name is taken.
@@ -90,9 +120,9 @@ pub(super) fn owner_of_staged(name: &str) -> Option<&str> {
 pub(super) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<()> {
     let path = || layout.root().join(name);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let mut opened = layout::open(&layout.dir, name, flags, layout.mode())
+    let mut file = layout::open_unseen(&layout.dir, name, flags, layout.mode())
         .map_err(|refusal| context.refused(refusal, "create", path()))?;
-    opened.file.write_all(text).map_err(|error| {
+    file.write_all(text).map_err(|error| {
         // Nobody may find half a lock. If this fails as well, what stays is empty or unsound.
         let _ = rustix::fs::unlinkat(&layout.dir, name, AtFlags::empty());
         context.io("write", &path(), error)

@@ -7,6 +7,8 @@
 #![cfg(target_os = "linux")]
 
 mod bad_input;
+#[cfg(feature = "cli")]
+mod cli;
 mod conformance;
 mod crash;
 mod deaths;

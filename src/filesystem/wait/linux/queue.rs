@@ -30,16 +30,15 @@ use crate::{Key, Result};
 /// How long the one who is called may take to come before others go first.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// Nobody's.
+/// Nobody's, or being filled in. Who is killed just then leaves a slot that is never used again, one
+/// of 256.
 const FREE: u32 = 0;
-/// Being filled in. Who is killed just then leaves a place that is never used again, one of 256.
-const TAKEN: u32 = 1;
 /// Asleep, or about to be.
-const WAITING: u32 = 2;
+const WAITING: u32 = 1;
 /// It is its turn.
-const CALLED: u32 = 3;
+const CALLED: u32 = 2;
 /// It was called and did not come.
-const PASSED: u32 = 4;
+const PASSED: u32 = 3;
 
 /// The sleepers of a store, known to all its processes.
 #[derive(Debug)]
@@ -129,8 +128,7 @@ impl Events {
     ) -> Result<Option<Place>> {
         let here = Owner::here(layout, context)?;
         let Some(table) = self.shared.to_change() else { return Ok(None) };
-        let free = |slot: &Slot| slot.state.compare_exchange(FREE, TAKEN, AcqRel, Relaxed).is_ok();
-        let Some(at) = table.slots.iter().position(free) else { return Ok(None) };
+        let Some(at) = take_slot(table) else { return Ok(None) };
         let slot = &table.slots[at];
         slot.key.store(key.crc32(), Relaxed);
         slot.set_owner(&here.name);
@@ -206,7 +204,8 @@ impl Drop for Place {
         if let Some(table) = self.events.shared.to_change() {
             let slot = &table.slots[self.slot];
             let key = slot.key.load(Relaxed);
-            slot.state.store(FREE, Release);
+            let state = slot.state.load(Relaxed);
+            give_back_slot(table, self.slot, state);
             if !self.served {
                 // Perhaps it was this one's turn.
                 pass_on(table, key);
@@ -229,14 +228,40 @@ fn first(table: &Table, key: u32, layout: &Layout) -> Option<usize> {
         if !dead {
             return Some(at);
         }
-        let _ = slot.state.compare_exchange(state, FREE, AcqRel, Relaxed);
+        give_back_slot(table, at, state);
     }
 }
 
 fn first_of(table: &Table, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
-    (0..table.slots.len())
+    taken_slots(table)
         .filter(|&at| wanted(&table.slots[at]))
         .min_by_key(|&at| table.slots[at].ticket.load(Relaxed))
+}
+
+fn taken_slots(table: &Table) -> impl Iterator<Item = usize> {
+    table.taken.0.iter().enumerate().flat_map(|(index, word)| {
+        let mut bits = word.load(Acquire);
+        std::iter::from_fn(move || {
+            let bit = bits.trailing_zeros();
+            bits &= bits.wrapping_sub(1);
+            (bit < u64::BITS).then_some(index * 64 + bit as usize)
+        })
+    })
+}
+
+fn take_slot(table: &Table) -> Option<usize> {
+    table.taken.0.iter().enumerate().find_map(|(index, word)| {
+        let lowest_zero = |bits: u64| (bits != u64::MAX).then(|| bits | bits.wrapping_add(1));
+        let before = word.fetch_update(AcqRel, Relaxed, lowest_zero).ok()?;
+        Some(index * 64 + before.trailing_ones() as usize)
+    })
+}
+
+/// Gives back a slot that is in this state; another may have done so in the meantime.
+fn give_back_slot(table: &Table, at: usize, state: u32) {
+    if state != FREE && table.slots[at].state.compare_exchange(state, FREE, AcqRel, Relaxed).is_ok() {
+        table.taken.0[at / 64].fetch_and(!(1 << (at % 64)), AcqRel);
+    }
 }
 
 fn call_first(table: &Table, key: u32, layout: &Layout) {

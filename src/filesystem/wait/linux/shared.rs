@@ -1,4 +1,4 @@
-//! The mapped file: 256 counters and 256 places, all of them atomic words. The one place with
+//! The mapped file: 256 counters and 256 slots, all of them atomic words. The one place with
 //! `unsafe` code.
 
 use std::os::unix::fs::FileExt;
@@ -41,10 +41,15 @@ pub(super) struct Slot {
 
 pub(super) const OWNER_WORDS: usize = 4;
 
+/// Which slots are taken, a bit each: to find that nobody waits takes a look at four words.
+#[repr(C, align(64))]
+pub(super) struct Taken(pub(super) [AtomicU64; 4]);
+
 #[repr(C)]
 pub(super) struct Table {
     pub(super) counters: [Counter; 256],
     pub(super) slots: [Slot; 256],
+    pub(super) taken: Taken,
 }
 
 const SIZE: usize = size_of::<Table>();
@@ -144,7 +149,7 @@ mod tests {
     #[test]
     fn the_table_is_laid_out_for_ever() {
         // Processes of different versions map the same file.
-        assert_eq!((size_of::<Counter>(), size_of::<Slot>(), SIZE), (64, 64, 32 * 1024));
+        assert_eq!((size_of::<Counter>(), size_of::<Slot>(), SIZE), (64, 64, 32 * 1024 + 64));
         assert_eq!(std::mem::offset_of!(Slot, owner), 24);
     }
 }

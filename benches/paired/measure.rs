@@ -1,0 +1,134 @@
+//! Two things measured turn by turn, so that whatever else the machine does falls on both.
+//!
+//! A benchmark harness that measures one thing after the other compares two different minutes. Here
+//! each pair of runs gives a ratio of its own, and the median of those ratios is the result.
+
+use std::env;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use crate::place::Pace;
+
+/// What is compared, and how often.
+pub(crate) struct Plan {
+    pub(crate) operation: &'static str,
+    pub(crate) floor: &'static str,
+    /// The ratio to reach, where one is set.
+    pub(crate) target: Option<f64>,
+    /// Pairs in a full run.
+    pub(crate) pairs: usize,
+}
+
+/// What came of it.
+struct Row {
+    plan: Plan,
+    operation: Duration,
+    floor: Duration,
+    /// The quartiles of the paired ratios; the middle one is the result.
+    ratios: [f64; 3],
+    pairs: usize,
+}
+
+/// All comparisons of one run. `Display` makes a Markdown table of them.
+pub(crate) struct Table {
+    pace: Pace,
+    filter: Option<String>,
+    rows: Vec<Row>,
+}
+
+/// Pairs of a quick run: enough to take each order of the two once.
+const QUICK_PAIRS: usize = 2;
+
+impl Table {
+    /// An empty table. The first argument that is no flag picks comparisons by a part of their name.
+    pub(crate) fn from_args() -> Self {
+        let filter = env::args().skip(1).find(|arg| !arg.starts_with('-'));
+        Self { pace: Pace::from_args(), filter, rows: Vec::new() }
+    }
+
+    pub(crate) fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// How many pairs the plan comes to, those included by which caches are warmed.
+    pub(crate) fn runs(&self, plan: &Plan) -> usize {
+        let pairs = self.pace.pick(plan.pairs, QUICK_PAIRS);
+        pairs + pairs / 10
+    }
+
+    /// Runs both sides of a plan, turn by turn. Each is told which run it is.
+    pub(crate) fn compare(
+        &mut self,
+        plan: Plan,
+        mut operation: impl FnMut(usize),
+        mut floor: impl FnMut(usize),
+    ) {
+        if self.filter.as_ref().is_some_and(|filter| !plan.operation.contains(filter.as_str())) {
+            return;
+        }
+        let runs = self.runs(&plan);
+        let mut times = Vec::with_capacity(runs);
+        for run in 0..runs {
+            // In turns also with who is first: the second may profit from the first, or pay for it.
+            let (of_operation, of_floor) = if run % 2 == 0 {
+                let first = time(|| operation(run));
+                (first, time(|| floor(run)))
+            } else {
+                let first = time(|| floor(run));
+                (time(|| operation(run)), first)
+            };
+            times.push((of_operation, of_floor));
+        }
+        let warm = times.split_off(runs - self.pace.pick(plan.pairs, QUICK_PAIRS));
+        let ratio = |(operation, floor): &(Duration, Duration)| operation.as_secs_f64() / floor.as_secs_f64();
+        self.rows.push(Row {
+            operation: quantile(warm.iter().map(|pair| pair.0), 0.5),
+            floor: quantile(warm.iter().map(|pair| pair.1), 0.5),
+            ratios: [0.25, 0.5, 0.75].map(|part| quantile(warm.iter().map(ratio), part)),
+            pairs: warm.len(),
+            plan,
+        });
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| operation | median | floor | median | ratio | quartiles | target | pairs |")?;
+        writeln!(f, "| --- | --: | --- | --: | --: | --: | --: | --: |")?;
+        for Row { plan, operation, floor, ratios: [low, middle, high], pairs } in &self.rows {
+            let target = plan.target.map_or_else(|| "-".to_owned(), |target| format!("{target:.2}"));
+            writeln!(
+                f,
+                "| {} | {} | {} | {} | **{middle:.2}** | {low:.2}–{high:.2} | {target} | {pairs} |",
+                plan.operation,
+                micros(*operation),
+                plan.floor,
+                micros(*floor),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn time(run: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    run();
+    start.elapsed()
+}
+
+fn quantile<T: PartialOrd + Copy>(values: impl Iterator<Item = T>, part: f64) -> T {
+    let mut sorted: Vec<T> = values.collect();
+    sorted.sort_by(|a, b| a.partial_cmp(b).expect("measured values can be ordered"));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "a place in a short list"
+    )]
+    let at = ((sorted.len() - 1) as f64 * part).round() as usize;
+    sorted[at]
+}
+
+fn micros(time: Duration) -> String {
+    format!("{:.1} µs", time.as_secs_f64() * 1e6)
+}

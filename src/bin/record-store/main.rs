@@ -1,0 +1,32 @@
+//! The command line `record-store`: records and their locks for shell scripts.
+
+mod args;
+mod command;
+mod failure;
+mod list;
+mod output;
+mod records;
+mod run;
+mod signals;
+mod value;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Task};
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
+        Task::Run(args) => run::run(args),
+        Task::Get(args) => records::get(&args),
+        Task::Put(args) => records::put(&args),
+        Task::Rm(args) => records::rm(&args),
+        Task::Ls(args) => list::keys(&args),
+        Task::Locks(args) => list::locks(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,55 @@
+//! `get`, `put` and `rm`: one record, without a command.
+
+use std::io;
+
+use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, OpenMode, RecordStoreExt};
+
+use crate::args::{Change, GetArgs, PutArgs, RmArgs, Store};
+use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
+use crate::value::{Form, Value, read_to_end};
+
+pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
+    let key = &args.record.key;
+    let store = open_to_read(&args.record.store)?;
+    match Value::read(Form::of(args.text), &store, key, args.wait)? {
+        Some(value) => value.print(),
+        None => {
+            Err(Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display())))
+        }
+    }
+}
+
+pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
+    // Before a store is made: bad input leaves nothing behind.
+    let input = read_to_end(io::stdin().lock()).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => Failure::new(BAD_DATA, format!("standard input: {error}")),
+        _ => Failure::io("cannot read standard input", &error),
+    })?;
+    let value = Value::parse(Form::of(args.text), input, "standard input")?;
+    let store = open_to_change(&args.record.store, &args.change, OpenMode::Create)?;
+    value.write(&store, &args.record.key)?;
+    Ok(())
+}
+
+pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
+    let key = &args.record.key;
+    let store = open_to_change(&args.record.store, &args.change, OpenMode::Existing)?;
+    if store.remove(key)? {
+        return Ok(());
+    }
+    Err(Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display())))
+}
+
+/// Opens a store without changing anything in it.
+pub(crate) fn open_to_read(store: &Store) -> record_store::Result<FileSystemRecordStore> {
+    FileSystemOptions::new().mode(OpenMode::ReadOnly).open(&store.dir)
+}
+
+pub(crate) fn open_to_change(
+    store: &Store,
+    change: &Change,
+    mode: OpenMode,
+) -> record_store::Result<FileSystemRecordStore> {
+    let durability = if change.relaxed { Durability::Relaxed } else { Durability::Full };
+    FileSystemOptions::new().mode(mode).durability(durability).open(&store.dir)
+}

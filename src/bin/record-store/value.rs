@@ -1,0 +1,115 @@
+//! A result in one of the two forms in which shells speak of it: JSON, or plain text.
+
+use std::io::{self, Read};
+use std::time::Duration;
+
+use record_store::{Claim, FileSystemRecordStore, Json, Key, LockGuard, RecordStore, RecordStoreExt};
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// How a result goes in and comes out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Json,
+    /// A JSON string in the store, its bare text outside.
+    Text,
+}
+
+impl Form {
+    pub(crate) fn of(text: bool) -> Self {
+        if text { Form::Text } else { Form::Json }
+    }
+}
+
+/// A result.
+#[derive(Debug)]
+pub(crate) enum Value {
+    Json(Json),
+    Text(String),
+}
+
+/// The largest input that is taken: the limit of the store itself.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Reads to the end, but not more than a record can hold.
+pub(crate) fn read_to_end(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if read as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "over 1 GiB"));
+    }
+    Ok(bytes)
+}
+
+impl Value {
+    /// A result from outside. `what` names it in errors.
+    pub(crate) fn parse(form: Form, bytes: Vec<u8>, what: &str) -> Result<Self, Failure> {
+        match form {
+            Form::Json => serde_json::from_slice(&bytes)
+                .map(Value::Json)
+                .map_err(|error| Failure::bad_data(&format!("{what} is not one JSON value"), &error)),
+            Form::Text => String::from_utf8(bytes)
+                .map(Value::Text)
+                .map_err(|error| Failure::bad_data(&format!("{what} is not UTF-8 text"), &error)),
+        }
+    }
+
+    /// A result from the store, after a wait for another's lock. `None`: there is no record.
+    pub(crate) fn read(
+        form: Form,
+        store: &FileSystemRecordStore,
+        key: &Key,
+        timeout: Option<Duration>,
+    ) -> Result<Option<Self>, record_store::Error> {
+        let json = store.read_json(key, &Claim::current(), timeout)?;
+        json.map(|json| Self::stored(form, key, json)).transpose()
+    }
+
+    /// A result from the store, by the holder of its lock.
+    pub(crate) fn read_locked(
+        form: Form,
+        guard: &LockGuard<'_, FileSystemRecordStore>,
+    ) -> Result<Option<Self>, record_store::Error> {
+        let record = guard.read::<Json>()?;
+        record.map(|record| Self::stored(form, guard.key(), record.result)).transpose()
+    }
+
+    fn stored(form: Form, key: &Key, json: Json) -> Result<Self, record_store::Error> {
+        match form {
+            Form::Json => Ok(Value::Json(json)),
+            Form::Text => serde_json::from_str(json.get()).map(Value::Text).map_err(|source| {
+                record_store::Error::Decode { operation: "read", key: key.clone(), source }
+            }),
+        }
+    }
+
+    /// Stores it under a lock.
+    pub(crate) fn write_locked(
+        &self,
+        guard: &LockGuard<'_, FileSystemRecordStore>,
+    ) -> Result<(), record_store::Error> {
+        match self {
+            Value::Json(json) => guard.write(json),
+            Value::Text(text) => guard.write(text),
+        }
+    }
+
+    /// Stores it without a lock, unless another has it.
+    pub(crate) fn write(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), record_store::Error> {
+        match self {
+            Value::Json(json) => store.write(key, json),
+            Value::Text(text) => store.write(key, text),
+        }
+    }
+
+    /// Prints it: JSON as a line, text to the byte.
+    pub(crate) fn print(&self) -> Result<(), Failure> {
+        let mut out = Output::open();
+        match self {
+            Value::Json(json) => out.line(json.get())?,
+            Value::Text(text) => out.write(text.as_bytes())?,
+        }
+        out.finish()
+    }
+}

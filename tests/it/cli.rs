@@ -1,0 +1,170 @@
+//! The command line `record-store`, driven as shells drive it: real processes, real signals.
+
+mod ending;
+mod killed;
+mod listing;
+mod records;
+mod run;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use record_store::FileSystemRecordStore;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a test waits for what must happen. Only a broken program takes so long.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A directory with a store, and with the files by which a test and its commands speak.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    fn open(&self) -> FileSystemRecordStore {
+        FileSystemRecordStore::open(self.store()).unwrap()
+    }
+
+    /// `record-store TASK STORE ARGUMENTS…`, in the scratch directory.
+    fn cli(&self, task: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
+        command.arg(task).arg(self.store()).args(arguments).current_dir(self.0.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// `record-store run STORE ARGUMENTS… -- sh -c SCRIPT`.
+    fn run(&self, arguments: &[&str], script: &str) -> Command {
+        let mut command = self.cli("run", arguments);
+        command.args(["--", "sh", "-c", script]);
+        command
+    }
+
+    /// Shell code that waits until the test makes the file `name`, or is over.
+    fn gate(&self, name: &str) -> String {
+        let dir = self.0.path().display();
+        format!("while [ -d '{dir}' ] && [ ! -e '{dir}/{name}' ]; do sleep 0.01; done;")
+    }
+
+    fn touch(&self, name: &str) {
+        fs::write(self.path(name), "").unwrap();
+    }
+
+    fn wait_for_file(&self, name: &str) {
+        wait_for(name, || self.path(name).exists());
+    }
+
+    /// The owner files: one for each process that has opened the store to change it, until an
+    /// opening finds that process dead.
+    fn owners(&self) -> Vec<String> {
+        let Ok(owners) = fs::read_dir(self.store().join(".store/owners")) else { return vec![] };
+        owners.map(|owner| owner.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Waits until a `run` has found no stored result, and has opened the store to make one.
+    fn wait_in_line(&self, run: &mut Background) {
+        let its_own = format!("{}-", run.child().id());
+        wait_for("run to be in line", || self.owners().iter().any(|owner| owner.starts_with(&its_own)));
+        assert!(run.is_running());
+    }
+
+    /// How often the scripts of a test appended a line to the file `runs`.
+    fn runs(&self) -> usize {
+        fs::read_to_string(self.path("runs")).unwrap_or_default().lines().count()
+    }
+}
+
+/// A process in the background, which does not outlive its test.
+struct Background(Option<Child>);
+
+impl Background {
+    fn start(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(self.child()), signal).unwrap();
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child().try_wait().unwrap().is_none()
+    }
+
+    /// Waits until the process is gone, and everyone who shares its standard output and error.
+    fn output(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // Gently, so that it takes its command along.
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a command with this standard input.
+fn feed(command: &mut Command, input: &[u8]) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+}
+
+#[track_caller]
+fn assert_prints(output: &Output, text: &str) {
+    assert_code(output, 0);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), text);
+}
+
+/// The command fails with this code and one line on standard error, which it returns.
+#[track_caller]
+fn assert_fails(output: &Output, code: i32) -> String {
+    assert_code(output, code);
+    assert_eq!(output.stdout, b"", "{output:?}");
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(said.starts_with("record-store: ") && said.lines().count() == 1, "{said}");
+    said
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

@@ -1,0 +1,57 @@
+//! After `kill -9` of `run` its command is alone, but not without protection.
+
+use std::os::unix::process::ExitStatusExt;
+
+use super::*;
+
+/// Kills the runner of `script`, which has made the file `begun`; sees that the key stays locked
+/// until the file `go` lets the script end, and that a waiter then gets the key.
+fn kill_the_runner_of(scratch: &Scratch, script: &str) {
+    // Nobody's output but the runner's, for the command outlives it.
+    let mut runner = scratch.run(&["k"], script).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    scratch.wait_for_file("begun");
+    runner.kill().unwrap();
+    runner.wait().unwrap();
+
+    assert_fails(&output(&mut scratch.run(&["k", "--wait", "300ms"], "echo x >> runs; echo 0")), 75);
+    let locks = output(&mut scratch.cli("locks", &["--json"]));
+    let lock: serde_json::Value = serde_json::from_slice(&locks.stdout).unwrap();
+    assert_eq!((&lock["state"], &lock["owner_alive"]), (&"held".into(), &true.into()));
+
+    let script = "[ -e over ] && echo x >> runs && echo 1";
+    let mut waiter = Background::start(&mut scratch.run(&["k", "--wait", "50s"], script));
+    scratch.wait_in_line(&mut waiter);
+    scratch.touch("go");
+    let start = Instant::now();
+    // Its script sees to it that the first command was over.
+    assert_prints(&waiter.output(), "1\n");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert_eq!(scratch.runs(), 1);
+}
+
+#[test]
+fn the_key_stays_locked_while_the_command_lives() {
+    let scratch = Scratch::new();
+    let script = format!("echo x > begun; {} echo x > over", scratch.gate("go"));
+    kill_the_runner_of(&scratch, &script);
+}
+
+#[test]
+fn the_key_stays_locked_while_a_grandchild_lives() {
+    let scratch = Scratch::new();
+    // The command ends as soon as its runner is killed. The grandchild keeps none of its standard
+    // streams; only by what it inherited beside them is it known.
+    let grandchild = format!("({} echo x > over) < /dev/null > /dev/null 2>&1", scratch.gate("go"));
+    let orphaned = "while kill -0 $PPID 2> /dev/null; do sleep 0.01; done";
+    let script = format!("{grandchild} & echo x > begun; {orphaned}; echo x > orphaned");
+    kill_the_runner_of(&scratch, &script);
+    assert!(is_there(&scratch.path("orphaned")));
+}
+
+#[test]
+fn the_key_is_free_when_the_command_died_with_its_runner() {
+    let scratch = Scratch::new();
+    let killed = output(&mut scratch.run(&["k"], "kill -9 $PPID"));
+    assert_eq!(killed.status.signal(), Some(9));
+    assert_prints(&output(&mut scratch.run(&["k", "--wait", "50s"], "echo 1")), "1\n");
+}

@@ -1,0 +1,124 @@
+//! `get`, `put` and `rm`, and how errors are told.
+
+use std::os::unix::ffi::OsStringExt;
+
+use record_store::{Holder, LockOptions, RecordStoreExt};
+
+use super::*;
+
+#[test]
+fn what_is_put_can_be_got_and_removed() {
+    let scratch = Scratch::new();
+    assert_prints(&feed(&mut scratch.cli("put", &["a/b", "--relaxed"]), b" {\"n\": 1.0}\n"), "");
+    assert_prints(&output(&mut scratch.cli("get", &["a/b"])), "{\"n\": 1.0}\n");
+    let record = scratch.open().read::<serde_json::Value>("a/b").unwrap().unwrap();
+    assert_eq!(record.result["n"], 1.0);
+    assert_prints(&feed(&mut scratch.cli("put", &["t", "--text"]), b"line\n"), "");
+    assert_prints(&output(&mut scratch.cli("get", &["t", "--text"])), "line\n");
+
+    assert_prints(&output(&mut scratch.cli("rm", &["a/b"])), "");
+    for task in ["rm", "get"] {
+        let said = assert_fails(&output(&mut scratch.cli(task, &["a/b"])), 1);
+        assert!(said.contains("a/b"), "{said}");
+    }
+}
+
+#[test]
+fn bad_input_is_not_stored() {
+    let scratch = Scratch::new();
+    assert_fails(&feed(&mut scratch.cli("put", &["k"]), b"{} {}"), 65);
+    assert_fails(&feed(&mut scratch.cli("put", &["k", "--text"]), b"\xff"), 65);
+    assert!(!is_there(&scratch.store()));
+}
+
+#[test]
+fn only_put_and_run_make_a_store() {
+    let scratch = Scratch::new();
+    for (task, arguments) in [("get", &["k"][..]), ("rm", &["k"]), ("ls", &[]), ("locks", &[])] {
+        assert_fails(&output(&mut scratch.cli(task, arguments)), 1);
+        assert!(!is_there(&scratch.store()), "{task}");
+    }
+    // A directory that is no store.
+    fs::create_dir(scratch.store()).unwrap();
+    assert_fails(&output(&mut scratch.cli("get", &["k"])), 1);
+    assert!(!is_there(&scratch.store().join(".store")));
+}
+
+#[test]
+fn a_locked_record_is_waited_for_but_not_changed() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let guard = store.lock("k", LockOptions::new().holder(Holder::named("night job").unwrap())).unwrap();
+    for refused in [feed(&mut scratch.cli("put", &["k"]), b"1"), output(&mut scratch.cli("rm", &["k"]))] {
+        let said = assert_fails(&refused, 75);
+        assert!(said.contains("night job"), "{said}");
+    }
+    assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "10ms"])), 75);
+    let mut waiter = Background::start(&mut scratch.cli("get", &["k"]));
+    guard.write("done").unwrap();
+    assert!(waiter.is_running());
+    guard.release().unwrap();
+    assert_prints(&waiter.output(), "\"done\"\n");
+}
+
+#[test]
+fn a_corrupt_record_is_told_with_its_cause() {
+    let scratch = Scratch::new();
+    scratch.open();
+    fs::write(scratch.store().join("k.json"), "{\"key\":").unwrap();
+    for mut command in [scratch.cli("get", &["k"]), scratch.run(&["k"], "echo 1")] {
+        let said = assert_fails(&output(&mut command), 65);
+        assert!(said.contains("corrupt record") && said.contains("k.json"), "{said}");
+        // The parser's word, which is the cause, comes last.
+        assert!(said.trim_end().ends_with("column 7"), "{said}");
+    }
+    assert_prints(&output(&mut scratch.run(&["k", "--refresh"], "echo 1")), "1\n");
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let scratch = Scratch::new();
+    assert_prints(&output(&mut scratch.run(&["k"], "echo 1")), "1\n");
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    for (task, arguments) in [("get", &["k"][..]), ("ls", &[])] {
+        let printed = output(scratch.cli(task, arguments).stdout(full()));
+        assert!(assert_fails(&printed, 74).contains("standard output"));
+    }
+    // Not to be able to say so does not change the exit code.
+    assert_code(&output(scratch.cli("get", &["none"]).stderr(full())), 1);
+}
+
+#[test]
+fn wrong_usage() {
+    let scratch = Scratch::new();
+    for mut command in [
+        scratch.cli("get", &[""]),
+        scratch.cli("get", &[]),
+        scratch.cli("get", &["k", "--wait", "soon"]),
+        scratch.cli("run", &["k"]),
+        scratch.cli("run", &["k", "--"]),
+        scratch.cli("grab", &[]),
+    ] {
+        assert_code(&output(&mut command), 2);
+    }
+    let not_utf8 = std::ffi::OsString::from_vec(b"a\xff".into());
+    assert_code(&output(scratch.cli("get", &[]).arg(not_utf8)), 2);
+    assert!(!is_there(&scratch.store()));
+}
+
+#[test]
+fn every_task_has_help_with_examples() {
+    let help = |arguments: &[&str]| {
+        let printed = output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(arguments).arg("--help"));
+        assert_code(&printed, 0);
+        String::from_utf8(printed.stdout).unwrap()
+    };
+    for task in ["run", "get", "put", "rm", "ls", "locks"] {
+        assert!(help(&[task]).contains("Examples:\n"), "{task}");
+        assert!(help(&[]).contains(&format!("\n  {task} ")), "{task}");
+    }
+    for text in [help(&[]), help(&["run"])] {
+        assert!(text.contains("Exit codes:") && text.contains("128+n"), "{text}");
+    }
+}

@@ -1,0 +1,219 @@
+//! `run`: once per key, over all processes.
+
+use super::*;
+
+#[test]
+fn of_many_at_once_one_runs_and_all_print_the_same() {
+    let scratch = Scratch::new();
+    let script = format!("echo x >> runs; {} echo '{{\"by\": '$$'}}'", scratch.gate("go"));
+    let mut runs: Vec<_> = (0..8).map(|_| Background::start(&mut scratch.run(&["k"], &script))).collect();
+    scratch.wait_for_file("runs");
+    for run in &mut runs {
+        scratch.wait_in_line(run);
+    }
+    scratch.touch("go");
+    let outputs: Vec<_> = runs.into_iter().map(Background::output).collect();
+    let first = String::from_utf8(outputs[0].stdout.clone()).unwrap();
+    assert!(first.starts_with("{\"by\": "), "{first}");
+    for output in &outputs {
+        assert_prints(output, &first);
+    }
+    assert_eq!(scratch.runs(), 1);
+    assert!(!is_there(&scratch.store().join("k.lock")));
+
+    // Who comes later prints at once.
+    assert_prints(&output(&mut scratch.run(&["k", "--wait", "0"], "echo x >> runs")), &first);
+    assert_eq!(scratch.runs(), 1);
+}
+
+#[test]
+fn a_fast_command_runs_only_once_too() {
+    let scratch = Scratch::new();
+    // Some find the key free, but only after another has been there.
+    let runs: Vec<_> = (0..100)
+        .map(|number| {
+            let key = format!("{}", number / 10);
+            let script = format!("echo x >> runs; echo {key}");
+            (key.clone(), Background::start(&mut scratch.run(&[&key, "--relaxed"], &script)))
+        })
+        .collect();
+    for (key, run) in runs {
+        assert_prints(&run.output(), &format!("{key}\n"));
+    }
+    assert_eq!(scratch.runs(), 10);
+}
+
+#[test]
+fn a_stored_result_is_printed_without_a_trace_in_the_store() {
+    let scratch = Scratch::new();
+    assert_prints(&output(&mut scratch.run(&["k"], "echo 7")), "7\n");
+    let before = scratch.owners();
+    assert_eq!(before.len(), 1);
+    assert_prints(&output(&mut scratch.run(&["k"], "false")), "7\n");
+    // An opening for changes would have swept the dead owner away, and left one of its own.
+    assert_eq!(scratch.owners(), before);
+}
+
+#[test]
+fn a_failed_command_stores_nothing_and_passes_its_exit_code_on() {
+    let scratch = Scratch::new();
+    let failed = output(&mut scratch.run(&["k"], "echo half; echo why >&2; exit 7"));
+    assert_code(&failed, 7);
+    assert_eq!(failed.stdout, b"");
+    assert_eq!(String::from_utf8_lossy(&failed.stderr), "why\nhalf\n");
+    assert_fails(&output(&mut scratch.cli("get", &["k"])), 1);
+    assert_code(&output(&mut scratch.run(&["k"], "kill -9 $$")), 128 + 9);
+    assert_prints(&output(&mut scratch.run(&["k", "--wait", "0"], "echo 1")), "1\n");
+}
+
+#[test]
+fn who_waits_for_a_command_that_fails_runs_its_own() {
+    let scratch = Scratch::new();
+    let first = Background::start(
+        &mut scratch.run(&["k"], &format!("echo x > begun; {} exit 3", scratch.gate("go"))),
+    );
+    scratch.wait_for_file("begun");
+    let mut waiters: Vec<_> =
+        (0..3).map(|_| Background::start(&mut scratch.run(&["k"], "echo x >> runs; echo 2"))).collect();
+    for waiter in &mut waiters {
+        scratch.wait_in_line(waiter);
+    }
+    scratch.touch("go");
+    assert_code(&first.output(), 3);
+    for waiter in waiters {
+        assert_prints(&waiter.output(), "2\n");
+    }
+    assert_eq!(scratch.runs(), 1);
+}
+
+#[test]
+fn who_may_not_wait_longer_says_who_has_the_lock() {
+    let scratch = Scratch::new();
+    let script = format!("echo x > begun; {} echo 1", scratch.gate("go"));
+    let mut holder = Background::start(&mut scratch.run(&["k"], &script));
+    scratch.wait_for_file("begun");
+    let pid = holder.child().id().to_string();
+    for arguments in
+        [&["k", "--wait", "0"][..], &["k", "--wait", "20ms"], &["k", "--wait", "20ms", "--refresh"]]
+    {
+        let start = Instant::now();
+        let said = assert_fails(&output(&mut scratch.run(arguments, "echo x >> runs")), 75);
+        assert!(said.contains(&pid), "{said}");
+        if arguments.contains(&"20ms") {
+            assert!(start.elapsed() >= Duration::from_millis(20));
+            // It says how long it has waited in all: no matter of microseconds.
+            assert!(said.contains(" after ") && !said.contains("µs"), "{said}");
+        }
+    }
+    assert_eq!(scratch.runs(), 0);
+    scratch.touch("go");
+    assert_prints(&holder.output(), "1\n");
+}
+
+#[test]
+fn refresh_runs_although_a_result_is_stored() {
+    let scratch = Scratch::new();
+    assert_prints(&output(&mut scratch.run(&["k"], "echo 1")), "1\n");
+    assert_prints(&output(&mut scratch.run(&["k", "--refresh"], "echo 2")), "2\n");
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "2\n");
+    // A refresh that fails takes nothing away.
+    assert_code(&output(&mut scratch.run(&["k", "--refresh"], "exit 1")), 1);
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "2\n");
+}
+
+#[test]
+fn json_is_kept_to_the_byte_and_nothing_else_is_taken() {
+    let scratch = Scratch::new();
+    let json = "{ \"a\" : [1.50, 123456789012345678901234567890, \"\\u00e9\"] }";
+    assert_prints(
+        &output(&mut scratch.run(&["k"], &format!("printf '\\n  %s \\n' '{json}'"))),
+        &format!("{json}\n"),
+    );
+    for script in ["true", "echo no", "echo 1 2", "echo '{\"a\":'", "printf '\"\\377\"'"] {
+        let said = assert_fails(&output(&mut scratch.run(&["other"], script)), 65);
+        assert!(said.contains("not one JSON value"), "{said}");
+    }
+    assert_fails(&output(&mut scratch.cli("get", &["other"])), 1);
+}
+
+#[test]
+fn text_is_kept_to_the_byte() {
+    let scratch = Scratch::new();
+    let text = "two \"lines\"\n of text\n";
+    for script in ["printf 'two \"lines\"\\n of text\\n'", "false"] {
+        assert_prints(&output(&mut scratch.run(&["k", "--text"], script)), text);
+    }
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "\"two \\\"lines\\\"\\n of text\\n\"\n");
+    assert_prints(&output(&mut scratch.cli("get", &["k", "--text"])), text);
+    assert_prints(&output(&mut scratch.run(&["empty", "--text"], "true")), "");
+    assert_prints(&output(&mut scratch.cli("get", &["empty"])), "\"\"\n");
+
+    let said = assert_fails(&output(&mut scratch.run(&["bad", "--text"], "printf 'a\\377'")), 65);
+    assert!(said.contains("not UTF-8"), "{said}");
+    // What is stored as JSON is not passed off as text.
+    assert_prints(&output(&mut scratch.run(&["n"], "echo 7")), "7\n");
+    assert_fails(&output(&mut scratch.run(&["n", "--text"], "echo 7")), 65);
+}
+
+#[test]
+fn a_command_that_cannot_run_frees_the_key() {
+    let scratch = Scratch::new();
+    let said = assert_fails(&output(scratch.cli("run", &["k"]).args(["--", "./no-such-command"])), 127);
+    assert!(said.contains("no-such-command"), "{said}");
+    scratch.touch("plain-file");
+    assert_fails(&output(scratch.cli("run", &["k"]).args(["--", "./plain-file"])), 126);
+    assert_prints(&output(&mut scratch.run(&["k", "--wait", "0"], "echo 1")), "1\n");
+}
+
+#[test]
+fn a_large_output_does_not_get_stuck() {
+    let scratch = Scratch::new();
+    let script = "echo '['; seq 1 400000 | sed 's/$/,/'; echo '0]'; head -c 1000000 /dev/zero >&2";
+    let printed = output(&mut scratch.run(&["k", "--relaxed"], script));
+    assert_code(&printed, 0);
+    assert_eq!(printed.stderr.len(), 1_000_000);
+    let numbers: Vec<u32> = serde_json::from_slice(&printed.stdout).unwrap();
+    assert_eq!((numbers.len(), numbers[399_999]), (400_001, 400_000));
+    assert_eq!(output(&mut scratch.cli("get", &["k"])).stdout, printed.stdout);
+}
+
+#[test]
+fn the_output_is_complete_when_nobody_has_it_open() {
+    let scratch = Scratch::new();
+    let script = format!("({} echo '2]') & echo '[1,'; echo $$ > begun", scratch.gate("go"));
+    let mut run = Background::start(&mut scratch.run(&["k"], &script));
+    scratch.wait_for_file("begun");
+    assert_fails(&output(&mut scratch.run(&["k", "--wait", "50ms"], "echo 0")), 75);
+    assert!(run.is_running());
+    scratch.touch("go");
+    assert_prints(&run.output(), "[1,\n2]\n");
+}
+
+#[test]
+fn who_closes_its_output_early_is_waited_for() {
+    let scratch = Scratch::new();
+    let script = format!("echo 1; exec >&-; echo x > begun; {} exit 4", scratch.gate("go"));
+    let mut run = Background::start(&mut scratch.run(&["k"], &script));
+    scratch.wait_for_file("begun");
+    assert_fails(&output(&mut scratch.run(&["k", "--wait", "50ms"], "echo 0")), 75);
+    assert!(run.is_running());
+    scratch.touch("go");
+    assert_code(&run.output(), 4);
+}
+
+#[test]
+fn the_command_reads_standard_input() {
+    let scratch = Scratch::new();
+    assert_prints(&feed(&mut scratch.run(&["k"], "cat"), b"[1]"), "[1]\n");
+}
+
+#[test]
+fn a_reader_that_stops_is_no_failure() {
+    let scratch = Scratch::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let printed = output(scratch.run(&["k"], "echo 1").stdout(writer));
+    assert_prints(&printed, "");
+    assert_eq!(printed.stderr, b"");
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+}
