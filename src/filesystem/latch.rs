@@ -5,12 +5,13 @@
 //! unlinked: two processes with two files of one name would both be inside. Each use opens the file
 //! afresh, because a `flock` belongs to the open file and a forked child shares those of its parent.
 //!
-//! The file also holds the counter from which tokens come.
+//! Where the processes share no memory, the file also holds the last token that was given out.
 #![allow(clippy::disallowed_methods, reason = "this is the one place that they are left to")]
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::OFlags;
@@ -120,38 +121,57 @@ impl Latch {
 
     /// The next token: greater than every one before it, `floor` included.
     ///
-    /// The counter is not synced, and its file may be lost. So the wall clock in microseconds
-    /// counts too: no latch hands out a million tokens a second, so the clock is ahead of every
-    /// count that was lost.
+    /// The last one is in memory that the store's processes share, or, where there is none, in the
+    /// latch file. Either may be lost. So the wall clock in microseconds counts too: no latch hands
+    /// out a million tokens a second, so the clock is ahead of every token that was forgotten.
     pub(super) fn next_token(
         &self,
         layout: &Layout,
+        shared: Option<&AtomicU64>,
         floor: LockToken,
         context: Context<'_>,
     ) -> Result<LockToken> {
         let path = || layout.private_path(&self.name);
-        let mut text = [0; 32];
-        let length =
-            self.file.read_at(&mut text, 0).map_err(|error| context.io("read the latch", &path(), error))?;
-        let count = parse_count(&text[..length]);
-        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-        // A clock gone astray must leave some tokens for later.
-        let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN / 2);
-        let next = (count + 1).max(floor.get() + 1).max(clock);
-        if next > MAX_TOKEN {
-            return Err(Error::CorruptStore {
-                operation: context.operation,
-                reason: "no token is left".into(),
-                path: path(),
-                source: None,
-            });
+        let last = match shared {
+            Some(shared) => shared.load(Ordering::Relaxed),
+            None => self.read_count().map_err(|error| context.io("read the latch", &path(), error))?,
+        };
+        let next = token_after(last, floor.get(), SystemTime::now()).ok_or_else(|| Error::CorruptStore {
+            operation: context.operation,
+            reason: "no token is left".into(),
+            path: path(),
+            source: None,
+        })?;
+        match shared {
+            Some(shared) => shared.store(next, Ordering::Relaxed),
+            None => {
+                self.write_count(next).map_err(|error| context.io("write the latch", &path(), error))?;
+            }
         }
-        // One write of fixed length: it replaces the count as a whole.
-        self.file
-            .write_all_at(format!("{next:020}\n").as_bytes(), 0)
-            .map_err(|error| context.io("write the latch", &path(), error))?;
         Ok(LockToken::new(next))
     }
+
+    fn read_count(&self) -> io::Result<u64> {
+        let mut text = [0; 32];
+        let length = self.file.read_at(&mut text, 0)?;
+        Ok(parse_count(&text[..length]))
+    }
+
+    /// One write of fixed length: it replaces the count as a whole.
+    fn write_count(&self, count: u64) -> io::Result<()> {
+        self.file.write_all_at(format!("{count:020}\n").as_bytes(), 0)
+    }
+}
+
+/// The least token that is greater than the last one and `floor`, and no earlier than the clock.
+/// `None` if there is none left. What cannot be a token stands for a forgotten one.
+fn token_after(last: u64, floor: u64, clock: SystemTime) -> Option<u64> {
+    let last = if last <= MAX_TOKEN { last } else { 0 };
+    let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
+    // A clock gone astray must leave some tokens for later.
+    let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN / 2);
+    let next = (last + 1).max(floor.checked_add(1)?).max(clock);
+    (next <= MAX_TOKEN).then_some(next)
 }
 
 impl Drop for Latch {
@@ -164,11 +184,7 @@ impl Drop for Latch {
 
 /// The count in a latch file. What is no count stands for a lost one.
 fn parse_count(text: &[u8]) -> u64 {
-    std::str::from_utf8(text)
-        .ok()
-        .and_then(|text| text.trim_ascii().parse().ok())
-        .filter(|count| *count <= MAX_TOKEN)
-        .unwrap_or(0)
+    std::str::from_utf8(text).ok().and_then(|text| text.trim_ascii().parse().ok()).unwrap_or(0)
 }
 
 /// Takes the exclusive `flock`; `false` if the deadline passed first.
@@ -251,9 +267,22 @@ mod tests {
     #[test]
     fn counts_that_are_none() {
         assert_eq!(parse_count(b"00000000000000000017\n"), 17);
-        for text in ["", "\n", "-1", "x", "18446744073709551615", "9007199254740992"] {
+        for text in ["", "\n", "-1", "x", "18446744073709551616"] {
             assert_eq!(parse_count(text.as_bytes()), 0, "{text:?}");
         }
         assert_eq!(parse_count(&[0xff; 32]), 0);
+    }
+
+    #[test]
+    fn tokens_only_grow() {
+        let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        assert_eq!(token_after(0, 0, at(1_000)), Some(1_000), "also when the last one was forgotten");
+        assert_eq!(token_after(2_000, 0, at(1_000)), Some(2_001), "also when the clock is stepped back");
+        assert_eq!(token_after(0, 3_000, at(1_000)), Some(3_001), "also when only the lock file knows");
+        assert_eq!(token_after(u64::MAX, 0, at(1_000)), Some(1_000), "garbage is no token");
+        assert_eq!(token_after(0, 0, at(MAX_TOKEN * 9)), Some(MAX_TOKEN / 2), "there are some for later");
+        assert_eq!(token_after(MAX_TOKEN - 1, 0, at(0)), Some(MAX_TOKEN));
+        assert_eq!(token_after(MAX_TOKEN, 0, at(0)), None);
+        assert_eq!(token_after(0, u64::MAX, at(0)), None);
     }
 }

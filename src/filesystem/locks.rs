@@ -7,13 +7,13 @@ use super::clock::Reading;
 use super::latch::Latch;
 use super::layout::{self, Context};
 use super::lease::{self, Lease};
-use super::list::Names;
-use super::look::{Judged, Look};
+use super::list::{Entry, Names};
+use super::look::{Judged, Look, patiently};
 use super::open::Durability;
 use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::sidecar::LockFile;
-use super::wait::{Deadline, Manner, Place, Round, Turn};
+use super::wait::{Deadline, Manner, Place, Round, Turn, soon};
 use crate::{Acquired, Claim, Error, Holder, Key, Listing, LockInfo, LockOptions, LockState, Result};
 
 impl FileSystemRecordStore {
@@ -22,9 +22,13 @@ impl FileSystemRecordStore {
         self.writable(context)?;
         let deadline = Deadline::after(options.get_acquire_timeout());
         let hold_timeout = options.get_hold_timeout();
-        self.wait(key, Manner::InLine, deadline, context, |place| {
+        let taken = self.wait(key, Manner::InLine, deadline, context, |place| {
             self.take_round(key, holder, hold_timeout, place, deadline, context)
-        })
+        });
+        if taken.is_err() {
+            self.clear_blank(key, context);
+        }
+        taken
     }
 
     /// One attempt to take the lock. Everything that decides is seen under the latch (I1).
@@ -38,8 +42,10 @@ impl FileSystemRecordStore {
         context: Context<'_>,
     ) -> Result<Round<Acquired>> {
         let claim = Claim::Holder(holder.clone());
-        // A look first: who has to wait anyway stands in nobody's way.
-        if let Judged::Other(found) = self.judge(key, &claim, context)? {
+        // A look first: who has to wait anyway stands in nobody's way. Who was called need not look.
+        if !place.is_some_and(Place::is_called)
+            && let Judged::Other(found) = self.judge(key, &claim, context)?
+        {
             return Ok(Round::Held(found));
         }
         let here = Owner::here(&self.layout, context)?;
@@ -60,26 +66,28 @@ impl FileSystemRecordStore {
                 if let Turn::Anothers(left) = self.events.turn(key, place, &self.layout) {
                     return Ok(Round::NotYet(left));
                 }
-                let token = latch.next_token(&self.layout, remains.token(), context)?;
+                let token =
+                    latch.next_token(&self.layout, self.events.last_token(key), remains.token(), context)?;
                 let (key, holder, owner) = (key.clone(), holder.clone(), here.name.clone());
                 let lock = LockFile { key, holder, token, acquired_at: now.wall, lease, owner };
-                match remains {
-                    Look::Absent => self.create_lock(&lock, &here, context)?,
-                    // In one step over what is left of the last one.
-                    Look::Unfinished | Look::Lock(_) => self.replace_lock(&lock, &here, context)?,
-                }
+                self.put_lock(&lock, &remains, &here, context)?;
                 Ok(Round::Done(Acquired { token, reentrant: false }))
             }
         }
     }
 
-    /// Puts a new lock file in its place, under the latch.
-    fn create_lock(&self, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
-        let text = lock.to_text();
-        if text.len() > publish::MAX_CREATE_BYTES {
-            return self.replace_lock(lock, here, context);
+    /// Puts a new lock file in its place, under the latch, where a look found these remains.
+    fn put_lock(&self, lock: &LockFile, remains: &Look, here: &Owner, context: Context<'_>) -> Result<()> {
+        let (name, text) = (layout::lock_name(&lock.key), lock.to_text());
+        if text.len() <= publish::MAX_CREATE_BYTES {
+            match remains {
+                Look::Absent => return publish::create(&self.layout, &name, &text, context),
+                Look::Blank if publish::fill(&self.layout, &name, &text, context)? => return Ok(()),
+                // In one step over what is left of the last one.
+                Look::Blank | Look::Lock(_) => {}
+            }
         }
-        publish::create(&self.layout, &layout::lock_name(&lock.key), &text, context)
+        self.replace_lock(lock, here, context)
     }
 
     /// Puts a lock file in the place of another, under the latch. It need not survive a power
@@ -104,11 +112,29 @@ impl FileSystemRecordStore {
         self.writable(context)?;
         let latch = Latch::enter(&self.layout, key, context)?;
         self.own_lock(key, claim, context)?;
-        publish::remove(&self.layout, &layout::lock_name(key), context)?;
+        let name = layout::lock_name(key);
+        // For one who waits the file is left, but blank: to write it anew is much cheaper than to
+        // make a new one.
+        if !(self.events.is_awaited(key) && publish::blank(&self.layout, &name, context)?) {
+            publish::remove(&self.layout, &name, context)?;
+        }
         // First the latch: those who are woken would only have to wait for it.
         drop(latch);
         self.events.freed(key.crc32(), &self.layout);
         Ok(())
+    }
+
+    /// Removes the lock file if it was left blank for one who waited, and nobody waits any more. What
+    /// fails here is only untidy: a blank file is no lock.
+    fn clear_blank(&self, key: &Key, context: Context<'_>) {
+        let blank = || matches!(self.look(key, context), Ok(Look::Blank));
+        if blank()
+            && let Ok(Some(_latch)) = Latch::enter_by(&self.layout, key, Some(soon()), context)
+            && blank()
+            && !self.events.is_awaited(key)
+        {
+            let _ = publish::remove(&self.layout, &layout::lock_name(key), context);
+        }
     }
 
     /// The live lock that a claim is good for, under the latch; or the error that says why there is
@@ -175,7 +201,7 @@ impl FileSystemRecordStore {
         Ok(Box::new(names.filter_map(|entry| match entry {
             Ok(entry) => {
                 let context = Context { operation: "locks", key: entry.key.as_ref() };
-                self.lock_inside(&entry.name, context).transpose()
+                patiently(|| self.lock_inside(&entry.name, context)).transpose()
             }
             Err(error) => Some(Err(error)),
         })))
@@ -185,21 +211,30 @@ impl FileSystemRecordStore {
     pub(super) fn sweep_locks(&self, context: Context<'static>) -> Result<usize> {
         let mut swept = 0;
         for entry in Names::locks(&self.layout, context)? {
-            let name = entry?.name;
-            // What cannot be understood is left for people to see.
-            if let Ok(Some(info)) = self.lock_inside(&name, context)
-                && info.state() != LockState::Held
-                && layout::lock_name(info.key()) == name
+            let Entry { name, key } = entry?;
+            // A name that is a hash is not told apart from a live lock without the key inside. What
+            // cannot be understood is left for people to see.
+            let inside = || Some(self.lock_inside(&name, context).ok()??.key().clone());
+            if let Some(key) = key.or_else(inside)
+                && layout::lock_name(&key) == name
+                && self.is_dead_lock(&key, context)
             {
-                let _latch = Latch::enter(&self.layout, info.key(), context)?;
-                if let Ok(Look::Lock(found)) = self.look(info.key(), context)
-                    && found.state != LockState::Held
-                {
+                let _latch = Latch::enter(&self.layout, &key, context)?;
+                if self.is_dead_lock(&key, context) {
                     swept += usize::from(publish::remove(&self.layout, &name, context)?);
                 }
             }
         }
         Ok(swept)
+    }
+
+    /// Whether there is a lock file that counts for nothing.
+    fn is_dead_lock(&self, key: &Key, context: Context<'_>) -> bool {
+        match self.look(key, context) {
+            Ok(Look::Lock(found)) => found.state != LockState::Held,
+            Ok(Look::Blank) => !self.events.is_awaited(key),
+            Ok(Look::Absent) | Err(_) => false,
+        }
     }
 
     /// The lock in a file of the listing. `None` if it is gone meanwhile, or was never finished.
@@ -226,7 +261,7 @@ impl FileSystemRecordStore {
                 },
             }),
             Look::Lock(found) => Ok(Some(self.info(*found))),
-            Look::Absent | Look::Unfinished => Ok(None),
+            Look::Absent | Look::Blank => Ok(None),
         }
     }
 }

@@ -15,8 +15,8 @@ use crate::{Claim, Error, Key, LockInfo, LockState, LockToken, Result};
 pub(super) enum Look {
     /// There is no lock file.
     Absent,
-    /// Its creator died before it was written: nobody holds by it.
-    Unfinished,
+    /// It says nothing: it was left for one who waits, or its creator died before it was written.
+    Blank,
     Lock(Box<Found>),
 }
 
@@ -26,6 +26,21 @@ pub(super) struct Found {
     pub(super) state: LockState,
     pub(super) term: Term,
 }
+
+/// Looks again at what seems to be corrupt, until it is sure to be.
+pub(super) fn patiently<T>(look: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 0..LOOKS_AT_CORRUPTION {
+        match look() {
+            Err(Error::CorruptLock { .. }) => std::thread::sleep(BETWEEN_LOOKS),
+            looked => return looked,
+        }
+    }
+    look()
+}
+
+/// A process may be preempted in the middle of a write, but hardly for longer than all these looks.
+const LOOKS_AT_CORRUPTION: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// A key's lock as it stands to a claim.
 pub(super) enum Judged {
@@ -42,14 +57,22 @@ impl Look {
     pub(super) fn token(&self) -> LockToken {
         match self {
             Look::Lock(found) => found.lock.token,
-            Look::Absent | Look::Unfinished => LockToken::new(0),
+            Look::Absent | Look::Blank => LockToken::new(0),
         }
     }
 }
 
 impl FileSystemRecordStore {
-    /// Looks at the key's lock file, without any latch: it comes, changes and goes in one step.
+    /// Looks at the key's lock file, with or without the latch: it comes, changes and goes in one step.
+    ///
+    /// Except that a blank file is written while others may read it, and a read may then see a part
+    /// of it. The part is never a lock, for what is missing is zeros, which JSON does not allow. So
+    /// what looks corrupt is looked at again.
     pub(super) fn look(&self, key: &Key, context: Context<'_>) -> Result<Look> {
+        patiently(|| self.look_once(key, context))
+    }
+
+    fn look_once(&self, key: &Key, context: Context<'_>) -> Result<Look> {
         let path = || self.layout.lock_path(key);
         // Before the file is opened: by a later clock, a lease that was renewed just then would look
         // as if it had run out.
@@ -90,7 +113,7 @@ impl FileSystemRecordStore {
         }
         // Zeros too: after a power loss a file may have its length but not yet its content.
         if text.iter().all(|&byte| byte == 0) {
-            return Ok(Look::Unfinished);
+            return Ok(Look::Blank);
         }
         let lock = LockFile::parse(&text).map_err(|unsound| match unsound {
             Unsound::Json(source) => corrupt("not a JSON lock".into(), Some(source)),

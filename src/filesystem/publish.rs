@@ -7,14 +7,15 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(target_os = "linux")]
 use rustix::fs::RenameFlags;
-use rustix::fs::{AtFlags, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::layout::{self, Context, Layout, TMP};
+use super::layout::{self, Context, Layout, Opened, TMP};
 use super::open::Durability;
 use super::owner::Owner;
 use crate::Result;
@@ -129,7 +130,39 @@ pub(super) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<
     })
 }
 
-/// The most that [`create`] may write: a page of any machine, with room to spare.
+/// Writes `text` into a blank file, by one write. `false` if the file is too large for that.
+pub(super) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<bool> {
+    let path = || layout.root().join(name);
+    let blank = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
+        .map_err(|refusal| context.refused(refusal, "open", path()))?;
+    let Some(size) = page_size(&blank) else { return Ok(false) };
+    // No zero may be left of it.
+    let mut padded = text.to_vec();
+    padded.resize(size.max(text.len()), b'\n');
+    blank.file.write_all_at(&padded, 0).map_err(|error| {
+        let _ = rustix::fs::unlinkat(&layout.dir, name, AtFlags::empty());
+        context.io("write", &path(), error)
+    })?;
+    Ok(true)
+}
+
+/// Overwrites a file with zeros, by one write: it is there, but says nothing. `false` if it is too
+/// large for that.
+pub(super) fn blank(layout: &Layout, name: &str, context: Context<'_>) -> Result<bool> {
+    let path = || layout.root().join(name);
+    let full = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
+        .map_err(|refusal| context.refused(refusal, "open", path()))?;
+    let Some(size) = page_size(&full) else { return Ok(false) };
+    full.file.write_all_at(&vec![0; size], 0).map_err(|error| context.io("write", &path(), error))?;
+    Ok(true)
+}
+
+/// The size of a file that one write covers.
+fn page_size(opened: &Opened) -> Option<usize> {
+    usize::try_from(opened.stat.st_size).ok().filter(|size| *size <= MAX_CREATE_BYTES)
+}
+
+/// The most that one write may cover: a page of any machine, with room to spare.
 pub(super) const MAX_CREATE_BYTES: usize = 4_000;
 
 /// Unlinks `name`; `false` if there is nothing of that name.

@@ -71,6 +71,11 @@ impl Deadline {
     }
 }
 
+/// Until when one tries to enter a latch for what had better be done, but can be left.
+pub(super) fn soon() -> Instant {
+    Instant::now() + LATCH_GRACE
+}
+
 /// How one waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {

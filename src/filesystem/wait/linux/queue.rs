@@ -10,7 +10,9 @@
 //!   shows a sign of life.
 //! * A waiter that timed out leaves, and calls the next one, in case that it had been called itself.
 
+use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
@@ -50,6 +52,8 @@ pub(in crate::filesystem) struct Events {
 pub(in crate::filesystem) struct Place {
     events: Arc<Events>,
     slot: usize,
+    /// It was its turn when it last looked.
+    called: Cell<bool>,
     /// A forked child has a copy of the place, but not the place.
     process: u32,
     served: bool,
@@ -88,7 +92,7 @@ impl Events {
         let Some(table) = self.shared.table() else { return Seen::Nothing };
         let seen = if let Some(place) = place {
             // Also the sign of life of one who was passed over.
-            table.slots[place.slot].state.store(WAITING, Relaxed);
+            place.called.set(table.slots[place.slot].state.swap(WAITING, Relaxed) == CALLED);
             Seen::Place(place.slot)
         } else {
             // A relaxed load is the one that read-only memory allows.
@@ -135,7 +139,13 @@ impl Events {
         let tickets = &table.counters[usize::from(latch::index_of(key))].tickets;
         slot.ticket.store(tickets.fetch_add(1, AcqRel), Relaxed);
         slot.state.store(WAITING, Release);
-        Ok(Some(Place { events: Arc::clone(self), slot: at, process: std::process::id(), served: false }))
+        Ok(Some(Place {
+            events: Arc::clone(self),
+            slot: at,
+            called: Cell::new(false),
+            process: std::process::id(),
+            served: false,
+        }))
     }
 
     /// Has the end of processes reported to those who wait for this key, as long as the answer is
@@ -171,25 +181,43 @@ impl Events {
         }
     }
 
+    /// Whether anyone is in line for the key, dead or alive.
+    pub(in crate::filesystem) fn is_awaited(&self, key: &Key) -> bool {
+        let of_key = |slot: &Slot| slot.state.load(Acquire) != FREE && slot.key.load(Relaxed) == key.crc32();
+        self.shared.to_change().is_some_and(|table| first_of(table, of_key).is_some())
+    }
+
+    /// The last token given out under the key's latch, to be read and changed only there. `None`
+    /// where there is no table to keep it in.
+    pub(in crate::filesystem) fn last_token(&self, key: &Key) -> Option<&AtomicU64> {
+        let table = self.shared.to_change()?;
+        Some(&table.counters[usize::from(latch::index_of(key))].token)
+    }
+
     /// Tells everyone concerned that the key is free: the first in line, and all who only watch.
     pub(in crate::filesystem) fn freed(&self, key: u32, layout: &Layout) {
         let Some(table) = self.shared.table() else { return };
+        let writable = self.shared.to_change().is_some();
+        if writable {
+            call_first(table, key, layout);
+        }
         let [index, ..] = key.to_le_bytes();
         let freed = &table.counters[usize::from(index)].freed;
-        let writable = self.shared.to_change().is_some();
         if writable {
             freed.fetch_add(1, Release);
         }
         // Without asking whether anyone sleeps: a count of sleepers would be wrong as soon as one is
         // killed, and some may not write here.
         let _ = futex::wake(freed, futex::Flags::empty(), i32::MAX.unsigned_abs());
-        if writable {
-            call_first(table, key, layout);
-        }
     }
 }
 
 impl Place {
+    /// Whether it was its turn when it last looked at its word.
+    pub(in crate::filesystem) fn is_called(&self) -> bool {
+        self.called.get()
+    }
+
     /// Leaves with what one came for: nobody else is to be called.
     pub(in crate::filesystem::wait) fn leave_served(mut self) {
         self.served = true;
@@ -216,20 +244,30 @@ impl Drop for Place {
 
 /// The place of the one who came first and has not been passed over. Dead ones are cleared away.
 fn first(table: &Table, key: u32, layout: &Layout) -> Option<usize> {
-    let here = Owner::known_here(layout);
     loop {
-        let at = first_of(table, |slot| {
-            matches!(slot.state.load(Acquire), WAITING | CALLED) && slot.key.load(Relaxed) == key
-        })?;
-        let slot = &table.slots[at];
-        let (state, owner) = (slot.state.load(Acquire), slot.owner());
-        let dead = !sidecar::is_owner_name(&owner)
-            || owner::liveness(layout, &owner, here.as_deref()) == Liveness::Dead;
-        if !dead {
+        let at = first_unasked(table, key)?;
+        if !clear_if_dead(table, at, layout) {
             return Some(at);
         }
+    }
+}
+
+/// The same, without asking whether it is alive.
+fn first_unasked(table: &Table, key: u32) -> Option<usize> {
+    first_of(table, |slot| {
+        matches!(slot.state.load(Acquire), WAITING | CALLED) && slot.key.load(Relaxed) == key
+    })
+}
+
+fn clear_if_dead(table: &Table, at: usize, layout: &Layout) -> bool {
+    let slot = &table.slots[at];
+    let (state, owner) = (slot.state.load(Acquire), slot.owner());
+    let dead = !sidecar::is_owner_name(&owner)
+        || owner::liveness(layout, &owner, Owner::known_here(layout).as_deref()) == Liveness::Dead;
+    if dead {
         give_back_slot(table, at, state);
     }
+    dead
 }
 
 fn first_of(table: &Table, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
@@ -265,10 +303,14 @@ fn give_back_slot(table: &Table, at: usize, state: u32) {
 }
 
 fn call_first(table: &Table, key: u32, layout: &Layout) {
-    match first(table, key, layout) {
-        Some(at) => call(&table.slots[at]),
-        None => pass_on(table, key),
+    while let Some(at) = first_unasked(table, key) {
+        // Called first and asked then: it is hardly ever dead, and the question takes its time.
+        call(&table.slots[at]);
+        if !clear_if_dead(table, at, layout) {
+            return;
+        }
     }
+    pass_on(table, key);
 }
 
 /// Calls the next one, whoever it is: also one who was passed over, if there is no other.

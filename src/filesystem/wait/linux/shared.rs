@@ -23,6 +23,8 @@ pub(super) struct Counter {
     _pad: u32,
     /// The last ticket given out: who has the lower one came first.
     pub(super) tickets: AtomicU64,
+    /// The last token given out under the latch.
+    pub(super) token: AtomicU64,
 }
 
 /// One who waits for a lock.
@@ -96,8 +98,8 @@ impl Shared {
         options.len(SIZE);
         let map =
             if writable { options.map_raw(&opened.file) } else { options.map_raw_read_only(&opened.file) };
-        let map = map.map_err(|error| context.io("map the event table", &path(), error))?;
-        Ok(Self { map: Some(map), writable })
+        // Some file systems cannot share a map: there, too, one looks again from time to time.
+        Ok(Self { map: map.ok(), writable })
     }
 
     /// The table to load from.
