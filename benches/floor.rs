@@ -21,8 +21,8 @@ use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use record_store::RecordStoreExt;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
-use record_store::{RecordStore, RecordStoreExt};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;

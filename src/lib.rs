@@ -90,7 +90,7 @@
 //! [`write`]: RecordStoreExt::write
 //! [`write_as`]: RecordStoreExt::write_as
 //! [`exists`]: RecordStoreExt::exists
-//! [`supports_isolation_level`]: RecordStore::supports_isolation_level
+//! [`supports_isolation_level`]: RecordStoreExt::supports_isolation_level
 //! [`acquire_lock`]: RecordStoreExt::acquire_lock
 //! [`release_lock`]: RecordStoreExt::release_lock
 //! [`is_locked`]: RecordStoreExt::is_locked
@@ -102,8 +102,8 @@
 //! [`renew`]: RecordStoreExt::renew
 //! [`lock_info`]: RecordStoreExt::lock_info
 //! [`break_lock`]: RecordStoreExt::break_lock
-//! [`keys`]: RecordStore::keys
-//! [`locks`]: RecordStore::locks
+//! [`keys`]: RecordStoreExt::keys
+//! [`locks`]: RecordStoreExt::locks
 
 #[cfg(not(unix))]
 compile_error!("record-store needs a Unix: it is built on flock");

@@ -104,7 +104,7 @@ impl LockOptions {
         self
     }
 
-    /// Gives up with [`Error::LockTimeout`] after this time. Zero tries once and does not wait.
+    /// Gives up with [`Error::LockTimeout`](crate::Error::LockTimeout) after this time. Zero tries once and does not wait.
     /// Without it the call waits for ever.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.acquire_timeout = Some(timeout);

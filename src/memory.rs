@@ -39,7 +39,7 @@ use crate::{LockState, LockToken, RecordStore, Result};
 ///
 /// Leases follow [`Instant`], which on Linux does not count the time during which the machine is
 /// suspended. A lease too long for the clocks to hold has no term. A lock whose lease ran out stays
-/// listed in [`locks`](RecordStore::locks) until the next one of its key takes its place.
+/// listed in [`locks`](crate::RecordStoreExt::locks) until the next one of its key takes its place.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRecordStore(Arc<Shared>);
 
@@ -240,14 +240,14 @@ impl RecordStore for MemoryRecordStore {
         Ok(state.records.remove(key).is_some())
     }
 
-    fn keys(&self) -> Result<Listing<'_, Key>> {
+    fn all_keys(&self) -> Result<Listing<'_, Key>> {
         Ok(self.listing(|state, after| {
             let (key, _) = state.records.range((after, Bound::Unbounded)).next()?;
             Some((key.clone(), key.clone()))
         }))
     }
 
-    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+    fn supports_level(&self, level: IsolationLevel) -> bool {
         matches!(level, IsolationLevel::ReadCommitted | IsolationLevel::Serializable)
     }
 
@@ -303,7 +303,7 @@ impl RecordStore for MemoryRecordStore {
         Ok(broken)
     }
 
-    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
         Ok(self.listing(|state, after| {
             let (key, lock) = state.locks.range((after, Bound::Unbounded)).next()?;
             Some((key.clone(), lock.info(key, Instant::now())))

@@ -83,18 +83,20 @@ pub trait RecordStore: Debug + Send + Sync {
     }
 
     /// Every key that has a record, in no order, as a stream: memory does not grow with the number
-    /// of records. Records that come or go meanwhile may or may not be listed.
+    /// of records. Records that come or go meanwhile may or may not be listed. See
+    /// [`RecordStoreExt::keys`].
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if the listing cannot begin; an item is an error if that one record cannot be
     /// told, and the listing goes on after it.
-    fn keys(&self) -> Result<Listing<'_, Key>> {
+    fn all_keys(&self) -> Result<Listing<'_, Key>> {
         Err(Error::Unsupported { method: "keys" })
     }
 
-    /// Whether transactions of this level can be had. Prefect's `supports_isolation_level`.
-    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+    /// Whether transactions of this level can be had. See
+    /// [`RecordStoreExt::supports_isolation_level`].
+    fn supports_level(&self, level: IsolationLevel) -> bool {
         let _ = level;
         false
     }
@@ -166,12 +168,12 @@ pub trait RecordStore: Debug + Send + Sync {
     }
 
     /// Every lock that the store knows of, in no order, as a stream. Locks that no longer count are
-    /// among them, and say so in [`LockInfo::state`].
+    /// among them, and say so in [`LockInfo::state`]. See [`RecordStoreExt::locks`].
     ///
     /// # Errors
     ///
-    /// As for [`RecordStore::keys`].
-    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+    /// As for [`RecordStore::all_keys`].
+    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
         Err(Error::Unsupported { method: "locks" })
     }
 }
@@ -191,11 +193,11 @@ macro_rules! delegate {
             fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
                 (**self).remove_record(key, claim)
             }
-            fn keys(&self) -> Result<Listing<'_, Key>> {
-                (**self).keys()
+            fn all_keys(&self) -> Result<Listing<'_, Key>> {
+                (**self).all_keys()
             }
-            fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
-                (**self).supports_isolation_level(level)
+            fn supports_level(&self, level: IsolationLevel) -> bool {
+                (**self).supports_level(level)
             }
             fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
                 (**self).acquire(key, holder, options)
@@ -215,8 +217,8 @@ macro_rules! delegate {
             fn force_release(&self, key: &Key) -> Result<bool> {
                 (**self).force_release(key)
             }
-            fn locks(&self) -> Result<Listing<'_, LockInfo>> {
-                (**self).locks()
+            fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
+                (**self).all_locks()
             }
         }
     )*};
@@ -463,6 +465,48 @@ pub trait RecordStoreExt: RecordStore {
     /// [`Error::Io`] if the operating system refuses.
     fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
         self.force_release(&key.into_key()?)
+    }
+
+    /// Every key that has a record, in no order. Not in Prefect.
+    ///
+    /// A stream: memory does not grow with the number of records. Records that come or go meanwhile
+    /// may or may not be listed.
+    ///
+    /// ```
+    /// use record_store::{MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// store.write("greeting", "hello")?;
+    /// for key in store.keys()? {
+    ///     println!("{}", key?);
+    /// }
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the listing cannot begin. An item is an error if that one record cannot be
+    /// told; the listing goes on after it.
+    fn keys(&self) -> Result<Listing<'_, Key>> {
+        self.all_keys()
+    }
+
+    /// Every lock that the store knows of, in no order: who holds what, since when, until when. Not
+    /// in Prefect.
+    ///
+    /// Locks that no longer count are among them, and say so in [`LockInfo::state`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`keys`](RecordStoreExt::keys).
+    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+        self.all_locks()
+    }
+
+    /// Whether transactions of this level can be had. Prefect's
+    /// `RecordStore.supports_isolation_level`.
+    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+        self.supports_level(level)
     }
 }
 

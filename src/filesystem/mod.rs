@@ -140,11 +140,11 @@ impl RecordStore for FileSystemRecordStore {
         self.unlink_record(key, claim)
     }
 
-    fn keys(&self) -> Result<Listing<'_, Key>> {
+    fn all_keys(&self) -> Result<Listing<'_, Key>> {
         self.list_records()
     }
 
-    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
+    fn supports_level(&self, level: IsolationLevel) -> bool {
         matches!(level, IsolationLevel::ReadCommitted | IsolationLevel::Serializable)
     }
 
@@ -172,7 +172,7 @@ impl RecordStore for FileSystemRecordStore {
         self.break_lock_of(key)
     }
 
-    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
         self.list_locks()
     }
 }

@@ -111,12 +111,12 @@ impl RecordStore for Faulty {
         self.inner.remove_record(key, &claim)
     }
 
-    fn keys(&self) -> Result<Listing<'_, Key>> {
-        Ok(Box::new(self.inner.keys()?.skip(usize::from(self.has(Fault::KeysForget)))))
+    fn all_keys(&self) -> Result<Listing<'_, Key>> {
+        Ok(Box::new(self.inner.all_keys()?.skip(usize::from(self.has(Fault::KeysForget)))))
     }
 
-    fn supports_isolation_level(&self, level: IsolationLevel) -> bool {
-        self.inner.supports_isolation_level(level)
+    fn supports_level(&self, level: IsolationLevel) -> bool {
+        self.inner.supports_level(level)
     }
 
     fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
@@ -179,7 +179,7 @@ impl RecordStore for Faulty {
     fn current_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
         let key = self.key(key);
         if self.has(Fault::ExpiredIsHeld) {
-            let mut locks = self.inner.locks()?;
+            let mut locks = self.inner.all_locks()?;
             return locks.find(|info| info.as_ref().is_ok_and(|info| *info.key() == key)).transpose();
         }
         self.inner.current_lock(&key)
@@ -193,10 +193,10 @@ impl RecordStore for Faulty {
         Ok(self.inner.force_release(&self.key(key))? && !self.has(Fault::BreakTellsNothing))
     }
 
-    fn locks(&self) -> Result<Listing<'_, LockInfo>> {
+    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
         let held = self.has(Fault::ExpiredIsHeld);
         let state = move |info: LockInfo| if held { info.with_state(LockState::Held) } else { info };
-        Ok(Box::new(self.inner.locks()?.map(move |info| info.map(state))))
+        Ok(Box::new(self.inner.all_locks()?.map(move |info| info.map(state))))
     }
 }
 

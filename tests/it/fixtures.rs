@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use record_store::{
     Error, FileSystemOptions, FileSystemRecordStore, Holder, Json, Key, LockOptions, LockState, LockToken,
-    OpenMode, RecordStore, RecordStoreExt,
+    OpenMode, RecordStoreExt,
 };
 
 use crate::soon::soon;

@@ -59,6 +59,34 @@ fn no_one_starves_where_many_take_turns() {
     assert!(most <= 2 * least, "{told:?}");
 }
 
+#[test]
+fn looking_on_never_sees_a_part_of_a_lock() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write("k", "there").unwrap();
+    let time = millis(storm(1_000));
+    let mut children: Vec<_> = (0..3).map(|_| Child::start("take turns", &(dir.path(), time))).collect();
+    for child in &mut children {
+        child.expect("ready");
+        child.tell("go");
+    }
+    let start = Instant::now();
+    let (mut held, mut listed) = (0, 0);
+    while start.elapsed() < time {
+        held += u32::from(store.lock_info("k").unwrap().is_some());
+        listed += store.locks().unwrap().map(Result::unwrap).count();
+        match store.try_read::<String>("k", Duration::ZERO) {
+            Ok(record) => assert_eq!(record.unwrap().result, "there"),
+            Err(error) => assert!(error.is_timeout(), "{error}"),
+        }
+    }
+    assert!(held > 0 && listed > 0, "nobody took a turn");
+    for child in &mut children {
+        child.hear();
+    }
+    assert_eq!(crate::support::names_in(dir.path()).len(), 2, "no lock file stays");
+}
+
 /// Waits for the lock, tells that it has it, and releases when told.
 fn wait_once(stage: &Stage) {
     let (dir, timeout): (PathBuf, Option<Duration>) = stage.argument();

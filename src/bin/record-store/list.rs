@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use record_store::{LockInfo, LockState, RecordStore};
+use record_store::{LockInfo, LockState, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::{ListArgs, LocksArgs};

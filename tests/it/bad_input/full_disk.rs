@@ -3,8 +3,6 @@
 
 use std::io::Write as _;
 
-use record_store::RecordStore as _;
-
 use super::*;
 
 /// A small file system of its own. Only root may mount one.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use record_store::{Json, Key, LockToken, RecordStore as _};
+use record_store::{Json, Key, LockToken};
 
 use super::*;
 

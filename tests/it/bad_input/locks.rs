@@ -1,6 +1,6 @@
 //! Lock files that are none.
 
-use record_store::{Claim, Json, LockToken, RecordStore as _};
+use record_store::{Claim, Json, LockToken};
 
 use super::*;
 

@@ -1,6 +1,6 @@
 //! Directories that hold no store, or one that this version does not know.
 
-use record_store::{OpenMode, RecordStore as _};
+use record_store::OpenMode;
 
 use super::*;
 

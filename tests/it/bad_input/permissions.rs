@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 
-use record_store::{Json, OpenMode, RecordStore as _};
+use record_store::{Json, OpenMode};
 
 use super::*;
 

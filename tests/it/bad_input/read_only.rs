@@ -1,6 +1,6 @@
 //! A store that is opened to read.
 
-use record_store::{Json, LockState, LockToken, OpenMode, RecordStore as _};
+use record_store::{Json, LockState, LockToken, OpenMode};
 
 use super::*;
 

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
-use record_store::{Json, Key, RecordStore as _};
+use record_store::{Json, Key};
 
 use super::*;
 
