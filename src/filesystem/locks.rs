@@ -6,7 +6,7 @@ use super::FileSystemRecordStore;
 use super::clock::Reading;
 use super::latch::Latch;
 use super::layout::{self, Context};
-use super::lease::{self, Lease};
+use super::lease::{self, Lease, Term};
 use super::list::{Entry, Names};
 use super::look::{Judged, Look, patiently};
 use super::open::Durability;
@@ -57,11 +57,11 @@ impl FileSystemRecordStore {
         let lease = Lease::starting(&now, hold_timeout);
         match judged {
             Judged::Other(found) => Ok(Round::Held(found)),
-            Judged::Mine(found) => {
-                let lock = LockFile { lease, ..found.lock };
-                self.replace_lock(&lock, &here, context)?;
-                Ok(Round::Done(Acquired { token: lock.token, reentrant: true }))
-            }
+            Judged::Mine(found) => Ok(if self.restart_lease(&found.lock, lease, &here, context)? {
+                Round::Done(Acquired { token: found.lock.token, reentrant: true })
+            } else {
+                Round::Again
+            }),
             Judged::Free(remains) => {
                 if let Turn::Anothers(left) = self.events.turn(key, place, &self.layout) {
                     return Ok(Round::NotYet(left));
@@ -102,9 +102,31 @@ impl FileSystemRecordStore {
         self.writable(context)?;
         let here = Owner::here(&self.layout, context)?;
         let _latch = Latch::enter(&self.layout, key, context)?;
-        let lock = self.own_lock(key, claim, context)?;
-        let lease = Lease::starting(&Reading::now(), hold_timeout);
-        self.replace_lock(&LockFile { lease, ..lock }, &here, context)
+        loop {
+            let lock = self.own_lock(key, claim, context)?;
+            let lease = Lease::starting(&Reading::now(), hold_timeout);
+            if self.restart_lease(&lock, lease, &here, context)? {
+                return Ok(());
+            }
+            // It ran out just now. The next look says so.
+        }
+    }
+
+    /// Gives a live lock a new lease, under the latch. `false` if the old one ran out before the new
+    /// one was there: others may have seen the key free in between, so the lock is gone.
+    fn restart_lease(
+        &self,
+        lock: &LockFile,
+        lease: Lease,
+        here: &Owner,
+        context: Context<'_>,
+    ) -> Result<bool> {
+        self.replace_lock(&LockFile { lease, ..lock.clone() }, here, context)?;
+        if lock.lease.term(&Reading::now()) != Term::Over {
+            return Ok(true);
+        }
+        publish::remove(&self.layout, &layout::lock_name(&lock.key), context)?;
+        Ok(false)
     }
 
     pub(super) fn give_back_lock(&self, key: &Key, claim: &Claim) -> Result<()> {

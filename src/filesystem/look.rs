@@ -27,19 +27,23 @@ pub(super) struct Found {
     pub(super) term: Term,
 }
 
-/// Looks again at what seems to be corrupt, until it is sure to be.
+/// Looks again at what seems to be half written, until it is sure to stay so.
 pub(super) fn patiently<T>(look: impl Fn() -> Result<T>) -> Result<T> {
-    for _ in 0..LOOKS_AT_CORRUPTION {
+    for _ in 0..LOOKS {
         match look() {
-            Err(Error::CorruptLock { .. }) => std::thread::sleep(BETWEEN_LOOKS),
+            Err(Error::CorruptLock { reason, .. }) if reason == HALF_WRITTEN => {
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
             looked => return looked,
         }
     }
     look()
 }
 
+const HALF_WRITTEN: &str = "a part of it is zeros";
+
 /// A process may be preempted in the middle of a write, but hardly for longer than all these looks.
-const LOOKS_AT_CORRUPTION: u32 = 20;
+const LOOKS: u32 = 20;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
 /// A key's lock as it stands to a claim.
@@ -67,7 +71,7 @@ impl FileSystemRecordStore {
     ///
     /// Except that a blank file is written while others may read it, and a read may then see a part
     /// of it. The part is never a lock, for what is missing is zeros, which JSON does not allow. So
-    /// what looks corrupt is looked at again.
+    /// what looks half written is looked at again.
     pub(super) fn look(&self, key: &Key, context: Context<'_>) -> Result<Look> {
         patiently(|| self.look_once(key, context))
     }
@@ -116,6 +120,7 @@ impl FileSystemRecordStore {
             return Ok(Look::Blank);
         }
         let lock = LockFile::parse(&text).map_err(|unsound| match unsound {
+            Unsound::Json(source) if text.contains(&0) => corrupt(HALF_WRITTEN.into(), Some(source)),
             Unsound::Json(source) => corrupt("not a JSON lock".into(), Some(source)),
             Unsound::Field(name) => corrupt(format!("no valid {name}"), None),
         })?;

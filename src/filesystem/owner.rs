@@ -13,12 +13,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use serde::Serialize;
 
 use super::latch;
-use super::layout::{self, Context, Layout, OWNERS, Refusal};
+use super::layout::{self, Context, Layout, OWNERS};
 use super::lease::Liveness;
 use super::per_process::PerProcess;
 use super::sidecar;
@@ -116,14 +114,13 @@ pub(super) fn liveness(layout: &Layout, name: &str, here: Option<&Owner>) -> Liv
     if here.is_some_and(|here| here.name == name) {
         return Liveness::Alive;
     }
-    // Whatever it is that has the name, only what is locked is alive.
-    match layout::open_unseen(&layout.private, &format!("{OWNERS}/{name}"), OFlags::RDONLY, Mode::empty()) {
-        Ok(file) => match latch::is_locked(&file) {
+    match layout::open_existing(&layout.private, &format!("{OWNERS}/{name}")) {
+        Ok(None) => Liveness::Dead,
+        Ok(Some(owner)) => match latch::is_locked(&owner.file) {
             Ok(true) => Liveness::Alive,
             Ok(false) => Liveness::Dead,
             Err(_) => Liveness::Unknown,
         },
-        Err(Refusal::Os(Errno::NOENT)) => Liveness::Dead,
         // Not to be able to look is no proof of anything.
         Err(_) => Liveness::Unknown,
     }

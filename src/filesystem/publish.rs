@@ -6,8 +6,8 @@
 #![allow(clippy::disallowed_methods, reason = "this is the one place that they are left to")]
 
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[cfg(target_os = "linux")]
@@ -183,12 +183,22 @@ pub(super) fn sync_records(layout: &Layout, durability: Durability, context: Con
     Ok(())
 }
 
-/// Makes a new store's directories survive a power loss.
+/// Makes a new store's directories survive a power loss: all those above it too, for any of them may
+/// have been made with it, by this process or by another that has not synced it yet.
 pub(super) fn sync_new_store(layout: &Layout, context: Context<'_>) -> Result<()> {
-    let parent = layout.root().parent().unwrap_or(layout.root());
-    File::open(parent)
-        .and_then(|parent| parent.sync_all())
-        .map_err(|error| context.io("sync the directory", parent, error))?;
+    for dir in layout.root().ancestors().skip(1) {
+        let failed = |error| context.io("sync the directory", dir, error);
+        match File::open(dir) {
+            Ok(open) if open.metadata().map_err(failed)?.dev() == layout.identity.0 => {
+                open.sync_all().map_err(failed)?;
+            }
+            // Another file system, on which this one is mounted.
+            Ok(_) => break,
+            // Whoever may not look into a directory has not made anything in it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
     sync_records(layout, Durability::Full, context)?;
     sync_private(layout, context)
 }
