@@ -142,7 +142,7 @@ impl FileSystemRecordStore {
         }
         // First the latch: those who are woken would only have to wait for it.
         drop(latch);
-        self.events.freed(key.crc32(), &self.layout);
+        self.events.freed(key, &self.layout);
         Ok(())
     }
 
@@ -192,7 +192,7 @@ impl FileSystemRecordStore {
         let latch = Latch::enter(&self.layout, key, context)?;
         let removed = publish::remove(&self.layout, &layout::lock_name(key), context)?;
         drop(latch);
-        self.events.freed(key.crc32(), &self.layout);
+        self.events.freed(key, &self.layout);
         Ok(removed)
     }
 

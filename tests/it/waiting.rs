@@ -233,6 +233,30 @@ fn a_read_only_store_is_woken_too() {
 }
 
 #[test]
+fn waiting_for_one_key_does_not_hold_up_another_of_the_same_hash() {
+    // The CRC-32 of these two is the same.
+    let (key, twin) = ("plumless", "buckeroo");
+    assert_eq!(crc32fast::hash(key.as_bytes()), crc32fast::hash(twin.as_bytes()));
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let guard = store.lock(key, LockOptions::new()).unwrap();
+    let (tid, started) = std::sync::mpsc::channel();
+    let waiter = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            tid.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+            store.lock(key, LockOptions::new()).map(drop).unwrap();
+        }
+    });
+    crate::support::children::until_asleep(std::process::id(), started.recv().unwrap());
+    for _ in 0..3 {
+        store.try_lock(twin, LockOptions::new()).unwrap().expect("nobody has it").release().unwrap();
+    }
+    guard.release().unwrap();
+    waiter.join().unwrap();
+}
+
+#[test]
 fn a_thread_is_woken_by_a_thread() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());

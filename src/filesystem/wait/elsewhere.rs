@@ -65,7 +65,7 @@ impl Events {
         None
     }
 
-    pub(in crate::filesystem) fn freed(&self, _: u32, _: &Layout) {}
+    pub(in crate::filesystem) fn freed(&self, _: &Key, _: &Layout) {}
 
     pub(in crate::filesystem::wait) fn report_deaths(self: &Arc<Self>, _: &Key, _: &Arc<Layout>) -> Report {
         Report

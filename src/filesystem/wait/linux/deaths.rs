@@ -15,6 +15,7 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 
 use super::queue::Events;
+use crate::Key;
 use crate::filesystem::layout::{Layout, OWNERS};
 use crate::filesystem::lease::Liveness;
 use crate::filesystem::owner;
@@ -38,7 +39,7 @@ struct Wait {
     watch: i32,
     events: Arc<Events>,
     layout: Arc<Layout>,
-    key: u32,
+    key: Key,
 }
 
 /// Deaths are reported as long as this is kept.
@@ -53,7 +54,7 @@ static REPORTS: PerProcess<Option<Reports>> = PerProcess::new();
 const LOOKS: u32 = 50;
 const BETWEEN_LOOKS: Duration = Duration::from_micros(100);
 
-pub(super) fn report(events: Arc<Events>, layout: Arc<Layout>, key: u32) -> Option<Report> {
+pub(super) fn report(events: Arc<Events>, layout: Arc<Layout>, key: Key) -> Option<Report> {
     let mut reports = REPORTS.lock();
     let reports = match &mut *reports {
         Some(reports) => reports,
@@ -134,8 +135,8 @@ fn pass_on(concerned: &[Wait], owner: Option<&str>) {
     }
     let mut told = HashSet::new();
     for wait in concerned {
-        if told.insert((wait.layout.identity, wait.key)) {
-            wait.events.freed(wait.key, &wait.layout);
+        if told.insert((wait.layout.identity, &wait.key)) {
+            wait.events.freed(&wait.key, &wait.layout);
         }
     }
 }

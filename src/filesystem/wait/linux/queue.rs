@@ -51,6 +51,7 @@ pub(in crate::filesystem) struct Events {
 /// A place in the line for one key. Left when dropped.
 pub(in crate::filesystem) struct Place {
     events: Arc<Events>,
+    key: Key,
     slot: usize,
     /// It was its turn when it last looked.
     called: Cell<bool>,
@@ -134,13 +135,15 @@ impl Events {
         let Some(table) = self.shared.to_change() else { return Ok(None) };
         let Some(at) = take_slot(table) else { return Ok(None) };
         let slot = &table.slots[at];
-        slot.key.store(key.crc32(), Relaxed);
+        slot.crc32.store(key.crc32(), Relaxed);
+        slot.tag.store(key.tag(), Relaxed);
         slot.set_owner(&here.name);
         let tickets = &table.counters[usize::from(latch::index_of(key))].tickets;
         slot.ticket.store(tickets.fetch_add(1, AcqRel), Relaxed);
         slot.state.store(WAITING, Release);
         Ok(Some(Place {
             events: Arc::clone(self),
+            key: key.clone(),
             slot: at,
             called: Cell::new(false),
             process: std::process::id(),
@@ -155,14 +158,14 @@ impl Events {
         key: &Key,
         layout: &Arc<Layout>,
     ) -> Option<Report> {
-        deaths::report(Arc::clone(self), Arc::clone(layout), key.crc32())
+        deaths::report(Arc::clone(self), Arc::clone(layout), key.clone())
     }
 
     /// Whose turn it is, asked under the latch at a free key. Sees to it that whoever's it is knows.
     pub(in crate::filesystem) fn turn(&self, key: &Key, place: Option<&Place>, layout: &Layout) -> Turn {
         let Some(table) = self.shared.to_change() else { return Turn::Ours };
         loop {
-            let Some(at) = first(table, key.crc32(), layout) else { return Turn::Ours };
+            let Some(at) = first(table, key, layout) else { return Turn::Ours };
             if place.is_some_and(|place| place.slot == at) {
                 return Turn::Ours;
             }
@@ -171,8 +174,9 @@ impl Events {
                 call(slot);
                 return Turn::Anothers(GRACE);
             }
-            let waited = now_ms().saturating_sub(slot.called_at.load(Relaxed));
-            let left = GRACE.saturating_sub(Duration::from_millis(waited));
+            // A call from the future was made by another clock: it says nothing.
+            let waited = now_ms().checked_sub(slot.called_at.load(Relaxed)).map(Duration::from_millis);
+            let left = waited.map_or(Duration::ZERO, |waited| GRACE.saturating_sub(waited));
             if !left.is_zero() {
                 return Turn::Anothers(left);
             }
@@ -183,8 +187,8 @@ impl Events {
 
     /// Whether anyone is in line for the key, dead or alive.
     pub(in crate::filesystem) fn is_awaited(&self, key: &Key) -> bool {
-        let of_key = |slot: &Slot| slot.state.load(Acquire) != FREE && slot.key.load(Relaxed) == key.crc32();
-        self.shared.to_change().is_some_and(|table| first_of(table, of_key).is_some())
+        let awaits = |slot: &Slot| slot.state.load(Acquire) != FREE && is_for(slot, key);
+        self.shared.to_change().is_some_and(|table| first_of(table, awaits).is_some())
     }
 
     /// The last token given out under the key's latch, to be read and changed only there. `None`
@@ -195,14 +199,13 @@ impl Events {
     }
 
     /// Tells everyone concerned that the key is free: the first in line, and all who only watch.
-    pub(in crate::filesystem) fn freed(&self, key: u32, layout: &Layout) {
+    pub(in crate::filesystem) fn freed(&self, key: &Key, layout: &Layout) {
         let Some(table) = self.shared.table() else { return };
         let writable = self.shared.to_change().is_some();
         if writable {
             call_first(table, key, layout);
         }
-        let [index, ..] = key.to_le_bytes();
-        let freed = &table.counters[usize::from(index)].freed;
+        let freed = &table.counters[usize::from(latch::index_of(key))].freed;
         if writable {
             freed.fetch_add(1, Release);
         }
@@ -230,20 +233,17 @@ impl Drop for Place {
             return;
         }
         if let Some(table) = self.events.shared.to_change() {
-            let slot = &table.slots[self.slot];
-            let key = slot.key.load(Relaxed);
-            let state = slot.state.load(Relaxed);
-            give_back_slot(table, self.slot, state);
+            give_back_slot(table, self.slot, table.slots[self.slot].state.load(Relaxed));
             if !self.served {
                 // Perhaps it was this one's turn.
-                pass_on(table, key);
+                pass_on(table, &self.key);
             }
         }
     }
 }
 
 /// The place of the one who came first and has not been passed over. Dead ones are cleared away.
-fn first(table: &Table, key: u32, layout: &Layout) -> Option<usize> {
+fn first(table: &Table, key: &Key, layout: &Layout) -> Option<usize> {
     loop {
         let at = first_unasked(table, key)?;
         if !clear_if_dead(table, at, layout) {
@@ -253,10 +253,8 @@ fn first(table: &Table, key: u32, layout: &Layout) -> Option<usize> {
 }
 
 /// The same, without asking whether it is alive.
-fn first_unasked(table: &Table, key: u32) -> Option<usize> {
-    first_of(table, |slot| {
-        matches!(slot.state.load(Acquire), WAITING | CALLED) && slot.key.load(Relaxed) == key
-    })
+fn first_unasked(table: &Table, key: &Key) -> Option<usize> {
+    first_of(table, |slot| matches!(slot.state.load(Acquire), WAITING | CALLED) && is_for(slot, key))
 }
 
 fn clear_if_dead(table: &Table, at: usize, layout: &Layout) -> bool {
@@ -268,6 +266,10 @@ fn clear_if_dead(table: &Table, at: usize, layout: &Layout) -> bool {
         give_back_slot(table, at, state);
     }
     dead
+}
+
+fn is_for(slot: &Slot, key: &Key) -> bool {
+    slot.crc32.load(Relaxed) == key.crc32() && slot.tag.load(Relaxed) == key.tag()
 }
 
 fn first_of(table: &Table, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
@@ -302,7 +304,7 @@ fn give_back_slot(table: &Table, at: usize, state: u32) {
     }
 }
 
-fn call_first(table: &Table, key: u32, layout: &Layout) {
+fn call_first(table: &Table, key: &Key, layout: &Layout) {
     while let Some(at) = first_unasked(table, key) {
         // Called first and asked then: it is hardly ever dead, and the question takes its time.
         call(&table.slots[at]);
@@ -314,10 +316,9 @@ fn call_first(table: &Table, key: u32, layout: &Layout) {
 }
 
 /// Calls the next one, whoever it is: also one who was passed over, if there is no other.
-fn pass_on(table: &Table, key: u32) {
-    let of_key = |slot: &Slot| slot.key.load(Relaxed) == key;
-    let next = first_of(table, |slot| slot.state.load(Acquire) == WAITING && of_key(slot))
-        .or_else(|| first_of(table, |slot| slot.state.load(Acquire) == PASSED && of_key(slot)));
+fn pass_on(table: &Table, key: &Key) {
+    let next = first_of(table, |slot| slot.state.load(Acquire) == WAITING && is_for(slot, key))
+        .or_else(|| first_of(table, |slot| slot.state.load(Acquire) == PASSED && is_for(slot, key)));
     if let Some(at) = next {
         call(&table.slots[at]);
     }

@@ -32,8 +32,9 @@ pub(super) struct Counter {
 pub(super) struct Slot {
     /// One of the states in `queue`. The one who waits sleeps on this word.
     pub(super) state: AtomicU32,
-    /// The CRC-32 of the key.
-    pub(super) key: AtomicU32,
+    /// The key, by its two hashes.
+    pub(super) crc32: AtomicU32,
+    pub(super) tag: AtomicU64,
     pub(super) ticket: AtomicU64,
     /// When it was called, in milliseconds on the boot clock.
     pub(super) called_at: AtomicU64,
@@ -152,6 +153,6 @@ mod tests {
     fn the_table_is_laid_out_for_ever() {
         // Processes of different versions map the same file.
         assert_eq!((size_of::<Counter>(), size_of::<Slot>(), SIZE), (64, 64, 32 * 1024 + 64));
-        assert_eq!(std::mem::offset_of!(Slot, owner), 24);
+        assert_eq!(std::mem::offset_of!(Slot, owner), 32);
     }
 }
