@@ -49,8 +49,10 @@
 //!   file systems; [`open`](FileSystemOptions::open) refuses where `flock` can be seen not to work.
 //! * Nothing protects from hostile processes of the same user: they can change the files.
 //! * Several records are not changed in one step.
-//! * A forked child that goes on without `exec` keeps the locks of its dead parent alive until it uses
-//!   the store itself, or ends.
+//! * A forked child that goes on without `exec` keeps the locks of its dead parent alive until it
+//!   changes the store itself, or ends. If another thread was just changing the store when it was
+//!   forked and the parent is killed in that moment, the keys of that latch stay blocked until the
+//!   child ends.
 //! * On a file system that ignores case or normalises Unicode, keys that differ only so share one
 //!   file name. Using the second is [`Error::KeyMismatch`], but writing it replaces the first.
 //!

@@ -25,7 +25,8 @@ impl FileSystemRecordStore {
         let taken = self.wait(key, Manner::InLine, deadline, context, |place| {
             self.take_round(key, holder, hold_timeout, place, deadline, context)
         });
-        if taken.is_err() {
+        // Only who was in line can have been waited for.
+        if taken.is_err() && options.get_acquire_timeout() != Some(Duration::ZERO) {
             self.clear_blank(key, context);
         }
         taken

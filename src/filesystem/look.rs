@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use rustix::fs::Stat;
+
 use super::FileSystemRecordStore;
 use super::clock::Reading;
 use super::layout::{self, Context, MAX_LOCK_BYTES, Opened};
@@ -25,6 +27,19 @@ pub(super) struct Found {
     pub(super) lock: LockFile,
     pub(super) state: LockState,
     pub(super) term: Term,
+    pub(super) version: Version,
+}
+
+/// What changes when a lock file does: its inode number, and when it was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version(u64, i64, i64);
+
+impl Version {
+    #[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
+    fn of(stat: &Stat) -> Self {
+        let nanos = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        Self(stat.st_ino.into(), stat.st_mtime.into(), nanos)
+    }
 }
 
 /// Looks again at what seems to be half written, until it is sure to stay so.
@@ -127,7 +142,13 @@ impl FileSystemRecordStore {
         // The owner is asked only where it decides: that opens a file.
         let owner = if lock.holder.is_process_bound() { self.liveness(&lock) } else { Liveness::Unknown };
         let (state, term) = (lease::state(&lock, now, owner), lock.lease.term(now));
-        Ok(Look::Lock(Box::new(Found { lock, state, term })))
+        Ok(Look::Lock(Box::new(Found { lock, state, term, version: Version::of(&opened.stat) })))
+    }
+
+    /// Whether the lock file is the one that was found. Much cheaper than a look.
+    pub(super) fn is_unchanged(&self, key: &Key, version: Version) -> bool {
+        let stat = layout::look(&self.layout.dir, &layout::lock_name(key));
+        matches!(stat, Ok(Some(stat)) if Version::of(&stat) == version)
     }
 
     /// Judges a claim against the key's lock.
@@ -170,7 +191,7 @@ impl FileSystemRecordStore {
 
     /// What to tell a user of a lock.
     pub(super) fn info(&self, found: Found) -> LockInfo {
-        let Found { lock, state, term } = found;
+        let Found { lock, state, term, version: _ } = found;
         let alive = match self.liveness(&lock) {
             Liveness::Alive => Some(true),
             Liveness::Dead => Some(false),

@@ -18,6 +18,7 @@ mod fixtures;
 mod keep_alive;
 mod model;
 mod processes;
+mod protocol_model;
 mod schedules;
 mod soon;
 mod storms;
@@ -32,6 +33,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         deaths::ROLES,
         disturbances::ROLES,
         processes::ROLES,
+        protocol_model::ROLES,
         schedules::ROLES,
         storms::ROLES,
         waiting::ROLES,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use record_store::{
     Claim, Durability, Error, FileSystemRecordStore, Holder, LockGuard, LockOptions, RecordStoreExt, Result,
@@ -27,6 +27,8 @@ const ZERO: Duration = Duration::ZERO;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Act {
     Acquire,
+    /// As long as it takes.
+    Await,
     Read,
     Look,
     WaitForLock,
@@ -62,6 +64,10 @@ fn play(store: &FileSystemRecordStore, key: &str, act: Act, claim: Claim) -> Res
     let answer = match act {
         Act::Acquire => {
             store.acquire_lock(key, &LockOptions::new().acquire_timeout(ZERO))?;
+            "done"
+        }
+        Act::Await => {
+            store.acquire_lock(key, &LockOptions::new())?;
             "done"
         }
         Act::Read => {
@@ -390,4 +396,54 @@ fn a_wait_against_a_renewal() {
 #[test]
 fn an_acquisition_against_a_renewal() {
     against_renewal(Act::Acquire, "timeout");
+}
+
+/// How long after the release the waiter has the lock, if the release comes at this step of its way
+/// to sleep; and whether that was the last step. `None` where nothing can be traced.
+fn time_from_release(store: &FileSystemRecordStore, key: &str, step: usize) -> Option<(Duration, bool)> {
+    let task = Task { dir: store.path().to_owned(), key: key.to_owned(), act: Act::Await };
+    let (mut traced, _) = Traced::attach(Child::start("act", &task))?;
+    let guard = store.lock(key, as_named("holder")).unwrap();
+    let (mut watches, mut sleeps) = (false, false);
+    for _ in 0..step {
+        traced.step();
+        let call = traced.describe();
+        // The first sleep is a short one, and then deaths are reported.
+        watches |= call.starts_with(&format!("{} ", nix::libc::SYS_inotify_add_watch));
+        // Among processes: a thread's own locks wait on private ones.
+        let futex = (call.split(' ').next(), call.split(' ').nth(2));
+        sleeps = watches && futex == (Some(&nix::libc::SYS_futex.to_string()), Some("0x0"));
+        if sleeps {
+            break;
+        }
+    }
+    guard.release().unwrap();
+    let start = Instant::now();
+    let mut child = traced.release();
+    child.expect("done");
+    Some((start.elapsed(), sleeps))
+}
+
+/// A release wakes also whoever is just about to sleep.
+#[test]
+fn a_wait_against_a_release() {
+    let dir = tempdir().unwrap();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    for step in 1.. {
+        // Who slept through it looks after 250 ms. A busy machine is so slow once, but not every time.
+        let mut times = Vec::new();
+        let is_last = loop {
+            let key = format!("key-{step}-{}", times.len());
+            let Some((time, is_last)) = time_from_release(&store, &key, step) else { return };
+            times.push(time);
+            if time < millis(200) {
+                break is_last;
+            }
+            assert!(times.len() < 4, "slept through the release at step {step}: {times:?}");
+        };
+        if is_last {
+            assert!(step > 5, "slept after {step} steps");
+            return;
+        }
+    }
 }

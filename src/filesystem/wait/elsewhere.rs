@@ -39,9 +39,10 @@ impl Events {
         Seen
     }
 
-    pub(in crate::filesystem) fn sleep(&self, _: Seen, pause: Duration, rounds: u32) {
+    pub(in crate::filesystem) fn sleep(&self, _: Seen, pause: Duration, rounds: u32) -> bool {
         let nap = FIRST_NAP.saturating_mul(1 << rounds.min(8)).min(LONGEST_NAP);
         std::thread::sleep(pause.min(nap));
+        true
     }
 
     pub(in crate::filesystem) fn join(
@@ -67,8 +68,12 @@ impl Events {
 
     pub(in crate::filesystem) fn freed(&self, _: &Key, _: &Layout) {}
 
-    pub(in crate::filesystem::wait) fn report_deaths(self: &Arc<Self>, _: &Key, _: &Arc<Layout>) -> Report {
-        Report
+    pub(in crate::filesystem::wait) fn report_deaths(
+        self: &Arc<Self>,
+        _: &Key,
+        _: &Arc<Layout>,
+    ) -> Option<Report> {
+        Some(Report)
     }
 }
 

@@ -32,6 +32,9 @@ pub(super) use linux::{Events, Place, Turn};
 /// A sleeper looks again after this time, in case that nobody woke it who should have.
 const RECHECK: Duration = Duration::from_millis(250);
 
+/// After so many times it looks at everything again, its owner included.
+const NAPS: u32 = 4;
+
 /// A wait as short as this is not worth the cost of having deaths reported.
 const SHORT_WAIT: Duration = Duration::from_millis(2);
 
@@ -111,6 +114,7 @@ impl FileSystemRecordStore {
         let mut report = None;
         for rounds in 0.. {
             let seen = self.events.observe(key, place.as_ref());
+            let mut found_before = None;
             let (holder, mut pause) = match round(place.as_ref())? {
                 Round::Done(done) => {
                     if let Some(place) = place {
@@ -125,7 +129,8 @@ impl FileSystemRecordStore {
                 Round::Again => continue,
                 Round::NotYet(pause) => (None, pause),
                 Round::Held(found) => {
-                    let left = if let Term::Left(left) = found.term { left } else { RECHECK };
+                    let left = if let Term::Left(left) = found.term { left } else { RECHECK * NAPS };
+                    found_before = Some(found.version);
                     (Some(found.lock.holder), left)
                 }
             };
@@ -148,7 +153,19 @@ impl FileSystemRecordStore {
                 }
                 pause = pause.min(early);
             }
-            self.events.sleep(seen, deadline.cap(pause.min(RECHECK)), rounds);
+            let Some(version) = found_before.filter(|_| matches!(report, Some(Some(_)))) else {
+                self.events.sleep(seen, deadline.cap(pause.min(RECHECK)), rounds);
+                continue;
+            };
+            // Deaths are reported, so most of the time it is enough to see that the file is the same.
+            for _ in 0..NAPS {
+                let nap = deadline.cap(pause.min(RECHECK));
+                pause -= nap;
+                let woken = self.events.sleep(seen, nap, rounds);
+                if woken || pause.is_zero() || deadline.passed() || !self.is_unchanged(key, version) {
+                    break;
+                }
+            }
         }
         // The rounds of a wait are not counted out.
         Err(self.timed_out(key, None, deadline, context))

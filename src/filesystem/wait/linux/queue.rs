@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::thread::futex;
 
 use super::deaths::{self, Report};
@@ -105,8 +106,8 @@ impl Events {
         seen
     }
 
-    /// Sleeps until the word changes, but no longer than `pause`.
-    pub(in crate::filesystem) fn sleep(&self, seen: Seen, pause: Duration, _rounds: u32) {
+    /// Sleeps until the word changes, but no longer than `pause`: `false` if that is all that ended it.
+    pub(in crate::filesystem) fn sleep(&self, seen: Seen, pause: Duration, _rounds: u32) -> bool {
         let word = self.shared.table().and_then(|table| match seen {
             Seen::Place(at) => Some((&table.slots[at].state, WAITING)),
             Seen::Freed(index, value) => Some((&table.counters[usize::from(index)].freed, value)),
@@ -114,14 +115,14 @@ impl Events {
         });
         let Some((word, value)) = word else {
             std::thread::sleep(pause.min(NAP));
-            return;
+            return true;
         };
         let timeout = rustix::time::Timespec {
             tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: pause.subsec_nanos().into(),
         };
-        // Woken, changed already, interrupted or timed out: all mean "look again".
-        let _ = futex::wait(word, futex::Flags::empty(), value, Some(&timeout));
+        // Woken, changed already or interrupted: all mean "look again".
+        futex::wait(word, futex::Flags::empty(), value, Some(&timeout)) != Err(Errno::TIMEDOUT)
     }
 
     /// Takes a place in the line. `None` if there is no room: then one waits without an order.
