@@ -25,6 +25,7 @@ pub(in crate::filesystem) enum Turn {
     Anothers(Duration),
 }
 
+#[derive(Clone, Copy)]
 pub(in crate::filesystem) struct Seen;
 
 /// Deaths are found out by looking.
