@@ -17,6 +17,8 @@ mod faults;
 mod fixtures;
 mod keep_alive;
 mod model;
+#[cfg(target_arch = "x86_64")]
+mod power_loss;
 mod processes;
 mod protocol_model;
 mod schedules;
@@ -32,6 +34,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         crash::ROLES,
         deaths::ROLES,
         disturbances::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        power_loss::ROLES,
         processes::ROLES,
         protocol_model::ROLES,
         schedules::ROLES,
