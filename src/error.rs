@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{Holder, Key, LockToken};
+use crate::{Holder, IsolationLevel, Key, LockToken};
 
 /// A [`std::result::Result`] whose error is [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -242,6 +242,26 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// A hook of a transaction failed. If it ran at the commit, the transaction is rolled back.
+    #[error("{}: a hook failed", Subject(operation, Some(key)))]
+    Hook {
+        /// What the hook belonged to: "commit" or "rollback".
+        operation: &'static str,
+        /// The transaction's key.
+        key: Key,
+        /// What the hook said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// The store cannot keep transactions so far apart.
+    #[error("begin {}: isolation level {level:?} is not supported by this store", Quoted(key.as_str()))]
+    UnsupportedIsolationLevel {
+        /// The transaction's key.
+        key: Key,
+        /// The level that was asked for.
+        level: IsolationLevel,
+    },
+
     /// The directory was written by a newer version of this crate.
     #[error("open: format version {found}, but this crate knows only up to {supported}{}", AtPath(path))]
     UnsupportedFormat {
@@ -335,6 +355,8 @@ impl Error {
             | Error::RecordTooLarge { key, .. }
             | Error::Encode { key, .. }
             | Error::Thread { key, .. }
+            | Error::Hook { key, .. }
+            | Error::UnsupportedIsolationLevel { key, .. }
             | Error::Decode { key, .. } => Some(key),
             Error::CorruptRecord { key, .. }
             | Error::CorruptLock { key, .. }

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
+use crate::WriteOptions;
 use crate::keep_alive::KeepAlive;
-use crate::store::{RecordStore, write_result};
-use crate::{Claim, Error, Holder, Key, LockOptions, LockToken, Result, TransactionRecord};
+use crate::record::encode;
+use crate::{Claim, Error, Holder, Key, LockOptions, LockToken, RecordStore, Result, TransactionRecord};
 
 /// A held lock. The record is this holder's alone until the guard is dropped or its lease runs out.
 ///
@@ -109,8 +111,22 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// cannot hold the result, [`Error::Io`] if the operating system refuses. The old record stays;
     /// see [`Error::Io`] for the one exception. The lock stays as it is.
     pub fn write<R: Serialize + ?Sized>(&self, result: &R) -> Result<()> {
+        self.write_with(result, WriteOptions::new())
+    }
+
+    /// [`write`](LockGuard::write) with options: a time to live.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](LockGuard::write).
+    #[expect(clippy::needless_pass_by_value, reason = "as by all that take options")]
+    pub fn write_with<R: Serialize + ?Sized>(&self, result: &R, options: WriteOptions) -> Result<()> {
+        self.write_json(&encode("write", &self.key, result)?, &options)
+    }
+
+    pub(crate) fn write_json(&self, result: &RawValue, options: &WriteOptions) -> Result<()> {
         let claim = self.claim("write")?;
-        write_result(self.store, &self.key, result, &claim)
+        self.store.write_json(&self.key, result, &claim, options)
     }
 
     /// Removes the record, fenced by this acquisition's token. `false`: there was none.

@@ -110,6 +110,7 @@
 #[cfg(not(unix))]
 compile_error!("record-store needs a Unix: it is built on flock");
 
+mod compute;
 mod error;
 mod filesystem;
 mod finite;
@@ -118,22 +119,30 @@ mod holder;
 mod keep_alive;
 mod key;
 mod lock;
+mod lock_all;
 mod memory;
 mod record;
+mod same;
 mod store;
+mod transaction;
+mod watch;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
 
+pub use compute::UpdateOptions;
 pub use error::{Error, Result};
 pub use filesystem::{Durability, FileSystemOptions, FileSystemRecordStore, OpenMode, Swept};
 pub use guard::LockGuard;
 pub use holder::Holder;
 pub use key::{IntoKey, Key};
 pub use lock::{Acquired, Claim, LockInfo, LockOptions, LockState, LockToken};
+pub use lock_all::LockGuards;
 pub use memory::MemoryRecordStore;
-pub use record::{Json, TransactionRecord};
+pub use record::{Json, TransactionRecord, WriteOptions};
 pub use store::{IsolationLevel, Listing, RecordStore, RecordStoreExt};
+pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
+pub use watch::{RecordChange, RecordVersion, RecordWatch};
 
 /// The README's examples, run with the others.
 #[cfg(doctest)]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::value::RawValue;
 
+use crate::same::same_json;
 use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
-use crate::{LockState, LockToken, RecordStore, Result};
+use crate::{LockState, LockToken, RecordStore, RecordVersion, Result, WriteOptions};
 
 /// Records and locks in memory, shared by the threads of one process and gone with the last clone of
 /// the store.
@@ -39,7 +40,8 @@ use crate::{LockState, LockToken, RecordStore, Result};
 ///
 /// Leases follow [`Instant`], which on Linux does not count the time during which the machine is
 /// suspended. A lease too long for the clocks to hold has no term. A lock whose lease ran out stays
-/// listed in [`locks`](crate::RecordStoreExt::locks) until the next one of its key takes its place.
+/// listed in [`locks`](crate::RecordStoreExt::locks) until the next one of its key takes its place,
+/// and a record whose time to live is over takes up memory until it is written again or removed.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRecordStore(Arc<Shared>);
 
@@ -47,16 +49,26 @@ pub struct MemoryRecordStore(Arc<Shared>);
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a lock went, or when its lease got another end.
+    /// Notified when a lock went, when its lease got another end, and when a record changed.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    records: BTreeMap<Key, Json>,
+    records: BTreeMap<Key, Record>,
     locks: BTreeMap<Key, Lock>,
     /// The newest token of all keys.
     newest: u64,
+    /// How many writes there were: the version of the last.
+    writes: u64,
+}
+
+#[derive(Debug)]
+struct Record {
+    json: Json,
+    version: u64,
+    /// `None`: it lives for ever.
+    ends: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -104,6 +116,23 @@ impl Lock {
 }
 
 impl State {
+    /// The record, unless its time to live is over.
+    fn record(&self, key: &Key) -> Option<&Record> {
+        self.records.get(key).filter(|record| record.ends.is_none_or(|ends| Instant::now() < ends))
+    }
+
+    fn put(&mut self, key: &Key, result: &RawValue, options: &WriteOptions) {
+        // A moment that the clock cannot hold never comes.
+        let ends = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
+        self.writes += 1;
+        self.records.insert(key.clone(), Record { json: result.to_owned(), version: self.writes, ends });
+    }
+
+    fn version(&self, key: &Key) -> RecordVersion {
+        let versioned = |record: &Record| RecordVersion::new([record.version, 0, 0, 0]);
+        self.record(key).map_or_else(RecordVersion::absent, versioned)
+    }
+
     fn live(&self, key: &Key, now: Instant) -> Option<&Lock> {
         self.locks.get(key).filter(|lock| lock.is_live(now))
     }
@@ -198,13 +227,22 @@ impl MemoryRecordStore {
                 return Err(Blocked { holder: lock.holder.clone(), waited: now - start });
             }
             let lease_end = lock.lease.as_ref().map(|lease| lease.end);
-            state = match deadline.into_iter().chain(lease_end).min() {
-                None => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(wake) => {
-                    self.0.changed.wait_timeout(state, wake - now).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            state = self.sleep(state, now, deadline.into_iter().chain(lease_end).min());
         }
+    }
+
+    /// Sleeps until something changed, or until the time has come.
+    fn sleep<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        now: Instant,
+        until: Option<Instant>,
+    ) -> MutexGuard<'a, State> {
+        let Some(until) = until else {
+            return self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        let pause = until.saturating_duration_since(now);
+        self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -220,29 +258,82 @@ impl RecordStore for MemoryRecordStore {
                 state
             }
         };
-        Ok(state.records.get(key).cloned())
+        Ok(state.record(key).map(|record| record.json.clone()))
     }
 
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
+    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()> {
         let mut state = self.state();
         state.check("write", key, claim)?;
-        state.records.insert(key.clone(), result.to_owned());
+        state.put(key, result, options);
+        self.0.changed.notify_all();
         Ok(())
     }
 
+    fn swap_json(
+        &self,
+        key: &Key,
+        expected: Option<&RawValue>,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<bool> {
+        let mut state = self.state();
+        state.check("compare_and_swap", key, claim)?;
+        let is_expected = match (state.record(key), expected) {
+            (Some(record), Some(expected)) => same_json(&record.json, expected),
+            (record, expected) => record.is_none() && expected.is_none(),
+        };
+        if is_expected {
+            state.put(key, result, options);
+            self.0.changed.notify_all();
+        }
+        Ok(is_expected)
+    }
+
     fn record_exists(&self, key: &Key) -> Result<bool> {
-        Ok(self.state().records.contains_key(key))
+        Ok(self.state().record(key).is_some())
     }
 
     fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
         let mut state = self.state();
         state.check("remove", key, claim)?;
-        Ok(state.records.remove(key).is_some())
+        let was_there = state.record(key).is_some();
+        state.records.remove(key);
+        self.0.changed.notify_all();
+        Ok(was_there)
+    }
+
+    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+        Ok(self.state().version(key))
+    }
+
+    fn wait_for_change(
+        &self,
+        key: &Key,
+        seen: &RecordVersion,
+        timeout: Option<Duration>,
+    ) -> Result<Option<RecordVersion>> {
+        // A deadline beyond what the clock can hold never comes.
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut state = self.state();
+        loop {
+            let version = state.version(key);
+            if version != *seen {
+                return Ok(Some(version));
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(None);
+            }
+            let ends = state.record(key).and_then(|record| record.ends);
+            state = self.sleep(state, now, deadline.into_iter().chain(ends).min());
+        }
     }
 
     fn all_keys(&self) -> Result<Listing<'_, Key>> {
         Ok(self.listing(|state, after| {
-            let (key, _) = state.records.range((after, Bound::Unbounded)).next()?;
+            let mut later = state.records.range((after, Bound::Unbounded));
+            let (key, _) = later.find(|(key, _)| state.record(key).is_some())?;
             Some((key.clone(), key.clone()))
         }))
     }

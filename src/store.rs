@@ -9,9 +9,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
+use crate::compute;
 use crate::record::{self, Json};
-use crate::{Acquired, Claim, Error, Holder, IntoKey, Key, LockGuard, LockInfo, LockOptions, LockToken};
-use crate::{Result, TransactionRecord};
+use crate::{Acquired, Claim, Error, Holder, IntoKey, Key, LockGuard, LockGuards, LockInfo, LockOptions};
+use crate::{LockToken, PendingTransaction, RecordVersion, RecordWatch, Result, TransactionRecord};
+use crate::{UpdateOptions, WriteOptions};
 
 /// How far apart the users of one record are kept. Prefect's `IsolationLevel`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,11 +60,33 @@ pub trait RecordStore: Debug + Send + Sync {
     /// Makes `result` the record's result, in one step: at every moment a reader sees the old
     /// record or the new. See [`RecordStoreExt::write`].
     ///
+    /// `options` give the time to live; the claim is `claim`.
+    ///
     /// # Errors
     ///
     /// [`Error::Locked`] while another holder's lock is live, at once. [`Error::LockLost`] if the
-    /// claim is by token and not good. [`Error::Io`] and the like.
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()>;
+    /// claim is by token and not good. [`Error::Unsupported`] for a time to live that the store
+    /// cannot keep. [`Error::Io`] and the like.
+    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()>;
+
+    /// [`RecordStore::write_json`] if the record's result is `expected`, or, with `None`, if there is
+    /// no record: the look and the change are one step. `Ok(false)`: it is not, and nothing was
+    /// changed. See [`RecordStoreExt::compare_and_swap`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::write_json`].
+    fn swap_json(
+        &self,
+        key: &Key,
+        expected: Option<&RawValue>,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<bool> {
+        let _ = (key, expected, result, claim, options);
+        Err(Error::Unsupported { method: "compare_and_swap" })
+    }
 
     /// Whether there is a record: one look that ignores locks. See [`RecordStoreExt::exists`].
     ///
@@ -80,6 +104,33 @@ pub trait RecordStore: Debug + Send + Sync {
     fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
         let _ = (key, claim);
         Err(Error::Unsupported { method: "remove" })
+    }
+
+    /// The state of the record as it is now, to be compared with a later one. Ignores locks. See
+    /// [`RecordStoreExt::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::record_exists`].
+    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+        let _ = key;
+        Err(Error::Unsupported { method: "watch" })
+    }
+
+    /// Waits until the record is in another state than `seen`, and returns that; `Ok(None)` when
+    /// the time is up first. Ignores locks. See [`RecordStoreExt::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::record_exists`].
+    fn wait_for_change(
+        &self,
+        key: &Key,
+        seen: &RecordVersion,
+        timeout: Option<Duration>,
+    ) -> Result<Option<RecordVersion>> {
+        let _ = (key, seen, timeout);
+        Err(Error::Unsupported { method: "watch" })
     }
 
     /// Every key that has a record, in no order, as a stream: memory does not grow with the number
@@ -184,8 +235,35 @@ macro_rules! delegate {
             fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
                 (**self).read_json(key, claim, timeout)
             }
-            fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
-                (**self).write_json(key, result, claim)
+            fn write_json(
+                &self,
+                key: &Key,
+                result: &RawValue,
+                claim: &Claim,
+                options: &WriteOptions,
+            ) -> Result<()> {
+                (**self).write_json(key, result, claim, options)
+            }
+            fn swap_json(
+                &self,
+                key: &Key,
+                expected: Option<&RawValue>,
+                result: &RawValue,
+                claim: &Claim,
+                options: &WriteOptions,
+            ) -> Result<bool> {
+                (**self).swap_json(key, expected, result, claim, options)
+            }
+            fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+                (**self).record_version(key)
+            }
+            fn wait_for_change(
+                &self,
+                key: &Key,
+                seen: &RecordVersion,
+                timeout: Option<Duration>,
+            ) -> Result<Option<RecordVersion>> {
+                (**self).wait_for_change(key, seen, timeout)
             }
             fn record_exists(&self, key: &Key) -> Result<bool> {
                 (**self).record_exists(key)
@@ -293,7 +371,7 @@ pub trait RecordStoreExt: RecordStore {
     /// the result, such as a float that is not finite; [`Error::RecordTooLarge`]; [`Error::Io`].
     /// The old record stays; see [`Error::Io`] for the one exception.
     fn write<R: Serialize + ?Sized>(&self, key: impl IntoKey, result: &R) -> Result<()> {
-        write_result(self, &key.into_key()?, result, &Claim::current())
+        write_result(self, &key.into_key()?, result, &Claim::current(), &WriteOptions::new())
     }
 
     /// [`write`](RecordStoreExt::write) for the holder of a lock: by name, or by token.
@@ -308,7 +386,194 @@ pub trait RecordStoreExt: RecordStore {
         result: &R,
         claim: impl Into<Claim>,
     ) -> Result<()> {
-        write_result(self, &key.into_key()?, result, &claim.into())
+        write_result(self, &key.into_key()?, result, &claim.into(), &WriteOptions::new())
+    }
+
+    /// [`write`](RecordStoreExt::write) with options: a time to live, or another claim. Not in
+    /// Prefect.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_as`](RecordStoreExt::write_as).
+    fn write_with<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        result: &R,
+        options: WriteOptions,
+    ) -> Result<()> {
+        write_result(self, &key.into_key()?, result, &options.resolve_claim(), &options)
+    }
+
+    /// Writes the record if there is none: `Ok(false)` if there is one, which stays as it is. The
+    /// look and the change are one step, whoever else tries; no lock is taken. Not in Prefect.
+    ///
+    /// ```
+    /// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// assert!(store.write_if_absent("leader", "a", WriteOptions::new())?);
+    /// assert!(!store.write_if_absent("leader", "b", WriteOptions::new())?);
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_as`](RecordStoreExt::write_as): [`Error::Locked`] too while another holder's
+    /// lock is live, for that holder may be about to write.
+    fn write_if_absent<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        result: &R,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        compute::swap::<R, _>(self, &key.into_key()?, None, result, &options)
+    }
+
+    /// Writes `new` if the record's result is `expected` (with `None`: if there is no record):
+    /// `Ok(false)` if it is not, and then it stays as it is. The look and the change are one step,
+    /// whoever else tries; no lock is taken, so nobody waits for the caller's work. Not in Prefect.
+    ///
+    /// Results are the same if their JSON is, whatever the order of its fields and the space between
+    /// them. Numbers are compared as they are written: `1` is not `1.0`.
+    ///
+    /// ```
+    /// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// store.write("visits", &1)?;
+    /// loop {
+    ///     let seen: Option<u64> = store.read("visits")?.map(|record| record.result);
+    ///     let next = seen.map_or(1, |visits| visits + 1);
+    ///     if store.compare_and_swap("visits", seen.as_ref(), &next, WriteOptions::new())? {
+    ///         break;
+    ///     }
+    /// }
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_as`](RecordStoreExt::write_as), and [`Error::CorruptRecord`] and the like if
+    /// the record cannot be read.
+    fn compare_and_swap<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        expected: Option<&R>,
+        new: &R,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        compute::swap(self, &key.into_key()?, expected, new, &options)
+    }
+
+    /// The record's result, computed by `f` if there is none. Of all who ask for a key at once,
+    /// exactly one runs `f`, under the lock; the others wait and get its result. Not in Prefect.
+    ///
+    /// An error or panic of `f` frees the key and stores nothing: the next who asks tries. So it is
+    /// if the process of `f` dies. The result is written by the token of the lock: a computation that
+    /// outlasts its lease stores nothing, and is [`Error::LockLost`]. Without a hold timeout there is
+    /// no lease to outlast.
+    ///
+    /// `options` are [`LockOptions`], or [`UpdateOptions`] to give the result a time to live. The
+    /// acquire timeout is for the wait, not for `f`.
+    ///
+    /// ```
+    /// use record_store::{Error, LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let mut computed = 0;
+    /// for _ in 0..3 {
+    ///     let result = store.get_or_compute("20!", LockOptions::new(), || {
+    ///         computed += 1;
+    ///         Ok::<u64, Error>((1..=20).product())
+    ///     })?;
+    ///     assert_eq!(result, 2_432_902_008_176_640_000);
+    /// }
+    /// assert_eq!(computed, 1);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Whatever `f` returns; and, as its type, [`Error::LockTimeout`] when the time is up,
+    /// [`Error::LockLost`], and the errors of [`read`](RecordStoreExt::read) and
+    /// [`write`](RecordStoreExt::write).
+    fn get_or_compute<R, E>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce() -> Result<R, E>,
+    ) -> Result<R, E>
+    where
+        R: Serialize + DeserializeOwned,
+        E: From<Error>,
+    {
+        compute::get_or_compute(self, &key.into_key()?, &options.into(), f)
+    }
+
+    /// Reads the record, lets `f` make the next result of it, and writes that, all under the lock.
+    /// Returns what was written. Not in Prefect.
+    ///
+    /// An error or panic of `f` frees the key and leaves the record as it was. The result is written
+    /// by the token of the lock: if the lease ran out meanwhile nothing is, and the outcome is
+    /// [`Error::LockLost`].
+    ///
+    /// ```
+    /// use record_store::{Error, LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let count = |old: Option<u64>| Ok::<u64, Error>(old.unwrap_or(0) + 1);
+    /// assert_eq!(store.update("visits", LockOptions::new(), count)?, 1);
+    /// assert_eq!(store.update("visits", LockOptions::new(), count)?, 2);
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`get_or_compute`](RecordStoreExt::get_or_compute).
+    fn update<R, E>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce(Option<R>) -> Result<R, E>,
+    ) -> Result<R, E>
+    where
+        R: Serialize + DeserializeOwned,
+        E: From<Error>,
+    {
+        compute::update(self, key.into_key()?, &options.into(), f)
+    }
+
+    /// Prepares a transaction on the record; [`begin`](PendingTransaction::begin) begins it.
+    /// Prefect's `prefect.transactions.transaction`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidKey`].
+    fn transaction(&self, key: impl IntoKey) -> Result<PendingTransaction<'_, '_, Self>> {
+        Ok(PendingTransaction::new(self, key.into_key()?))
+    }
+
+    /// Begins to watch the record: [`RecordWatch::next`] waits for its next change after now. Ignores
+    /// locks, and needs none. Not in Prefect.
+    ///
+    /// # Errors
+    ///
+    /// As for [`exists`](RecordStoreExt::exists).
+    fn watch(&self, key: impl IntoKey) -> Result<RecordWatch<'_, Self>> {
+        RecordWatch::begin(self, key.into_key()?)
+    }
+
+    /// Waits until the record appears or changes: `true`, or `false` when the time is up first. Not
+    /// in Prefect.
+    ///
+    /// What counts is what happens after the call began. Who acts on what was seen before begins to
+    /// [`watch`](RecordStoreExt::watch) first, then looks, then waits.
+    ///
+    /// # Errors
+    ///
+    /// As for [`exists`](RecordStoreExt::exists).
+    fn wait_for_record(&self, key: impl IntoKey, timeout: Option<Duration>) -> Result<bool> {
+        self.watch(key)?.wait_for_record(timeout)
     }
 
     /// Removes the record. `Ok(false)`: there was none. Not in Prefect.
@@ -412,6 +677,36 @@ pub trait RecordStoreExt: RecordStore {
             Err(error) if error.is_timeout() => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the locks of several keys: all, or none when the time is up. Not in Prefect.
+    ///
+    /// They are taken one by one in the order of the keys, whatever order they are given in, so
+    /// those who take several never wait for each other in a circle. Until all are there, the leases
+    /// of those that are get renewed; then all begin anew.
+    ///
+    /// ```
+    /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let guards = store.lock_all(["to", "from"], LockOptions::new())?;
+    /// guards.get("from").expect("it is locked").write(&90)?;
+    /// guards.get("to").expect("it is locked").write(&110)?;
+    /// guards.release()?;
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LockTimeout`] when the time is up; it names the key that is missing, and its holder.
+    /// No lock is held then.
+    fn lock_all<K: IntoKey>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        options: LockOptions,
+    ) -> Result<LockGuards<'_, Self>> {
+        let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<_>>()?;
+        LockGuards::acquire(self, keys, &options)
     }
 
     /// Whether the key has a live lock, whoever's it is. Prefect's `RecordStore.is_locked`. The
@@ -525,11 +820,12 @@ fn read_result<R: DeserializeOwned, S: RecordStore + ?Sized>(
     }
 }
 
-pub(crate) fn write_result<R: Serialize + ?Sized, S: RecordStore + ?Sized>(
+fn write_result<R: Serialize + ?Sized, S: RecordStore + ?Sized>(
     store: &S,
     key: &Key,
     result: &R,
     claim: &Claim,
+    options: &WriteOptions,
 ) -> Result<()> {
-    store.write_json(key, &record::encode("write", key, result)?, claim)
+    store.write_json(key, &record::encode("write", key, result)?, claim, options)
 }

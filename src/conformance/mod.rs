@@ -68,15 +68,19 @@ macro_rules! checks {
     };
 }
 
+mod expiry;
 mod fencing;
 mod guards;
 mod keys;
 mod leases;
 mod locks;
 mod records;
+mod several;
 mod support;
+mod swaps;
 mod threads;
 mod waiting;
+mod watching;
 
 /// The longest that a check waits for what should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -147,6 +151,10 @@ pub fn checks() -> &'static [Check] {
             waiting::CHECKS,
             guards::CHECKS,
             threads::CHECKS,
+            swaps::CHECKS,
+            expiry::CHECKS,
+            watching::CHECKS,
+            several::CHECKS,
         ]
         .concat()
     });

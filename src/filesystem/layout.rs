@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -39,6 +40,8 @@ pub(super) struct Layout {
     pub(super) identity: (u64, u64),
     /// The permission bits of new files, before the umask.
     pub(super) file_mode: u32,
+    /// This process knows that there are, or were, records that end.
+    pub(super) expiring: AtomicBool,
 }
 
 /// The operation under way, for errors to name.
@@ -81,7 +84,7 @@ impl Layout {
             rustix::fs::fstat(&private).map_err(|errno| context.io("look at", &root.join(PRIVATE), errno))?;
         #[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
         let identity = (u64::try_from(stat.st_dev).unwrap_or(0), stat.st_ino.into());
-        Ok(Self { root, dir, private, identity, file_mode })
+        Ok(Self { root, dir, private, identity, file_mode, expiring: AtomicBool::new(false) })
     }
 
     pub(super) fn root(&self) -> &Path {

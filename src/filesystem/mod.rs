@@ -4,6 +4,7 @@
 //! appear and disappear, `wait` sleeps and wakes, `owner` knows who is alive.
 
 mod clock;
+mod expiry;
 mod latch;
 mod layout;
 mod lease;
@@ -17,6 +18,7 @@ mod publish;
 mod records;
 mod sidecar;
 mod sweep;
+mod versions;
 mod wait;
 
 use std::os::fd::OwnedFd;
@@ -27,7 +29,7 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
-use crate::{RecordStore, Result};
+use crate::{RecordStore, RecordVersion, Result, WriteOptions};
 
 use layout::{Context, Layout};
 pub use open::{Durability, FileSystemOptions, OpenMode};
@@ -79,9 +81,10 @@ impl FileSystemRecordStore {
     }
 
     /// Removes what dead processes left behind: files that they had begun to write, the files by
-    /// which they were known to be alive, and lock files that count for nothing. Touches nothing
-    /// that a live process uses. Opening a store does this too, except for the lock files: to find
-    /// them takes a walk through the whole directory.
+    /// which they were known to be alive, and lock files that count for nothing. Removes the records
+    /// too whose time to live is over. Touches nothing that a live process uses, and no record or lock
+    /// that counts. Opening a store does this too, except for locks and records: to find them takes a
+    /// walk through the whole directory.
     ///
     /// # Errors
     ///
@@ -90,7 +93,8 @@ impl FileSystemRecordStore {
         let context = Context::whole("sweep");
         self.writable(context)?;
         let locks = self.sweep_locks(context)?;
-        Ok(Swept { locks, ..sweep::sweep(&self.layout, context)? })
+        let records = self.sweep_records(context)?;
+        Ok(Swept { locks, records, ..sweep::sweep(&self.layout, context)? })
     }
 
     /// A descriptor by which a child process shares in this process's life: as long as any process
@@ -128,8 +132,19 @@ impl RecordStore for FileSystemRecordStore {
         self.read_record(key, claim, timeout)
     }
 
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
-        self.write_record(key, result, claim)
+    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()> {
+        self.write_record(key, result, claim, options)
+    }
+
+    fn swap_json(
+        &self,
+        key: &Key,
+        expected: Option<&RawValue>,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<bool> {
+        self.swap_record(key, expected, result, claim, options)
     }
 
     fn record_exists(&self, key: &Key) -> Result<bool> {
@@ -138,6 +153,19 @@ impl RecordStore for FileSystemRecordStore {
 
     fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
         self.unlink_record(key, claim)
+    }
+
+    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+        self.version_now(key)
+    }
+
+    fn wait_for_change(
+        &self,
+        key: &Key,
+        seen: &RecordVersion,
+        timeout: Option<Duration>,
+    ) -> Result<Option<RecordVersion>> {
+        self.wait_for_version(key, seen, timeout)
     }
 
     fn all_keys(&self) -> Result<Listing<'_, Key>> {

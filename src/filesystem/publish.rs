@@ -15,6 +15,7 @@ use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::expiry;
 use super::layout::{self, Context, Layout, Opened, TMP};
 use super::open::Durability;
 use super::owner::Owner;
@@ -45,6 +46,29 @@ impl<'a> Staged<'a> {
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
+        Self::written(layout, owner, text, None, durability, context)
+    }
+
+    /// [`Staged::new`] for a record that may come to its end, or not.
+    pub(super) fn record(
+        layout: &'a Layout,
+        owner: &Owner,
+        text: &[u8],
+        ends: bool,
+        durability: Durability,
+        context: Context<'_>,
+    ) -> Result<Self> {
+        Self::written(layout, owner, text, ends.then_some(expiry::MARK), durability, context)
+    }
+
+    fn written(
+        layout: &'a Layout,
+        owner: &Owner,
+        text: &[u8],
+        mark: Option<u32>,
+        durability: Durability,
+        context: Context<'_>,
+    ) -> Result<Self> {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TMP}/{}{SEPARATOR}{number:x}", owner.name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -54,6 +78,12 @@ impl<'a> Staged<'a> {
         let staged = Self { layout, name, durability };
         let failed = |action, error| context.io(action, &layout.private_path(&staged.name), error);
         file.write_all(text).map_err(|error| failed("write the staged file", error))?;
+        if let Some(mark) = mark {
+            // Not at the creation: the umask may take it off.
+            let marked = rustix::fs::fstat(&file)
+                .and_then(|stat| rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode | mark)));
+            marked.map_err(|errno| failed("mark the staged file", errno.into()))?;
+        }
         if durability == Durability::Full {
             // Once only. After a failed sync the kernel may call the same pages clean.
             file.sync_data().map_err(|error| failed("sync the staged file", error))?;

@@ -5,15 +5,18 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::FileSystemRecordStore;
+use super::expiry;
 use super::latch::{Latch, ToLook};
 use super::layout::{self, Context, Opened, Refusal};
-use super::list::Names;
+use super::lease::Term;
+use super::list::{Entry, Names};
 use super::look::Judged;
 use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::wait::{Deadline, Manner, Round};
 use crate::record;
-use crate::{Claim, Error, Json, Key, Listing, Result};
+use crate::same::same_json;
+use crate::{Claim, Error, Json, Key, Listing, Result, WriteOptions};
 
 impl FileSystemRecordStore {
     pub(super) fn read_record(
@@ -58,7 +61,7 @@ impl FileSystemRecordStore {
             return Ok(Round::Again);
         }
         let text = self.read_text(key, &record, context)?;
-        self.parse_record(key, &text, context).map(|json| Round::Done(Some(json)))
+        self.parse_record(key, &text, context).map(Round::Done)
     }
 
     /// Sees under the latch that there is no record and no other's live lock. Without the latch,
@@ -107,12 +110,15 @@ impl FileSystemRecordStore {
         })
     }
 
-    fn parse_record(&self, key: &Key, text: &[u8], context: Context<'_>) -> Result<Json> {
+    /// `None`: its time to live is over.
+    fn parse_record(&self, key: &Key, text: &[u8], context: Context<'_>) -> Result<Option<Json>> {
         let path = || self.layout.record_path(key);
-        let parsed = record::parse(text)
-            .map_err(|unsound| unsound.into_error(context.operation, Some(key.clone()), path()))?;
+        let unsound =
+            |unsound: record::Unsound| unsound.into_error(context.operation, Some(key.clone()), path());
+        let parsed = record::parse(text).map_err(unsound)?;
         if parsed.key == key.as_str() {
-            return Ok(parsed.result.to_owned());
+            let is_over = expiry::term(&parsed).map_err(unsound)? == Term::Over;
+            return Ok((!is_over).then(|| parsed.result.to_owned()));
         }
         match Key::new(parsed.key) {
             Ok(found) => Err(Error::KeyMismatch {
@@ -131,20 +137,80 @@ impl FileSystemRecordStore {
         }
     }
 
-    /// Stages and syncs the record, and only then enters the latch to see the claim and publish
-    /// (I2, I3): whatever takes long is done before.
-    pub(super) fn write_record(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
+    pub(super) fn write_record(
+        &self,
+        key: &Key,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<()> {
         let context = Context::new("write", key);
+        self.put_record(key, result, claim, options, context, || Ok(true)).map(|_| ())
+    }
+
+    pub(super) fn swap_record(
+        &self,
+        key: &Key,
+        expected: Option<&RawValue>,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<bool> {
+        let context = Context::new("compare_and_swap", key);
+        let is_expected = || {
+            let record = self.current_record(key, context)?;
+            Ok(match (record, expected) {
+                (Some(record), Some(expected)) => same_json(&record, expected),
+                (record, expected) => record.is_none() && expected.is_none(),
+            })
+        };
+        // Nothing need be staged for what will not be swapped.
         self.writable(context)?;
-        let text = record::to_text(key, result);
+        self.admit(key, claim, context)?;
+        Ok(is_expected()? && self.put_record(key, result, claim, options, context, is_expected)?)
+    }
+
+    /// Stages and syncs the record, and only then enters the latch to see the claim and publish
+    /// (I2, I3): whatever takes long is done before. Asked there too is whether the record is still
+    /// `wanted`.
+    fn put_record(
+        &self,
+        key: &Key,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+        context: Context<'_>,
+        wanted: impl Fn() -> Result<bool>,
+    ) -> Result<bool> {
+        self.writable(context)?;
+        let ends = expiry::starting(options.get_time_to_live());
+        if ends.is_some() {
+            expiry::announce(&self.layout, context)?;
+        }
+        let text = record::to_text(key, result, ends.as_deref());
         self.within_limit(key, text.len() as u64, context)?;
         let here = Owner::here(&self.layout, context)?;
-        let staged = Staged::new(&self.layout, &here, &text, self.options.durability, context)?;
+        let staged =
+            Staged::record(&self.layout, &here, &text, ends.is_some(), self.options.durability, context)?;
         let latch = Latch::enter(&self.layout, key, context)?;
         self.admit(key, claim, context)?;
+        if !wanted()? {
+            return Ok(false);
+        }
         staged.publish(&layout::record_name(key), context)?;
         drop(latch);
-        publish::sync_records(&self.layout, self.options.durability, context)
+        self.events.changed(key);
+        publish::sync_records(&self.layout, self.options.durability, context)?;
+        Ok(true)
+    }
+
+    /// The record as it is now, under the latch or as a first look.
+    fn current_record(&self, key: &Key, context: Context<'_>) -> Result<Option<Json>> {
+        let record = layout::open_existing(&self.layout.dir, &layout::record_name(key))
+            .map_err(|refusal| context.refused(refusal, "open the record", self.layout.record_path(key)))?;
+        let Some(record) = record else { return Ok(None) };
+        let text = self.read_text(key, &record, context)?;
+        self.parse_record(key, &text, context)
     }
 
     pub(super) fn unlink_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
@@ -152,8 +218,11 @@ impl FileSystemRecordStore {
         self.writable(context)?;
         let latch = Latch::enter(&self.layout, key, context)?;
         self.admit(key, claim, context)?;
-        let removed = publish::remove(&self.layout, &layout::record_name(key), context)?;
+        let name = layout::record_name(key);
+        let was_over = self.is_over(&name);
+        let removed = publish::remove(&self.layout, &name, context)? && !was_over;
         drop(latch);
+        self.events.changed(key);
         // Also where nothing was there: another's removal may not have been synced yet, and after
         // this call has said that the record is gone, it has to stay gone.
         publish::sync_records(&self.layout, self.options.durability, context)?;
@@ -166,15 +235,52 @@ impl FileSystemRecordStore {
         let stat = layout::look(&self.layout.dir, &layout::record_name(key))
             .map_err(|errno| context.io("look at the record", &path(), errno))?;
         match stat.as_ref().and_then(layout::irregular) {
-            None => Ok(stat.is_some()),
+            None => Ok(stat
+                .is_some_and(|stat| !expiry::is_marked(&stat) || !self.is_over(&layout::record_name(key)))),
             Some(found) => Err(context.refused(Refusal::NotRegular(found), "look at", path())),
         }
+    }
+
+    /// Whether this file is a record whose time to live is over. Whatever cannot be read is not.
+    fn is_over(&self, name: &str) -> bool {
+        if !matches!(layout::look(&self.layout.dir, name), Ok(Some(stat)) if expiry::is_marked(&stat)) {
+            return false;
+        }
+        let Ok(Some(opened)) = layout::open_existing(&self.layout.dir, name) else { return false };
+        layout::read_up_to(&opened, self.options.max_record_bytes).is_ok_and(|text| {
+            record::parse(&text).is_ok_and(|parsed| matches!(expiry::term(&parsed), Ok(Term::Over)))
+        })
+    }
+
+    /// Removes the records whose time to live is over: so many. That they are gone need not survive
+    /// a power loss: they would be over still.
+    pub(super) fn sweep_records(&self, context: Context<'static>) -> Result<usize> {
+        let mut swept = 0;
+        if !expiry::has_some(&self.layout) {
+            return Ok(swept);
+        }
+        for entry in Names::records(&self.layout, context)? {
+            // What is in the way of one record is no reason to leave the others.
+            let Ok(Entry { name, key }) = entry else { continue };
+            if self.is_over(&name)
+                && let Some(key) = key.or_else(|| self.key_inside(&name, context).ok()?)
+            {
+                let _latch = Latch::enter(&self.layout, &key, context)?;
+                // It may have been written again meanwhile.
+                if layout::record_name(&key) == name && self.is_over(&name) {
+                    swept += usize::from(publish::remove(&self.layout, &name, context)?);
+                }
+            }
+        }
+        Ok(swept)
     }
 
     pub(super) fn list_records(&self) -> Result<Listing<'_, Key>> {
         let context = Context::whole("keys");
         let names = Names::records(&self.layout, context)?;
+        let some_end = expiry::has_some(&self.layout);
         Ok(Box::new(names.filter_map(move |entry| match entry {
+            Ok(entry) if some_end && self.is_over(&entry.name) => None,
             Ok(entry) => match entry.key {
                 Some(key) => Some(Ok(key)),
                 None => self.key_inside(&entry.name, context).transpose(),

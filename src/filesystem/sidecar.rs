@@ -71,7 +71,7 @@ impl LockFile {
 
     pub(super) fn parse(text: &[u8]) -> Result<Self, Unsound> {
         let text: Text<'_> = serde_json::from_slice(text).map_err(Unsound::Json)?;
-        let time = |text: &str| humantime::parse_rfc3339(text).map_err(|_| Unsound::Field("time"));
+        let time = |text: &str| time(text).ok_or(Unsound::Field("time"));
         if text.token > MAX_TOKEN {
             return Err(Unsound::Field("token"));
         }
@@ -112,6 +112,11 @@ pub(super) fn is_owner_name(name: &str) -> bool {
 pub(super) fn rfc3339(time: SystemTime) -> String {
     let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     humantime::format_rfc3339_nanos(time.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
+}
+
+/// The moment that such a text names.
+pub(super) fn time(rfc3339: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(rfc3339).ok()
 }
 
 #[cfg(test)]

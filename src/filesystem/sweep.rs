@@ -22,6 +22,8 @@ pub struct Swept {
     pub staged: usize,
     /// Lock files of locks that were no longer live.
     pub locks: usize,
+    /// Records whose time to live was over.
+    pub records: usize,
 }
 
 /// Staged files first: once its owner file is gone, a dead process can no longer be told from one

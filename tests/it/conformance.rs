@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use record_store::{
     Claim, Durability, Error, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
-    LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt, Result, conformance,
+    LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt, Result, WriteOptions, conformance,
 };
 use serde_json::value::RawValue;
 
@@ -52,7 +52,7 @@ impl RecordStore for Bare {
         Ok(Some(RawValue::from_string("1".to_owned()).unwrap()))
     }
 
-    fn write_json(&self, _: &Key, _: &RawValue, _: &Claim) -> Result<()> {
+    fn write_json(&self, _: &Key, _: &RawValue, _: &Claim, _: &WriteOptions) -> Result<()> {
         Ok(())
     }
 

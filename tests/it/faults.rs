@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use record_store::{
     Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockState,
-    LockToken, MemoryRecordStore, RecordStore, Result, conformance,
+    LockToken, MemoryRecordStore, RecordStore, RecordVersion, Result, WriteOptions, conformance,
 };
 use serde_json::value::RawValue;
 
@@ -26,6 +26,7 @@ enum Fault {
     KeysForget,
     JsonIsReformatted,
     LeaseIsCut,
+    LifeIsCut,
     ReadIgnoresLocks,
     ReadIgnoresMissing,
     ReadTimeoutIsNone,
@@ -36,8 +37,12 @@ enum Fault {
     RenewKeepsTheLease,
     RenewRevives,
     SlashIsDropped,
+    SwapIgnoresLocks,
+    SwapIgnoresTheExpected,
+    SwapTellsNothing,
     TokenIsNotChecked,
     WaitIsAlwaysTrue,
+    WatchSeesTheOld,
     WriteIgnoresLocks,
     WriteLosesTheLock,
 }
@@ -84,19 +89,62 @@ impl RecordStore for Faulty {
         }
     }
 
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim) -> Result<()> {
+    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()> {
         let key = &self.key(key);
         let claim = &self.claim(key, claim, self.has(Fault::WriteIgnoresLocks));
+        let options = &match options.get_time_to_live() {
+            Some(time) if self.has(Fault::LifeIsCut) => WriteOptions::new().time_to_live(time.mul_f64(0.4)),
+            _ => options.clone(),
+        };
         if self.has(Fault::JsonIsReformatted)
             && let Ok(value) = serde_json::from_str::<serde_json::Value>(result.get())
         {
-            return self.inner.write_json(key, &serde_json::value::to_raw_value(&value).unwrap(), claim);
+            return self.inner.write_json(
+                key,
+                &serde_json::value::to_raw_value(&value).unwrap(),
+                claim,
+                options,
+            );
         }
-        self.inner.write_json(key, result, claim)?;
+        self.inner.write_json(key, result, claim, options)?;
         if self.has(Fault::WriteLosesTheLock) {
             self.inner.force_release(key)?;
         }
         Ok(())
+    }
+
+    fn swap_json(
+        &self,
+        key: &Key,
+        expected: Option<&RawValue>,
+        result: &RawValue,
+        claim: &Claim,
+        options: &WriteOptions,
+    ) -> Result<bool> {
+        let claim = &self.claim(key, claim, self.has(Fault::SwapIgnoresLocks));
+        match self.inner.swap_json(key, expected, result, claim, options)? {
+            false if self.has(Fault::SwapIgnoresTheExpected) => {
+                self.inner.write_json(key, result, claim, options)?;
+                Ok(true)
+            }
+            swapped => Ok(swapped || self.has(Fault::SwapTellsNothing)),
+        }
+    }
+
+    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+        self.inner.record_version(key)
+    }
+
+    fn wait_for_change(
+        &self,
+        key: &Key,
+        seen: &RecordVersion,
+        timeout: Option<Duration>,
+    ) -> Result<Option<RecordVersion>> {
+        if self.has(Fault::WatchSeesTheOld) {
+            return Ok(Some(seen.clone()));
+        }
+        self.inner.wait_for_change(key, seen, timeout)
     }
 
     fn record_exists(&self, key: &Key) -> Result<bool> {
@@ -225,6 +273,7 @@ fn every_fault_is_found() {
         (JsonIsReformatted, "records::json_is_kept_to_the_byte"),
         (LeaseIsCut, "leases::a_lease_runs_out"),
         (LeaseIsCut, "waiting::a_wait_sees_the_end_of_a_lease"),
+        (LifeIsCut, "expiry::a_record_lives_for_its_time"),
         (ReadIgnoresLocks, "waiting::a_read_returns_what_the_holder_commits"),
         (ReadIgnoresLocks, "waiting::a_read_in_time_or_not_at_all"),
         (ReadIgnoresMissing, "waiting::a_read_waits_for_a_first_record"),
@@ -239,12 +288,17 @@ fn every_fault_is_found() {
         (RenewRevives, "leases::an_expired_lock_is_no_lock"),
         (RenewRevives, "leases::renewal_needs_the_holder"),
         (SlashIsDropped, "keys::awkward_keys_side_by_side"),
+        (SwapIgnoresLocks, "swaps::a_swap_is_refused_by_a_lock"),
+        (SwapIgnoresTheExpected, "swaps::a_swap_needs_what_is_expected"),
+        (SwapIgnoresTheExpected, "swaps::of_many_swaps_one_succeeds"),
+        (SwapTellsNothing, "swaps::a_record_is_written_once"),
         (TokenIsNotChecked, "fencing::a_token_dies_with_its_lease"),
         (TokenIsNotChecked, "fencing::a_token_dies_with_a_take_over"),
         (TokenIsNotChecked, "fencing::a_token_dies_with_its_release"),
         (TokenIsNotChecked, "fencing::a_broken_token_is_lost"),
         (TokenIsNotChecked, "fencing::a_wrong_token_is_lost"),
         (WaitIsAlwaysTrue, "waiting::a_wait_that_is_over_is_false"),
+        (WatchSeesTheOld, "watching::nothing_new_is_none"),
         (WriteIgnoresLocks, "records::others_are_refused"),
         (WriteLosesTheLock, "records::removal_leaves_the_lock"),
     ];

@@ -40,6 +40,12 @@ impl Events {
         Seen
     }
 
+    pub(in crate::filesystem) fn observe_record(&self, _: &Key) -> Seen {
+        Seen
+    }
+
+    pub(in crate::filesystem) fn changed(&self, _: &Key) {}
+
     pub(in crate::filesystem) fn sleep(&self, _: Seen, pause: Duration, rounds: u32) -> bool {
         let nap = FIRST_NAP.saturating_mul(1 << rounds.min(8)).min(LONGEST_NAP);
         std::thread::sleep(pause.min(nap));

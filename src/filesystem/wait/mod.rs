@@ -2,7 +2,7 @@
 //! of arrival.
 //!
 //! On Linux the processes of a store share a small mapped file. Who waits for a lock has a *place*
-//! in it and is *called* when it is its turn; who only watches sleeps on a counter. Whatever a
+//! in it and is *called* when it is its turn; who only watches, a lock or a record, sleeps on a counter. Whatever a
 //! sleeper learns by being woken is a hint, and so is not to be woken: it looks at the lock file
 //! again, at the latest after a while. So a place may be lost, stale or garbage, and the worst that
 //! follows is a turn taken late.
@@ -30,7 +30,7 @@ pub(super) use elsewhere::{Events, Place, Turn};
 pub(super) use linux::{Events, Place, Turn};
 
 /// A sleeper looks again after this time, in case that nobody woke it who should have.
-const RECHECK: Duration = Duration::from_millis(250);
+pub(super) const RECHECK: Duration = Duration::from_millis(250);
 
 /// After so many times it looks at everything again, its owner included.
 const NAPS: u32 = 4;
@@ -59,7 +59,7 @@ impl Deadline {
         Self { start, end: timeout.and_then(|timeout| start.checked_add(timeout)) }
     }
 
-    fn passed(&self) -> bool {
+    pub(super) fn passed(&self) -> bool {
         self.end.is_some_and(|end| Instant::now() >= end)
     }
 
@@ -69,7 +69,7 @@ impl Deadline {
     }
 
     /// The time left, if it is the shorter one.
-    fn cap(&self, pause: Duration) -> Duration {
+    pub(super) fn cap(&self, pause: Duration) -> Duration {
         self.end.map_or(pause, |end| pause.min(end.saturating_duration_since(Instant::now())))
     }
 }

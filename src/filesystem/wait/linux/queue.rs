@@ -33,6 +33,9 @@ use crate::{Key, Result};
 /// How long the one who is called may take to come before others go first.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// Somebody watches records of the latch.
+const WATCHED: u32 = 1;
+
 /// Nobody's, or being filled in. Who is killed just then leaves a slot that is never used again, one
 /// of 256.
 const FREE: u32 = 0;
@@ -73,6 +76,7 @@ pub(in crate::filesystem) enum Turn {
 pub(in crate::filesystem) enum Seen {
     Place(usize),
     Freed(u8, u32),
+    Changed(u8, u32),
     /// There is no word to sleep on.
     Nothing,
 }
@@ -106,11 +110,37 @@ impl Events {
         seen
     }
 
+    /// [`Events::observe`] for one who watches the record itself.
+    pub(in crate::filesystem) fn observe_record(&self, key: &Key) -> Seen {
+        // Where one cannot say that one watches, nobody will wake one.
+        let Some(table) = self.shared.to_change() else { return Seen::Nothing };
+        let index = latch::index_of(key);
+        let seen = table.counters[usize::from(index)].changed.fetch_or(WATCHED, SeqCst) | WATCHED;
+        // The look at the record must not come before.
+        fence(SeqCst);
+        Seen::Changed(index, seen)
+    }
+
+    /// Tells those who watch records of this latch that one has changed. If nobody does, that takes
+    /// a look at a word. Whoever is woken says anew that it watches, so what the killed have left
+    /// there is gone after one change.
+    pub(in crate::filesystem) fn changed(&self, key: &Key) {
+        let Some(table) = self.shared.to_change() else { return };
+        let changed = &table.counters[usize::from(latch::index_of(key))].changed;
+        // The change must be there before the look at the word.
+        fence(SeqCst);
+        let advance = |word: u32| (word & WATCHED != 0).then(|| (word & !WATCHED).wrapping_add(2));
+        if changed.fetch_update(SeqCst, Relaxed, advance).is_ok() {
+            let _ = futex::wake(changed, futex::Flags::empty(), i32::MAX.unsigned_abs());
+        }
+    }
+
     /// Sleeps until the word changes, but no longer than `pause`: `false` if that is all that ended it.
     pub(in crate::filesystem) fn sleep(&self, seen: Seen, pause: Duration, _rounds: u32) -> bool {
         let word = self.shared.table().and_then(|table| match seen {
             Seen::Place(at) => Some((&table.slots[at].state, WAITING)),
             Seen::Freed(index, value) => Some((&table.counters[usize::from(index)].freed, value)),
+            Seen::Changed(index, value) => Some((&table.counters[usize::from(index)].changed, value)),
             Seen::Nothing => None,
         });
         let Some((word, value)) = word else {

@@ -20,7 +20,9 @@ use crate::filesystem::layout::{self, Context, Layout};
 pub(super) struct Counter {
     /// Advanced whenever a key of the latch is freed.
     pub(super) freed: AtomicU32,
-    _pad: u32,
+    /// Advanced when a record changes that somebody watches. The lowest bit says whether somebody
+    /// does.
+    pub(super) changed: AtomicU32,
     /// The last ticket given out: who has the lower one came first.
     pub(super) tickets: AtomicU64,
     /// The last token given out under the latch.

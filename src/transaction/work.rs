@@ -1,0 +1,119 @@
+//! What a transaction has to do at its end.
+
+use std::error::Error as StdError;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+
+use super::{CommitMode, TransactionState};
+use crate::WriteOptions;
+use crate::record::encode;
+use crate::{Claim, Error, Holder, IsolationLevel, Json, Key, LockGuard, LockOptions, RecordStore, Result};
+
+pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
+pub(super) type Hook<'s> = Box<dyn FnOnce(&Key) -> Result<(), BoxError> + Send + 's>;
+
+/// A begun transaction without its tie to a parent. Dropped before its end, it rolls back.
+pub(super) struct Work<'s, S: RecordStore + ?Sized> {
+    pub(super) store: &'s S,
+    pub(super) key: Key,
+    pub(super) holder: Holder,
+    pub(super) level: IsolationLevel,
+    pub(super) mode: CommitMode,
+    pub(super) options: LockOptions,
+    pub(super) state: TransactionState,
+    /// Held from the beginning to the end, under [`IsolationLevel::Serializable`].
+    pub(super) guard: Option<LockGuard<'s, S>>,
+    pub(super) staged: Option<Json>,
+    pub(super) on_commit: Vec<Hook<'s>>,
+    pub(super) on_rollback: Vec<Hook<'s>>,
+    /// Those that are left to this one, in the order of their ends.
+    pub(super) children: Vec<Work<'s, S>>,
+}
+
+impl<S: RecordStore + ?Sized> Work<'_, S> {
+    pub(super) fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
+        if self.is_over() {
+            return Ok(());
+        }
+        self.staged = Some(encode("stage", &self.key, result)?);
+        self.state = TransactionState::Staged;
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.state, TransactionState::Committed | TransactionState::RolledBack)
+    }
+
+    pub(super) fn commit(&mut self) -> Result<()> {
+        if self.is_over() {
+            self.children_commit()?;
+            self.guard = None;
+            return Ok(());
+        }
+        match self.try_commit() {
+            Ok(()) => {
+                self.state = TransactionState::Committed;
+                // What was written is written, whatever becomes of the lock.
+                self.guard = None;
+                Ok(())
+            }
+            Err(error) => {
+                // The reason of the rollback is the one to tell.
+                let _ = self.roll_back();
+                Err(error)
+            }
+        }
+    }
+
+    fn try_commit(&mut self) -> Result<()> {
+        self.children_commit()?;
+        for hook in std::mem::take(&mut self.on_commit) {
+            run(hook, "commit", &self.key)?;
+        }
+        let Some(staged) = self.staged.take() else { return Ok(()) };
+        if let Some(guard) = &self.guard {
+            return guard.write_json(&staged, &WriteOptions::new());
+        }
+        let claim = Claim::Holder(self.holder.clone());
+        self.store.write_json(&self.key, &staged, &claim, &WriteOptions::new())
+    }
+
+    fn children_commit(&mut self) -> Result<()> {
+        self.children.iter_mut().try_for_each(Work::commit)
+    }
+
+    pub(super) fn roll_back(&mut self) -> Result<()> {
+        let children = self.children.iter_mut().rev().map(Work::roll_back).fold(Ok(()), Result::and);
+        if self.is_over() {
+            self.guard = None;
+            return children;
+        }
+        self.state = TransactionState::RolledBack;
+        let hooks = std::mem::take(&mut self.on_rollback).into_iter().rev();
+        let outcome = hooks.map(|hook| run(hook, "rollback", &self.key)).fold(children, Result::and);
+        self.guard = None;
+        outcome
+    }
+}
+
+/// Runs a hook. Its panic is kept from the hooks after it, and from a drop in the middle of another
+/// panic, where it would end the process.
+fn run(hook: Hook<'_>, operation: &'static str, key: &Key) -> Result<()> {
+    let failed = |source| Error::Hook { operation, key: key.clone(), source };
+    match catch_unwind(AssertUnwindSafe(|| hook(key))) {
+        Ok(outcome) => outcome.map_err(failed),
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(failed(format!("the hook panicked: {said}").into()))
+        }
+    }
+}
+
+impl<S: RecordStore + ?Sized> Drop for Work<'_, S> {
+    fn drop(&mut self) {
+        // Nobody is there to be told.
+        let _ = self.roll_back();
+    }
+}
