@@ -48,8 +48,12 @@ impl Owner {
     pub(super) fn here(layout: &Layout, context: Context<'_>) -> Result<Arc<Self>> {
         let mut owners = OWNERS_HERE.lock();
         if let Some(at) = owners.iter().position(|owner| owner.store == layout.identity) {
-            // A file that was cleared away by hand proves nothing to anybody any more.
-            if latch::is_linked(&owners[at].file).unwrap_or(false) {
+            // A file that was cleared away by hand proves nothing to anybody any more. One that cannot
+            // be looked at may well be there, and to let go of it would free every lock of this
+            // process.
+            let linked = latch::is_linked(&owners[at].file)
+                .map_err(|error| context.io("look at", &layout.private_path(OWNERS), error))?;
+            if linked {
                 return Ok(Arc::clone(&owners[at]));
             }
             owners.remove(at);
