@@ -138,7 +138,7 @@ impl FileSystemRecordStore {
         let name = layout::lock_name(key);
         // For one who waits the file is left, but blank: to write it anew is much cheaper than to
         // make a new one.
-        if !(self.events.is_awaited(key) && publish::blank(&self.layout, &name, context)?) {
+        if !(self.events.is_awaited(key) && publish::blank(&self.layout, &name)) {
             publish::remove(&self.layout, &name, context)?;
         }
         // First the latch: those who are woken would only have to wait for it.

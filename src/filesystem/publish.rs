@@ -176,15 +176,12 @@ pub(super) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_
     Ok(true)
 }
 
-/// Overwrites a file with zeros, by one write: it is there, but says nothing. `false` if it is too
-/// large for that.
-pub(super) fn blank(layout: &Layout, name: &str, context: Context<'_>) -> Result<bool> {
-    let path = || layout.root().join(name);
-    let full = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
-        .map_err(|refusal| context.refused(refusal, "open", path()))?;
-    let Some(size) = page_size(&full) else { return Ok(false) };
-    full.file.write_all_at(&vec![0; size], 0).map_err(|error| context.io("write", &path(), error))?;
-    Ok(true)
+/// Overwrites a file with zeros, by one write: it is there, but says nothing. `false` if that cannot
+/// be done, or was done only in part: a part is a lock that nobody could take, so then the file has
+/// to go.
+pub(super) fn blank(layout: &Layout, name: &str) -> bool {
+    let Ok(full) = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty()) else { return false };
+    page_size(&full).is_some_and(|size| full.file.write_all_at(&vec![0; size], 0).is_ok())
 }
 
 /// The size of a file that one write covers.
