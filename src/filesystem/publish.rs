@@ -160,7 +160,8 @@ pub(super) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<
     })
 }
 
-/// Writes `text` into a blank file, by one write. `false` if the file is too large for that.
+/// Writes `text` into a blank file, by one write. `false` if the file is too large for that, or has
+/// another name.
 pub(super) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<bool> {
     let path = || layout.root().join(name);
     let blank = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
@@ -184,9 +185,11 @@ pub(super) fn blank(layout: &Layout, name: &str) -> bool {
     page_size(&full).is_some_and(|size| full.file.write_all_at(&vec![0; size], 0).is_ok())
 }
 
-/// The size of a file that one write covers.
+/// The size of a file that one write covers, and that has no other name: under that it would be
+/// written too, be it a backup or a file outside of the store.
 fn page_size(opened: &Opened) -> Option<usize> {
-    usize::try_from(opened.stat.st_size).ok().filter(|size| *size <= MAX_CREATE_BYTES)
+    let own = opened.stat.st_nlink == 1;
+    usize::try_from(opened.stat.st_size).ok().filter(|size| own && *size <= MAX_CREATE_BYTES)
 }
 
 /// The most that one write may cover: a page of any machine, with room to spare.
