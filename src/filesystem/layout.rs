@@ -3,12 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::path::Arg;
 
 use crate::{Error, Key, Result};
 
@@ -69,16 +70,14 @@ impl Layout {
     pub(super) fn open(root: PathBuf, file_mode: u32, context: Context<'_>) -> Result<Self> {
         // The store's directory may well be reached through a link. What is inside may not.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::open(&root, flags, Mode::empty()).map_err(|errno| match errno {
+        let dir = openat(rustix::fs::CWD, &root, flags, Mode::empty()).map_err(|errno| match errno {
             Errno::NOENT => Error::NotAStore { path: root.clone() },
             errno => context.io("open the directory", &root, errno),
         })?;
         let private =
-            rustix::fs::openat(&dir, PRIVATE, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| {
-                match errno {
-                    Errno::NOENT => Error::NotAStore { path: root.clone() },
-                    errno => context.io("open the directory", &root.join(PRIVATE), errno),
-                }
+            openat(&dir, PRIVATE, flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT => Error::NotAStore { path: root.clone() },
+                errno => context.io("open the directory", &root.join(PRIVATE), errno),
             })?;
         let stat =
             rustix::fs::fstat(&private).map_err(|errno| context.io("look at", &root.join(PRIVATE), errno))?;
@@ -130,7 +129,7 @@ impl Layout {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(context.io("create the directory", &path, errno)),
             }
-            rustix::fs::openat(&self.private, name, flags, Mode::empty())
+            openat(&self.private, name, flags, Mode::empty())
                 .map_err(|errno| context.io("open the directory", &path, errno))?;
         }
         Ok(())
@@ -194,6 +193,17 @@ pub(super) fn lock_stem(name: &str) -> Option<&str> {
     name.strip_suffix(LOCK_SUFFIX)
 }
 
+/// Opens a file or a directory. Some file systems let a signal interrupt that, and then it is tried
+/// again.
+pub(super) fn openat(
+    dir: impl AsFd + Copy,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    mode: Mode,
+) -> Result<OwnedFd, Errno> {
+    retry_on_intr(|| rustix::fs::openat(dir, path, flags, mode))
+}
+
 /// Opens `name` in `dir`; the caller adds what it wants to do with it.
 pub(super) fn open(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Result<Opened, Refusal> {
     let file = open_unseen(dir, name, flags, mode)?;
@@ -206,7 +216,7 @@ pub(super) fn open(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Resu
 
 /// [`open`] without the look at what was opened: for the caller to do, or for a file made just now.
 pub(super) fn open_unseen(dir: &OwnedFd, name: &str, flags: OFlags, mode: Mode) -> Result<File, Refusal> {
-    let opened = rustix::fs::openat(dir, name, flags | SAFE, mode);
+    let opened = openat(dir, name, flags | SAFE, mode);
     opened.map(File::from).map_err(|errno| match errno {
         Errno::LOOP | Errno::MLINK => Refusal::NotRegular("a symbolic link"),
         Errno::ISDIR => Refusal::NotRegular("a directory"),
@@ -222,7 +232,7 @@ pub(super) fn create_unique(layout: &Layout, dir: &str, prefix: &str) -> io::Res
     let made =
         tempfile::Builder::new().prefix(prefix).rand_bytes(16).disable_cleanup(true).make_in("", |path| {
             let name = path.file_name().unwrap_or_default();
-            let fd = rustix::fs::openat(&layout.private, Path::new(dir).join(name), flags, layout.mode())?;
+            let fd = openat(&layout.private, &*Path::new(dir).join(name), flags, layout.mode())?;
             Ok(File::from(fd))
         })?;
     let (file, path) = made.into_parts();
@@ -247,6 +257,11 @@ pub(super) fn open_unlikely(dir: &OwnedFd, name: &str) -> Result<Option<Opened>,
         Ok(Some(_)) => open_existing(dir, name),
         Err(errno) => Err(Refusal::Os(errno)),
     }
+}
+
+/// Begins a listing of a directory. It is opened anew: listings have positions of their own.
+pub(super) fn list(dir: &OwnedFd) -> Result<Dir, Errno> {
+    retry_on_intr(|| Dir::read_from(dir))
 }
 
 /// What `name` is, without opening it; `None` where there is nothing.
@@ -287,7 +302,8 @@ pub(super) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
     // allocation.
     bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1))?;
     // A read that asked for more and got just the size has seen the end: one call for most files.
-    let first = rustix::io::read(&opened.file, rustix::buffer::spare_capacity(&mut bytes))? as u64;
+    let first =
+        retry_on_intr(|| rustix::io::read(&opened.file, rustix::buffer::spare_capacity(&mut bytes)))? as u64;
     if first != size {
         (&opened.file).take(limit.saturating_add(1).saturating_sub(first)).read_to_end(&mut bytes)?;
     }

@@ -39,8 +39,7 @@ impl<'a> Names<'a> {
         context: Context<'static>,
         stem_of: fn(&str) -> Option<&str>,
     ) -> Result<Self> {
-        // `read_from` opens the directory anew: listings have positions of their own.
-        let dir = Dir::read_from(&layout.dir)
+        let dir = layout::list(&layout.dir)
             .map_err(|errno| context.io("list the directory", layout.root(), errno))?;
         Ok(Self { layout, dir, context, stem_of, failed: false })
     }

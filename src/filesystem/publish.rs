@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(target_os = "linux")]
 use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use super::expiry;
 use super::layout::{self, Context, Layout, Opened, TMP};
@@ -207,7 +207,7 @@ pub(super) fn remove(layout: &Layout, name: &str, context: Context<'_>) -> Resul
 /// Makes what was renamed or unlinked in the store's directory survive a power loss.
 pub(super) fn sync_records(layout: &Layout, durability: Durability, context: Context<'_>) -> Result<()> {
     if durability == Durability::Full {
-        rustix::fs::fsync(&layout.dir)
+        retry_on_intr(|| rustix::fs::fsync(&layout.dir))
             .map_err(|errno| context.io("sync the directory", layout.root(), errno))?;
     }
     Ok(())
@@ -235,6 +235,6 @@ pub(super) fn sync_new_store(layout: &Layout, context: Context<'_>) -> Result<()
 
 /// Makes what was linked in the private directory survive a power loss.
 pub(super) fn sync_private(layout: &Layout, context: Context<'_>) -> Result<()> {
-    rustix::fs::fsync(&layout.private)
+    retry_on_intr(|| rustix::fs::fsync(&layout.private))
         .map_err(|errno| context.io("sync the directory", &layout.private_path(""), errno))
 }

@@ -59,14 +59,14 @@ pub(super) fn sweep(layout: &Layout, context: Context<'_>) -> Result<Swept> {
 
 fn open_dir(layout: &Layout, name: &str, context: Context<'_>) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(&layout.private, name, flags, Mode::empty())
+    layout::openat(&layout.private, name, flags, Mode::empty())
         .map_err(|errno| context.io("open the directory", &layout.private_path(name), errno))
 }
 
 fn names(layout: &Layout, dir: &OwnedFd, name: &str, context: Context<'_>) -> Result<Vec<String>> {
     let failed = |errno| context.io("list the directory", &layout.private_path(name), errno);
     let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir).map_err(failed)? {
+    for entry in layout::list(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         // Names that are not UTF-8 are not ours.
         if let Ok(name) = entry.file_name().to_str()

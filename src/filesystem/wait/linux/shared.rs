@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::Result;
 
@@ -92,7 +92,8 @@ impl Shared {
         let allocated = u64::try_from(opened.stat.st_blocks).unwrap_or(0).saturating_mul(512);
         if writable && allocated < SIZE as u64 {
             // A copy of the file may have come back with holes where the zeros were.
-            match rustix::fs::fallocate(&opened.file, FallocateFlags::empty(), 0, SIZE as u64) {
+            let allocate = || rustix::fs::fallocate(&opened.file, FallocateFlags::empty(), 0, SIZE as u64);
+            match retry_on_intr(allocate) {
                 Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 Err(errno) => return Err(context.io("allocate the event table", &path(), errno)),
             }
