@@ -6,8 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{self, Context, FORMAT, Layout};
-use super::lease::Liveness;
-use super::owner::{self, Owner};
+use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::wait::Events;
 use super::{FileSystemRecordStore, sweep};
@@ -144,7 +143,7 @@ impl FileSystemOptions {
             }
         }
         let here = Owner::here(&layout, context)?;
-        refuse_without_flock(&layout, &here)?;
+        refuse_without_flock(&layout, &here, context)?;
         let events = Events::open(&layout, true, context)?;
         let store = FileSystemRecordStore { layout: Arc::new(layout), options: self, events };
         sweep::sweep(&store.layout, context)?;
@@ -204,12 +203,12 @@ fn initialise(layout: &Layout, context: Context<'_>) -> Result<()> {
 }
 
 /// A file that this process has locked must look locked to whoever opens it afresh.
-fn refuse_without_flock(layout: &Layout, here: &Owner) -> Result<()> {
-    match owner::liveness(layout, &here.name, None) {
-        Liveness::Alive => Ok(()),
-        Liveness::Dead | Liveness::Unknown => Err(Error::UnsupportedFileSystem {
-            reason: "flock does not keep two open files apart",
-            path: layout.root().to_owned(),
-        }),
+fn refuse_without_flock(layout: &Layout, here: &Owner, context: Context<'_>) -> Result<()> {
+    if here.looks_alive(layout, context)? {
+        return Ok(());
     }
+    Err(Error::UnsupportedFileSystem {
+        reason: "flock does not keep two open files apart",
+        path: layout.root().to_owned(),
+    })
 }

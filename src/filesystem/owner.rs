@@ -75,6 +75,16 @@ impl Owner {
         Ok(rustix::io::dup(&self.file)?)
     }
 
+    /// Whether the file looks locked to who opens it afresh, as it must.
+    pub(super) fn looks_alive(&self, layout: &Layout, context: Context<'_>) -> Result<bool> {
+        let name = format!("{OWNERS}/{}", self.name);
+        let path = || layout.private_path(&name);
+        let opened = layout::open_existing(&layout.private, &name)
+            .map_err(|refusal| context.refused(refusal, "open the owner file", path()))?;
+        let locked = opened.map(|owner| latch::is_locked(&owner.file)).transpose();
+        Ok(locked.map_err(|error| context.io("flock", &path(), error))?.unwrap_or(false))
+    }
+
     fn create(layout: &Layout, context: Context<'_>) -> Result<Self> {
         let dir = layout.private_path(OWNERS);
         let process = std::process::id();
