@@ -33,7 +33,6 @@ mod record;
 mod recover;
 mod uniform;
 
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -51,12 +50,6 @@ pub(crate) const ROLES: &[Role] = &[("power-loss", play::play)];
 
 /// So many sequences a child plays: each store costs it a descriptor.
 const A_CHILDS: usize = 100;
-
-/// Where nothing is slow.
-fn memory() -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
-}
 
 /// What all workers share.
 #[derive(Default)]

@@ -1,7 +1,5 @@
 //! The sequences of operations, and the child that plays them.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::children::Stage;
 use crate::support::trace::perform;
-use crate::support::{named, open_with};
+use crate::support::{named, open_with, stand_in_line};
 
 /// `a` has a record when a sequence begins, `b` has none. They have latches of their own.
 pub(crate) const KEYS: [&str; 2] = ["a", "b"];
@@ -221,24 +219,4 @@ fn act(
         }
     }
     *token
-}
-
-/// A process comes for the lock, and is killed while it waits: all that is left of it is its place in
-/// the mapped table, which is laid out as it is for ever. The release finds somebody in line, and the
-/// next to come finds out that nobody is.
-fn stand_in_line(store: &Path, key: &str) {
-    const WAITING: u32 = 1;
-    const LAST_SLOT: u64 = 256 * 64 + 255 * 64;
-    let mut slot = Vec::new();
-    slot.extend(WAITING.to_ne_bytes());
-    slot.extend(crc32fast::hash(key.as_bytes()).to_ne_bytes());
-    slot.extend([0; 16]);
-    slot.extend(b"1-killed");
-    slot.resize(64, 0);
-    // Behind the slots there is a bit for each that is taken.
-    let mut taken = [0; 4];
-    taken[3] = 1_u64 << 63;
-    slot.extend(taken.map(u64::to_ne_bytes).as_flattened());
-    let table = File::options().write(true).open(store.join(".store/events")).unwrap();
-    table.write_all_at(&slot, LAST_SLOT).unwrap();
 }

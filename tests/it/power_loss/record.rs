@@ -25,7 +25,7 @@ pub(crate) enum Event {
 /// Has a child play these sequences, and returns the log of each. `None` where `ptrace` is forbidden
 /// and that is allowed.
 pub(crate) fn record(sequences: &[Sequence]) -> Option<Vec<Vec<Event>>> {
-    let dir = tempfile::tempdir_in(super::memory()).unwrap();
+    let dir = crate::support::in_memory();
     for number in 0..sequences.len() {
         std::fs::create_dir(dir.path().join(number.to_string())).unwrap();
     }

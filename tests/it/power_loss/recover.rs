@@ -44,7 +44,7 @@ pub(crate) struct Ground {
 
 impl Ground {
     pub(crate) fn new() -> Self {
-        Self { dir: tempfile::tempdir_in(super::memory()).unwrap() }
+        Self { dir: crate::support::in_memory() }
     }
 
     /// Opens the store in this tree, and sees that it can be used. The error says what is wrong
