@@ -13,6 +13,7 @@ mod conformance;
 mod crash;
 mod deaths;
 mod disturbances;
+mod failing_calls;
 mod faults;
 mod fixtures;
 mod keep_alive;
@@ -34,6 +35,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         crash::ROLES,
         deaths::ROLES,
         disturbances::ROLES,
+        failing_calls::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

@@ -51,6 +51,21 @@ impl Child {
         Self::start_by(program, 0, role, argument)
     }
 
+    /// Starts a child that may mount file systems which nobody else sees. `None` where that is
+    /// forbidden.
+    pub(crate) fn start_in_mount_namespace(role: &'static str, argument: &impl Serialize) -> Option<Self> {
+        let kinds: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
+        let may_mount = |kind: &&[&str]| {
+            let mut try_it = Command::new("unshare");
+            try_it.args(*kind).args(["sh", "-c", "mount -t tmpfs none /tmp"]).stderr(Stdio::null());
+            try_it.status().is_ok_and(|status| status.success())
+        };
+        let kind = kinds.into_iter().find(may_mount)?;
+        let mut program = Command::new("unshare");
+        program.args(kind).arg(std::env::current_exe().unwrap());
+        Some(Self::start_by(program, std::process::id(), role, argument))
+    }
+
     fn start_by(mut program: Command, parent: u32, role: &'static str, argument: &impl Serialize) -> Self {
         let mut process = program
             .args(["--exact", ENTRY, "--nocapture", "--test-threads=1", "--quiet"])

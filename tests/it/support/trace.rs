@@ -3,6 +3,9 @@
 //! The child marks the operation in question by `getppid`, which nothing else calls there, before
 //! it and after it. It is traced by `ptrace`: one thread, the one that plays the role.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tamper;
+
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;

@@ -1,0 +1,143 @@
+//! A process that may open only a few files, or write only short ones.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
+use record_store::{Error, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt, Result};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::children::{Child, Stage};
+use crate::support::{as_named, names_in, open};
+
+#[test]
+fn few_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    Child::start("few descriptors", &dir.path()).finish();
+}
+
+#[test]
+fn files_that_may_not_grow() {
+    let dir = tempfile::tempdir().unwrap();
+    Child::start("short files", &dir.path()).finish();
+}
+
+/// As many as any operation has open at a time, and more.
+const MOST_FILES: usize = 12;
+
+pub(super) fn few_descriptors(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    store.write("k", "old").unwrap();
+    // What a process opens once and for all is open after this.
+    let unlimited = every_operation(&store, &dir);
+    assert!(unlimited.iter().all(Result::is_ok), "{unlimited:?}");
+    let mut ever_failed = false;
+    for spare in 0..MOST_FILES {
+        store.write("k", "old").unwrap();
+        let open_before = open_files();
+        let results = with_limit(Resource::Nofile, open_before + spare, || every_operation(&store, &dir));
+        let failed = results.iter().any(Result::is_err);
+        ever_failed |= failed;
+        assert_told(&results, libc::EMFILE);
+        assert!(
+            open_files() <= open_before + begun_elsewhere(&dir),
+            "with {spare} to spare: files are left open"
+        );
+        see_it_work(&store, &dir);
+        let _ = std::fs::remove_dir_all(dir.join("elsewhere"));
+        assert!(!failed || spare < MOST_FILES - 1, "{MOST_FILES} are not enough: {results:?}");
+    }
+    assert!(ever_failed, "the limit limits nothing");
+}
+
+pub(super) fn short_files(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    // The signal that comes along would kill the process.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    signals.thread_block().unwrap();
+    let mut ever_failed = false;
+    for bytes in [0, 1, 20, 21, 22, 50, 100, 200, 1_000, 2_048, 4_096] {
+        store.write("k", "old").unwrap();
+        let results = with_limit(Resource::Fsize, bytes, || every_operation(&store, &dir));
+        ever_failed |= results.iter().any(Result::is_err);
+        assert_told(&results, libc::EFBIG);
+        let record = store.read::<String>("k").unwrap().unwrap().result;
+        assert!(matches!(record.as_str(), "old" | "new"), "{record}");
+        see_it_work(&store, &dir);
+        let _ = std::fs::remove_dir_all(dir.join("elsewhere"));
+    }
+    assert!(ever_failed, "the limit limits nothing");
+}
+
+/// One of each, told what came of it. The open of a new store comes last.
+fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>> {
+    let read = store.read::<String>("k").map(|record| assert_eq!(record.unwrap().result, "old"));
+    let absent = store.read::<String>("none").map(|record| assert_eq!(record, None));
+    let exists = store.exists("k").map(|exists| assert!(exists));
+    let keys = store.keys().and_then(Iterator::collect::<Result<Vec<_>>>);
+    let locks = store.locks().and_then(Iterator::collect::<Result<Vec<_>>>);
+    let guarded = store.lock("k", LockOptions::new()).and_then(|guard| {
+        guard.renew()?;
+        let other = as_named("other").acquire_timeout(Duration::from_millis(5));
+        match store.acquire_lock("k", &other) {
+            Ok(_) => panic!("two holders"),
+            Err(error) if error.is_timeout() => {}
+            Err(error) => return Err(error),
+        }
+        let written = guard.write("new");
+        guard.release().and(written)
+    });
+    let other = store.try_read::<String>("k", Duration::from_millis(5)).map(drop);
+    let waited = store.wait_for_lock("k", Some(Duration::from_millis(5))).map(drop);
+    let long = store.lock("y".repeat(3_000), LockOptions::new()).and_then(LockGuard::release);
+    let longer = store.lock("z".repeat(5_000), LockOptions::new()).and_then(LockGuard::release);
+    let big = store.write("big", &"x".repeat(10_000));
+    let removed = store.remove("none").map(|removed| assert!(!removed));
+    let swept = store.sweep().map(drop);
+    let opened = FileSystemRecordStore::open(dir.join("elsewhere")).map(drop);
+    let done = [guarded, other, waited, long, longer, big, removed, swept, opened];
+    [read, absent, exists, keys.map(drop), locks.map(drop)].into_iter().chain(done).collect()
+}
+
+/// Each error says what the system said.
+fn assert_told(results: &[Result<()>], errno: i32) {
+    let kind = std::io::Error::from_raw_os_error(errno).kind();
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        assert!(matches!(error, Error::Io { source, .. } if source.kind() == kind), "{error:?}");
+    }
+}
+
+/// All is as if there had been no limit.
+fn see_it_work(store: &FileSystemRecordStore, dir: &Path) {
+    assert_eq!(store.locks().unwrap().count(), 0, "half a lock is left");
+    let guard = store.lock("k", as_named("next")).unwrap();
+    guard.write("next").unwrap();
+    assert_eq!(guard.read::<String>().unwrap().unwrap().result, "next");
+    guard.release().unwrap();
+    FileSystemRecordStore::open(dir.join("elsewhere")).unwrap();
+    assert_eq!(names_in(&dir.join(".store/tmp")), [""; 0]);
+    assert_eq!(names_in(&dir.join(".store/owners")).len(), 1);
+}
+
+fn with_limit<T>(resource: Resource, limit: usize, work: impl FnOnce() -> T) -> T {
+    let old = getrlimit(resource);
+    setrlimit(resource, Rlimit { current: Some(limit as u64), maximum: old.maximum }).unwrap();
+    let done = work();
+    setrlimit(resource, old).unwrap();
+    done
+}
+
+fn open_files() -> usize {
+    // Less the one by which they are listed.
+    std::fs::read_dir("/proc/self/fd").unwrap().count() - 1
+}
+
+/// One, if a store was begun beside the first: its owner file stays open.
+fn begun_elsewhere(dir: &Path) -> usize {
+    let owners = dir.join("elsewhere/.store/owners");
+    usize::from(owners.exists() && !names_in(&owners).is_empty())
+}
