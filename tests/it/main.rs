@@ -13,6 +13,7 @@ mod conformance;
 mod crash;
 mod deaths;
 mod disturbances;
+mod expiry;
 mod failing_calls;
 mod faults;
 mod fixtures;
@@ -26,6 +27,8 @@ mod schedules;
 mod soon;
 mod storms;
 mod support;
+mod together;
+mod transactions;
 mod tree;
 mod waiting;
 
@@ -42,6 +45,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         protocol_model::ROLES,
         schedules::ROLES,
         storms::ROLES,
+        together::ROLES,
         waiting::ROLES,
     ]
     .into_iter()

@@ -104,6 +104,11 @@ impl Child {
         }
     }
 
+    /// The next line, if the child has told one.
+    pub(crate) fn hear_at_once(&mut self) -> Option<String> {
+        self.lines.try_recv().ok()
+    }
+
     /// Hears this line, and no other.
     pub(crate) fn expect(&mut self, line: &str) {
         assert_eq!(self.hear(), line, "{}", self.role);

@@ -1,0 +1,309 @@
+//! What is built on locks and records, among several processes: results computed once, swaps,
+//! several locks at once, watches.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use record_store::{Durability, Error, LockOptions, RecordChange, RecordStoreExt, WriteOptions};
+use serde::{Deserialize, Serialize};
+use tempfile::tempdir;
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::{PATIENCE, millis, names_in, open, open_with, storm};
+
+pub(crate) const ROLES: &[Role] = &[
+    ("compute", compute),
+    ("swap", swap),
+    ("transfer", transfer),
+    ("watch", watch),
+    ("watch-read-only", watch_read_only),
+];
+
+#[derive(Serialize, Deserialize)]
+struct Task {
+    dir: PathBuf,
+    times: u64,
+}
+
+fn start(role: &'static str, dir: &Path, times: u64) -> Child {
+    let mut child = Child::start(role, &Task { dir: dir.to_owned(), times });
+    child.expect("ready");
+    child
+}
+
+/// Wants the result of every key that it hears; computing it, tells so, hears how that ends, and
+/// then tells what it got.
+fn compute(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    stage.tell("ready");
+    loop {
+        let key = stage.hear();
+        let options = LockOptions::new().acquire_timeout(PATIENCE);
+        let got = store.get_or_compute(key, options, || {
+            stage.tell("computing");
+            match stage.hear().as_str() {
+                "fail" => Err(Error::Unsupported { method: "this" }),
+                "panic" => panic!("on purpose"),
+                result => Ok(result.to_owned()),
+            }
+        });
+        stage.tell(&got.unwrap_or_else(|error| error.to_string()));
+    }
+}
+
+/// The one that computes, and the others.
+fn computing(children: &mut Vec<Child>) -> Child {
+    let start = Instant::now();
+    loop {
+        for at in 0..children.len() {
+            if let Some(line) = children[at].hear_at_once() {
+                assert_eq!(line, "computing");
+                return children.swap_remove(at);
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "nobody computes");
+        std::thread::sleep(millis(1));
+    }
+}
+
+#[test]
+fn one_process_computes_and_all_get_the_result() {
+    let dir = tempdir().unwrap();
+    let mut children: Vec<_> = (0..8).map(|_| start("compute", dir.path(), 0)).collect();
+    for round in 0..storm(5) {
+        let key = format!("key {round}");
+        for child in &mut children {
+            child.tell(&key);
+        }
+        let mut first = computing(&mut children);
+        for child in &children {
+            child.until_asleep();
+        }
+        first.tell("42");
+        children.push(first);
+        for child in &mut children {
+            // Anyone who computed it too would say so.
+            child.expect("42");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_dies_or_fails_computing_is_replaced_at_once() {
+    let dir = tempdir().unwrap();
+    let mut children: Vec<_> = (0..6).map(|_| start("compute", dir.path(), 0)).collect();
+    for child in &mut children {
+        child.tell("key");
+    }
+    let mut failing = computing(&mut children);
+    failing.tell("fail");
+    failing.expect("this is not supported by this store");
+    let killed = Instant::now();
+    computing(&mut children).kill();
+    let mut panicking = computing(&mut children);
+    let replaced = killed.elapsed();
+    panicking.tell("panic");
+    let mut stopped = computing(&mut children);
+    stopped.stop();
+    stopped.resume();
+    stopped.tell("7");
+    stopped.expect("7");
+    for child in &mut children {
+        child.expect("7");
+    }
+    assert!(replaced < Duration::from_secs(10), "{replaced:?}");
+    assert_eq!(open(dir.path()).read::<String>("key").unwrap().unwrap().result, "7");
+}
+
+/// Counts up by swaps alone.
+fn swap(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open_with(&task.dir, Durability::Relaxed);
+    stage.tell("ready");
+    stage.expect("go");
+    let mut tries = 0;
+    for _ in 0..task.times {
+        loop {
+            tries += 1;
+            let seen = store.read::<u64>("count").unwrap().map(|record| record.result);
+            let next = seen.map_or(1, |count| count + 1);
+            if store.compare_and_swap("count", seen.as_ref(), &next, WriteOptions::new()).unwrap() {
+                break;
+            }
+        }
+    }
+    stage.tell(&tries.to_string());
+}
+
+#[test]
+fn no_swap_is_lost() {
+    let dir = tempdir().unwrap();
+    let times = storm(200);
+    let mut children: Vec<_> = (0..4).map(|_| start("swap", dir.path(), times)).collect();
+    for child in &mut children {
+        child.tell("go");
+    }
+    for child in &mut children {
+        assert!(child.hear().parse::<u64>().unwrap() >= times);
+    }
+    assert_eq!(open(dir.path()).read::<u64>("count").unwrap().unwrap().result, 4 * times);
+}
+
+const ACCOUNTS: [&str; 4] = ["a", "b", "c", "d"];
+const BALANCE: i64 = 1_000;
+
+/// Moves money from one account to another, in all directions, under both locks.
+fn transfer(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open_with(&task.dir, Durability::Relaxed);
+    stage.tell("ready");
+    stage.expect("go");
+    for round in 0..task.times {
+        let at = usize::try_from(round + u64::from(std::process::id())).unwrap();
+        let (from, to) = (ACCOUNTS[at % 4], ACCOUNTS[(at / 4 + at + 1) % 4]);
+        if from == to {
+            continue;
+        }
+        let options = LockOptions::new().acquire_timeout(PATIENCE);
+        let guards = store.lock_all([from, to], options).unwrap();
+        let change = |key: &str, by: i64| {
+            let guard = guards.get(key).unwrap();
+            let old = guard.read::<i64>().unwrap().unwrap().result;
+            guard.write(&(old + by)).unwrap();
+        };
+        change(from, -1);
+        change(to, 1);
+        guards.release().unwrap();
+    }
+    stage.tell("done");
+}
+
+#[test]
+fn several_locks_are_taken_without_deadlock_or_loss() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for account in ACCOUNTS {
+        store.write(account, &BALANCE).unwrap();
+    }
+    let mut children: Vec<_> = (0..6).map(|_| start("transfer", dir.path(), storm(100))).collect();
+    for child in &mut children {
+        child.tell("go");
+    }
+    for child in &mut children {
+        child.expect("done");
+    }
+    let total: i64 = ACCOUNTS.iter().map(|key| store.read::<i64>(*key).unwrap().unwrap().result).sum();
+    assert_eq!(total, BALANCE * 4);
+    assert_eq!(store.locks().unwrap().count(), 0);
+}
+
+#[test]
+fn who_dies_with_several_locks_frees_them_all() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for account in ACCOUNTS {
+        store.write(account, &BALANCE).unwrap();
+    }
+    for _ in 0..storm(5) {
+        let mut child = start("transfer", dir.path(), u64::MAX);
+        child.tell("go");
+        while store.locks().unwrap().count() < 2 {}
+        child.kill();
+        let guards = store.lock_all(ACCOUNTS, LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+        guards.release().unwrap();
+    }
+}
+
+fn watch(stage: &Stage) {
+    watch_with(stage, &open(&stage.argument::<Task>().dir));
+}
+
+fn watch_read_only(stage: &Stage) {
+    let options = record_store::FileSystemOptions::new().mode(record_store::OpenMode::ReadOnly);
+    watch_with(stage, &options.open(stage.argument::<Task>().dir).unwrap());
+}
+
+/// Tells of every change of the record, and when it was seen.
+fn watch_with(stage: &Stage, store: &impl record_store::RecordStore) {
+    let mut watch = store.watch("key").unwrap();
+    stage.tell("ready");
+    loop {
+        let change = watch.next(None).unwrap().unwrap();
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        stage.tell(&format!("{change:?} {} {}", now.tv_sec, now.tv_nsec));
+    }
+}
+
+fn hear_change(child: &mut Child) -> (String, Duration) {
+    let line = child.hear();
+    let mut words = line.split(' ');
+    let change = words.next().unwrap().to_owned();
+    let mut number = || words.next().unwrap().parse().unwrap();
+    (change, Duration::new(number(), u32::try_from(number()).unwrap()))
+}
+
+fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap())
+}
+
+#[test]
+fn watchers_are_woken_by_the_write_of_another_process() {
+    let dir = tempdir().unwrap();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let mut children: Vec<_> = (0..3).map(|_| start("watch", dir.path(), 0)).collect();
+    // A killed watcher is in nobody's way.
+    start("watch", dir.path(), 0).kill();
+    let mut latencies = Vec::new();
+    for round in 0..storm(30) {
+        children.iter().for_each(Child::until_asleep);
+        let before = monotonic();
+        store.write("key", &round).unwrap();
+        for child in &mut children {
+            let (change, seen) = hear_change(child);
+            assert_eq!(change, if round == 0 { "Appeared" } else { "Changed" });
+            latencies.push(seen.saturating_sub(before));
+        }
+    }
+    store.remove("key").unwrap();
+    for child in &mut children {
+        assert_eq!(hear_change(child).0, "Removed");
+    }
+    // Who finds out only by looking again needs 125 ms on average.
+    latencies.sort_unstable();
+    assert!(latencies[latencies.len() / 2] < millis(60), "{latencies:?}");
+}
+
+#[test]
+fn who_cannot_be_woken_looks_again() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let mut reader = start("watch-read-only", dir.path(), 0);
+    store.write("key", &1).unwrap();
+    assert_eq!(hear_change(&mut reader).0, "Appeared");
+    // By hand, in place: nobody is told.
+    let mut watcher = start("watch", dir.path(), 0);
+    watcher.until_asleep();
+    std::fs::write(dir.path().join("key.json"), "{\"key\":\"key\",\"result\":12345}").unwrap();
+    assert_eq!(hear_change(&mut watcher).0, "Changed");
+    assert_eq!(hear_change(&mut reader).0, "Changed");
+}
+
+#[test]
+fn no_version_is_taken_for_another() {
+    let dir = tempdir().unwrap();
+    for durability in [Durability::Relaxed, Durability::Full] {
+        let store = open_with(dir.path(), durability);
+        store.write("key", &0).unwrap();
+        let mut watch = store.watch("key").unwrap();
+        for _ in 0..storm(200) {
+            // Twice, so that the inode of what was seen would be free for the second.
+            store.write("key", &1).unwrap();
+            store.write("key", &2).unwrap();
+            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), Some(RecordChange::Changed));
+            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), None);
+        }
+    }
+    assert!(names_in(&dir.path().join(".store/tmp")).is_empty());
+}
