@@ -48,16 +48,20 @@ pub(super) fn starting(time_to_live: Option<Duration>) -> Option<Json> {
     serde_json::value::to_raw_value(&text).ok()
 }
 
-/// How much of its time a record has left.
-pub(super) fn term(record: &Parsed<'_>) -> Result<Term, Unsound> {
-    let Some(expiry) = record.expiry else { return Ok(Term::Unlimited) };
+/// When a record is over. `None`: never.
+pub(super) fn of(record: &Parsed<'_>) -> Result<Option<Lease>, Unsound> {
+    let Some(expiry) = record.expiry else { return Ok(None) };
     let text: Text = serde_json::from_str(expiry.get()).map_err(|error| Unsound::Expiry(Some(error)))?;
-    let lease = Lease {
+    Ok(Some(Lease {
         epoch: text.boot_id.zip(text.time_ns).map(|(boot_id, time_ns)| Epoch { boot_id, time_ns }),
         deadline: text.deadline_ns.map(Duration::from_nanos),
         expires_at: Some(sidecar::time(&text.expires_at).ok_or(Unsound::Expiry(None))?),
-    };
-    Ok(lease.term(&Reading::now()))
+    }))
+}
+
+/// How much of its time a record has left now.
+pub(super) fn term(record: &Parsed<'_>) -> Result<Term, Unsound> {
+    Ok(of(record)?.map_or(Term::Unlimited, |ends| ends.term(&Reading::now())))
 }
 
 /// Whether the file may say that it is over.

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use rustix::fs::Stat;
 use serde_json::value::RawValue;
 
 use super::FileSystemRecordStore;
+use super::clock::Reading;
 use super::expiry;
 use super::latch::{Latch, ToLook};
 use super::layout::{self, Context, Opened, Refusal};
-use super::lease::Term;
+use super::lease::{Lease, Term};
 use super::list::{Entry, Names};
-use super::look::Judged;
+use super::look::{Judged, Look};
 use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::wait::{Deadline, Manner, Round};
@@ -41,40 +43,55 @@ impl FileSystemRecordStore {
         deadline: Deadline,
         context: Context<'_>,
     ) -> Result<Round<Option<Json>>> {
-        let name = layout::record_name(key);
-        let path = || self.layout.record_path(key);
-        let record = layout::open_existing(&self.layout.dir, &name)
-            .map_err(|refusal| context.refused(refusal, "open the record", path()))?;
-        match (claim, self.judge(key, claim, context)?) {
-            (_, Judged::Mine(_)) | (Claim::Holder(_), Judged::Free(_)) => {}
+        let record = self.open_record(key, context)?;
+        let before = record.as_ref().filter(|record| expiry::is_marked(&record.stat)).map(|_| Reading::now());
+        let over = match (claim, self.judge(key, claim, context)?) {
+            (_, Judged::Mine(_)) => false,
+            (Claim::Holder(_), Judged::Free(remains)) => matches!(remains, Look::Lock(_)),
             (Claim::Token(token), _) => return Err(self.lost(key, *token, context)),
             (Claim::Holder(_), Judged::Other(found)) => return Ok(Round::Held(found)),
-        }
-        let Some(record) = record else {
-            return self.confirm_absent(key, claim, deadline, context);
         };
+        let mut latch = None;
+        if over || record.is_none() {
+            latch = self.look_undisturbed(key, claim, deadline, context)?;
+            if latch.is_none() {
+                return Ok(Round::Again);
+            }
+        }
         // If the name still stands for the open file, it did so all the time since the opening, and
         // so at the look at the lock.
-        let current = layout::look(&self.layout.dir, &name)
-            .map_err(|errno| context.io("look at the record", &path(), errno))?;
-        if current.is_none_or(|now| (now.st_ino, now.st_dev) != (record.stat.st_ino, record.stat.st_dev)) {
+        if !self.is_current(key, record.as_ref(), context)? {
             return Ok(Round::Again);
         }
-        let text = self.read_text(key, &record, context)?;
-        self.parse_record(key, &text, context).map(Round::Done)
+        drop(latch);
+        let Some(record) = record else { return Ok(Round::Done(None)) };
+        let (json, ends) = self.read_open(key, &record, context)?;
+        let now = Reading::now();
+        Ok(match ends {
+            Some(ends) if ends.term(&before.unwrap_or_else(|| now.clone())) == Term::Over => {
+                Round::Done(None)
+            }
+            // Its end came during this round: was that before or after the look at the lock?
+            Some(ends) if ends.term(&now) == Term::Over => Round::Again,
+            _ => Round::Done(Some(json)),
+        })
     }
 
-    /// Sees under the latch that there is no record and no other's live lock. Without the latch,
-    /// the absence before and the absence after the look at the lock could be two different ones:
-    /// a holder may have removed a record that it was about to write again.
-    fn confirm_absent(
+    /// Judges the claim again under the latch, for the two cases in which a look without it says too
+    /// little; `None` if the claim is not good.
+    ///
+    /// No record: its absence before and its absence after the look at the lock could be two
+    /// different ones, for a holder may have removed a record that it was about to write again. A
+    /// lock that is over: a change by its holder, let in just before the end, may be under way, and
+    /// would then seem to come after it.
+    fn look_undisturbed(
         &self,
         key: &Key,
         claim: &Claim,
         deadline: Deadline,
         context: Context<'_>,
-    ) -> Result<Round<Option<Json>>> {
-        let _latch = match Latch::enter_to_look(&self.layout, key, deadline.for_latch(), context)? {
+    ) -> Result<Option<ToLook>> {
+        let latch = match Latch::enter_to_look(&self.layout, key, deadline.for_latch(), context)? {
             ToLook::TimedOut => return Err(self.timed_out(key, None, deadline, context)),
             latch => latch,
         };
@@ -82,9 +99,27 @@ impl FileSystemRecordStore {
             (_, Judged::Mine(_)) | (Claim::Holder(_), Judged::Free(_)) => true,
             (Claim::Token(_), _) | (_, Judged::Other(_)) => false,
         };
-        let record = layout::look(&self.layout.dir, &layout::record_name(key))
+        Ok(good.then_some(latch))
+    }
+
+    /// Whether the record is still the open file, or still absent.
+    fn is_current(&self, key: &Key, record: Option<&Opened>, context: Context<'_>) -> Result<bool> {
+        let current = layout::look(&self.layout.dir, &layout::record_name(key))
             .map_err(|errno| context.io("look at the record", &self.layout.record_path(key), errno))?;
-        Ok(if good && record.is_none() { Round::Done(None) } else { Round::Again })
+        let identity = |stat: &Stat| (stat.st_ino, stat.st_dev);
+        Ok(current.as_ref().map(identity) == record.map(|record| identity(&record.stat)))
+    }
+
+    fn open_record(&self, key: &Key, context: Context<'_>) -> Result<Option<Opened>> {
+        layout::open_existing(&self.layout.dir, &layout::record_name(key))
+            .map_err(|refusal| context.refused(refusal, "open the record", self.layout.record_path(key)))
+    }
+
+    /// What an open record file says: the result, and when it is over, if ever. It never changes: a
+    /// new record is a new file.
+    fn read_open(&self, key: &Key, opened: &Opened, context: Context<'_>) -> Result<(Json, Option<Lease>)> {
+        let text = self.read_text(key, opened, context)?;
+        self.parse_record(key, &text, context)
     }
 
     fn read_text(&self, key: &Key, opened: &Opened, context: Context<'_>) -> Result<Vec<u8>> {
@@ -110,15 +145,14 @@ impl FileSystemRecordStore {
         })
     }
 
-    /// `None`: its time to live is over.
-    fn parse_record(&self, key: &Key, text: &[u8], context: Context<'_>) -> Result<Option<Json>> {
+    fn parse_record(&self, key: &Key, text: &[u8], context: Context<'_>) -> Result<(Json, Option<Lease>)> {
         let path = || self.layout.record_path(key);
         let unsound =
             |unsound: record::Unsound| unsound.into_error(context.operation, Some(key.clone()), path());
         let parsed = record::parse(text).map_err(unsound)?;
         if parsed.key == key.as_str() {
-            let is_over = expiry::term(&parsed).map_err(unsound)? == Term::Over;
-            return Ok((!is_over).then(|| parsed.result.to_owned()));
+            let ends = expiry::of(&parsed).map_err(unsound)?;
+            return Ok((parsed.result.to_owned(), ends));
         }
         match Key::new(parsed.key) {
             Ok(found) => Err(Error::KeyMismatch {
@@ -206,11 +240,10 @@ impl FileSystemRecordStore {
 
     /// The record as it is now, under the latch or as a first look.
     fn current_record(&self, key: &Key, context: Context<'_>) -> Result<Option<Json>> {
-        let record = layout::open_existing(&self.layout.dir, &layout::record_name(key))
-            .map_err(|refusal| context.refused(refusal, "open the record", self.layout.record_path(key)))?;
-        let Some(record) = record else { return Ok(None) };
-        let text = self.read_text(key, &record, context)?;
-        self.parse_record(key, &text, context)
+        let Some(record) = self.open_record(key, context)? else { return Ok(None) };
+        let (json, ends) = self.read_open(key, &record, context)?;
+        let is_over = ends.is_some_and(|ends| ends.term(&Reading::now()) == Term::Over);
+        Ok((!is_over).then_some(json))
     }
 
     pub(super) fn unlink_record(&self, key: &Key, claim: &Claim) -> Result<bool> {

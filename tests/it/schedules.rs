@@ -306,6 +306,21 @@ fn a_late_release_against_a_successor() {
     late_against_successor(Act::Release);
 }
 
+/// A holder is stopped in the middle of a write until its lease is over. Whoever then reads sees what
+/// stays: the write was done before, or is refused.
+#[test]
+fn a_read_against_a_late_write() {
+    at_every_step(Act::WriteAs, leave_record, |store, key, mut actor, step| {
+        actor.advance(step);
+        assert!(store.wait_for_lock(key, None).unwrap());
+        let seen = actor.beside(|| store.try_read::<String>(key, PATIENCE).unwrap().unwrap().result);
+        let outcome = actor.finish();
+        let expected = if seen == "first" { "lost" } else { "done" };
+        assert_eq!(outcome.told, expected, "{}: {seen} was read", outcome.at);
+        outcome
+    });
+}
+
 /// A reader stands at one step when a holder begins and has put `uncommitted` in the place of what
 /// was there, and at a later step when the holder ends and leaves `committed`.
 fn read_against_section(initial: Option<&str>, uncommitted: Option<&str>, committed: Option<&str>) {
