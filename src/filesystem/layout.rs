@@ -294,13 +294,17 @@ pub(super) fn size(stat: &Stat) -> u64 {
     u64::try_from(stat.st_size).unwrap_or(0)
 }
 
+const PAGE: usize = 4096;
+
 /// Reads a file whole, but no more than one byte beyond `limit`: enough to see that it is too long.
 pub(super) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
     let size = size(&opened.stat).min(limit);
     let mut bytes = Vec::new();
     // The size is a hint, and may be a lie. One byte more lets the end be found without a second
-    // allocation.
-    bytes.try_reserve_exact(usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1))?;
+    // allocation. A page at least: a lock that is written just now must not be read in parts, for it
+    // may change hands in between.
+    let room = usize::try_from(size).unwrap_or(usize::MAX).max(PAGE).saturating_add(1);
+    bytes.try_reserve_exact(room)?;
     // A read that asked for more and got just the size has seen the end: one call for most files.
     let first =
         retry_on_intr(|| rustix::io::read(&opened.file, rustix::buffer::spare_capacity(&mut bytes)))? as u64;

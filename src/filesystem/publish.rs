@@ -160,16 +160,17 @@ pub(super) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<
     })
 }
 
-/// Writes `text` into a blank file, by one write. `false` if the file is too large for that, or has
-/// another name.
+/// Writes `text` into a blank file, by one write. `false` if the file is too large for that, has
+/// another name, or is too small: a file that grows has its new content before it has its new size,
+/// and so a reader could find the text cut off.
 pub(super) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<bool> {
     let path = || layout.root().join(name);
     let blank = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
         .map_err(|refusal| context.refused(refusal, "open", path()))?;
-    let Some(size) = page_size(&blank) else { return Ok(false) };
+    let Some(size) = page_size(&blank).filter(|size| text.len() <= *size) else { return Ok(false) };
     // No zero may be left of it.
     let mut padded = text.to_vec();
-    padded.resize(size.max(text.len()), b'\n');
+    padded.resize(size, b'\n');
     blank.file.write_all_at(&padded, 0).map_err(|error| {
         let _ = rustix::fs::unlinkat(&layout.dir, name, AtFlags::empty());
         context.io("write", &path(), error)
