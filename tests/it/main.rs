@@ -18,6 +18,8 @@ mod failing_calls;
 mod faults;
 mod fixtures;
 mod keep_alive;
+mod kill_storm;
+mod linearize;
 mod model;
 #[cfg(target_arch = "x86_64")]
 mod power_loss;
@@ -39,6 +41,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         deaths::ROLES,
         disturbances::ROLES,
         failing_calls::ROLES,
+        kill_storm::ROLES,
+        linearize::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

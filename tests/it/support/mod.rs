@@ -1,12 +1,15 @@
 //! What the tests share.
 
 pub(crate) mod children;
+pub(crate) mod dice;
 pub(crate) mod trace;
 
 use std::path::Path;
 use std::time::Duration;
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
+use rustix::time::{ClockId, clock_gettime};
+use tempfile::TempDir;
 
 /// Far more than anything here takes, also on a busy machine: only a bug waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -36,6 +39,19 @@ pub(crate) fn as_named(name: &str) -> LockOptions {
 
 pub(crate) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
+}
+
+/// Nanoseconds on the clock that all processes of the host share, `CLOCK_MONOTONIC`.
+pub(crate) type Moment = u64;
+
+pub(crate) fn now() -> Moment {
+    let time = clock_gettime(ClockId::Monotonic);
+    u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
+}
+
+/// A directory in memory where that can be had: for storms, which a busy disk would make a calm.
+pub(crate) fn dir_in_memory() -> TempDir {
+    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
 
 /// The names in a directory.
