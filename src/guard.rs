@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use crate::WriteOptions;
 use crate::keep_alive::KeepAlive;
 use crate::record::encode;
+use crate::trace;
 use crate::{Claim, Error, Holder, Key, LockOptions, LockToken, RecordStore, Result, TransactionRecord};
 
 /// A held lock. The record is this holder's alone until the guard is dropped or its lease runs out.
@@ -205,7 +206,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     }
 
     fn lost(&self, operation: &'static str) -> Error {
-        Error::LockLost { operation, key: self.key.clone(), token: self.token, path: None }
+        trace::lost(Error::LockLost { operation, key: self.key.clone(), token: self.token, path: None })
     }
 }
 

@@ -124,6 +124,7 @@ mod memory;
 mod record;
 mod same;
 mod store;
+mod trace;
 mod transaction;
 mod watch;
 

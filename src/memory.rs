@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::value::RawValue;
 
 use crate::same::same_json;
+use crate::trace;
 use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
 use crate::{LockState, LockToken, RecordStore, RecordVersion, Result, WriteOptions};
 
@@ -178,7 +179,7 @@ impl State {
 }
 
 fn lost(operation: &'static str, key: &Key, token: LockToken) -> Error {
-    Error::LockLost { operation, key: key.clone(), token, path: None }
+    trace::lost(Error::LockLost { operation, key: key.clone(), token, path: None })
 }
 
 /// A wait that ended before the lock did.

@@ -14,6 +14,7 @@ use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::sidecar::LockFile;
 use super::wait::{Deadline, Manner, Place, Round, Turn, soon};
+use crate::trace;
 use crate::{Acquired, Claim, Error, Holder, Key, Listing, LockInfo, LockOptions, LockState, Result};
 
 impl FileSystemRecordStore {
@@ -72,6 +73,9 @@ impl FileSystemRecordStore {
                 let (key, holder, owner) = (key.clone(), holder.clone(), here.name.clone());
                 let lock = LockFile { key, holder, token, acquired_at: now.wall, lease, owner };
                 self.put_lock(&lock, &remains, &here, context)?;
+                if let Look::Lock(last) = &remains {
+                    trace::taken_over(&lock.key, token, &last.lock.holder, last.state);
+                }
                 Ok(Round::Done(Acquired { token, reentrant: false }))
             }
         }
@@ -175,7 +179,9 @@ impl FileSystemRecordStore {
         let (operation, key) = (context.operation, key.clone());
         match (claim, judged) {
             (_, Judged::Mine(found)) => Ok(found.lock),
-            (Claim::Token(token), _) => Err(Error::LockLost { operation, key, token: *token, path }),
+            (Claim::Token(token), _) => {
+                Err(trace::lost(Error::LockLost { operation, key, token: *token, path }))
+            }
             (Claim::Holder(_), Judged::Free(_)) => Err(Error::NotLocked { operation, key, path }),
             (Claim::Holder(holder), Judged::Other(found)) => Err(Error::NotLockHolder {
                 operation,

@@ -11,6 +11,7 @@ use super::layout::{self, Context, MAX_LOCK_BYTES, Opened};
 use super::lease::{self, Liveness, Standing, Term};
 use super::owner::{self, Owner};
 use super::sidecar::{LockFile, Unsound};
+use crate::trace;
 use crate::{Claim, Error, Key, LockInfo, LockState, LockToken, Result};
 
 /// What a look at a key's lock file found.
@@ -181,12 +182,12 @@ impl FileSystemRecordStore {
     }
 
     pub(super) fn lost(&self, key: &Key, token: LockToken, context: Context<'_>) -> Error {
-        Error::LockLost {
+        trace::lost(Error::LockLost {
             operation: context.operation,
             key: key.clone(),
             token,
             path: Some(self.layout.lock_path(key)),
-        }
+        })
     }
 
     /// What to tell a user of a lock.

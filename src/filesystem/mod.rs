@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+use crate::trace;
 use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
 use crate::{RecordStore, RecordVersion, Result, WriteOptions};
 
@@ -94,7 +95,9 @@ impl FileSystemRecordStore {
         self.writable(context)?;
         let locks = self.sweep_locks(context)?;
         let records = self.sweep_records(context)?;
-        Ok(Swept { locks, records, ..sweep::sweep(&self.layout, context)? })
+        let swept = Swept { locks, records, ..sweep::sweep(&self.layout, context)? };
+        trace::swept(&swept);
+        Ok(swept)
     }
 
     /// A descriptor by which a child process shares in this process's life: as long as any process

@@ -10,6 +10,7 @@ use super::owner::Owner;
 use super::publish::{self, Staged};
 use super::wait::Events;
 use super::{FileSystemRecordStore, sweep};
+use crate::trace;
 use crate::{Error, Result};
 
 /// What a successful change survives.
@@ -146,7 +147,7 @@ impl FileSystemOptions {
         refuse_without_flock(&layout, &here, context)?;
         let events = Events::open(&layout, true, context)?;
         let store = FileSystemRecordStore { layout: Arc::new(layout), options: self, events };
-        sweep::sweep(&store.layout, context)?;
+        trace::swept(&sweep::sweep(&store.layout, context)?);
         Ok(store)
     }
 

@@ -30,6 +30,8 @@ mod soon;
 mod storms;
 mod support;
 mod together;
+#[cfg(feature = "tracing")]
+mod tracing;
 mod transactions;
 mod tree;
 mod waiting;
@@ -50,6 +52,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         schedules::ROLES,
         storms::ROLES,
         together::ROLES,
+        #[cfg(feature = "tracing")]
+        tracing::ROLES,
         waiting::ROLES,
     ]
     .into_iter()

@@ -22,6 +22,7 @@ use super::FileSystemRecordStore;
 use super::layout::Context;
 use super::lease::Term;
 use super::look::Found;
+use crate::trace::Waiting;
 use crate::{Error, Holder, Key, Result};
 
 #[cfg(not(all(target_os = "linux", not(record_store_elsewhere))))]
@@ -107,7 +108,24 @@ impl FileSystemRecordStore {
         manner: Manner,
         deadline: Deadline,
         context: Context<'_>,
+        round: impl FnMut(Option<&Place>) -> Result<Round<T>>,
+    ) -> Result<T> {
+        let mut waiting = None;
+        let outcome = self.rounds(key, manner, deadline, context, round, &mut waiting);
+        if let Some(waiting) = waiting {
+            waiting.end(&outcome);
+        }
+        outcome
+    }
+
+    fn rounds<T>(
+        &self,
+        key: &Key,
+        manner: Manner,
+        deadline: Deadline,
+        context: Context<'_>,
         mut round: impl FnMut(Option<&Place>) -> Result<Round<T>>,
+        waiting: &mut Option<Waiting>,
     ) -> Result<T> {
         let mut place = None;
         let mut in_line = manner == Manner::Watching;
@@ -137,6 +155,7 @@ impl FileSystemRecordStore {
             if deadline.passed() {
                 return Err(self.timed_out(key, holder, deadline, context));
             }
+            waiting.get_or_insert_with(|| Waiting::begin(context.operation, key, holder.as_ref()));
             if !in_line {
                 // Who frees the key from now on knows of this wait. Who did so before did not: look
                 // again.

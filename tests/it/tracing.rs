@@ -1,0 +1,139 @@
+//! What the feature `tracing` tells of waits, take-overs, dead owners and lost locks.
+
+use std::fmt::{Debug, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+use tempfile::tempdir;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::{as_named, millis, named, open};
+
+pub(crate) const ROLES: &[Role] = &[("hold for a trace", hold)];
+
+fn hold(stage: &Stage) {
+    let store = open(&stage.argument::<PathBuf>());
+    let _guard = store.lock("key", LockOptions::new()).unwrap();
+    stage.tell("held");
+    stage.hear();
+}
+
+/// Writes down all that is told, a line each.
+#[derive(Clone, Default)]
+struct Listener {
+    lines: Arc<Mutex<Vec<String>>>,
+    spans: Arc<AtomicU64>,
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, " {}={value:?}", field.name()).unwrap();
+    }
+}
+
+impl Listener {
+    fn note(&self, metadata: &Metadata<'_>, fields: impl FnOnce(&mut Line)) {
+        let mut line = Line(format!("{} {}:", metadata.level(), metadata.target()));
+        if metadata.is_span() {
+            write!(line.0, " {}", metadata.name()).unwrap();
+        }
+        fields(&mut line);
+        self.lines.lock().unwrap().push(line.0);
+    }
+
+    /// What is told while `work` is done on this thread.
+    fn hear(work: impl FnOnce()) -> Vec<String> {
+        let listener = Self::default();
+        let lines = Arc::clone(&listener.lines);
+        tracing::subscriber::with_default(listener, work);
+        std::mem::take(&mut lines.lock().unwrap())
+    }
+}
+
+impl Subscriber for Listener {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        self.note(span.metadata(), |line| span.record(line));
+        Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.note(event.metadata(), |line| event.record(line));
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+fn assert_told(lines: &[String], parts: &[&str]) {
+    let told = lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+    assert!(told, "{parts:?} in {lines:#?}");
+}
+
+#[test]
+fn what_needs_no_wait_is_silent() {
+    let dir = tempdir().unwrap();
+    let lines = Listener::hear(|| {
+        let store = open(dir.path());
+        let guard = store.lock("key", LockOptions::new()).unwrap();
+        guard.write(&1).unwrap();
+        guard.release().unwrap();
+        store.read::<i64>("key").unwrap().unwrap();
+    });
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+#[test]
+fn a_wait_is_a_span_with_an_end() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let other = store.lock("key", as_named("other").hold_timeout(millis(30))).unwrap();
+    let lines = Listener::hear(|| {
+        let short = as_named("me").acquire_timeout(millis(5));
+        assert!(store.acquire_lock("key", &short).unwrap_err().is_timeout());
+        store.acquire_lock("key", &as_named("me")).unwrap();
+    });
+    assert_told(&lines, &["DEBUG record_store: wait", "\"acquire_lock\"", "key=\"key\"", "holder=\"other\""]);
+    assert_told(&lines, &["gave up", "waited=", "error="]);
+    assert_told(&lines, &["the wait is over"]);
+    assert_told(&lines, &["INFO record_store:", "took over a lock whose lease ran out", "holder=\"other\""]);
+    let lost = Listener::hear(|| assert!(other.write(&1).unwrap_err().is_lock_lost()));
+    assert_told(&lost, &["WARN record_store:", "the lock is lost", "\"write\"", "key=\"key\"", "token="]);
+}
+
+#[test]
+fn a_dead_owner_is_told() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let mut child = Child::start("hold for a trace", &dir.path());
+    child.expect("held");
+    child.kill();
+    let lines = Listener::hear(|| drop(store.lock("key", LockOptions::new()).unwrap()));
+    assert_told(&lines, &["took over the lock of a dead owner", "key=\"key\""]);
+    let lines = Listener::hear(|| assert_eq!(store.sweep().unwrap().owners, 1));
+    assert_told(&lines, &["cleared away what was left behind", "owners=1"]);
+}
+
+#[test]
+fn the_store_in_memory_tells_of_lost_locks() {
+    let store = MemoryRecordStore::new();
+    let token = store.acquire_lock("key", &as_named("me")).unwrap();
+    store.release_lock("key", named("me")).unwrap();
+    let lines = Listener::hear(|| assert!(store.write_as("key", &1, token).unwrap_err().is_lock_lost()));
+    assert_told(&lines, &["the lock is lost"]);
+}
