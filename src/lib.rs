@@ -53,6 +53,8 @@
 //!   changes the store itself, or ends. If another thread was just changing the store when it was
 //!   forked and the parent is killed in that moment, the keys of that latch stay blocked until the
 //!   child ends.
+//! * A checksum finds damage to a result. A record without one counts as written by hand and is taken
+//!   as it stands; so does one in which both the checksum's name and the result are damaged.
 //! * On a file system that ignores case or normalises Unicode, keys that differ only so share one
 //!   file name. Using the second is [`Error::KeyMismatch`], but writing it replaces the first.
 //!

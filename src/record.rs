@@ -6,7 +6,10 @@
 //!
 //! `crc32` covers the exact bytes of `result`. A record with a time to live also has `expiry`, an
 //! object that the store understands, and `expiry_crc32`, which covers its bytes. Fields that this
-//! version does not know are ignored, so a later version can add some.
+//! version does not know are ignored, so a later version can add some. That is also the one gap: where
+//! the very name of a checksum is damaged, the record looks like one written by hand, and is taken as
+//! it stands. One flipped bit there leaves the result the right one; it would take a second, in the
+//! result, to get a wrong one.
 
 use std::borrow::Cow;
 use std::time::Duration;

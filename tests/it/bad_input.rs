@@ -24,6 +24,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
 
 use crate::soon::soon;
+use crate::support::latch_of;
 use crate::tree;
 
 /// A store in `records/`, and a bystander beside it that nobody may touch.
@@ -80,11 +81,6 @@ fn sound_record(key: &str, json: &str) -> String {
         serde_json::to_string(key).unwrap(),
         crc32fast::hash(json.as_bytes())
     )
-}
-
-/// The key's latch file.
-fn latch_of(key: &str) -> String {
-    format!(".store/latches/{:02x}", crc32fast::hash(key.as_bytes()) & 0xff)
 }
 
 fn job() -> Holder {

@@ -17,6 +17,7 @@ mod expiry;
 mod failing_calls;
 mod faults;
 mod fixtures;
+mod hostile;
 mod keep_alive;
 mod kill_storm;
 mod linearize;
@@ -43,6 +44,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         deaths::ROLES,
         disturbances::ROLES,
         failing_calls::ROLES,
+        hostile::ROLES,
         kill_storm::ROLES,
         linearize::ROLES,
         #[cfg(target_arch = "x86_64")]

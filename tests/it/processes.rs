@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{PATIENCE, as_named, millis, named, open, open_with};
+use crate::support::{PATIENCE, as_named, latch_of, millis, named, open, open_with};
 
 pub(crate) const ROLES: &[Role] = &[
     ("hold", hold),
@@ -361,8 +361,7 @@ fn fork_a_sleeper() -> nix::unistd::Pid {
 #[expect(clippy::disallowed_methods, reason = "this stands in for the library")]
 fn sit_in_latch(stage: &Stage) {
     let (dir, key): (PathBuf, String) = stage.argument();
-    let latch = format!(".store/latches/{:02x}", crc32fast::hash(key.as_bytes()) & 0xff);
-    let file = File::options().read(true).write(true).open(dir.join(latch)).unwrap();
+    let file = File::options().read(true).write(true).open(dir.join(latch_of(&key))).unwrap();
     file.lock().unwrap();
     stage.tell("inside");
     stage.hear();

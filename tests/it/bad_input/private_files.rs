@@ -1,7 +1,5 @@
 //! The store's own files, below `.store/`.
 
-use std::os::unix::fs::FileExt;
-
 use record_store::{Json, OpenMode};
 
 use super::*;
@@ -33,37 +31,6 @@ fn something_irregular_in_the_place_of_a_latch() {
         assert!(store.wait_for_lock("k", None).unwrap());
         store.write("other", &1).unwrap();
     });
-}
-
-#[test]
-fn tokens_grow_whatever_was_kept() {
-    let place = Place::new();
-    let latch = place.path(&latch_of("k"));
-    // Where the processes share memory, the last token is there, in the line of the key's latch.
-    let events = fs::File::options().write(true).open(place.path(".store/events")).unwrap();
-    let keep = |last: u64| {
-        let index = u64::from(crc32fast::hash(b"k") & 0xff);
-        events.write_all_at(&last.to_ne_bytes(), index * 64 + 16).unwrap();
-    };
-    let mut last = 0;
-    for (text, kept) in [
-        ("", 0),
-        ("garbage", u64::MAX),
-        ("0", 1 << 53),
-        ("-5", 1),
-        ("99999999999999999999999", 77),
-        ("\u{0}\u{0}", 0),
-        ("1\n2\n3", 12),
-    ] {
-        fs::write(&latch, text).unwrap();
-        keep(kept);
-        let token = place.store.acquire_lock("k", &once()).unwrap().get();
-        assert!(token > last, "{text:?}, {kept}: {token} after {last}");
-        last = token;
-        place.store.release_lock("k", record_store::Claim::current()).unwrap();
-    }
-    fs::remove_file(&latch).unwrap();
-    assert!(place.store.acquire_lock("k", &once()).unwrap().get() > last);
 }
 
 #[test]

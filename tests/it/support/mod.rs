@@ -73,6 +73,11 @@ pub(crate) fn hashes_of(key: &str) -> (u32, u64) {
     (crc32fast::hash(key.as_bytes()), tag)
 }
 
+/// The key's latch file, in the store.
+pub(crate) fn latch_of(key: &str) -> String {
+    format!(".store/latches/{:02x}", hashes_of(key).0 & 0xff)
+}
+
 /// A process comes for the lock, and is killed while it waits: all that is left of it is its place in
 /// the mapped table, which is laid out as it is for ever. The release finds somebody in line, and the
 /// next to come finds out that nobody is.

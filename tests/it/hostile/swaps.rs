@@ -1,0 +1,294 @@
+//! Records, locks and latches that are swapped for something else while threads and processes work
+//! with them. Nothing outside is read or written, nobody hangs, nobody panics.
+#![allow(clippy::disallowed_methods, reason = "what does not keep to the rules renames too")]
+
+use std::fs::{File, FileTimes};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant, SystemTime};
+
+use record_store::{FileSystemRecordStore, LockOptions, RecordStoreExt, Result};
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
+use tempfile::TempDir;
+
+use super::Dice;
+use crate::support::children::{Child, Stage, until_asleep};
+use crate::support::{PATIENCE, as_named, in_memory, latch_of, millis, open, storm};
+
+const KEYS: usize = 3;
+
+/// Calls per thread and process.
+const CALLS: u64 = 6_000;
+
+/// What any call may take: its own timeouts are far shorter.
+const BOUND: Duration = Duration::from_secs(20);
+
+/// In every file outside. No reader ever sees it.
+const CANARY: &str = "canary";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Link,
+    DanglingLink,
+    Fifo,
+    Directory,
+    HardLink,
+}
+
+struct Scene {
+    root: TempDir,
+    /// Path, content and times of what must stay as it is.
+    canaries: Vec<(PathBuf, String, SystemTime, SystemTime)>,
+}
+
+impl Scene {
+    /// Outside lie a record and a lock for each key that would be believed if they were read, and
+    /// something to be hard-linked that would not.
+    fn new() -> Self {
+        let root = in_memory();
+        for dir in ["outside", "pool"] {
+            std::fs::create_dir(root.path().join(dir)).unwrap();
+        }
+        drop(open(&root.path().join("store")));
+        let decoy = open(&root.path().join("decoy"));
+        let mut scene = Self { root, canaries: Vec::new() };
+        for number in 0..KEYS {
+            let key = key(number);
+            decoy.write(&key, CANARY).unwrap();
+            decoy.acquire_lock(&key, &as_named(CANARY)).unwrap();
+            for name in [format!("{key}.json"), format!("{key}.lock")] {
+                let text = std::fs::read_to_string(scene.root.path().join("decoy").join(&name)).unwrap();
+                scene.add(&name, text);
+            }
+        }
+        scene.add("latch", "00000000000000000001\n".into());
+        scene.add("hard", format!("{CANARY}, and no record"));
+        scene
+    }
+
+    fn add(&mut self, name: &str, text: String) {
+        let path = self.outside(name);
+        std::fs::write(&path, &text).unwrap();
+        // Long unread, so that the next reading shows.
+        let (read, written) =
+            (SystemTime::UNIX_EPOCH + millis(1_000), SystemTime::UNIX_EPOCH + millis(2_000));
+        let times = FileTimes::new().set_accessed(read).set_modified(written);
+        File::options().write(true).open(&path).unwrap().set_times(times).unwrap();
+        self.canaries.push((path, text, read, written));
+    }
+
+    fn outside(&self, name: &str) -> PathBuf {
+        self.root.path().join("outside").join(name)
+    }
+
+    fn store(&self) -> PathBuf {
+        self.root.path().join("store")
+    }
+
+    fn check_canaries(&self) {
+        for (path, text, read, written) in &self.canaries {
+            let meta = std::fs::metadata(path).unwrap();
+            assert_eq!(meta.modified().unwrap(), *written, "{} was written", path.display());
+            // A hard link is the file itself: to look into it is all that can be done with it.
+            if !path.ends_with("hard") {
+                assert_eq!(meta.accessed().unwrap(), *read, "{} was read", path.display());
+            }
+            assert_eq!(std::fs::read_to_string(path).unwrap(), *text, "{}", path.display());
+        }
+        let names = crate::support::names_in(&self.root.path().join("outside"));
+        assert_eq!(names.len(), self.canaries.len(), "something was made outside: {names:?}");
+    }
+
+    /// Makes something of this kind, to be put in the place of `name`.
+    fn make(&self, kind: Kind, name: &str, at: &Path) {
+        let target = if name.contains("latches") { "latch" } else { name };
+        match kind {
+            Kind::Link => symlink(self.outside(target), at).unwrap(),
+            Kind::DanglingLink => symlink(self.outside("nothing"), at).unwrap(),
+            Kind::Fifo => {
+                mknodat(CWD, at, FileType::Fifo, Mode::from_raw_mode(0o666), 0).unwrap();
+            }
+            Kind::Directory => std::fs::create_dir(at).unwrap(),
+            Kind::HardLink => std::fs::hard_link(self.outside("hard"), at).unwrap(),
+        }
+    }
+
+    /// Puts something foreign in the place of a file, for a moment; then the file comes back, or
+    /// nothing does.
+    fn swap(&self, dice: &mut Dice, number: usize) {
+        let key = key(dice.below(KEYS));
+        let kinds = [Kind::Link, Kind::DanglingLink, Kind::Fifo, Kind::Directory, Kind::HardLink];
+        let name = match dice.below(5) {
+            0 | 1 => format!("{key}.json"),
+            2 | 3 => format!("{key}.lock"),
+            _ => latch_of(&key),
+        };
+        let (place, spare) = (self.store().join(&name), self.root.path().join(format!("pool/{number}")));
+        self.make(dice.pick(&kinds), &name, &spare);
+        let was_there = exchange(&spare, &place);
+        if dice.below(2) == 0 {
+            std::thread::sleep(Duration::from_micros(dice.next() % 1_500));
+        }
+        if was_there && dice.below(2) == 0 {
+            exchange(&spare, &place);
+        } else {
+            let _ = std::fs::rename(&place, self.root.path().join(format!("pool/{number}-old")));
+        }
+    }
+}
+
+/// Exchanges two files, of which the second need not be there: then it is `false`.
+fn exchange(one: &Path, other: &Path) -> bool {
+    let exchanged = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok();
+    if !exchanged {
+        let _ = renameat_with(CWD, one, CWD, other, RenameFlags::NOREPLACE);
+    }
+    exchanged
+}
+
+fn key(number: usize) -> String {
+    format!("key-{number}")
+}
+
+#[test]
+fn files_are_swapped_while_others_work() {
+    let scene = Scene::new();
+    let mut dice = Dice::new("files_are_swapped_while_others_work");
+    let mut children: Vec<_> =
+        (0..2_u64).map(|number| Child::start("swapped", &(scene.store(), dice.next() ^ number))).collect();
+    let working = AtomicUsize::new(3);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for seed in [dice.next(), dice.next(), dice.next()] {
+            let (working, dir) = (&working, scene.store());
+            scope.spawn(move || {
+                // Counted also if it panics, or the others would wait for ever.
+                let _over = Over(working);
+                work(&dir, Dice(seed));
+            });
+        }
+        let mut swaps = 0;
+        while working.load(SeqCst) > 0 || swaps < 500 {
+            scene.swap(&mut dice, swaps);
+            swaps += 1;
+            if start.elapsed() > 2 * PATIENCE {
+                eprintln!("a call does not return");
+                std::process::abort();
+            }
+        }
+        eprintln!("{swaps} swaps");
+    });
+    for child in &mut children {
+        let done = child.hear();
+        eprintln!("{done}");
+    }
+    scene.check_canaries();
+}
+
+struct Over<'a>(&'a AtomicUsize);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+pub(super) fn work_on(stage: &Stage) {
+    let (dir, seed): (PathBuf, u64) = stage.argument();
+    stage.tell(&work(&dir, Dice(seed)));
+}
+
+/// Does what users do. Returns how much of it worked.
+fn work(dir: &Path, mut dice: Dice) -> String {
+    let store = open(dir);
+    let (mut done, mut refused) = (0, 0);
+    for number in 0..storm(CALLS) {
+        let key = key(dice.below(KEYS));
+        let start = Instant::now();
+        let which = dice.below(12);
+        match call(&store, &key, number, which) {
+            Ok(()) => done += 1,
+            Err(error) => {
+                refused += 1;
+                let text = format!("{error}: {error:?}");
+                assert!(!text.contains(CANARY), "{text}");
+            }
+        }
+        assert!(start.elapsed() < BOUND, "call {which} took {:?}", start.elapsed());
+    }
+    assert!(done > 0, "nothing works");
+    format!("{done} calls did what they should, {refused} were refused")
+}
+
+fn call(store: &FileSystemRecordStore, key: &str, number: u64, which: usize) -> Result<()> {
+    let value = format!("{key}:{number}");
+    let check = |record: Option<record_store::TransactionRecord<String>>| {
+        if let Some(record) = record {
+            assert!(record.result.starts_with(&format!("{key}:")), "{key}: {record:?}");
+        }
+    };
+    let options = LockOptions::new().acquire_timeout(millis(20)).hold_timeout(millis(200));
+    match which {
+        0 | 1 => store.try_read(key, millis(20)).map(check),
+        2 | 3 => store.write(key, &value),
+        4..=6 => {
+            let guard = store.lock(key, options)?;
+            guard.write(&value)?;
+            check(guard.read()?);
+            guard.renew()?;
+            guard.release()
+        }
+        7 => store.remove(key).map(drop),
+        8 => store.exists(key).map(drop),
+        9 => store.wait_for_lock(key, Some(millis(20))).map(drop),
+        10 => store.lock_info(key).map(|info| {
+            assert!(info.is_none_or(|info| info.holder().name() != CANARY));
+        }),
+        _ => {
+            for key in store.keys()?.flatten() {
+                assert!(key.as_str().starts_with("key-"), "{key:?}");
+            }
+            assert!(store.locks()?.flatten().all(|lock| lock.holder().name() != CANARY));
+            store.sweep().map(drop)
+        }
+    }
+}
+
+/// What is written in place is written under each of its names: a backup made of hard links, or what
+/// somebody put there.
+#[test]
+fn a_lock_file_with_another_name_is_not_written() {
+    let root = in_memory();
+    let store = open(&root.path().join("store"));
+    let backup = root.path().join("backup");
+    let guard = store.lock("key", as_named("first")).unwrap();
+    std::fs::hard_link(root.path().join("store/key.lock"), &backup).unwrap();
+    let before = std::fs::read_to_string(&backup).unwrap();
+    std::thread::scope(|scope| {
+        let (sender, id) = std::sync::mpsc::channel();
+        let store = &store;
+        scope.spawn(move || {
+            sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+            let patient = as_named("second").acquire_timeout(PATIENCE);
+            store.lock("key", patient).unwrap().release().unwrap();
+        });
+        until_asleep(std::process::id(), id.recv().unwrap());
+        guard.release().unwrap();
+    });
+    assert_eq!(std::fs::read_to_string(&backup).unwrap(), before);
+}
+
+/// Otherwise the look at the times would say nothing.
+#[test]
+fn a_canary_that_is_read_would_show() {
+    let scene = Scene::new();
+    let path = scene.outside("latch");
+    std::fs::read(&path).unwrap();
+    let read = std::fs::metadata(&path).unwrap().atime();
+    if read == 1 {
+        eprintln!("SKIPPED: this file system does not note when a file was read");
+        return;
+    }
+    assert!(read > 2);
+}
