@@ -5,7 +5,7 @@
 use std::fs::{File, FileTimes};
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{FileSystemRecordStore, LockOptions, RecordStoreExt, Result};
@@ -157,22 +157,28 @@ fn files_are_swapped_while_others_work() {
     let mut dice = Dice::new("files_are_swapped_while_others_work");
     let mut children: Vec<_> =
         (0..2_u64).map(|number| Child::start("swapped", &(scene.store(), dice.next() ^ number))).collect();
-    let working = AtomicUsize::new(3);
-    let start = Instant::now();
+    let (working, calls) = (AtomicUsize::new(3), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for seed in [dice.next(), dice.next(), dice.next()] {
-            let (working, dir) = (&working, scene.store());
+            let (working, calls, dir) = (&working, &calls, scene.store());
             scope.spawn(move || {
                 // Counted also if it panics, or the others would wait for ever.
                 let _over = Over(working);
-                work(&dir, Dice(seed));
+                let count = || {
+                    calls.fetch_add(1, SeqCst);
+                };
+                work(&dir, Dice(seed), count);
             });
         }
-        let mut swaps = 0;
+        let (mut swaps, mut last) = (0, (Instant::now(), 0));
         while working.load(SeqCst) > 0 || swaps < 500 {
             scene.swap(&mut dice, swaps);
             swaps += 1;
-            if start.elapsed() > 2 * PATIENCE {
+            if last.1 != calls.load(SeqCst) {
+                last = (Instant::now(), calls.load(SeqCst));
+            }
+            // All of them hang, and could not be ended otherwise.
+            if working.load(SeqCst) > 0 && last.0.elapsed() > BOUND {
                 eprintln!("a call does not return");
                 std::process::abort();
             }
@@ -196,11 +202,11 @@ impl Drop for Over<'_> {
 
 pub(super) fn work_on(stage: &Stage) {
     let (dir, seed): (PathBuf, u64) = stage.argument();
-    stage.tell(&work(&dir, Dice(seed)));
+    stage.tell(&work(&dir, Dice(seed), || ()));
 }
 
-/// Does what users do. Returns how much of it worked.
-fn work(dir: &Path, mut dice: Dice) -> String {
+/// Does what users do, and tells of each call. Returns how much of it worked.
+fn work(dir: &Path, mut dice: Dice, done_one: impl Fn()) -> String {
     let store = open(dir);
     let (mut done, mut refused) = (0, 0);
     for number in 0..storm(CALLS) {
@@ -215,6 +221,7 @@ fn work(dir: &Path, mut dice: Dice) -> String {
                 assert!(!text.contains(CANARY), "{text}");
             }
         }
+        done_one();
         assert!(start.elapsed() < BOUND, "call {which} took {:?}", start.elapsed());
     }
     assert!(done > 0, "nothing works");
