@@ -38,7 +38,8 @@ struct Text {
 
 /// The expiry of a record written now. `None`: it lives for ever.
 pub(super) fn starting(time_to_live: Option<Duration>) -> Option<Json> {
-    let lease = Lease::starting(&Reading::now(), Some(time_to_live?));
+    let time_to_live = time_to_live?;
+    let lease = Lease::starting(&Reading::now(), Some(time_to_live));
     let text = Text {
         expires_at: rfc3339(lease.expires_at?),
         boot_id: lease.epoch.as_ref().map(|epoch| epoch.boot_id.clone()),

@@ -66,14 +66,15 @@ impl FileSystemRecordStore {
         drop(latch);
         let Some(record) = record else { return Ok(Round::Done(None)) };
         let (json, ends) = self.read_open(key, &record, context)?;
+        let Some(ends) = ends else { return Ok(Round::Done(Some(json))) };
         let now = Reading::now();
-        Ok(match ends {
-            Some(ends) if ends.term(&before.unwrap_or_else(|| now.clone())) == Term::Over => {
-                Round::Done(None)
-            }
+        Ok(if ends.term(before.as_ref().unwrap_or(&now)) == Term::Over {
+            Round::Done(None)
+        } else if ends.term(&now) == Term::Over {
             // Its end came during this round: was that before or after the look at the lock?
-            Some(ends) if ends.term(&now) == Term::Over => Round::Again,
-            _ => Round::Done(Some(json)),
+            Round::Again
+        } else {
+            Round::Done(Some(json))
         })
     }
 

@@ -30,6 +30,8 @@ mod schedules;
 mod soon;
 mod storms;
 mod support;
+#[cfg(target_arch = "x86_64")]
+mod system_calls;
 mod together;
 #[cfg(feature = "tracing")]
 mod tracing;
@@ -53,6 +55,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         protocol_model::ROLES,
         schedules::ROLES,
         storms::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        system_calls::ROLES,
         together::ROLES,
         #[cfg(feature = "tracing")]
         tracing::ROLES,

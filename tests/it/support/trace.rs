@@ -45,7 +45,8 @@ pub(crate) fn perform<T>(stage: &Stage, before: &str, operation: impl FnOnce() -
     done
 }
 
-fn mark() {
+/// What tells the tracer where an operation begins or ends.
+pub(crate) fn mark() {
     let _ = rustix::process::getppid();
 }
 

@@ -1,0 +1,199 @@
+//! What each operation asks of the kernel, call by call: where the time of a small operation goes,
+//! counted without a clock. `cargo test system_calls -- --nocapture` prints the table.
+
+use std::path::PathBuf;
+
+use nix::libc;
+use record_store::{Durability, FileSystemRecordStore, Holder, LockOptions, RecordStoreExt};
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::trace::{At, Traced, mark, perform};
+use crate::support::{as_named, in_memory, open, open_with};
+
+pub(crate) const ROLES: &[Role] = &[("counted", counted)];
+
+/// Records of the listing, besides those of the other operations.
+const RECORDS: usize = 1_000;
+
+/// The store of the child, opened twice.
+struct Stores {
+    durable: FileSystemRecordStore,
+    relaxed: FileSystemRecordStore,
+}
+
+/// An operation: its name, its system calls in their order (a `+` stands for one after the other of
+/// the same kind), and how it is done for the n-th time.
+struct Operation(&'static str, &'static str, fn(&Stores, usize));
+
+/// In this order: some need what those before them left.
+const OPERATIONS: &[Operation] = &[
+    Operation("read", "getpid openat fstat getpid newfstatat newfstatat read close", |at, _| {
+        assert!(at.durable.read::<String>("present").unwrap().is_some());
+    }),
+    Operation(
+        "read, absent",
+        "getpid openat getpid newfstatat openat flock fstat getpid newfstatat newfstatat flock close",
+        |at, _| {
+            assert!(at.durable.read::<String>("absent").unwrap().is_none());
+        },
+    ),
+    Operation("exists", "newfstatat", |at, _| assert!(at.durable.exists("present").unwrap())),
+    Operation(
+        "write, durable, new",
+        "getpid getpid fstat openat write fdatasync close openat flock fstat getpid newfstatat renameat flock close fsync",
+        |at, n| at.durable.write(format!("durable-{n}"), "new").unwrap(),
+    ),
+    Operation(
+        "write, durable, existing",
+        "getpid getpid fstat openat write fdatasync close openat flock fstat getpid newfstatat renameat flock close fsync",
+        |at, _| at.durable.write("present", "newer").unwrap(),
+    ),
+    Operation(
+        "write, relaxed, new",
+        "getpid getpid fstat openat write close openat flock fstat getpid newfstatat newfstatat renameat flock close",
+        |at, n| at.relaxed.write(format!("relaxed-{n}"), "new").unwrap(),
+    ),
+    Operation(
+        "write, relaxed, existing",
+        "getpid getpid fstat openat write close openat flock fstat getpid newfstatat newfstatat renameat2 unlinkat flock close",
+        |at, _| at.relaxed.write("present", "newer").unwrap(),
+    ),
+    Operation(
+        "acquire_lock",
+        "getpid getpid newfstatat getpid fstat openat flock fstat getpid newfstatat getpid openat write close flock close",
+        |at, n| {
+            at.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap();
+        },
+    ),
+    Operation(
+        "renew",
+        "getpid getpid fstat openat flock fstat getpid newfstatat openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
+        |at, n| at.durable.renew(format!("lock-{n}"), Holder::current(), None).unwrap(),
+    ),
+    Operation(
+        "release_lock",
+        "getpid openat flock fstat getpid newfstatat openat fstat read getpid close getpid unlinkat flock close futex",
+        |at, n| at.durable.release_lock(format!("lock-{n}"), Holder::current()).unwrap(),
+    ),
+    Operation(
+        "try_lock, held by name",
+        "getpid getpid newfstatat openat fstat read close getpid",
+        |at, _| assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none()),
+    ),
+    Operation(
+        "try_lock, held by a process",
+        "getpid getpid newfstatat openat fstat read getpid openat fstat flock close close getpid",
+        |at, _| assert!(at.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
+    ),
+    Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |at, _| {
+        assert!(at.durable.keys().unwrap().flatten().count() >= RECORDS);
+    }),
+    Operation(
+        "remove",
+        "getpid openat flock fstat getpid newfstatat newfstatat unlinkat flock close",
+        |at, n| {
+            assert!(at.relaxed.remove(format!("relaxed-{n}")).unwrap());
+        },
+    ),
+];
+
+/// The child: does each operation once, so that all is as it will be from then on, and once more to
+/// be counted.
+fn counted(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let at = Stores { durable: open(&dir), relaxed: open_with(&dir, Durability::Relaxed) };
+    perform(stage, "", || {
+        for Operation(_, _, run) in OPERATIONS {
+            run(&at, 0);
+            mark();
+            run(&at, 1);
+            mark();
+        }
+    });
+}
+
+#[test]
+fn system_calls_of_each_operation() {
+    let dir = in_memory();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    store.write("present", "old").unwrap();
+    for n in 0..RECORDS {
+        store.write(format!("invoice-{n:06}"), "listed").unwrap();
+    }
+    let _named = store.lock("named", as_named("nightly-report")).unwrap();
+    let _bound = store.lock("bound", LockOptions::new()).unwrap();
+    let Some((mut traced, _)) = Traced::attach(Child::start("counted", &dir.path())) else { return };
+    println!("| operation | calls | which |\n| --- | --: | --- |");
+    for Operation(name, calls, _) in OPERATIONS {
+        calls_to_mark(&mut traced);
+        let made = calls_to_mark(&mut traced);
+        let which = in_runs(&made);
+        println!("| {name} | {} | {which} |", made.len());
+        // Whoever makes an operation ask less of the kernel writes it down here.
+        assert_eq!(which, *calls, "{name}");
+        let most = calls.split(' ').count() + RECORDS / 100;
+        assert!(made.len() <= most, "{name}: {made:?}");
+    }
+}
+
+/// Calls of one kind after another as one.
+fn in_runs(made: &[String]) -> String {
+    let runs = made.chunk_by(|one, next| one == next && one == "getdents64");
+    runs.map(|run| if run.len() > 1 { format!("{}+", run[0]) } else { run[0].clone() })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The system calls up to the next mark, by name.
+fn calls_to_mark(traced: &mut Traced) -> Vec<String> {
+    let mut made = Vec::new();
+    loop {
+        // Each system call is two stops, before and after.
+        let at = traced.step();
+        let call = traced.describe();
+        traced.step();
+        match at {
+            At::End => return made,
+            At::Call if is_of_debug_builds(&call) => {}
+            At::Call => made.push(name_of(&call)),
+        }
+    }
+}
+
+/// In debug builds the standard library sees that a descriptor is open before it closes it.
+fn is_of_debug_builds(call: &str) -> bool {
+    let mut words = call.split(' ');
+    let number = words.next().and_then(|number| number.parse().ok());
+    number == Some(libc::SYS_fcntl) && words.nth(1) == Some("0x1") && libc::F_GETFD == 1
+}
+
+fn name_of(call: &str) -> String {
+    let name = match call.split(' ').next().unwrap().parse().unwrap() {
+        libc::SYS_openat => "openat",
+        libc::SYS_close => "close",
+        libc::SYS_fstat => "fstat",
+        libc::SYS_newfstatat => "newfstatat",
+        libc::SYS_statx => "statx",
+        libc::SYS_read => "read",
+        libc::SYS_pread64 => "pread64",
+        libc::SYS_write => "write",
+        libc::SYS_pwrite64 => "pwrite64",
+        libc::SYS_fsync => "fsync",
+        libc::SYS_fdatasync => "fdatasync",
+        libc::SYS_flock => "flock",
+        libc::SYS_renameat => "renameat",
+        libc::SYS_renameat2 => "renameat2",
+        libc::SYS_unlinkat => "unlinkat",
+        libc::SYS_getdents64 => "getdents64",
+        libc::SYS_fcntl => "fcntl",
+        libc::SYS_futex => "futex",
+        libc::SYS_getpid => "getpid",
+        libc::SYS_gettid => "gettid",
+        libc::SYS_uname => "uname",
+        libc::SYS_brk => "brk",
+        libc::SYS_mmap => "mmap",
+        libc::SYS_munmap => "munmap",
+        _ => return call.split(' ').next().unwrap().to_owned(),
+    };
+    name.to_owned()
+}
