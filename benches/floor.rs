@@ -118,7 +118,7 @@ fn writes(table: &mut Table, dir: &Path, durability: Durability) {
     store.write("size", &value).expect("written");
     let text = fs::read(dir.join("store").join("size.json")).expect("the record is a file");
 
-    let plan = Plan { operation: fresh, floor, target: Some(target), pairs };
+    let plan = Plan { operation: fresh.into(), floor: floor.into(), target: Some(target), pairs };
     let seeded = table.pace().pick(KEYS, 2);
     let keys: Vec<String> = (0..table.runs(&plan).max(seeded)).map(|n| format!("invoice-{n:06}")).collect();
     let files: Vec<String> = keys.iter().map(|key| record_file(key)).collect();
@@ -133,7 +133,7 @@ fn writes(table: &mut Table, dir: &Path, durability: Durability) {
         raw.publish(file, &text, Durability::Relaxed);
     }
     table.compare(
-        Plan { operation: existing, floor, target: Some(target), pairs },
+        Plan { operation: existing.into(), floor: floor.into(), target: Some(target), pairs },
         |run| store.write(&keys[run % seeded], &value).expect("written"),
         |run| raw.publish(&files[run % seeded], &text, durability),
     );
@@ -151,18 +151,28 @@ fn reads(table: &mut Table, dir: &Path) {
             store.write(key, &invoice(lines)).expect("written");
         }
         table.compare(
-            Plan { operation, floor: "open, fstat, read, close, parse", target, pairs },
+            Plan {
+                operation: operation.into(),
+                floor: "open, fstat, read, close, parse".into(),
+                target,
+                pairs,
+            },
             |run| drop(black_box(store.read::<Invoice>(&keys[run % KEYS]).expect("read"))),
             |run| drop(black_box(raw.read::<Invoice>(&files[run % KEYS]))),
         );
     }
     table.compare(
-        Plan { operation: "read, absent key", floor: "open: none", target: None, pairs: 20_000 },
+        Plan {
+            operation: "read, absent key".into(),
+            floor: "open: none".into(),
+            target: None,
+            pairs: 20_000,
+        },
         |_| assert!(store.read::<Invoice>("absent").expect("read").is_none()),
         |_| assert!(raw.open_to_read("absent.json").is_none()),
     );
     table.compare(
-        Plan { operation: "exists", floor: "stat", target: Some(1.15), pairs: 20_000 },
+        Plan { operation: "exists".into(), floor: "stat".into(), target: Some(1.15), pairs: 20_000 },
         |run| assert!(store.exists(&keys[run % KEYS]).expect("looked")),
         |run| assert!(raw.stat(&files[run % KEYS])),
     );
@@ -176,8 +186,8 @@ fn locks(table: &mut Table, dir: &Path) {
     guard.release().expect("released");
     table.compare(
         Plan {
-            operation: "acquire and release",
-            floor: "create, write, close, unlink",
+            operation: "acquire and release".into(),
+            floor: "create, write, close, unlink".into(),
             target: Some(1.6),
             pairs: 10_000,
         },
@@ -193,8 +203,8 @@ fn locks(table: &mut Table, dir: &Path) {
     raw.publish("visits.json", &record, Durability::Relaxed);
     table.compare(
         Plan {
-            operation: "lock, read, write relaxed, release",
-            floor: "the floors of the four",
+            operation: "lock, read, write relaxed, release".into(),
+            floor: "the floors of the four".into(),
             target: None,
             pairs: 4_000,
         },
@@ -226,7 +236,12 @@ fn held(table: &mut Table, store: &FileSystemRecordStore) {
         ("process", "process.lock", "try_lock, held by a process"),
     ] {
         table.compare(
-            Plan { operation, floor: "open, fstat, read, close", target: Some(3.0), pairs: 20_000 },
+            Plan {
+                operation: operation.into(),
+                floor: "open, fstat, read, close".into(),
+                target: Some(3.0),
+                pairs: 20_000,
+            },
             |_| assert!(store.try_lock(key, LockOptions::new()).expect("tried").is_none()),
             |_| drop(black_box(raw.slurp(file))),
         );
@@ -253,15 +268,20 @@ fn many(table: &mut Table, dir: &Path) {
         store.write(format!("invoice-{n:06}"), &n).expect("written");
     }
     table.compare(
-        Plan { operation: "open, 10,000 records", floor: "open, no record", target: None, pairs: 1_000 },
+        Plan {
+            operation: "open, 10,000 records".into(),
+            floor: "open, no record".into(),
+            target: None,
+            pairs: 1_000,
+        },
         |_| drop(open(&full, Durability::Relaxed)),
         |_| drop(open(&empty, Durability::Relaxed)),
     );
     let raw = RawDir::open(&full);
     table.compare(
         Plan {
-            operation: "keys, 10,000 records",
-            floor: "getdents (rustix::fs::Dir)",
+            operation: "keys, 10,000 records".into(),
+            floor: "getdents (rustix::fs::Dir)".into(),
             target: Some(1.3),
             pairs: 200,
         },

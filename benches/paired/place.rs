@@ -32,8 +32,9 @@ impl Pace {
 
 /// A directory of its own on a real disk: in `RECORD_STORE_BENCH_DIR`, else among Cargo's files.
 pub(crate) fn scratch() -> TempDir {
-    let parent = env::var_os("RECORD_STORE_BENCH_DIR")
-        .map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
+    let program = env::current_exe().expect("this program has a path");
+    let among_cargos = || program.parent().expect("and a directory").join("bench-files");
+    let parent = env::var_os("RECORD_STORE_BENCH_DIR").map_or_else(among_cargos, PathBuf::from);
     fs::create_dir_all(&parent).expect("the benchmark's directory can be made");
     tempfile::Builder::new().prefix("bench-").tempdir_in(parent).expect("a scratch directory can be made")
 }
