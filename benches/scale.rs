@@ -8,7 +8,7 @@ mod measure;
 #[path = "paired/place.rs"]
 mod place;
 
-use std::fs;
+use std::fs::{self, File};
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -91,6 +91,9 @@ impl Filled {
             }
         });
         self.count = count;
+        // Or the disk would still be busy with these while the first operations are measured.
+        let dir = File::open(&self.dir).expect("the store's directory opens");
+        rustix::fs::syncfs(dir).expect("all is on the disk");
     }
 
     /// Any of the keys: another one in each run, in no order.
