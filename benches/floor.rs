@@ -9,56 +9,31 @@
 
 #[path = "paired/children.rs"]
 mod children;
+#[path = "paired/invoice.rs"]
+mod invoice;
 #[path = "paired/measure.rs"]
 mod measure;
 #[path = "paired/place.rs"]
 mod place;
 #[path = "paired/raw.rs"]
 mod raw;
+#[path = "paired/reading.rs"]
+mod reading;
 
 use std::fs;
 use std::hint::black_box;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use record_store::RecordStoreExt;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
-use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::io::Errno;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use children::{Other, listen, say};
+use invoice::{Invoice, LONG, SHORT, invoice};
 use measure::{Plan, Table};
 use raw::RawDir;
 
 /// Keys that take turns, in operations on records that exist.
 const KEYS: usize = 100;
-/// Lines of an invoice whose record has about 300 bytes, and about 100 KB.
-const SHORT: usize = 4;
-const LONG: usize = 1_950;
-
-#[derive(Serialize, Deserialize)]
-struct Invoice {
-    number: u64,
-    customer: String,
-    paid: bool,
-    lines: Vec<Line>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Line {
-    article: String,
-    quantity: u32,
-    price: f64,
-}
-
-/// A record as plain `serde` reads it.
-#[derive(Deserialize)]
-struct Plain<R> {
-    key: String,
-    result: R,
-}
 
 fn main() {
     if let Some((_, dir)) = children::role() {
@@ -73,16 +48,6 @@ fn main() {
     locks(&mut table, &scratch.path().join("locks"));
     many(&mut table, &scratch.path().join("many"));
     println!("{}\n\n{table}", place::machine(scratch.path()));
-}
-
-fn invoice(lines: usize) -> Invoice {
-    let line = |n| Line { article: format!("article {n:05}"), quantity: 3, price: 19.5 };
-    Invoice {
-        number: 4_711,
-        customer: "Ada Lovelace".into(),
-        paid: false,
-        lines: (0..lines).map(line).collect(),
-    }
 }
 
 fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
@@ -292,40 +257,6 @@ fn many(table: &mut Table, dir: &Path) {
 }
 
 impl RawDir {
-    fn open_to_read(&self, name: &str) -> Option<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(file) => Some(file),
-            Err(Errno::NOENT) => None,
-            Err(errno) => panic!("open {name}: {errno}"),
-        }
-    }
-
-    /// The whole file, by one read of the size that it has.
-    fn slurp(&self, name: &str) -> Vec<u8> {
-        let file = self.open_to_read(name).expect("the file is there");
-        let size = rustix::fs::fstat(&file).expect("the file has a size").st_size;
-        let mut text = vec![0; usize::try_from(size).expect("a size")];
-        let length = rustix::io::read(&file, &mut text).expect("the file is read");
-        assert_eq!(length, text.len(), "a short read");
-        text
-    }
-
-    fn read<R: DeserializeOwned>(&self, name: &str) -> Plain<R> {
-        let plain: Plain<R> = serde_json::from_slice(&self.slurp(name)).expect("a record");
-        black_box(&plain.key);
-        black_box(&plain.result);
-        plain
-    }
-
-    fn stat(&self, name: &str) -> bool {
-        rustix::fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
-    fn unlink(&self, name: &str) {
-        rustix::fs::unlinkat(&self.fd, name, AtFlags::empty()).expect("the file goes");
-    }
-
     fn list(&self) -> usize {
         let dir = rustix::fs::Dir::read_from(&self.fd).expect("the directory can be listed");
         dir.map(|entry| entry.expect("an entry").file_name().to_bytes().len()).filter(|len| *len > 0).count()

@@ -1,12 +1,16 @@
 //! What depends on the number of records in one directory, or should not: each operation on many
 //! records beside the same one on a thousand. See `benches/README.md`.
 
+#![allow(clippy::disallowed_methods, reason = "what the library does is measured against this")]
 #![allow(clippy::expect_used, reason = "a benchmark that meets an error has nothing to report")]
 
 #[path = "paired/measure.rs"]
 mod measure;
 #[path = "paired/place.rs"]
 mod place;
+#[path = "paired/raw.rs"]
+#[allow(dead_code, reason = "shared with the other benchmarks")]
+mod raw;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -14,9 +18,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
+use rustix::fs::{AtFlags, RenameFlags};
 
 use measure::{Plan, Table};
 use place::Pace;
+use raw::RawDir;
 
 /// What all other numbers of records are compared with.
 const FEW: usize = 1_000;
@@ -31,7 +37,7 @@ fn main() {
     let scratch = place::scratch();
     let mut table = Table::from_args();
     let few = Filled::with(scratch.path().join("few"), table.pace().pick(FEW, 50));
-    let mut many = Filled::with(scratch.path().join("many"), 0);
+    let mut many = Filled::with(scratch.path().join("many"), 1);
     let mut listings = vec![Listed::of(&few)];
     for count in sizes(table.pace()) {
         many.grow(count);
@@ -60,8 +66,11 @@ struct Filled {
     dir: PathBuf,
     relaxed: FileSystemRecordStore,
     durable: FileSystemRecordStore,
+    raw: RawDir,
     count: usize,
     value: String,
+    /// The record file of the first key.
+    text: String,
 }
 
 fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
@@ -72,7 +81,11 @@ impl Filled {
     fn with(dir: PathBuf, count: usize) -> Self {
         let (relaxed, durable) = (open(&dir, Durability::Relaxed), open(&dir, Durability::Full));
         // With its key and its checksum, a record of about 300 bytes.
-        let mut filled = Self { dir, relaxed, durable, count: 0, value: "x".repeat(230) };
+        let value = "x".repeat(230);
+        relaxed.write(key_of(0), &value).expect("written");
+        let text = fs::read_to_string(dir.join(format!("{}.json", key_of(0)))).expect("the record is a file");
+        let raw = RawDir::open(&dir);
+        let mut filled = Self { dir, relaxed, durable, raw, count: 1, value, text };
         filled.grow(count);
         filled
     }
@@ -85,7 +98,7 @@ impl Filled {
                 let this = &*self;
                 scope.spawn(move || {
                     for n in (this.count + first..count).step_by(threads) {
-                        this.relaxed.write(key(n), &this.value).expect("written");
+                        this.relaxed.write(key_of(n), &this.value).expect("written");
                     }
                 });
             }
@@ -99,12 +112,24 @@ impl Filled {
     /// Any of the keys: another one in each run, in no order.
     fn any(&self, run: usize) -> String {
         // The golden ratio leaves no neighbours together.
-        key(run.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.count)
+        key_of(run.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.count)
     }
 
     fn read(&self, run: usize) {
         let record = self.relaxed.read::<String>(self.any(run)).expect("read");
         assert_eq!(black_box(record).map(|record| record.result.len()), Some(self.value.len()));
+    }
+
+    /// What a relaxed write of an existing record asks of the file system, and nothing else: where
+    /// that takes longer among many files, the store can do nothing about it.
+    fn rewrite(&self, run: usize) {
+        let key = self.any(run);
+        let text = self.text.replace(&key_of(0), &key);
+        let (file, staged) = (format!("{key}.json"), "staged");
+        drop(self.raw.create(staged, text.as_bytes()));
+        rustix::fs::renameat_with(&self.raw.fd, staged, &self.raw.fd, &file, RenameFlags::EXCHANGE)
+            .expect("the files are swapped");
+        rustix::fs::unlinkat(&self.raw.fd, staged, AtFlags::empty()).expect("the old one goes");
     }
 
     fn lock(&self, run: usize) {
@@ -117,7 +142,7 @@ impl Filled {
     }
 }
 
-fn key(n: usize) -> String {
+fn key_of(n: usize) -> String {
     format!("invoice-{n:07}")
 }
 
@@ -132,6 +157,7 @@ fn compare(table: &mut Table, few: &Filled, many: &Filled) {
     beside("write, relaxed", 4_000, &|of, run| {
         of.relaxed.write(of.any(run), &of.value).expect("written");
     });
+    beside("the system calls of that", 4_000, &Filled::rewrite);
     beside("write, durable", 300, &|of, run| of.durable.write(of.any(run), &of.value).expect("written"));
     beside("acquire and release", 4_000, &Filled::lock);
     beside("open", 500, &|of, _| drop(open(&of.dir, Durability::Relaxed)));
