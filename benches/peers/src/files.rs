@@ -1,0 +1,182 @@
+//! Who keeps each value in a file of its own.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
+
+use crate::invoice::{Invoice, SHORT, invoice};
+use crate::raw::RawDir;
+use crate::work::{About, Job, Peer, Work, decode, encode};
+
+/// The bare system calls.
+pub(crate) struct Floor {
+    raw: RawDir,
+    record: Vec<u8>,
+}
+
+impl Floor {
+    pub(crate) fn new(dir: &Path) -> Self {
+        // What a record is, and a lock of about the same size, encoded beforehand.
+        let result = String::from_utf8(encode(&invoice(SHORT))).expect("JSON is text");
+        let record = format!(r#"{{"key":"invoice-000","crc32":"00000000","result":{result}}}"#);
+        Self { raw: RawDir::open(dir), record: record.into_bytes() }
+    }
+
+    fn lock(&self, key: &str) {
+        drop(self.raw.create(&format!("{key}.lock"), &self.record));
+    }
+
+    fn unlock(&self, key: &str) {
+        self.raw.unlink(&format!("{key}.lock"));
+    }
+}
+
+impl Peer for Floor {
+    fn about(&self) -> About {
+        About {
+            name: "system calls",
+            writers: "-",
+            compared: "what no store of one file a record can do without: create, write, rename, and two \
+                       syncs where it has to last; open, fstat, read, close, parse; stat; create by `O_EXCL`, \
+                       write, close, unlink",
+        }
+    }
+
+    fn job(&mut self, work: Work) -> Option<Job<'_>> {
+        let (raw, record) = (&self.raw, &self.record);
+        Some(match work {
+            Work::Put(durability) => Box::new(move |key, _| raw.publish(key, record, durability)),
+            Work::Get => Box::new(|key, _| drop(raw.read::<Invoice>(key))),
+            Work::Exists => Box::new(|key, _| assert!(raw.stat(key))),
+            Work::Lock => Box::new(|key, _| {
+                self.lock(key);
+                self.unlock(key);
+            }),
+            Work::Update => Box::new(|key, _| {
+                self.lock(key);
+                drop(raw.read::<Invoice>(key));
+                raw.publish(key, record, Durability::Relaxed);
+                self.unlock(key);
+            }),
+        })
+    }
+}
+
+/// This crate.
+pub(crate) struct Ours {
+    durable: FileSystemRecordStore,
+    relaxed: FileSystemRecordStore,
+}
+
+impl Ours {
+    pub(crate) fn new(dir: &Path) -> Self {
+        let open =
+            |durability| FileSystemOptions::new().durability(durability).open(dir).expect("the store opens");
+        Self { durable: open(Durability::Full), relaxed: open(Durability::Relaxed) }
+    }
+}
+
+impl Peer for Ours {
+    fn about(&self) -> About {
+        About {
+            name: "record-store",
+            writers: "yes, each key by itself",
+            compared: "`write` under `Durability::Full` and `Relaxed`, `read`, `exists`, `lock` and `release`, \
+                       `lock` with `read` and `write`",
+        }
+    }
+
+    fn job(&mut self, work: Work) -> Option<Job<'_>> {
+        let Self { durable, relaxed } = self;
+        Some(match work {
+            Work::Put(Durability::Full) => Box::new(|key, value| durable.write(key, value).expect("written")),
+            Work::Put(Durability::Relaxed) => {
+                Box::new(|key, value| relaxed.write(key, value).expect("written"))
+            }
+            Work::Get => Box::new(|key, _| {
+                let record = relaxed.read::<Invoice>(key).expect("read");
+                black_box(record.expect("a record").result.number);
+            }),
+            Work::Exists => Box::new(|key, _| assert!(relaxed.exists(key).expect("looked"))),
+            Work::Lock => Box::new(|key, _| {
+                let guard = relaxed.lock(key, LockOptions::new()).expect("locked");
+                guard.release().expect("released");
+            }),
+            Work::Update => Box::new(|key, _| {
+                let guard = relaxed.lock(key, LockOptions::new()).expect("locked");
+                let mut value = guard.read::<Invoice>().expect("read").expect("a record").result;
+                value.number += 1;
+                guard.write(&value).expect("written");
+                guard.release().expect("released");
+            }),
+        })
+    }
+}
+
+/// A staged file, renamed: what many programs do by hand.
+pub(crate) struct Tempfile(pub(crate) PathBuf);
+
+impl Peer for Tempfile {
+    fn about(&self) -> About {
+        About {
+            name: "tempfile",
+            writers: "yes, the last one wins",
+            compared: "`NamedTempFile` in the same directory, `persist`; if it has to last with `sync_data` \
+                       and `fsync` of the directory; no checksum, no locks",
+        }
+    }
+
+    fn job(&mut self, work: Work) -> Option<Job<'_>> {
+        let dir = &self.0;
+        Some(match work {
+            Work::Put(durability) => Box::new(move |key, value| {
+                let mut file = tempfile::NamedTempFile::new_in(dir).expect("staged");
+                file.write_all(&encode(value)).expect("written");
+                if durability == Durability::Full {
+                    file.as_file().sync_data().expect("synced");
+                }
+                file.persist(dir.join(key)).expect("renamed");
+                if durability == Durability::Full {
+                    File::open(dir).and_then(|dir| dir.sync_all()).expect("synced");
+                }
+            }),
+            Work::Get => Box::new(move |key, _| {
+                black_box(decode(&fs::read(dir.join(key)).expect("read")).number);
+            }),
+            Work::Exists => Box::new(move |key, _| assert!(dir.join(key).exists())),
+            Work::Lock | Work::Update => return None,
+        })
+    }
+}
+
+pub(crate) struct Cacache(pub(crate) PathBuf);
+
+impl Peer for Cacache {
+    fn about(&self) -> About {
+        About {
+            name: "cacache",
+            writers: "yes, the last one wins",
+            compared: "`write_sync` of a new content, `read_sync`, `metadata_sync`: a file by its hash and a \
+                       line in an index, never synced, read back with its hash checked",
+        }
+    }
+
+    fn job(&mut self, work: Work) -> Option<Job<'_>> {
+        let dir = &self.0;
+        Some(match work {
+            Work::Put(Durability::Relaxed) => Box::new(move |key, value| {
+                cacache::write_sync(dir, key, encode(value)).expect("written");
+            }),
+            Work::Get => Box::new(move |key, _| {
+                black_box(decode(&cacache::read_sync(dir, key).expect("read")).number);
+            }),
+            Work::Exists => Box::new(move |key, _| {
+                assert!(cacache::metadata_sync(dir, key).expect("looked").is_some());
+            }),
+            Work::Put(Durability::Full) | Work::Lock | Work::Update => return None,
+        })
+    }
+}
