@@ -3,6 +3,7 @@
 //! against a lock by the rules of `lease`, `latch` keeps the processes apart, `publish` makes files
 //! appear and disappear, `wait` sleeps and wakes, `owner` knows who is alive.
 
+mod break_by_token;
 mod clock;
 mod expiry;
 mod latch;

@@ -5,6 +5,8 @@ mod killed;
 mod listing;
 mod records;
 mod run;
+mod terminal;
+mod unlock;
 
 use std::fs;
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! What the command line takes, and its help.
 
+mod care;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,13 +9,15 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use record_store::Key;
 
+pub(crate) use care::UnlockArgs;
+
 /// A macro, because `concat!` takes no constants.
 macro_rules! exit_codes {
     () => {
         "\
 Exit codes:
   0      ok
-  1      no such record, or no store in DIR
+  1      no such record or lock, or no store in DIR
   2      wrong usage
   65     not JSON (or not text), or a file in the store is corrupt
   74     the operating system refused
@@ -57,6 +61,7 @@ pub(crate) enum Task {
     Rm(RmArgs),
     Ls(ListArgs),
     Locks(LocksArgs),
+    Unlock(UnlockArgs),
 }
 
 /// Where.

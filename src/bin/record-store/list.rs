@@ -1,23 +1,24 @@
 //! `ls` and `locks`: what there is.
 
-use std::time::SystemTime;
-
-use record_store::{LockInfo, LockState, RecordStoreExt};
+use record_store::{LockInfo, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::{ListArgs, LocksArgs};
 use crate::failure::Failure;
-use crate::output::{Output, printable, table};
+use crate::output::Output;
 use crate::records::open_to_read;
+use crate::style::{Cell, Ink, heading, printable, table};
+use crate::words::{json, owner_cell, rfc3339, state, state_cell};
 
 pub(crate) fn keys(args: &ListArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
     let mut out = Output::open();
+    let style = out.style();
     let mut outcome = Ok(());
     for key in store.keys()? {
         match key {
             Ok(key) if args.json => out.line(&json(key.as_str())?)?,
-            Ok(key) if out.is_terminal() => out.line(&printable(key.as_str()))?,
+            Ok(key) if out.is_terminal() => out.line(&style.printable(key.as_str()))?,
             Ok(key) => out.line(key.as_str())?,
             Err(error) => outcome = Err(reported(error)),
         }
@@ -40,9 +41,9 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
     }
     if !rows.is_empty() {
         // By key, for people.
-        rows.sort();
-        rows.insert(0, ["KEY", "STATE", "OWNER", "SINCE", "UNTIL", "TOKEN", "HOLDER"].map(String::from));
-        out.write(table(&rows).as_bytes())?;
+        rows.sort_by(|a, b| a[0].text.cmp(&b[0].text));
+        rows.insert(0, heading(["KEY", "STATE", "OWNER", "SINCE", "UNTIL", "TOKEN", "HOLDER"]));
+        out.lines(&table(&rows, out.style()))?;
     }
     out.finish()?;
     outcome
@@ -50,24 +51,19 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
 
 /// Says what is wrong with one item, so that the listing can go on. Only the exit code is left to
 /// tell in the end.
-fn reported(error: record_store::Error) -> Failure {
+pub(crate) fn reported(error: record_store::Error) -> Failure {
     Failure::from(error).said()
 }
 
-fn row(lock: &LockInfo) -> [String; 7] {
-    let owner = match lock.owner_alive() {
-        Some(true) => "alive",
-        Some(false) => "gone",
-        None => "unknown",
-    };
+fn row(lock: &LockInfo) -> [Cell; 7] {
     [
-        printable(lock.key().as_str()),
-        state(lock.state()).to_owned(),
-        owner.to_owned(),
-        rfc3339(lock.acquired_at()),
-        lock.expires_at().map_or_else(|| "released".to_owned(), rfc3339),
-        lock.token().to_string(),
-        printable(lock.holder().name()),
+        printable(lock.key().as_str()).into(),
+        state_cell(lock),
+        owner_cell(lock),
+        rfc3339(lock.acquired_at()).into(),
+        lock.expires_at().map_or_else(|| Cell::ink("released", Ink::Faint), |time| rfc3339(time).into()),
+        lock.token().to_string().into(),
+        printable(lock.holder().name()).into(),
     ]
 }
 
@@ -98,38 +94,5 @@ impl<'a> JsonLock<'a> {
             expires_at: lock.expires_at().map(rfc3339),
             remaining_seconds: lock.remaining().map(|left| left.as_secs_f64()),
         }
-    }
-}
-
-fn state(state: LockState) -> &'static str {
-    match state {
-        LockState::Held => "held",
-        LockState::Expired => "expired",
-        LockState::Abandoned => "abandoned",
-        _ => "unknown",
-    }
-}
-
-fn json(value: &(impl Serialize + ?Sized)) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::bad_data("cannot be held in JSON", &error))
-}
-
-/// RFC 3339 knows only the years 1970 to 9999 here; what lies outside is shown as its nearest.
-fn rfc3339(time: SystemTime) -> String {
-    let latest = humantime::parse_rfc3339("9999-12-31T23:59:59Z").unwrap_or(SystemTime::UNIX_EPOCH);
-    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn a_time_beyond_the_calendar_is_shown_as_its_end() {
-        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
-        assert_eq!(rfc3339(far), "9999-12-31T23:59:59.000Z");
-        assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
     }
 }

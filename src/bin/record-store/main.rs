@@ -8,7 +8,10 @@ mod output;
 mod records;
 mod run;
 mod signals;
+mod style;
+mod unlock;
 mod value;
+mod words;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
         Task::Rm(args) => records::rm(&args),
         Task::Ls(args) => list::keys(&args),
         Task::Locks(args) => list::locks(&args),
+        Task::Unlock(args) => unlock::unlock(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

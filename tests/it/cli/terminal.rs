@@ -1,0 +1,140 @@
+//! A terminal with a person in front of it: the program runs under a pseudo-terminal, and the test
+//! reads and types.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitStatus;
+use std::sync::mpsc::{Receiver, channel};
+
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+
+use super::*;
+
+pub(super) struct Terminal {
+    /// The person's end.
+    master: File,
+    /// Keeps the terminal there when the program is gone.
+    slave: File,
+    output: Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+    program: Child,
+}
+
+impl Terminal {
+    /// Runs `command` on a terminal of 24 rows and 80 columns.
+    pub(super) fn start(command: &Command) -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, vec![]).unwrap().into_string().unwrap();
+        let noctty = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
+        let slave = File::options().read(true).write(true).custom_flags(noctty).open(name).unwrap();
+        let resized = tcsetwinsize(&slave, size(24, 80));
+        resized.unwrap();
+        let end = || Stdio::from(OwnedFd::from(slave.try_clone().unwrap()));
+        // A session of its own, so that the terminal's signals reach the program.
+        let mut session = Command::new("setsid");
+        session.arg("--ctty").arg(command.get_program()).args(command.get_args());
+        session.env("TERM", "xterm").env_remove("NO_COLOR");
+        for (name, value) in command.get_envs() {
+            session.env(name, value.unwrap());
+        }
+        let program = session.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let master = File::from(master);
+        let output = read_in_background(master.try_clone().unwrap());
+        Self { master, slave, output, seen: vec![], program }
+    }
+
+    pub(super) fn type_in(&mut self, keys: &str) {
+        self.master.write_all(keys.as_bytes()).unwrap();
+    }
+
+    pub(super) fn resize(&self, rows: u16, columns: u16) {
+        tcsetwinsize(&self.slave, size(rows, columns)).unwrap();
+    }
+
+    pub(super) fn modes(&self) -> Termios {
+        tcgetattr(&self.slave).unwrap()
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.program), signal).unwrap();
+    }
+
+    /// All that was printed, with the escape sequences.
+    pub(super) fn raw(&self) -> String {
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    /// Waits until what was printed is so.
+    #[track_caller]
+    pub(super) fn until(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        let start = Instant::now();
+        loop {
+            let raw = self.raw();
+            if is_so(&raw) {
+                return raw;
+            }
+            match self.output.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
+                Ok(more) => self.seen.extend(more),
+                Err(_) => panic!("waited in vain for: {what}\n{raw:?}"),
+            }
+        }
+    }
+
+    /// Waits until the screen, as the last whole frame drew it, is so.
+    #[track_caller]
+    pub(super) fn until_screen(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+        screen(&self.until(what, |raw| screen(raw).is_some_and(|screen| is_so(&screen)))).unwrap()
+    }
+
+    /// Waits for the end of the program, and reads all it printed.
+    pub(super) fn end(mut self) -> (ExitStatus, String) {
+        let status = self.program.wait().unwrap();
+        // What is printed now comes after all that the program did.
+        self.slave.write_all("\0the end".as_bytes()).unwrap();
+        let raw = self.until("the end", |raw| raw.ends_with("\0the end"));
+        (status, raw.trim_end_matches("\0the end").to_owned())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+fn read_in_background(mut master: File) -> Receiver<Vec<u8>> {
+    let (sender, output) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length @ 1..) = master.read(&mut buffer) {
+            if sender.send(buffer[..length].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    output
+}
+
+/// The last whole frame, without colours and the like.
+fn screen(raw: &str) -> Option<String> {
+    let (before, _) = raw.rsplit_once("\x1b[J")?;
+    let (_, frame) = before.rsplit_once("\x1b[H")?;
+    let mut parts = frame.split("\x1b[");
+    let mut text = parts.next()?.to_owned();
+    for part in parts {
+        // A sequence ends with its first letter.
+        let rest = part.find(|char: char| char.is_ascii_alphabetic()).map_or("", |at| &part[at + 1..]);
+        text.push_str(rest);
+    }
+    Some(text.replace('\r', ""))
+}

@@ -1,0 +1,113 @@
+//! `unlock`: by force, and by a person who is asked.
+
+use record_store::{Holder, LockOptions, RecordStoreExt};
+
+use super::terminal::Terminal;
+use super::*;
+
+fn job(name: &str) -> LockOptions {
+    LockOptions::new().holder(Holder::named(name).unwrap())
+}
+
+const QUESTION: &str = "Take the lock away? [y/N] ";
+
+#[test]
+fn by_force() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let guard = store.lock("a\nb", job("night job").hold_timeout(Duration::from_hours(1))).unwrap();
+    let broken = output(&mut scratch.cli("unlock", &["a\nb", "--force"]));
+    assert_code(&broken, 0);
+    let shown = String::from_utf8(broken.stdout).unwrap();
+    let token = guard.token().to_string();
+    for word in ["a\\nb", "night job", "alive", "s ago)", "(in 59m ", &token] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
+    assert!(!store.is_locked("a\nb").unwrap());
+    assert!(guard.write(&1).unwrap_err().is_lock_lost());
+}
+
+#[test]
+fn without_a_terminal_it_says_what_to_do() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("k", &job("night job")).unwrap();
+    let said = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+    assert!(said.contains("night job") && said.contains("alive") && said.contains("--force"), "{said}");
+    assert!(store.is_locked("k").unwrap());
+}
+
+#[test]
+fn what_is_not_locked_cannot_be_unlocked() {
+    let scratch = Scratch::new();
+    assert_fails(&output(&mut scratch.cli("unlock", &["k", "--force"])), 1);
+    assert!(!is_there(&scratch.store()));
+    scratch.open().acquire_lock("late", &job("night job").hold_timeout(Duration::ZERO)).unwrap();
+    for key in ["k", "late"] {
+        let said = assert_fails(&output(&mut scratch.cli("unlock", &[key, "--force"])), 1);
+        assert!(said.contains("not locked"), "{said}");
+    }
+}
+
+#[test]
+fn a_lock_beyond_understanding_is_removed() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let path = scratch.store().join("k.lock");
+    fs::write(&path, "not a lock").unwrap();
+    assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+    assert!(store.try_lock("k", LockOptions::new()).is_err());
+    assert_code(&output(&mut scratch.cli("unlock", &["k", "--force"])), 0);
+    assert!(store.try_lock("k", LockOptions::new()).unwrap().is_some());
+}
+
+#[test]
+fn a_person_is_asked() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("k", &job("night job")).unwrap();
+    for (answer, code) in [("n\n", 75), ("\n", 75), ("\x04", 75), ("yes\n", 0)] {
+        let mut terminal = Terminal::start(&scratch.cli("unlock", &["k"]));
+        let asked = terminal.until("the question", |raw| raw.ends_with(QUESTION));
+        assert!(asked.contains("night job") && asked.contains("\x1b[32malive\x1b[0m"), "{asked:?}");
+        assert!(store.is_locked("k").unwrap());
+        terminal.type_in(answer);
+        let (status, raw) = terminal.end();
+        assert_eq!(status.code(), Some(code), "{answer:?}: {raw}");
+        assert!(raw.ends_with('\n'), "{raw:?}");
+        assert_eq!(store.is_locked("k").unwrap(), code != 0);
+    }
+}
+
+#[test]
+fn only_the_lock_that_was_shown_is_broken() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let first = store.lock("k", job("first")).unwrap();
+    let mut terminal = Terminal::start(&scratch.cli("unlock", &["k"]));
+    terminal.until("the question", |raw| raw.ends_with(QUESTION));
+    first.release().unwrap();
+    let second = store.lock("k", job("second")).unwrap();
+    terminal.type_in("y\n");
+    let (status, raw) = terminal.end();
+    assert_eq!(status.code(), Some(75), "{raw}");
+    assert!(raw.contains("locked by \"second\" meanwhile"), "{raw}");
+    second.write(&1).unwrap();
+}
+
+#[test]
+fn colours_only_where_they_are_wanted() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("k", &job("night job")).unwrap();
+    let shown = |name: &str, value: &str| {
+        let mut command = scratch.cli("locks", &[]);
+        Terminal::start(command.env(name, value)).end().1
+    };
+    assert!(shown("TERM", "xterm").contains("\x1b[32mheld\x1b[0m"));
+    for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = shown(name, value);
+        assert!(plain.contains("held") && !plain.contains('\x1b'), "{plain:?}");
+    }
+    assert!(!String::from_utf8_lossy(&output(&mut scratch.cli("locks", &[])).stdout).contains('\x1b'));
+}
