@@ -6,6 +6,7 @@ mod listing;
 mod records;
 mod run;
 mod terminal;
+mod transfer;
 mod unlock;
 
 use std::fs;

@@ -1,6 +1,7 @@
 //! What the command line takes, and its help.
 
 mod care;
+mod transfer;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use record_store::Key;
 
 pub(crate) use care::UnlockArgs;
+pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 
 /// A macro, because `concat!` takes no constants.
 macro_rules! exit_codes {
@@ -20,6 +22,7 @@ Exit codes:
   1      no such record or lock, or no store in DIR
   2      wrong usage
   65     not JSON (or not text), or a file in the store is corrupt
+  73     import: a key has a record already
   74     the operating system refused
   75     locked by another, or not free in time (--wait)
   124    run: the command took longer than --hold
@@ -62,6 +65,8 @@ pub(crate) enum Task {
     Ls(ListArgs),
     Locks(LocksArgs),
     Unlock(UnlockArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
 }
 
 /// Where.

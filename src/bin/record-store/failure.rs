@@ -19,6 +19,8 @@ pub(crate) const NOT_FOUND: u8 = 1;
 /// Also clap's.
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const BAD_DATA: u8 = 65;
+/// An import met a key that has a record.
+pub(crate) const EXISTS: u8 = 73;
 const IO: u8 = 74;
 pub(crate) const LOCKED: u8 = 75;
 pub(crate) const HELD_TOO_LONG: u8 = 124;
@@ -67,6 +69,12 @@ impl Failure {
     /// The end by a signal, as a shell shows it.
     pub(crate) fn signal(number: i32) -> Self {
         Self::silent(signal_code(number))
+    }
+
+    /// Says where it went wrong.
+    pub(crate) fn at(mut self, place: &str) -> Self {
+        self.message = self.message.map(|message| format!("{place}: {message}"));
+        self
     }
 
     /// Says what went wrong, now. A closed standard error is nothing to fail over.

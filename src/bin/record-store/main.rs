@@ -2,13 +2,17 @@
 
 mod args;
 mod command;
+mod export;
 mod failure;
+mod import;
 mod list;
 mod output;
+mod progress;
 mod records;
 mod run;
 mod signals;
 mod style;
+mod target;
 mod unlock;
 mod value;
 mod words;
@@ -28,6 +32,8 @@ fn main() -> ExitCode {
         Task::Ls(args) => list::keys(&args),
         Task::Locks(args) => list::locks(&args),
         Task::Unlock(args) => unlock::unlock(&args),
+        Task::Export(args) => export::export(&args),
+        Task::Import(args) => import::import(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

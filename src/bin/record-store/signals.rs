@@ -63,6 +63,19 @@ impl Signals {
     }
 }
 
+/// Has `cleanup` run before a signal ends this program.
+pub(crate) fn before_the_end(cleanup: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let ignored = ignored();
+    let mut arrivals = Arrivals::new(ENDING.iter().filter(|&&signal| !ignored.contains(signal)))?;
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        if let Some(signal) = arrivals.forever().next() {
+            cleanup();
+            std::process::exit(signal_code(signal).into());
+        }
+    })?;
+    Ok(())
+}
+
 fn lock(mood: &Mutex<Mood>) -> MutexGuard<'_, Mood> {
     mood.lock().unwrap_or_else(PoisonError::into_inner)
 }

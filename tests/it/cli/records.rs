@@ -114,7 +114,7 @@ fn every_task_has_help_with_examples() {
         assert_code(&printed, 0);
         String::from_utf8(printed.stdout).unwrap()
     };
-    for task in ["run", "get", "put", "rm", "ls", "locks", "unlock"] {
+    for task in ["run", "get", "put", "rm", "ls", "locks", "unlock", "export", "import"] {
         assert!(help(&[task]).contains("Examples:\n"), "{task}");
         assert!(help(&[]).contains(&format!("\n  {task} ")), "{task}");
     }

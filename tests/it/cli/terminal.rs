@@ -42,6 +42,7 @@ impl Terminal {
         for (name, value) in command.get_envs() {
             session.env(name, value.unwrap());
         }
+        session.current_dir(command.get_current_dir().unwrap());
         let program = session.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let master = File::from(master);
         let output = read_in_background(master.try_clone().unwrap());
@@ -78,10 +79,9 @@ impl Terminal {
             if is_so(&raw) {
                 return raw;
             }
-            match self.output.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
-                Ok(more) => self.seen.extend(more),
-                Err(_) => panic!("waited in vain for: {what}\n{raw:?}"),
-            }
+            let more = self.output.recv_timeout(PATIENCE.saturating_sub(start.elapsed()));
+            let Ok(more) = more else { panic!("waited in vain for: {what}\n{raw:?}") };
+            self.seen.extend(more);
         }
     }
 
