@@ -135,7 +135,8 @@ pub mod conformance;
 
 pub use compute::UpdateOptions;
 pub use error::{Error, Result};
-pub use filesystem::{Durability, FileSystemOptions, FileSystemRecordStore, OpenMode, Swept};
+pub use filesystem::{Checked, Durability, FileSystemOptions, FileSystemRecordStore, Finding, OpenMode};
+pub use filesystem::{Problem, Swept, Verification};
 pub use guard::LockGuard;
 pub use holder::Holder;
 pub use key::{IntoKey, Key};

@@ -26,7 +26,7 @@ use crate::{Json, Result};
 pub(super) const MARK: u32 = 0o100;
 
 /// In the private directory.
-const EXPIRING: &str = "expiring";
+pub(super) const EXPIRING: &str = "expiring";
 
 #[derive(Serialize, Deserialize)]
 struct Text {

@@ -14,11 +14,13 @@ use rustix::path::Arg;
 use crate::{Error, Key, Result};
 
 /// The private directory beside the records.
-const PRIVATE: &str = ".store";
+pub(super) const PRIVATE: &str = ".store";
 pub(super) const FORMAT: &str = "format.json";
 pub(super) const LATCHES: &str = "latches";
 pub(super) const OWNERS: &str = "owners";
 pub(super) const TMP: &str = "tmp";
+/// What sleepers share, on Linux.
+pub(super) const EVENTS: &str = "events";
 
 const RECORD_SUFFIX: &str = ".json";
 const LOCK_SUFFIX: &str = ".lock";

@@ -19,6 +19,7 @@ mod publish;
 mod records;
 mod sidecar;
 mod sweep;
+mod verify;
 mod versions;
 mod wait;
 
@@ -37,6 +38,7 @@ use layout::{Context, Layout};
 pub use open::{Durability, FileSystemOptions, OpenMode};
 use owner::Owner;
 pub use sweep::Swept;
+pub use verify::{Checked, Finding, Problem, Verification};
 use wait::Events;
 
 /// A record store in one directory, shared by all processes of the host that open it.

@@ -165,7 +165,7 @@ struct Format {
 }
 
 /// Sees that this is a store, of a format that this version knows.
-fn check(layout: &Layout, context: Context<'_>) -> Result<()> {
+pub(super) fn check(layout: &Layout, context: Context<'_>) -> Result<()> {
     let path = || layout.private_path(FORMAT);
     let opened = layout::open_existing(&layout.private, FORMAT)
         .map_err(|refusal| context.refused(refusal, "open", path()))?

@@ -8,6 +8,7 @@ mod run;
 mod terminal;
 mod transfer;
 mod unlock;
+mod verify;
 
 use std::fs;
 use std::io::Write;

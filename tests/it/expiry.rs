@@ -3,7 +3,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use record_store::{Durability, Error, FileSystemRecordStore, LockOptions, RecordStoreExt, WriteOptions};
+use record_store::{
+    Durability, Error, FileSystemRecordStore, LockOptions, Problem, RecordStoreExt, WriteOptions,
+};
 use tempfile::tempdir;
 
 use crate::support::{as_named, millis, names_in, open, open_with};
@@ -120,6 +122,8 @@ fn a_sweep_removes_what_is_over_and_nothing_else() {
         let mut keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
         keys.sort();
         assert_eq!(keys, ["garbage", "lives", "stays"]);
+        let over = |found: &record_store::Finding| matches!(found.problem, Problem::OverRecord);
+        assert_eq!(store.verify().map(std::result::Result::unwrap).filter(over).count(), 3);
         let swept = store.sweep().unwrap();
         assert_eq!((swept.records, swept.locks), (3, 0));
         assert_eq!(store.sweep().unwrap().records, 0);

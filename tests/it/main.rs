@@ -37,6 +37,7 @@ mod together;
 mod tracing;
 mod transactions;
 mod tree;
+mod verify;
 mod waiting;
 
 /// Everything that a child process can be told to do.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use record_store::Key;
 
-pub(crate) use care::UnlockArgs;
+pub(crate) use care::{CompletionsArgs, UnlockArgs, VerifyArgs};
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 
 /// A macro, because `concat!` takes no constants.
@@ -67,6 +67,8 @@ pub(crate) enum Task {
     Unlock(UnlockArgs),
     Export(ExportArgs),
     Import(ImportArgs),
+    Verify(VerifyArgs),
+    Completions(CompletionsArgs),
 }
 
 /// Where.

@@ -66,6 +66,11 @@ impl Failure {
         Self::new(code, format!("cannot take the command's output: {error}"))
     }
 
+    /// An error and its causes, on one line.
+    pub(crate) fn chain(error: &Error) -> String {
+        chain(error)
+    }
+
     /// The end by a signal, as a shell shows it.
     pub(crate) fn signal(number: i32) -> Self {
         Self::silent(signal_code(number))

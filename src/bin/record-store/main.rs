@@ -2,6 +2,7 @@
 
 mod args;
 mod command;
+mod completions;
 mod export;
 mod failure;
 mod import;
@@ -15,6 +16,7 @@ mod style;
 mod target;
 mod unlock;
 mod value;
+mod verify;
 mod words;
 
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
         Task::Unlock(args) => unlock::unlock(&args),
         Task::Export(args) => export::export(&args),
         Task::Import(args) => import::import(&args),
+        Task::Verify(args) => verify::verify(&args),
+        Task::Completions(args) => completions::completions(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

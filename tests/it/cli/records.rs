@@ -114,7 +114,9 @@ fn every_task_has_help_with_examples() {
         assert_code(&printed, 0);
         String::from_utf8(printed.stdout).unwrap()
     };
-    for task in ["run", "get", "put", "rm", "ls", "locks", "unlock", "export", "import"] {
+    for task in
+        ["run", "get", "put", "rm", "ls", "locks", "unlock", "export", "import", "verify", "completions"]
+    {
         assert!(help(&[task]).contains("Examples:\n"), "{task}");
         assert!(help(&[]).contains(&format!("\n  {task} ")), "{task}");
     }

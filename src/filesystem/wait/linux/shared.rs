@@ -10,9 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use crate::Result;
 
-/// In the private directory.
-const EVENTS: &str = "events";
-use crate::filesystem::layout::{self, Context, Layout};
+use crate::filesystem::layout::{self, Context, EVENTS, Layout};
 
 /// What those who watch the keys of one latch sleep on. A cache line each, so that busy keys do not
 /// slow each other down.

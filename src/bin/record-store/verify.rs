@@ -1,0 +1,125 @@
+//! `verify`: whether all is well with a store.
+
+use record_store::{Checked, Finding, Problem};
+use serde::Serialize;
+
+use crate::args::VerifyArgs;
+use crate::failure::{BAD_DATA, Failure};
+use crate::list::reported;
+use crate::output::Output;
+use crate::records::open_to_read;
+use crate::style::Ink;
+use crate::words::json;
+
+pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
+    let store = open_to_read(&args.store)?;
+    let mut out = Output::open();
+    let mut summary = Summary::default();
+    let mut outcome = Ok(());
+    let mut verification = store.verify();
+    for finding in &mut verification {
+        match finding {
+            Ok(finding) => {
+                summary.count(kind(&finding.problem));
+                print(&mut out, &finding, args.json)?;
+            }
+            Err(error) => {
+                summary.unchecked += 1;
+                outcome = Err(reported(error));
+            }
+        }
+    }
+    summary.print(&mut out, verification.checked(), args.json)?;
+    out.finish()?;
+    if summary.damage > 0 {
+        return Err(Failure::silent(BAD_DATA));
+    }
+    outcome
+}
+
+/// How grave a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    Damage,
+    Strange,
+    Leftover,
+}
+
+fn kind(problem: &Problem) -> Kind {
+    match problem {
+        damage if damage.is_damage() => Kind::Damage,
+        Problem::Strange => Kind::Strange,
+        _ => Kind::Leftover,
+    }
+}
+
+/// A finding as programs see it. The names of the fields are part of the interface.
+#[derive(Serialize)]
+struct JsonFinding {
+    path: String,
+    kind: Kind,
+    problem: String,
+    cause: Option<String>,
+}
+
+fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failure> {
+    let Finding { path, problem, .. } = finding;
+    let cause = problem.cause().map(Failure::chain);
+    let (path, kind) = (path.display().to_string(), kind(problem));
+    if as_json {
+        return out.line(&json(&JsonFinding { path, kind, problem: problem.to_string(), cause })?);
+    }
+    let style = out.style();
+    let word = match kind {
+        Kind::Damage => style.paint(Ink::Bad, "damage"),
+        Kind::Strange => style.paint(Ink::Odd, "strange"),
+        Kind::Leftover => style.paint(Ink::Faint, "leftover"),
+    };
+    // A cause names the path.
+    let said = cause.unwrap_or_else(|| format!("{problem} ({path})"));
+    out.line(&format!("{word}: {}", style.printable(&said)))
+}
+
+/// What came of it all. The names of the fields are part of the interface.
+#[derive(Default, Serialize)]
+struct Summary {
+    damage: u64,
+    strange: u64,
+    leftover: u64,
+    /// What could not be checked.
+    unchecked: u64,
+}
+
+impl Summary {
+    fn count(&mut self, kind: Kind) {
+        match kind {
+            Kind::Damage => self.damage += 1,
+            Kind::Strange => self.strange += 1,
+            Kind::Leftover => self.leftover += 1,
+        }
+    }
+
+    fn print(&self, out: &mut Output, checked: Checked, as_json: bool) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct All<'a> {
+            files: u64,
+            records: u64,
+            locks: u64,
+            #[serde(flatten)]
+            summary: &'a Summary,
+        }
+        let Checked { files, records, locks, .. } = checked;
+        if as_json {
+            return out.line(&json(&All { files, records, locks, summary: self })?);
+        }
+        let Summary { damage, strange, leftover, unchecked } = self;
+        let ink = if damage + unchecked == 0 { Ink::Good } else { Ink::Bad };
+        let damaged = out.style().paint(ink, &format!("{damage} damaged")).into_owned();
+        let unchecked = if *unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
+        out.line(&format!(
+            "{files} files checked, {records} records and {locks} locks among them: \
+             {damaged}, {strange} strange, {leftover} left over{unchecked}"
+        ))
+    }
+}

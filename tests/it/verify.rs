@@ -1,0 +1,238 @@
+//! `verify` finds what is wrong, takes nothing for wrong that is not, and changes nothing.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use record_store::{
+    Durability, Error, FileSystemOptions, FileSystemRecordStore, Finding, Holder, LockOptions, LockState,
+    OpenMode, Problem, RecordStoreExt,
+};
+use tempfile::TempDir;
+
+use crate::support::{as_named, millis, open, open_with, storm};
+use crate::tree;
+
+fn new_store() -> (TempDir, FileSystemRecordStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("store"));
+    store.write("sound", &1).unwrap();
+    store.write("long/".repeat(100), &1).unwrap();
+    (dir, store)
+}
+
+fn findings(store: &FileSystemRecordStore) -> Vec<Finding> {
+    store.verify().map(Result::unwrap).collect()
+}
+
+/// The one finding, which is about the file of this name.
+#[track_caller]
+fn only(store: &FileSystemRecordStore, name: &str) -> Problem {
+    let mut found = findings(store);
+    let finding = found.pop().expect("a finding");
+    assert!(found.is_empty(), "{found:?}, {finding:?}");
+    assert_eq!(finding.path, store.path().join(name));
+    finding.problem
+}
+
+fn remove(path: &Path) {
+    fs::remove_file(path).or_else(|_| fs::remove_dir(path)).unwrap();
+}
+
+#[test]
+fn a_store_in_use_is_sound() {
+    let (_dir, store) = new_store();
+    let job = as_named("job").hold_timeout(Duration::from_hours(1));
+    for key in ["sound", &"lock/".repeat(100)] {
+        store.acquire_lock(key, &job).unwrap();
+    }
+    store.acquire_lock("mine", &LockOptions::new()).unwrap();
+    let mut verification = store.verify();
+    assert!(verification.by_ref().next().is_none());
+    let checked = verification.checked();
+    assert_eq!((checked.records, checked.locks), (2, 3));
+    assert!(checked.files > 5, "{checked:?}");
+}
+
+#[test]
+fn unsound_records() {
+    let (_dir, store) = new_store();
+    let sound = fs::read_to_string(store.path().join("sound.json")).unwrap();
+    let hashed = format!("a%~{}.json", "0".repeat(64));
+    for (name, text) in [
+        ("bad.json", "{".to_owned()),
+        ("empty.json", String::new()),
+        ("bad.json", sound.replace("sound", "bad").replace(":1}", ":2}")),
+        ("other.json", sound.clone()),
+        ("nameless.json", "{\"key\":\"\",\"result\":1}".to_owned()),
+        (&hashed, sound.clone()),
+    ] {
+        let path = store.path().join(name);
+        fs::write(&path, &text).unwrap();
+        let problem = only(&store, name);
+        assert!(problem.is_damage() && matches!(problem, Problem::UnsoundRecord(_)), "{text}: {problem:?}");
+        let key = name.strip_suffix(".json").unwrap();
+        // What is found is what a read would complain of.
+        if name != hashed {
+            let refused = store.read::<u32>(key).unwrap_err().to_string();
+            assert_eq!(problem.cause().unwrap().to_string(), refused.replacen("read", "verify", 1));
+        }
+        remove(&path);
+    }
+    fs::create_dir(store.path().join("dir.json")).unwrap();
+    let cause = only(&store, "dir.json");
+    assert!(matches!(cause.cause(), Some(Error::NotARegularFile { found: "a directory", .. })), "{cause:?}");
+}
+
+#[test]
+fn a_record_over_the_limit() {
+    let (_dir, store) = new_store();
+    store.write("large", &"x".repeat(1_000)).unwrap();
+    assert!(findings(&store).is_empty());
+    let limited = FileSystemOptions::new().max_record_bytes(900).open(store.path()).unwrap();
+    assert!(matches!(only(&limited, "large.json"), Problem::UnsoundRecord(_)));
+}
+
+#[test]
+fn unsound_and_dead_locks() {
+    let (_dir, store) = new_store();
+    let path = store.path().join("k.lock");
+    for text in ["not a lock", "{}", "{\"key\":\"k\"}\0"] {
+        fs::write(&path, text).unwrap();
+        let problem = only(&store, "k.lock");
+        assert!(problem.is_damage() && matches!(problem, Problem::UnsoundLock(_)), "{text}: {problem:?}");
+    }
+    for text in ["", "\0\0\0"] {
+        fs::write(&path, text).unwrap();
+        let problem = only(&store, "k.lock");
+        assert!(!problem.is_damage() && matches!(problem, Problem::BlankLock), "{problem:?}");
+    }
+    remove(&path);
+
+    store.acquire_lock("k", &LockOptions::new()).unwrap();
+    let held = fs::read_to_string(&path).unwrap();
+    fs::copy(&path, store.path().join("other.lock")).unwrap();
+    let misnamed = only(&store, "other.lock");
+    assert!(matches!(misnamed, Problem::UnsoundLock(Error::KeyMismatch { .. })), "{misnamed:?}");
+    remove(&store.path().join("other.lock"));
+
+    let owner = held.split("\"owner\":\"").nth(1).unwrap().split('"').next().unwrap();
+    fs::write(&path, held.replace(owner, "1-dead")).unwrap();
+    assert!(matches!(only(&store, "k.lock"), Problem::DeadLock(LockState::Abandoned)));
+    store.break_lock("k").unwrap();
+    store.acquire_lock("k", &as_named("job").hold_timeout(Duration::ZERO)).unwrap();
+    let late = only(&store, "k.lock");
+    assert!(!late.is_damage() && matches!(late, Problem::DeadLock(LockState::Expired)), "{late:?}");
+    store.sweep().unwrap();
+    assert!(findings(&store).is_empty());
+}
+
+#[test]
+fn strange_files() {
+    let (_dir, store) = new_store();
+    for name in [
+        "notes",
+        "%zz.json",
+        "%2f.lock",
+        ".hidden",
+        ".store/core",
+        ".store/latches/0F",
+        ".store/latches/+1",
+        ".store/latches/100",
+        ".store/owners/a.b",
+        ".store/tmp/a",
+        ".store/tmp/.a",
+    ] {
+        let path = store.path().join(name);
+        fs::write(&path, "").unwrap();
+        let problem = only(&store, name);
+        assert!(!problem.is_damage() && matches!(problem, Problem::Strange), "{name}: {problem:?}");
+        remove(&path);
+        symlink("/nowhere", &path).unwrap();
+        assert!(matches!(only(&store, name), Problem::Strange), "{name}");
+        remove(&path);
+    }
+}
+
+#[test]
+fn what_dead_processes_leave() {
+    let (_dir, store) = new_store();
+    let staged = store.path().join(".store/tmp/1-dead.0");
+    fs::write(&staged, "{").unwrap();
+    let left = only(&store, ".store/tmp/1-dead.0");
+    assert!(!left.is_damage() && matches!(left, Problem::Unfinished), "{left:?}");
+    remove(&staged);
+    fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
+    let left = only(&store, ".store/owners/1-dead");
+    assert!(!left.is_damage() && matches!(left, Problem::DeadOwner), "{left:?}");
+}
+
+#[test]
+fn what_stands_in_the_place_of_the_stores_own() {
+    for name in ["latches/00", "owners/1-x", "events", "tmp", "format.json"] {
+        let (_dir, store) = new_store();
+        let path = store.path().join(".store").join(name);
+        // The store is open: it does not look at them any more.
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
+        symlink("/nowhere", &path).unwrap();
+        let problem = only(&store, &format!(".store/{name}"));
+        assert!(problem.is_damage(), "{name}");
+        assert!(matches!(problem, Problem::Misplaced { found: "a symbolic link" }), "{name}: {problem:?}");
+    }
+    let (_dir, store) = new_store();
+    fs::write(store.path().join(".store/format.json"), "{\"version\":2}").unwrap();
+    let newer = only(&store, ".store/format.json");
+    assert!(matches!(newer, Problem::UnsoundFormat(Error::UnsupportedFormat { found: 2, .. })), "{newer:?}");
+}
+
+#[test]
+fn it_only_reads() {
+    let (_dir, store) = new_store();
+    store.acquire_lock("late", &as_named("job").hold_timeout(Duration::ZERO)).unwrap();
+    fs::write(store.path().join("bad.json"), "").unwrap();
+    fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
+    let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(store.path()).unwrap();
+    let before = tree::snapshot(store.path());
+    for store in [&store, &reader] {
+        assert_eq!(findings(store).len(), 3);
+    }
+    tree::assert_unchanged(store.path(), &before, "verify");
+}
+
+#[test]
+fn a_change_is_never_taken_for_damage() {
+    let (_dir, store) = new_store();
+    let relaxed = open_with(store.path(), Durability::Relaxed);
+    let done = AtomicBool::new(false);
+    let keys = ["a".to_owned(), "b".to_owned(), "hashed/".repeat(100)];
+    std::thread::scope(|scope| {
+        for name in ["one", "two", "three"] {
+            let (relaxed, done, keys) = (&relaxed, &done, &keys);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    for key in keys {
+                        let options = LockOptions::new().holder(Holder::named(name).unwrap());
+                        let guard = relaxed.lock(key, options.hold_timeout(millis(60_000))).unwrap();
+                        guard.write(&name.repeat(50)).unwrap();
+                        guard.renew().unwrap();
+                        if name == "two" {
+                            guard.remove().unwrap();
+                        }
+                    }
+                }
+            });
+        }
+        let mut seen = 0;
+        for _ in 0..storm(100) {
+            for finding in findings(&store) {
+                // A blank lock is left for the next in line, who may be slow.
+                assert!(matches!(finding.problem, Problem::BlankLock), "{finding:?}");
+            }
+            seen += store.locks().unwrap().count();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(seen > 0);
+    });
+}
