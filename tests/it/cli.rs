@@ -1,6 +1,7 @@
 //! The command line `record-store`, driven as shells drive it: real processes, real signals.
 
 mod ending;
+mod expiry;
 mod killed;
 mod listing;
 mod records;

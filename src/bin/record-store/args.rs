@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use record_store::Key;
+use record_store::{Key, WriteOptions};
 
-pub(crate) use care::{CompletionsArgs, UnlockArgs, VerifyArgs};
+pub(crate) use care::{CompletionsArgs, GcArgs, UnlockArgs, VerifyArgs};
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 
 /// A macro, because `concat!` takes no constants.
@@ -68,6 +68,7 @@ pub(crate) enum Task {
     Export(ExportArgs),
     Import(ImportArgs),
     Verify(VerifyArgs),
+    Gc(GcArgs),
     Completions(CompletionsArgs),
 }
 
@@ -97,6 +98,20 @@ pub(crate) struct Change {
     pub(crate) relaxed: bool,
 }
 
+/// How long what is stored lives.
+#[derive(Args)]
+pub(crate) struct Life {
+    /// The record is gone after this time, such as 90s or 1day [default: never]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+}
+
+impl Life {
+    pub(crate) fn options(&self) -> WriteOptions {
+        self.ttl.map_or_else(WriteOptions::new, |ttl| WriteOptions::new().time_to_live(ttl))
+    }
+}
+
 /// Print the stored result, or run a command once to make it
 ///
 /// A stored result is printed at once, without a lock. Otherwise this takes the key's lock, runs
@@ -123,6 +138,9 @@ pub(crate) struct Change {
 
   # Give up after 30 seconds in line; let the command take at most 5 minutes.
   record-store run cache report --wait 30s --hold 5m -- ./report.sh
+
+  # Computed anew when it is an hour old.
+  record-store run cache rates --ttl 1h -- curl -s https://example.org/rates.json
 
   # Text instead of JSON, computed anew.
   record-store run cache host --text --refresh -- uname -n
@@ -152,6 +170,9 @@ pub(crate) struct RunArgs {
     /// The command prints text: store it as a JSON string, print it as it is
     #[arg(long)]
     pub(crate) text: bool,
+
+    #[command(flatten)]
+    pub(crate) life: Life,
 
     #[command(flatten)]
     pub(crate) change: Change,
@@ -198,6 +219,9 @@ pub(crate) struct PutArgs {
     /// Standard input is text: store it as a JSON string
     #[arg(long)]
     pub(crate) text: bool,
+
+    #[command(flatten)]
+    pub(crate) life: Life,
 
     #[command(flatten)]
     pub(crate) change: Change,

@@ -5,6 +5,7 @@ mod command;
 mod completions;
 mod export;
 mod failure;
+mod gc;
 mod import;
 mod list;
 mod output;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Task::Export(args) => export::export(&args),
         Task::Import(args) => import::import(&args),
         Task::Verify(args) => verify::verify(&args),
+        Task::Gc(args) => gc::gc(&args),
         Task::Completions(args) => completions::completions(&args),
     };
     match outcome {

@@ -27,7 +27,7 @@ pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
     })?;
     let value = Value::parse(Form::of(args.text), input, "standard input")?;
     let store = open_to_change(&args.record.store, &args.change, OpenMode::Create)?;
-    value.write(&store, &args.record.key)?;
+    value.write(&store, &args.record.key, args.life.options())?;
     Ok(())
 }
 

@@ -128,7 +128,7 @@ impl Run {
             Ended::BySignal(signal) => return Err(Failure::signal(signal)),
         };
         let value = Value::parse(self.form, output, "the command's output")?;
-        value.write_locked(&guard)?;
+        value.write_locked(&guard, self.args.life.options())?;
         guard.release()?;
         Ok(value)
     }

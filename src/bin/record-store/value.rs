@@ -3,7 +3,9 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
-use record_store::{Claim, FileSystemRecordStore, Json, Key, LockGuard, RecordStore, RecordStoreExt};
+use record_store::{
+    Claim, FileSystemRecordStore, Json, Key, LockGuard, RecordStore, RecordStoreExt, WriteOptions,
+};
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -88,18 +90,24 @@ impl Value {
     pub(crate) fn write_locked(
         &self,
         guard: &LockGuard<'_, FileSystemRecordStore>,
+        options: WriteOptions,
     ) -> Result<(), record_store::Error> {
         match self {
-            Value::Json(json) => guard.write(json),
-            Value::Text(text) => guard.write(text),
+            Value::Json(json) => guard.write_with(json, options),
+            Value::Text(text) => guard.write_with(text, options),
         }
     }
 
     /// Stores it without a lock, unless another has it.
-    pub(crate) fn write(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), record_store::Error> {
+    pub(crate) fn write(
+        &self,
+        store: &FileSystemRecordStore,
+        key: &Key,
+        options: WriteOptions,
+    ) -> Result<(), record_store::Error> {
         match self {
-            Value::Json(json) => store.write(key, json),
-            Value::Text(text) => store.write(key, text),
+            Value::Json(json) => store.write_with(key, json, options),
+            Value::Text(text) => store.write_with(key, text, options),
         }
     }
 

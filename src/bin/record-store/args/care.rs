@@ -1,4 +1,4 @@
-//! `unlock`, `verify` and `completions`: for those who look after a store.
+//! `unlock`, `verify`, `gc` and `completions`: for those who look after a store.
 
 use clap::Args;
 
@@ -52,6 +52,25 @@ pub(crate) struct VerifyArgs {
     pub(crate) store: Store,
 
     /// Print each finding, and the summary, as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Remove what counts for nothing any more
+///
+/// Records whose time to live is over, lock files that nobody holds, and what dead processes left
+/// behind. No record and no lock that counts is touched, so this can be done while others use the
+/// store. Prints how many records and locks it removed.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store gc cache
+  record-store gc cache --json | jq .records")]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pub(crate) store: Store,
+
+    /// Print a JSON object with the fields records and locks
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -1,0 +1,29 @@
+//! `gc`: clearing away what counts for nothing any more.
+
+use record_store::{FileSystemOptions, OpenMode};
+use serde::Serialize;
+
+use crate::args::GcArgs;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::words::json;
+
+/// What was removed. The names of the fields are part of the interface.
+#[derive(Serialize)]
+struct Removed {
+    records: usize,
+    locks: usize,
+}
+
+pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
+    let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
+    let swept = store.sweep()?;
+    let Removed { records, locks } = Removed { records: swept.records, locks: swept.locks };
+    let mut out = Output::open();
+    out.line(&if args.json {
+        json(&Removed { records, locks })?
+    } else {
+        format!("{records} records and {locks} locks removed")
+    })?;
+    out.finish()
+}
