@@ -376,6 +376,43 @@ fn a_read_of_nothing_against_a_section() {
     read_against_section(None, Some("halfway"), None);
 }
 
+/// A reader stands at one step in a section that has removed the record for a while, and at a later
+/// step in another one. It may not take the two absences for one that is outside of both.
+#[test]
+fn a_read_against_two_sections_that_remove_for_a_while() {
+    for apart in [1, 2, 4, 7, 12, 20] {
+        at_every_step(Act::Read, leave_record, |store, key, mut actor, step| {
+            let guard = store.lock(key, LockOptions::new()).unwrap();
+            assert!(guard.remove().unwrap());
+            actor.advance(step - 1);
+            guard.write("second").unwrap();
+            guard.release().unwrap();
+            actor.advance(apart);
+            actor.beside(|| {
+                let token = store.acquire_lock(key, &as_named("next")).unwrap();
+                assert!(store.remove_as(key, token).unwrap());
+            });
+            let outcome = actor.finish();
+            assert!(matches!(&*outcome.told, "second" | "timeout"), "{}: {}", outcome.at, outcome.told);
+            outcome
+        });
+    }
+}
+
+/// A holder is stopped in the middle of a renewal until its lease is over. If anyone sees it over, the
+/// renewal is refused.
+#[test]
+fn a_look_against_a_late_renewal() {
+    at_every_step(Act::Renew, nothing, |store, key, mut actor, step| {
+        actor.advance(step);
+        std::thread::sleep(LEASE);
+        let seen_over = !store.is_locked(key).unwrap();
+        let outcome = actor.finish();
+        assert!(!seen_over || outcome.told == "lost", "{}: {}", outcome.at, outcome.told);
+        outcome
+    });
+}
+
 /// A holder renews its lease while another process is stopped, and that one goes on only after the
 /// old lease would have been over. The lock was live all the time.
 fn against_renewal(act: Act, expected: &str) {

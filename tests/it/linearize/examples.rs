@@ -159,7 +159,7 @@ fn what_was_let_in_before_the_end_may_be_late_for_those_who_only_look() {
 }
 
 #[test]
-fn a_late_renewal_may_be_seen_while_it_is_under_way() {
+fn the_lease_of_a_late_renewal_may_be_seen_while_it_is_under_way() {
     let first = || call(1, (0, 9), acquire(A, 100), taken(1));
     let late = |op, outcome| call(1, (90, 150), op, outcome);
     let refused_by = |at, who| call(2, at, Op::Acquire(B, None), Outcome::Timeout(Some(who)));
@@ -176,6 +176,13 @@ fn a_late_renewal_may_be_seen_while_it_is_under_way() {
         // To be seen is not to be good for anything.
         refused(&[first(), renewal, call(1, (120, 130), Op::Write(By::Token(1), 1), DONE)]);
     }
+    // The new lease may be the shorter one, and over before the old one is.
+    let shorter = || call(1, (50, 150), acquire(A, 10), taken(2));
+    let nobody = |at| call(2, at, Op::Info, Outcome::Info(None));
+    let use_it = || call(1, (151, 155), Op::Read(By::Token(2)), Outcome::Value(None));
+    accepted(&[first(), shorter(), nobody((80, 90)), use_it()]);
+    refused(&[first(), shorter(), nobody((20, 30)), use_it()]);
+    refused(&[first(), shorter(), call(2, (80, 90), Op::Acquire(B, None), taken(3)), use_it()]);
 }
 
 #[test]

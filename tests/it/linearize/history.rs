@@ -102,8 +102,9 @@ pub(super) struct Call {
     pub(super) by: Moment,
     /// `None`: its process was killed in the middle.
     pub(super) outcome: Option<Outcome>,
-    /// A renewal of the lock that this call speaks of was under way, and came to nothing.
-    pub(super) beside_late_renewal: bool,
+    /// The holders of whom a renewal was under way that came to nothing, as far as that may explain
+    /// what this call ended in.
+    pub(super) late_renewals: Vec<Who>,
 }
 
 impl Call {
@@ -114,7 +115,7 @@ impl Call {
         (from, by): (Moment, Moment),
         outcome: Option<Outcome>,
     ) -> Self {
-        Self { process, thread, key, op, from, by, outcome, beside_late_renewal: false }
+        Self { process, thread, key, op, from, by, outcome, late_renewals: Vec::new() }
     }
 }
 

@@ -1,14 +1,15 @@
 //! Renewals that come too late. The library puts the new lease in place first and then sees that the
-//! old one was over already, takes the lock away, and says so. For a moment in between, who looks
-//! sees a lock that lives on. Its holder gets nothing by that and nobody else gets in, so it is
-//! allowed to whoever looks beside such a call.
+//! old one was over already, takes the lock away, and says so. For a moment in between, whoever looks
+//! sees the new lease: a lock that lives on, or, if the new lease is the shorter one, a lock that is
+//! over before its time. Its holder gets nothing by that and nobody else gets in, so it is allowed
+//! to whoever looks beside such a call.
 
 use std::collections::HashMap;
 
 use super::history::{By, Call, Op, Outcome, Who};
 use crate::support::Moment;
 
-/// Finds among the calls of one key those beside a late renewal of the lock that they speak of.
+/// Notes with the calls of one key which late renewals they were beside.
 pub(super) fn mark(calls: &mut [Call]) {
     let holders = holders(calls);
     let holder = |by| match by {
@@ -27,9 +28,9 @@ pub(super) fn mark(calls: &mut [Call]) {
     for call in calls {
         // Whoever began before this cannot have been under way any more.
         let first = late.partition_point(|(from, ..)| *from < call.from.saturating_sub(longest));
-        let mut beside = late[first..].iter().take_while(|(from, ..)| *from <= call.by);
-        call.beside_late_renewal =
-            beside.any(|(_, by, who)| *by >= call.from && speaks_of(call, *who, holder));
+        let beside = late[first..].iter().take_while(|(from, ..)| *from <= call.by);
+        let beside = beside.filter(|(_, by, who)| *by >= call.from && may_speak_of(call, *who, holder));
+        call.late_renewals = beside.map(|(.., who)| *who).collect();
     }
 }
 
@@ -53,12 +54,12 @@ fn renewed_in_vain(call: &Call) -> Option<By> {
     }
 }
 
-/// Whether the call ended as it would while this holder's lock is live.
-fn speaks_of(call: &Call, holder: Who, holder_of: impl Fn(By) -> Option<Who>) -> bool {
+/// Whether the call may have looked at this holder's lock, going by what it ended in.
+fn may_speak_of(call: &Call, holder: Who, holder_of: impl Fn(By) -> Option<Who>) -> bool {
     match (call.op, &call.outcome) {
         (_, Some(Outcome::Timeout(Some(who)) | Outcome::Info(Some((who, ..))))) => *who == holder,
-        (Op::WaitFree, Some(Outcome::Flag(false))) => true,
-        (Op::Read(by @ By::Token(_)), Some(Outcome::Value(_))) => holder_of(by) == Some(holder),
+        (Op::Info | Op::WaitFree, Some(_)) => true,
+        (Op::Read(by @ By::Token(_)), Some(_)) => holder_of(by) == Some(holder),
         _ => false,
     }
 }

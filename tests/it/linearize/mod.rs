@@ -42,7 +42,7 @@
 //!   may see a lease over while a change by its holder, let in just before its end, is under way. If
 //!   it ends after the lease, it may still take effect, until a change or a read has seen the lease
 //!   over as well.
-//! * Beside a renewal that comes to nothing they may see its lock live: see [`late`].
+//! * Beside a renewal that comes to nothing they may see its lease: see [`late`].
 //!
 //! Every bound here is a moment that the test saw, on the one `CLOCK_MONOTONIC` of the host. None
 //! allows for a slow machine: what is slow is long under way, and so may take effect at many

@@ -75,8 +75,7 @@ impl At<'_> {
         let state = self.state;
         match (self.call.op, outcome) {
             (Op::Read(by), Outcome::Value(value)) => {
-                let late = self.call.beside_late_renewal.then_some(state);
-                self.good(by).or(late).filter(|state| state.record == *value)
+                self.good(by).or(self.seen_late()).filter(|state| state.record == *value)
             }
             (Op::Acquire(me, _), Outcome::Timeout(Some(who))) => self.others(By::Holder(me), *who),
             // It was another's turn, or the latch was taken: that says nothing of the lock.
@@ -113,13 +112,13 @@ impl At<'_> {
                 | Op::Release(By::Token(token)),
                 Outcome::Lost,
             ) => self.lost(token),
-            (Op::Info, Outcome::Info(Some(info))) => {
-                self.informed(*info).or(self.call.beside_late_renewal.then_some(state))
+            (Op::Info, Outcome::Info(Some(info))) => self.informed(*info).or(self.seen_late()),
+            (Op::Info, Outcome::Info(None)) | (Op::WaitFree, Outcome::Flag(true)) => {
+                self.seen_free().or(self.seen_over_early())
             }
-            (Op::Info, Outcome::Info(None)) | (Op::WaitFree, Outcome::Flag(true)) => self.seen_free(),
             (Op::WaitFree, Outcome::Flag(false)) => {
                 let live = state.lock.is_some_and(|lock| self.may_live(&lock));
-                (live || self.call.beside_late_renewal).then_some(state)
+                live.then_some(state).or(self.seen_late())
             }
             (Op::Break, Outcome::Flag(true)) => Some(State { lock: None, ..state }),
             _ => None,
@@ -170,6 +169,17 @@ impl At<'_> {
         Some(state)
     }
 
+    /// A lock that lives on for a moment by a renewal that comes to nothing.
+    fn seen_late(&self) -> Option<State> {
+        (!self.call.late_renewals.is_empty()).then_some(self.state)
+    }
+
+    /// A lock that is over for a moment by a renewal that comes to nothing.
+    fn seen_over_early(&self) -> Option<State> {
+        let lock = self.state.lock?;
+        self.call.late_renewals.contains(&lock.holder).then_some(self.state)
+    }
+
     /// The live lock is the claimant's.
     fn mine(&self, by: By) -> Option<State> {
         let live = |lock: &Lock| {
@@ -185,7 +195,7 @@ impl At<'_> {
     fn others(&self, by: By, who: Who) -> Option<State> {
         let fits = |lock: &Lock| lock.holder == who && !self.is_claimants(lock, by) && self.may_live(lock);
         let live = self.state.lock.as_ref().is_some_and(fits);
-        (live || self.call.beside_late_renewal).then_some(self.state)
+        live.then_some(self.state).or(self.seen_late())
     }
 
     /// No live lock has this token.
@@ -195,7 +205,7 @@ impl At<'_> {
                 if is_change(self.call.op) {
                     self.free()
                 } else {
-                    self.seen_free()
+                    self.seen_free().or(self.seen_over_early())
                 }
             }
             _ => Some(self.state),
