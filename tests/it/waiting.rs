@@ -3,14 +3,16 @@
 //! `RUSTFLAGS="--cfg record_store_elsewhere"` tests how it is done where there is no futex: by naps,
 //! and in no order.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use record_store::{FileSystemOptions, LockOptions, OpenMode, RecordStoreExt};
+use record_store::{FileSystemOptions, Holder, LockOptions, OpenMode, RecordStoreExt};
 use rustix::process::Signal;
 use tempfile::tempdir;
 
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::{Child, Role, Stage, until_asleep};
 use crate::support::{PATIENCE, as_named, millis, open, storm};
 
 pub(crate) const ROLES: &[Role] =
@@ -85,6 +87,33 @@ fn looking_on_never_sees_a_part_of_a_lock() {
         child.hear();
     }
     assert_eq!(crate::support::names_in(dir.path()).len(), 2, "no lock file stays");
+}
+
+/// The next lock is written into the file of the last one where it fits. Where it does not, there is
+/// a new file: while a file grows, a reader can find its text cut off.
+#[test]
+#[cfg(not(record_store_elsewhere))]
+fn a_lock_file_changes_hands_in_place_but_never_grows() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let inode = || std::fs::metadata(dir.path().join("k.lock")).unwrap().ino();
+    for (next, fits) in [("next".to_owned(), true), ("n".repeat(Holder::MAX_BYTES), false)] {
+        let guard = store.lock("k", as_named("first")).unwrap();
+        let before = inode();
+        std::thread::scope(|scope| {
+            let (sender, thread) = channel();
+            let store = &store;
+            let waiter = scope.spawn(move || {
+                sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+                store.acquire_lock("k", &as_named(&next)).unwrap()
+            });
+            until_asleep(std::process::id(), thread.recv().unwrap());
+            guard.release().unwrap();
+            let token = waiter.join().unwrap();
+            assert_eq!(inode() == before, fits);
+            store.release_lock("k", token).unwrap();
+        });
+    }
 }
 
 /// Waits for the lock, tells that it has it, and releases when told.

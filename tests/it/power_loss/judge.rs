@@ -11,6 +11,10 @@ pub(crate) struct Promises<'a> {
     pub(crate) sequence: &'a Sequence,
     numbers: &'a Numbers,
     keys: [Key; 2],
+    /// What makes the directory a store.
+    mark: Path,
+    /// There is a store: it was opened.
+    opened: bool,
 }
 
 struct Key {
@@ -35,7 +39,9 @@ impl<'a> Promises<'a> {
             token: LockToken::new(0),
         };
         let first = if sequence.start == Start::Old { Seen::Value(OLD.to_owned()) } else { Seen::Absent };
-        Self { sequence, numbers, keys: [key(KEYS[0], first), key(KEYS[1], Seen::Absent)] }
+        let keys = [key(KEYS[0], first), key(KEYS[1], Seen::Absent)];
+        let mark = numbers.path(&format!("/{}/.store/format.json", store_below(sequence.start)));
+        Self { sequence, numbers, keys, mark, opened: false }
     }
 
     /// The next thing happened.
@@ -56,12 +62,16 @@ impl<'a> Promises<'a> {
                 key.acknowledged = key.values.len() - 1;
                 key.token = token.map_or(key.token, LockToken::new).max(key.token);
             }
-            Mark::Begin(_) | Mark::Settled | Mark::Open | Mark::Opened | Mark::End => {}
+            Mark::Opened => self.opened = true,
+            Mark::Begin(_) | Mark::Settled | Mark::Open | Mark::End => {}
         }
     }
 
     /// Whether what was found is within what was promised; the error says why not.
     pub(crate) fn judge(&self, tree: &Tree, after: [&After; 2]) -> Result<(), String> {
+        if self.opened && !tree.iter().any(|(path, _)| *path == self.mark) {
+            return Err("what was opened is no longer a store".into());
+        }
         for ((key, after), name) in self.keys.iter().zip(after).zip(KEYS) {
             self.judge_record(key, &after.seen).map_err(|what| format!("{name}: {what}"))?;
             let file = tree.iter().find(|(path, _)| *path == key.lock_file).map(|(_, image)| *image);
