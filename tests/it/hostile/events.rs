@@ -19,6 +19,9 @@ const PLACES: usize = 16 * 1024;
 const TAKEN: usize = 32 * 1024;
 const SIZE: usize = TAKEN + 64;
 
+/// The state of a place whose turn it is.
+const CALLED: u32 = 2;
+
 const KEY: &str = "key";
 
 /// Enough for several others to be called and not to come.
@@ -109,8 +112,7 @@ fn a_place_that_was_called_in_the_future() {
     let dir = in_memory();
     let store = open(dir.path());
     let owner = names_in(&dir.path().join(".store/owners")).pop().unwrap().into_bytes();
-    let (called, key) = (3, hashes_of(KEY));
-    let place = Place { at: 0, state: called, key, ticket: 0, called_at: u64::MAX, owner };
+    let place = Place { at: 0, state: CALLED, key: hashes_of(KEY), ticket: 0, called_at: u64::MAX, owner };
     place.write_to(&table_of(dir.path()));
     let guard = store.lock(KEY, LockOptions::new().acquire_timeout(PATIENT)).unwrap();
     guard.release().unwrap();
