@@ -196,7 +196,7 @@ fn make_ready(store: &FileSystemRecordStore, case: &Case, key: &str) {
         }
         O::AcquireAfresh => clear_owner(&case.dir),
         // As it was left for one who waited.
-        O::AcquireBlank => std::fs::write(case.dir.join(format!("{key}.lock")), [0; 300]).unwrap(),
+        O::AcquireBlank => std::fs::write(case.dir.join(format!("{key}.lock")), [0; 1_000]).unwrap(),
         _ => {}
     }
     if case.operation == O::ReleaseAwaited {

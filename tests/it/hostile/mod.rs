@@ -15,7 +15,7 @@ use proptest::prelude::*;
 
 use crate::support::children::Role;
 
-pub(crate) const ROLES: &[Role] = &[("swapped", swaps::work_on), ("hold", private::hold)];
+pub(crate) const ROLES: &[Role] = &[("swapped", swaps::work_on), ("keep a lock", private::keep_a_lock)];
 
 /// A file that is changed in place, as no one who keeps the rules would.
 struct Vandalised {

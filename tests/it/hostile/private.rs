@@ -148,7 +148,7 @@ fn any_last_token() {
 }
 
 /// Holds the lock until it is told to give it back.
-pub(super) fn hold(stage: &Stage) {
+pub(super) fn keep_a_lock(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
     let guard = store.lock(KEY, LockOptions::new()).unwrap();
@@ -163,7 +163,7 @@ pub(super) fn hold(stage: &Stage) {
 #[test]
 fn any_owner_file() {
     let dir = in_memory();
-    let mut child = Child::start("hold", &dir.path());
+    let mut child = Child::start("keep a lock", &dir.path());
     child.expect("held");
     let owners = dir.path().join(".store/owners");
     let own = names_in(&owners).pop().unwrap();

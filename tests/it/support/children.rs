@@ -216,6 +216,14 @@ fn child_entry() {
     std::process::exit(0);
 }
 
+/// Of two roles of one name only the first could be played.
+#[test]
+fn every_role_has_a_name_of_its_own() {
+    let mut names: Vec<_> = crate::roles().map(|(name, _)| name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+}
+
 impl Child {
     /// Sees the child fall asleep in the kernel: it waits.
     pub(crate) fn until_asleep(&self) {
