@@ -88,6 +88,16 @@ impl Key {
         self.0.stem.as_deref().unwrap_or(&self.0.key)
     }
 
+    /// The key whose files have this stem. `None` where no key's do, and where the stem is a hash, of
+    /// which only the file itself knows the key.
+    #[must_use]
+    pub fn from_file_stem(stem: &str) -> Option<Self> {
+        match Stem::parse(stem) {
+            Stem::Literal(key) => Some(key),
+            Stem::Hashed | Stem::Foreign => None,
+        }
+    }
+
     /// A fixed hash of the key: processes of all versions agree on it.
     pub(crate) fn crc32(&self) -> u32 {
         self.0.crc32
@@ -332,6 +342,7 @@ mod tests {
             ("größe 尺", "größe 尺"),
         ] {
             assert_eq!(stem(key), expected);
+            assert_eq!(Key::from_file_stem(expected).unwrap().as_str(), key);
         }
     }
 

@@ -6,6 +6,7 @@
 mod break_by_token;
 mod clock;
 mod expiry;
+mod finding;
 mod latch;
 mod layout;
 mod lease;
@@ -34,11 +35,12 @@ use crate::trace;
 use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
 use crate::{RecordStore, RecordVersion, Result, WriteOptions};
 
+pub use finding::{Finding, Problem};
 use layout::{Context, Layout};
 pub use open::{Durability, FileSystemOptions, OpenMode};
 use owner::Owner;
 pub use sweep::Swept;
-pub use verify::{Checked, Finding, Problem, Verification};
+pub use verify::{Checked, Verification};
 use wait::Events;
 
 /// A record store in one directory, shared by all processes of the host that open it.

@@ -10,6 +10,7 @@ mod terminal;
 mod transfer;
 mod unlock;
 mod verify;
+mod watch;
 
 use std::fs;
 use std::io::Write;

@@ -2,6 +2,7 @@
 
 mod care;
 mod transfer;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use record_store::{Key, WriteOptions};
 
 pub(crate) use care::{CompletionsArgs, GcArgs, UnlockArgs, VerifyArgs};
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
+pub(crate) use watch::WatchArgs;
 
 /// A macro, because `concat!` takes no constants.
 macro_rules! exit_codes {
@@ -69,6 +71,7 @@ pub(crate) enum Task {
     Import(ImportArgs),
     Verify(VerifyArgs),
     Gc(GcArgs),
+    Watch(WatchArgs),
     Completions(CompletionsArgs),
 }
 

@@ -18,6 +18,7 @@ mod target;
 mod unlock;
 mod value;
 mod verify;
+mod watch;
 mod words;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Task::Import(args) => import::import(&args),
         Task::Verify(args) => verify::verify(&args),
         Task::Gc(args) => gc::gc(&args),
+        Task::Watch(args) => watch::watch(&args),
         Task::Completions(args) => completions::completions(&args),
     };
     match outcome {

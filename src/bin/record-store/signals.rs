@@ -5,12 +5,16 @@
 //! command is ended and the key freed first.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals as Arrivals;
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::command::Event;
 use crate::failure::signal_code;
@@ -74,6 +78,36 @@ pub(crate) fn before_the_end(cleanup: impl FnOnce() + Send + 'static) -> io::Res
         }
     })?;
     Ok(())
+}
+
+/// Signals that wait until they are asked for.
+pub(crate) struct Inbox {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl Inbox {
+    /// Gathers the signals that ask this program to end, and some more.
+    pub(crate) fn open(more: &[i32]) -> io::Result<Self> {
+        let ignored = ignored();
+        let ending = ENDING.iter().filter(|&&signal| !ignored.contains(signal));
+        let (read, write) = UnixStream::pair()?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, ending.chain(more))?;
+        Ok(Self { delivery })
+    }
+
+    /// Can be read when there are some.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.delivery.get_read().as_fd()
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<i32> {
+        self.delivery.pending().collect()
+    }
+
+    /// Whether a signal asks this program to end.
+    pub(crate) fn is_ending(signal: i32) -> bool {
+        ENDING.contains(&signal)
+    }
 }
 
 fn lock(mood: &Mutex<Mood>) -> MutexGuard<'_, Mood> {

@@ -9,7 +9,7 @@ use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, channel};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 
 use super::*;
 
@@ -21,6 +21,8 @@ pub(super) struct Terminal {
     output: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     program: Child,
+    /// The modes before the program began.
+    before: String,
 }
 
 impl Terminal {
@@ -32,8 +34,8 @@ impl Terminal {
         let name = ptsname(&master, vec![]).unwrap().into_string().unwrap();
         let noctty = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
         let slave = File::options().read(true).write(true).custom_flags(noctty).open(name).unwrap();
-        let resized = tcsetwinsize(&slave, size(24, 80));
-        resized.unwrap();
+        tcsetwinsize(&slave, size(24, 80)).unwrap();
+        let before = format!("{:?}", tcgetattr(&slave).unwrap());
         let end = || Stdio::from(OwnedFd::from(slave.try_clone().unwrap()));
         // A session of its own, so that the terminal's signals reach the program.
         let mut session = Command::new("setsid");
@@ -46,7 +48,7 @@ impl Terminal {
         let program = session.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let master = File::from(master);
         let output = read_in_background(master.try_clone().unwrap());
-        Self { master, slave, output, seen: vec![], program }
+        Self { master, slave, output, seen: vec![], program, before }
     }
 
     pub(super) fn type_in(&mut self, keys: &str) {
@@ -57,8 +59,9 @@ impl Terminal {
         tcsetwinsize(&self.slave, size(rows, columns)).unwrap();
     }
 
-    pub(super) fn modes(&self) -> Termios {
-        tcgetattr(&self.slave).unwrap()
+    /// Whether the terminal's modes are what they were before.
+    pub(super) fn is_restored(&self) -> bool {
+        format!("{:?}", tcgetattr(&self.slave).unwrap()) == self.before
     }
 
     pub(super) fn signal(&self, signal: Signal) {
@@ -94,6 +97,7 @@ impl Terminal {
     /// Waits for the end of the program, and reads all it printed.
     pub(super) fn end(mut self) -> (ExitStatus, String) {
         let status = self.program.wait().unwrap();
+        assert!(self.is_restored());
         // What is printed now comes after all that the program did.
         self.slave.write_all("\0the end".as_bytes()).unwrap();
         let raw = self.until("the end", |raw| raw.ends_with("\0the end"));
