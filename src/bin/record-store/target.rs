@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
@@ -45,15 +46,14 @@ impl Target {
         };
         // The mode of a file that was there; else that of any new one.
         let mode = name.metadata().map_or(0o666, |old| old.permissions().mode() & 0o777);
-        let new = tempfile::Builder::new()
-            .prefix(".record-store-")
-            .suffix(".tmp")
-            .permissions(Permissions::from_mode(mode))
-            .tempfile_in(dir_of(&name))
-            .map_err(failed)?;
-        let path = new.path().to_owned();
-        signals::before_the_end(move || drop(std::fs::remove_file(path)))
-            .map_err(|error| Failure::io("cannot watch for signals", &error))?;
+        let new = discarded_by_signals(|| {
+            tempfile::Builder::new()
+                .prefix(".record-store-")
+                .suffix(".tmp")
+                .permissions(Permissions::from_mode(mode))
+                .tempfile_in(dir_of(&name))
+        })
+        .map_err(failed)?;
         Ok(Self::File { new: Box::new(BufWriter::new(new)), name })
     }
 
@@ -73,6 +73,22 @@ impl Target {
             Self::Special { mut out, name } => out.flush().map_err(|error| failed(&name, &error)),
         }
     }
+}
+
+/// Makes a file that is gone when a signal ends this program, from its first moment on.
+fn discarded_by_signals(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
+    let made: Arc<Mutex<Option<PathBuf>>> = Arc::default();
+    let to_discard = Arc::clone(&made);
+    signals::before_the_end(move || {
+        // Waits for a file that is just being made.
+        if let Some(path) = &*to_discard.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
+    let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = make()?;
+    *made = Some(new.path().to_owned());
+    Ok(new)
 }
 
 /// On the disk first, so that a power loss leaves no empty file of that name.
