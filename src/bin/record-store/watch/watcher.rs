@@ -12,8 +12,10 @@ use crate::failure::Failure;
 
 /// A listing goes on for so long at a time, so that whoever types is heard.
 const SLICE: Duration = Duration::from_millis(20);
-/// So much of its time the program may spend on listings.
+/// So small a part of its time the program spends on listings: where the system reports changes,
+/// they only make good what it may have missed.
 const SHARE: u32 = 20;
+const SHARE_REPORTED: u32 = 200;
 /// A death is reported just before it can be proven.
 const SOON: Duration = Duration::from_millis(20);
 
@@ -149,7 +151,8 @@ impl Watcher {
         self.ready = true;
         self.model = listing.fresh;
         let now = Instant::now();
-        self.list_at = now + self.interval.max((listing.taken + last) * SHARE);
+        let share = if self.changes.fd().is_some() { SHARE_REPORTED } else { SHARE };
+        self.list_at = now + self.interval.max((listing.taken + last) * share);
         self.look_at = now + self.next_look();
         changes
     }
