@@ -252,15 +252,6 @@ pub(super) fn open_existing(dir: &OwnedFd, name: &str) -> Result<Option<Opened>,
     }
 }
 
-/// [`open_existing`] for what is mostly not there: to be told so costs half as much.
-pub(super) fn open_unlikely(dir: &OwnedFd, name: &str) -> Result<Option<Opened>, Refusal> {
-    match look(dir, name) {
-        Ok(None) => Ok(None),
-        Ok(Some(_)) => open_existing(dir, name),
-        Err(errno) => Err(Refusal::Os(errno)),
-    }
-}
-
 /// Begins a listing of a directory. It is opened anew: listings have positions of their own.
 pub(super) fn list(dir: &OwnedFd) -> Result<Dir, Errno> {
     retry_on_intr(|| Dir::read_from(dir))

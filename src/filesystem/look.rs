@@ -94,10 +94,17 @@ impl FileSystemRecordStore {
 
     fn look_once(&self, key: &Key, context: Context<'_>) -> Result<Look> {
         let path = || self.layout.lock_path(key);
+        let name = layout::lock_name(key);
+        // Most keys have no lock, and to be told so costs half as much as to try to open one.
+        let there = layout::look(&self.layout.dir, &name)
+            .map_err(|errno| context.io("look at the lock", &path(), errno))?;
+        if there.is_none() {
+            return Ok(Look::Absent);
+        }
         // Before the file is opened: by a later clock, a lease that was renewed just then would look
         // as if it had run out.
         let now = Reading::now();
-        let opened = layout::open_unlikely(&self.layout.dir, &layout::lock_name(key))
+        let opened = layout::open_existing(&self.layout.dir, &name)
             .map_err(|refusal| context.refused(refusal, "open the lock", path()))?;
         let Some(opened) = opened else { return Ok(Look::Absent) };
         match self.read_lock(&opened, &now, context, path)? {

@@ -27,12 +27,12 @@ struct Operation(&'static str, &'static str, fn(&Stores, usize));
 
 /// In this order: some need what those before them left.
 const OPERATIONS: &[Operation] = &[
-    Operation("read", "getpid openat fstat getpid newfstatat newfstatat read close", |at, _| {
+    Operation("read", "getpid openat fstat newfstatat newfstatat read close", |at, _| {
         assert!(at.durable.read::<String>("present").unwrap().is_some());
     }),
     Operation(
         "read, absent",
-        "getpid openat getpid newfstatat openat flock fstat getpid newfstatat newfstatat flock close",
+        "getpid openat newfstatat openat flock fstat newfstatat newfstatat flock close",
         |at, _| {
             assert!(at.durable.read::<String>("absent").unwrap().is_none());
         },
@@ -40,61 +40,57 @@ const OPERATIONS: &[Operation] = &[
     Operation("exists", "newfstatat", |at, _| assert!(at.durable.exists("present").unwrap())),
     Operation(
         "write, durable, new",
-        "getpid getpid fstat openat write fdatasync close openat flock fstat getpid newfstatat renameat flock close fsync",
+        "getpid getpid fstat openat write fdatasync close openat flock fstat newfstatat renameat flock close fsync",
         |at, n| at.durable.write(format!("durable-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, durable, existing",
-        "getpid getpid fstat openat write fdatasync close openat flock fstat getpid newfstatat renameat flock close fsync",
+        "getpid getpid fstat openat write fdatasync close openat flock fstat newfstatat renameat flock close fsync",
         |at, _| at.durable.write("present", "newer").unwrap(),
     ),
     Operation(
         "write, relaxed, new",
-        "getpid getpid fstat openat write close openat flock fstat getpid newfstatat newfstatat renameat flock close",
+        "getpid getpid fstat openat write close openat flock fstat newfstatat newfstatat renameat flock close",
         |at, n| at.relaxed.write(format!("relaxed-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, relaxed, existing",
-        "getpid getpid fstat openat write close openat flock fstat getpid newfstatat newfstatat renameat2 unlinkat flock close",
+        "getpid getpid fstat openat write close openat flock fstat newfstatat newfstatat renameat2 unlinkat flock close",
         |at, _| at.relaxed.write("present", "newer").unwrap(),
     ),
     Operation(
         "acquire_lock",
-        "getpid getpid newfstatat getpid fstat openat flock fstat getpid newfstatat getpid openat write close flock close",
+        "getpid newfstatat getpid fstat openat flock fstat newfstatat getpid openat write close flock close",
         |at, n| {
             at.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap();
         },
     ),
     Operation(
         "renew",
-        "getpid getpid fstat openat flock fstat getpid newfstatat openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
+        "getpid getpid fstat openat flock fstat newfstatat getpid openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
         |at, n| at.durable.renew(format!("lock-{n}"), Holder::current(), None).unwrap(),
     ),
     Operation(
         "release_lock",
-        "getpid openat flock fstat getpid newfstatat openat fstat read getpid close getpid unlinkat flock close futex",
+        "getpid openat flock fstat newfstatat getpid openat fstat read getpid close getpid unlinkat flock close futex",
         |at, n| at.durable.release_lock(format!("lock-{n}"), Holder::current()).unwrap(),
     ),
     Operation(
         "try_lock, held by name",
-        "getpid getpid newfstatat openat fstat read close getpid",
+        "getpid newfstatat getpid openat fstat read close getpid",
         |at, _| assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none()),
     ),
     Operation(
         "try_lock, held by a process",
-        "getpid getpid newfstatat openat fstat read getpid openat fstat flock close close getpid",
+        "getpid newfstatat getpid openat fstat read getpid openat fstat flock close close getpid",
         |at, _| assert!(at.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
     ),
     Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |at, _| {
         assert!(at.durable.keys().unwrap().flatten().count() >= RECORDS);
     }),
-    Operation(
-        "remove",
-        "getpid openat flock fstat getpid newfstatat newfstatat unlinkat flock close",
-        |at, n| {
-            assert!(at.relaxed.remove(format!("relaxed-{n}")).unwrap());
-        },
-    ),
+    Operation("remove", "getpid openat flock fstat newfstatat newfstatat unlinkat flock close", |at, n| {
+        assert!(at.relaxed.remove(format!("relaxed-{n}")).unwrap());
+    }),
 ];
 
 /// The child: does each operation once, so that all is as it will be from then on, and once more to
@@ -124,16 +120,19 @@ fn system_calls_of_each_operation() {
     let _bound = store.lock("bound", LockOptions::new()).unwrap();
     let Some((mut traced, _)) = Traced::attach(Child::start("counted", &dir.path())) else { return };
     println!("| operation | calls | which |\n| --- | --: | --- |");
+    let mut others = Vec::new();
     for Operation(name, calls, _) in OPERATIONS {
         calls_to_mark(&mut traced);
         let made = calls_to_mark(&mut traced);
         let which = in_runs(&made);
         println!("| {name} | {} | {which} |", made.len());
-        // Whoever makes an operation ask less of the kernel writes it down here.
-        assert_eq!(which, *calls, "{name}");
         let most = calls.split(' ').count() + RECORDS / 100;
-        assert!(made.len() <= most, "{name}: {made:?}");
+        if which != *calls || made.len() > most {
+            others.push(name);
+        }
     }
+    // Whoever makes an operation ask less of the kernel writes it down above.
+    assert!(others.is_empty(), "not the system calls that are written down: {others:?}");
 }
 
 /// Calls of one kind after another as one.
