@@ -23,6 +23,15 @@ pub(super) enum Look {
     Lock(Box<Found>),
 }
 
+/// What a look will most likely find.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Most keys have no lock, and to be told so costs half as much as to try to open one.
+    Nothing,
+    /// Whoever has a token has a lock.
+    Lock,
+}
+
 /// A lock file, judged at one moment.
 pub(super) struct Found {
     pub(super) lock: LockFile,
@@ -89,17 +98,18 @@ impl FileSystemRecordStore {
     /// of it. The part is never a lock, for what is missing is zeros, which JSON does not allow. So
     /// what looks half written is looked at again.
     pub(super) fn look(&self, key: &Key, context: Context<'_>) -> Result<Look> {
-        patiently(|| self.look_once(key, context))
+        patiently(|| self.look_once(key, Expected::Nothing, context))
     }
 
-    fn look_once(&self, key: &Key, context: Context<'_>) -> Result<Look> {
+    fn look_once(&self, key: &Key, expected: Expected, context: Context<'_>) -> Result<Look> {
         let path = || self.layout.lock_path(key);
         let name = layout::lock_name(key);
-        // Most keys have no lock, and to be told so costs half as much as to try to open one.
-        let there = layout::look(&self.layout.dir, &name)
-            .map_err(|errno| context.io("look at the lock", &path(), errno))?;
-        if there.is_none() {
-            return Ok(Look::Absent);
+        if expected == Expected::Nothing {
+            let there = layout::look(&self.layout.dir, &name)
+                .map_err(|errno| context.io("look at the lock", &path(), errno))?;
+            if there.is_none() {
+                return Ok(Look::Absent);
+            }
         }
         // Before the file is opened: by a later clock, a lease that was renewed just then would look
         // as if it had run out.
@@ -161,7 +171,11 @@ impl FileSystemRecordStore {
 
     /// Judges a claim against the key's lock.
     pub(super) fn judge(&self, key: &Key, claim: &Claim, context: Context<'_>) -> Result<Judged> {
-        let found = match self.look(key, context)? {
+        let expected = match claim {
+            Claim::Token(_) => Expected::Lock,
+            Claim::Holder(_) => Expected::Nothing,
+        };
+        let found = match patiently(|| self.look_once(key, expected, context))? {
             Look::Lock(found) => found,
             look => return Ok(Judged::Free(look)),
         };

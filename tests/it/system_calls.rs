@@ -1,10 +1,11 @@
 //! What each operation asks of the kernel, call by call: where the time of a small operation goes,
 //! counted without a clock. `cargo test system_calls -- --nocapture` prints the table.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use nix::libc;
-use record_store::{Durability, FileSystemRecordStore, Holder, LockOptions, RecordStoreExt};
+use record_store::{Durability, FileSystemRecordStore, LockOptions, LockToken, RecordStoreExt};
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, mark, perform};
@@ -19,6 +20,8 @@ const RECORDS: usize = 1_000;
 struct Stores {
     durable: FileSystemRecordStore,
     relaxed: FileSystemRecordStore,
+    /// Of the locks that are taken in the first turn and in the second.
+    tokens: [Cell<LockToken>; 2],
 }
 
 /// An operation: its name, its system calls in their order (a `+` stands for one after the other of
@@ -62,18 +65,30 @@ const OPERATIONS: &[Operation] = &[
         "acquire_lock",
         "getpid newfstatat getpid fstat openat flock fstat newfstatat getpid openat write close flock close",
         |at, n| {
-            at.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap();
+            at.tokens[n].set(at.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap());
         },
     ),
     Operation(
         "renew",
-        "getpid getpid fstat openat flock fstat newfstatat getpid openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
-        |at, n| at.durable.renew(format!("lock-{n}"), Holder::current(), None).unwrap(),
+        "getpid fstat openat flock fstat getpid openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
+        |at, n| at.durable.renew(format!("lock-{n}"), at.tokens[n].get(), None).unwrap(),
+    ),
+    Operation(
+        "write_as, relaxed, new",
+        "getpid fstat openat write close openat flock fstat getpid openat fstat read getpid close getpid newfstatat renameat flock close",
+        |at, n| at.relaxed.write_as(format!("lock-{n}"), "newer", at.tokens[n].get()).unwrap(),
+    ),
+    Operation(
+        "read_as",
+        "openat fstat getpid openat fstat read getpid close getpid newfstatat read close",
+        |at, n| {
+            assert!(at.relaxed.read_as::<String>(format!("lock-{n}"), at.tokens[n].get()).unwrap().is_some());
+        },
     ),
     Operation(
         "release_lock",
-        "getpid openat flock fstat newfstatat getpid openat fstat read getpid close getpid unlinkat flock close futex",
-        |at, n| at.durable.release_lock(format!("lock-{n}"), Holder::current()).unwrap(),
+        "openat flock fstat getpid openat fstat read getpid close getpid unlinkat flock close futex",
+        |at, n| at.durable.release_lock(format!("lock-{n}"), at.tokens[n].get()).unwrap(),
     ),
     Operation(
         "try_lock, held by name",
@@ -97,7 +112,11 @@ const OPERATIONS: &[Operation] = &[
 /// be counted.
 fn counted(stage: &Stage) {
     let dir: PathBuf = stage.argument();
-    let at = Stores { durable: open(&dir), relaxed: open_with(&dir, Durability::Relaxed) };
+    let at = Stores {
+        durable: open(&dir),
+        relaxed: open_with(&dir, Durability::Relaxed),
+        tokens: [0; 2].map(|none| Cell::new(LockToken::new(none))),
+    };
     perform(stage, "", || {
         for Operation(_, _, run) in OPERATIONS {
             run(&at, 0);
