@@ -25,6 +25,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! [`lock`] and [`read`] and [`write`] are the ground. On it stand [`get_or_compute`] (work done once,
+//! for all who ask), [`update`] and [`compare_and_swap`], records with a [time to live], [`watch`],
+//! [`lock_all`] and [`transaction`]. The [guide] has a page with an example for each.
+//!
 //! # Guarantees
 //!
 //! * **One holder.** At no moment do two live holders exist for one key, whatever is killed, stopped,
@@ -86,8 +90,16 @@
 //! | `lock(key, …)` | [`lock`] → [`LockGuard`] | a lock that cannot be had is an error, where Prefect ran the body all the same; the guard's changes are fenced |
 //! | `generate_default_holder()` | [`Holder::current`] | bound to the process: its death frees the lock |
 //! | `NotImplementedError` | [`Error::Unsupported`] | names the method |
+//! | `prefect.transactions` | [`transaction`] | see the table at [`Transaction`] |
 //! | | [`remove`], [`renew`], [`try_lock`], [`lock_info`], [`break_lock`], [`keys`], [`locks`] | not in Prefect |
 //!
+//! [`get_or_compute`]: RecordStoreExt::get_or_compute
+//! [`update`]: RecordStoreExt::update
+//! [`compare_and_swap`]: RecordStoreExt::compare_and_swap
+//! [`watch`]: RecordStoreExt::watch
+//! [`lock_all`]: RecordStoreExt::lock_all
+//! [`transaction`]: RecordStoreExt::transaction
+//! [time to live]: WriteOptions::time_to_live
 //! [`read`]: RecordStoreExt::read
 //! [`read_as`]: RecordStoreExt::read_as
 //! [`try_read`]: RecordStoreExt::try_read
@@ -132,6 +144,9 @@ mod watch;
 
 #[cfg(feature = "conformance")]
 pub mod conformance;
+// Pages to read, with nothing to use in them.
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 pub use compute::UpdateOptions;
 pub use error::{Error, Result};
