@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use record_store::{LockOptions, RecordStoreExt};
 
-use super::{Dice, cases};
+use super::{cases, dice};
 use crate::support::{as_named, hashes_of, in_memory, millis, names_in, open, storm};
 
 /// 256 counters and 256 places of 64 bytes each, and 256 bits that say which places are taken.
@@ -124,7 +124,7 @@ fn noise_while_threads_wait() {
     let dir = in_memory();
     drop(open(dir.path()));
     let table = table_of(dir.path());
-    let mut dice = Dice::new("noise_while_threads_wait");
+    let mut dice = dice("noise_while_threads_wait");
     let (inside, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let turns = AtomicU32::new(0);
     std::thread::scope(|scope| {
@@ -153,12 +153,12 @@ fn noise_while_threads_wait() {
         for round in 0..storm(300) {
             let mut noise = vec![0; SIZE];
             for word in noise.as_chunks_mut().0 {
-                *word = dice.next().to_ne_bytes();
+                *word = dice.below(u64::MAX).to_ne_bytes();
             }
             if round % 2 == 0 {
                 // States and keys that mean something, so that the noise is listened to.
                 for place in noise[PLACES..TAKEN].chunks_exact_mut(64) {
-                    place[..4].copy_from_slice(&dice.pick(&[0_u32, 1, 2, 3, 4]).to_ne_bytes());
+                    place[..4].copy_from_slice(&u32::try_from(dice.below(5)).unwrap().to_ne_bytes());
                     place[4..8].copy_from_slice(&hashes_of(KEY).0.to_ne_bytes());
                     place[8..16].copy_from_slice(&hashes_of(KEY).1.to_ne_bytes());
                 }
@@ -174,11 +174,11 @@ fn noise_while_threads_wait() {
 /// Noise that is there before anyone maps it, of every size.
 #[test]
 fn a_table_of_any_size() {
-    let mut dice = Dice::new("a_table_of_any_size");
+    let mut dice = dice("a_table_of_any_size");
     for size in [0, 1, 4_095, 4_096, SIZE - 1, SIZE, SIZE + 1, 2 * SIZE] {
         let dir = in_memory();
         drop(open(dir.path()));
-        let noise: Vec<u8> = (0..size).map(|_| dice.next().to_le_bytes()[0]).collect();
+        let noise: Vec<u8> = (0..size).map(|_| dice.below(256).to_le_bytes()[0]).collect();
         std::fs::write(dir.path().join(".store/events"), noise).unwrap();
         let store = open(dir.path());
         let guard = store.lock(KEY, LockOptions::new().acquire_timeout(PATIENT)).unwrap();

@@ -14,6 +14,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use crate::support::children::Role;
+use crate::support::dice::Dice;
 
 pub(crate) const ROLES: &[Role] = &[("swapped", swaps::work_on), ("keep a lock", private::keep_a_lock)];
 
@@ -113,30 +114,9 @@ fn cases(base: u32) -> ProptestConfig {
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
-/// Numbers that look random and are the same every time. `SplitMix64`.
-struct Dice(u64);
-
-impl Dice {
-    /// Told, so that what happened can happen again.
-    fn new(test: &str) -> Self {
-        let seed = std::env::var("RECORD_STORE_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
-        eprintln!("{test}: RECORD_STORE_SEED={seed}");
-        Self(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).unwrap()
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
+/// The same every time, unless told otherwise; told, so that what happened can happen again.
+fn dice(test: &str) -> Dice {
+    let seed = std::env::var("RECORD_STORE_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
+    eprintln!("{test}: RECORD_STORE_SEED={seed}");
+    Dice::new(seed)
 }

@@ -12,8 +12,9 @@ use record_store::{FileSystemRecordStore, LockOptions, RecordStoreExt, Result};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 use tempfile::TempDir;
 
-use super::Dice;
+use super::dice;
 use crate::support::children::{Child, Stage, until_asleep};
+use crate::support::dice::Dice;
 use crate::support::{PATIENCE, as_named, in_memory, latch_of, millis, open, storm};
 
 const KEYS: usize = 3;
@@ -117,7 +118,7 @@ impl Scene {
     /// Puts something foreign in the place of a file, for a moment; then the file comes back, or
     /// nothing does.
     fn swap(&self, dice: &mut Dice, number: usize) {
-        let key = key(dice.below(KEYS));
+        let key = key(dice.index(KEYS));
         let kinds = [Kind::Link, Kind::DanglingLink, Kind::Fifo, Kind::Directory, Kind::HardLink];
         let name = match dice.below(5) {
             0 | 1 => format!("{key}.json"),
@@ -125,12 +126,12 @@ impl Scene {
             _ => latch_of(&key),
         };
         let (place, spare) = (self.store().join(&name), self.root.path().join(format!("pool/{number}")));
-        self.make(dice.pick(&kinds), &name, &spare);
+        self.make(kinds[dice.index(kinds.len())], &name, &spare);
         let was_there = exchange(&spare, &place);
-        if dice.below(2) == 0 {
-            std::thread::sleep(Duration::from_micros(dice.next() % 1_500));
+        if dice.once_in(2) {
+            std::thread::sleep(dice.time(millis(3)));
         }
-        if was_there && dice.below(2) == 0 {
+        if was_there && dice.once_in(2) {
             exchange(&spare, &place);
         } else {
             let _ = std::fs::rename(&place, self.root.path().join(format!("pool/{number}-old")));
@@ -154,12 +155,13 @@ fn key(number: usize) -> String {
 #[test]
 fn files_are_swapped_while_others_work() {
     let scene = Scene::new();
-    let mut dice = Dice::new("files_are_swapped_while_others_work");
-    let mut children: Vec<_> =
-        (0..2_u64).map(|number| Child::start("swapped", &(scene.store(), dice.next() ^ number))).collect();
+    let mut dice = dice("files_are_swapped_while_others_work");
+    let mut children: Vec<_> = (0..2_u64)
+        .map(|number| Child::start("swapped", &(scene.store(), dice.below(u64::MAX) ^ number)))
+        .collect();
     let (working, calls) = (AtomicUsize::new(3), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for seed in [dice.next(), dice.next(), dice.next()] {
+        for seed in [(); 3].map(|()| dice.below(u64::MAX)) {
             let (working, calls, dir) = (&working, &calls, scene.store());
             scope.spawn(move || {
                 // Counted also if it panics, or the others would wait for ever.
@@ -167,7 +169,7 @@ fn files_are_swapped_while_others_work() {
                 let count = || {
                     calls.fetch_add(1, SeqCst);
                 };
-                work(&dir, Dice(seed), count);
+                work(&dir, Dice::new(seed), count);
             });
         }
         let (mut swaps, mut last) = (0, (Instant::now(), 0));
@@ -202,7 +204,7 @@ impl Drop for Over<'_> {
 
 pub(super) fn work_on(stage: &Stage) {
     let (dir, seed): (PathBuf, u64) = stage.argument();
-    stage.tell(&work(&dir, Dice(seed), || ()));
+    stage.tell(&work(&dir, Dice::new(seed), || ()));
 }
 
 /// Does what users do, and tells of each call. Returns how much of it worked.
@@ -210,9 +212,9 @@ fn work(dir: &Path, mut dice: Dice, done_one: impl Fn()) -> String {
     let store = open(dir);
     let (mut done, mut refused) = (0, 0);
     for number in 0..storm(CALLS) {
-        let key = key(dice.below(KEYS));
+        let key = key(dice.index(KEYS));
         let start = Instant::now();
-        let which = dice.below(12);
+        let which = dice.index(12);
         match call(&store, &key, number, which) {
             Ok(()) => done += 1,
             Err(error) => {
