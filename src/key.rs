@@ -68,8 +68,12 @@ impl Key {
             return Err(Error::InvalidKey { reason: "a key has at most 10,000 characters" });
         }
         let stem = stem_of(&key).map(String::into_boxed_str);
+        Ok(Self::of_stem(key.into_boxed_str(), stem))
+    }
+
+    fn of_stem(key: Box<str>, stem: Option<Box<str>>) -> Self {
         let crc32 = crc32fast::hash(key.as_bytes());
-        Ok(Self(Arc::new(Names { key: key.into_boxed_str(), stem, crc32 })))
+        Self(Arc::new(Names { key, stem, crc32 }))
     }
 
     /// The key as the caller wrote it.
@@ -125,19 +129,17 @@ pub(crate) enum Stem {
 
 impl Stem {
     pub(crate) fn parse(stem: &str) -> Self {
+        // Most stems are their keys; one that is too long would have been hashed.
+        if let Cow::Borrowed(key) = encode(stem) {
+            let is_key = !key.is_empty() && stem.len() <= MAX_STEM;
+            return if is_key { Stem::Literal(Key::of_stem(key.into(), None)) } else { Stem::Foreign };
+        }
         if stem.contains(HASH_MARK) {
             let hashed = stem.len() <= MAX_STEM
                 && stem.rsplit_once(HASH_MARK).is_some_and(|(_, hash)| {
                     hash.len() == HASH_LEN && hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
                 });
             return if hashed { Stem::Hashed } else { Stem::Foreign };
-        }
-        // Most stems are their keys; one that is too long would have been hashed.
-        if let Cow::Borrowed(key) = encode(stem) {
-            return match Key::new(key) {
-                Ok(key) if stem.len() <= MAX_STEM => Stem::Literal(key),
-                _ => Stem::Foreign,
-            };
         }
         // A stem that does not encode back to itself was not written by this crate: `%2f` for `%2F`,
         // or a literal name that should have been hashed.

@@ -17,10 +17,21 @@ pub(super) struct Names<'a> {
 }
 
 /// One file of the kind.
-pub(super) struct Entry {
-    pub(super) name: String,
-    /// The key, unless its stem is a hash.
-    pub(super) key: Option<Key>,
+pub(super) enum Entry {
+    /// It is named for this key.
+    Of(Key),
+    /// Its stem is a hash: this is its name, and only the file knows the key.
+    Hashed(String),
+}
+
+impl Entry {
+    /// The name of a lock file, and its key if the name tells it.
+    pub(super) fn into_lock(self) -> (String, Option<Key>) {
+        match self {
+            Entry::Of(key) => (layout::lock_name(&key), Some(key)),
+            Entry::Hashed(name) => (name, None),
+        }
+    }
 }
 
 impl<'a> Names<'a> {
@@ -79,7 +90,7 @@ impl Iterator for Names<'_> {
                     self.layout.root().join(name),
                 )));
             }
-            return Some(Ok(Entry { name: name.to_owned(), key }));
+            return Some(Ok(key.map_or_else(|| Entry::Hashed(name.to_owned()), Entry::Of)));
         }
     }
 }

@@ -7,7 +7,7 @@ use super::clock::Reading;
 use super::latch::Latch;
 use super::layout::{self, Context};
 use super::lease::{self, Lease, Term};
-use super::list::{Entry, Names};
+use super::list::Names;
 use super::look::{Judged, Look, patiently};
 use super::open::Durability;
 use super::owner::Owner;
@@ -229,8 +229,9 @@ impl FileSystemRecordStore {
         let names = Names::locks(&self.layout, Context::whole("locks"))?;
         Ok(Box::new(names.filter_map(|entry| match entry {
             Ok(entry) => {
-                let context = Context { operation: "locks", key: entry.key.as_ref() };
-                patiently(|| self.lock_inside(&entry.name, context)).transpose()
+                let (name, key) = entry.into_lock();
+                let context = Context { operation: "locks", key: key.as_ref() };
+                patiently(|| self.lock_inside(&name, context)).transpose()
             }
             Err(error) => Some(Err(error)),
         })))
@@ -240,7 +241,7 @@ impl FileSystemRecordStore {
     pub(super) fn sweep_locks(&self, context: Context<'static>) -> Result<usize> {
         let mut swept = 0;
         for entry in Names::locks(&self.layout, context)? {
-            let Entry { name, key } = entry?;
+            let (name, key) = entry?.into_lock();
             // A name that is a hash is not told apart from a live lock without the key inside. What
             // cannot be understood is left for people to see.
             let inside = || Some(self.lock_inside(&name, context).ok()??.key().clone());

@@ -295,9 +295,13 @@ impl FileSystemRecordStore {
         }
         for entry in Names::records(&self.layout, context)? {
             // What is in the way of one record is no reason to leave the others.
-            let Ok(Entry { name, key }) = entry else { continue };
+            let Ok(entry) = entry else { continue };
+            let name = record_file(&entry);
             if self.is_over(&name)
-                && let Some(key) = key.or_else(|| self.key_inside(&name, context).ok()?)
+                && let Some(key) = match entry {
+                    Entry::Of(key) => Some(key),
+                    Entry::Hashed(_) => self.key_inside(&name, context).ok().flatten(),
+                }
             {
                 let _latch = Latch::enter(&self.layout, &key, context)?;
                 // It may have been written again meanwhile.
@@ -314,11 +318,9 @@ impl FileSystemRecordStore {
         let names = Names::records(&self.layout, context)?;
         let some_end = expiry::has_some(&self.layout);
         Ok(Box::new(names.filter_map(move |entry| match entry {
-            Ok(entry) if some_end && self.is_over(&entry.name) => None,
-            Ok(entry) => match entry.key {
-                Some(key) => Some(Ok(key)),
-                None => self.key_inside(&entry.name, context).transpose(),
-            },
+            Ok(entry) if some_end && self.is_over(&record_file(&entry)) => None,
+            Ok(Entry::Of(key)) => Some(Ok(key)),
+            Ok(Entry::Hashed(name)) => self.key_inside(&name, context).transpose(),
             Err(error) => Some(Err(error)),
         })))
     }
@@ -349,5 +351,13 @@ impl FileSystemRecordStore {
             Ok(key) if layout::record_name(&key) == name => Ok(Some(key)),
             _ => Err(corrupt("the file is not named for the key inside")),
         }
+    }
+}
+
+/// The file of a record in a listing.
+fn record_file(entry: &Entry) -> String {
+    match entry {
+        Entry::Of(key) => layout::record_name(key),
+        Entry::Hashed(name) => name.clone(),
     }
 }
