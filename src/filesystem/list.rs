@@ -25,6 +25,14 @@ pub(super) enum Entry {
 }
 
 impl Entry {
+    /// The name of a record file.
+    pub(super) fn record_name(&self) -> String {
+        match self {
+            Entry::Of(key) => layout::record_name(key),
+            Entry::Hashed(name) => name.clone(),
+        }
+    }
+
     /// The name of a lock file, and its key if the name tells it.
     pub(super) fn into_lock(self) -> (String, Option<Key>) {
         match self {

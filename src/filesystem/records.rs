@@ -296,7 +296,7 @@ impl FileSystemRecordStore {
         for entry in Names::records(&self.layout, context)? {
             // What is in the way of one record is no reason to leave the others.
             let Ok(entry) = entry else { continue };
-            let name = record_file(&entry);
+            let name = entry.record_name();
             if self.is_over(&name)
                 && let Some(key) = match entry {
                     Entry::Of(key) => Some(key),
@@ -318,7 +318,7 @@ impl FileSystemRecordStore {
         let names = Names::records(&self.layout, context)?;
         let some_end = expiry::has_some(&self.layout);
         Ok(Box::new(names.filter_map(move |entry| match entry {
-            Ok(entry) if some_end && self.is_over(&record_file(&entry)) => None,
+            Ok(entry) if some_end && self.is_over(&entry.record_name()) => None,
             Ok(Entry::Of(key)) => Some(Ok(key)),
             Ok(Entry::Hashed(name)) => self.key_inside(&name, context).transpose(),
             Err(error) => Some(Err(error)),
@@ -351,13 +351,5 @@ impl FileSystemRecordStore {
             Ok(key) if layout::record_name(&key) == name => Ok(Some(key)),
             _ => Err(corrupt("the file is not named for the key inside")),
         }
-    }
-}
-
-/// The file of a record in a listing.
-fn record_file(entry: &Entry) -> String {
-    match entry {
-        Entry::Of(key) => layout::record_name(key),
-        Entry::Hashed(name) => name.clone(),
     }
 }
