@@ -77,17 +77,17 @@ impl Target {
 
 /// Makes a file that is gone when a signal ends this program, from its first moment on.
 fn discarded_by_signals(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
-    let created: Arc<Mutex<Option<PathBuf>>> = Arc::default();
-    let to_discard = Arc::clone(&created);
+    let path: Arc<Mutex<Option<PathBuf>>> = Arc::default();
+    let to_discard = Arc::clone(&path);
     signals::before_the_end(move || {
         // Waits for a file that is just being made.
         if let Some(path) = &*to_discard.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = std::fs::remove_file(path);
         }
     })?;
-    let mut created = created.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
     let new = make()?;
-    *created = Some(new.path().to_owned());
+    *path = Some(new.path().to_owned());
     Ok(new)
 }
 
