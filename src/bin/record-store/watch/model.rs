@@ -186,14 +186,17 @@ impl Model {
 /// How a lock came to its end, as far as it can be told from what is left of it.
 fn cause(was: &LockInfo, now: Option<&LockInfo>, path: &Path) -> Cause {
     if now.is_some() {
-        // Nothing is left.
-        Cause::Released
-    } else if was.expires_at().is_some_and(|end| end <= SystemTime::now()) {
-        Cause::Expired
-    } else if was.holder().is_process_bound() && key_inside(path).is_some() {
-        Cause::Abandoned
-    } else {
-        Cause::Released
+        // Another lock has taken its place, and nothing is left of it.
+        return Cause::Released;
+    }
+    let over = was.expires_at().is_some_and(|end| end <= SystemTime::now());
+    match key_inside(path) {
+        _ if over => Cause::Expired,
+        // A release leaves no lock in the file.
+        None => Cause::Released,
+        Some(_) if was.holder().is_process_bound() => Cause::Abandoned,
+        // Its lease was cut short unseen.
+        Some(_) => Cause::Expired,
     }
 }
 
