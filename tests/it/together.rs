@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{PATIENCE, millis, names_in, open, open_with, storm};
+use crate::support::{PATIENCE, as_named, millis, named, names_in, open, open_with, storm};
 
 pub(crate) const ROLES: &[Role] = &[
     ("compute", compute),
@@ -199,6 +199,24 @@ fn several_locks_are_taken_without_deadlock_or_loss() {
 }
 
 #[test]
+fn a_lock_that_was_lost_meanwhile_is_taken_again() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.acquire_lock("b", &as_named("other")).unwrap();
+    std::thread::scope(|scope| {
+        let both = scope.spawn(|| {
+            let options = LockOptions::new().hold_timeout(PATIENCE).acquire_timeout(PATIENCE);
+            let guards = store.lock_all(["b", "a"], options).unwrap();
+            assert!(guards.iter().all(|guard| guard.is_held().unwrap()));
+        });
+        while !store.is_locked("a").unwrap() {}
+        assert!(store.break_lock("a").unwrap());
+        store.release_lock("b", named("other")).unwrap();
+        both.join().unwrap();
+    });
+}
+
+#[test]
 fn who_dies_with_several_locks_frees_them_all() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
@@ -306,4 +324,24 @@ fn no_version_is_taken_for_another() {
         }
     }
     assert!(names_in(&dir.path().join(".store/tmp")).is_empty());
+}
+
+#[test]
+fn what_is_computed_in_no_time_is_computed_once_too() {
+    let dir = tempdir().unwrap();
+    for round in 0..storm(150) {
+        let computed = std::sync::atomic::AtomicU32::new(0);
+        let key = format!("key {round}");
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let store = open_with(dir.path(), Durability::Relaxed);
+                    let compute =
+                        || Ok::<_, Error>(computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+                    assert_eq!(store.get_or_compute(&key, LockOptions::new(), compute).unwrap(), 0);
+                });
+            }
+        });
+        assert_eq!(computed.into_inner(), 1, "round {round}");
+    }
 }
