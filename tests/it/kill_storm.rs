@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::support::children::{Child, Role, Stage, is_running};
 use crate::support::dice::Dice;
 use crate::support::trace::{Traced, perform};
-use crate::support::{Moment, dir_in_memory, millis, names_in, now, open_with, storm};
+use crate::support::{Moment, in_memory, millis, names_in, now, open_with, storm};
 
 pub(crate) const ROLES: &[Role] = &[("work", work), ("work traced", work_traced)];
 
@@ -214,7 +214,7 @@ const PARENT: u64 = 0;
 
 impl Storm {
     fn new() -> Self {
-        let directory = dir_in_memory();
+        let directory = in_memory();
         let place = Place::in_dir(directory.path());
         // The parent writes nothing that has to last.
         let store = place.open(Durability::Relaxed);

@@ -68,7 +68,7 @@ use self::model::Rules;
 use self::workload::{KEYS, Worker};
 use crate::support::children::{Child, Role, Stage, is_running};
 use crate::support::dice::Dice;
-use crate::support::{dir_in_memory, now, open_with, storm};
+use crate::support::{in_memory, now, open_with, storm};
 
 pub(crate) const ROLES: &[Role] = &[("linearize", linearize)];
 
@@ -131,7 +131,7 @@ struct Member {
 impl Crew {
     fn new() -> Self {
         // What counts here is the number of calls.
-        let directory = dir_in_memory();
+        let directory = in_memory();
         for name in ["records", "logs", "done"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
@@ -303,7 +303,7 @@ fn threads_in_memory() {
     let (start, mut figures) = (Instant::now(), Figures::default());
     let threads = PROCESSES as u64 * THREADS;
     for _ in 0..storm(1) {
-        let logs = dir_in_memory();
+        let logs = in_memory();
         work(&MemoryRecordStore::new(), logs.path(), 0, threads, CALLS_PER_THREAD);
         // The process that runs the tests outlives them all.
         let calls = history::load(logs.path(), None, &Deaths::new());

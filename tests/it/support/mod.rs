@@ -49,11 +49,6 @@ pub(crate) fn now() -> Moment {
     u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
 }
 
-/// A directory in memory where that can be had: for storms, which a busy disk would make a calm.
-pub(crate) fn dir_in_memory() -> TempDir {
-    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
-}
-
 /// The names in a directory.
 pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
