@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
 use rustix::time::{ClockId, clock_gettime};
-use tempfile::TempDir;
 
 /// Far more than anything here takes, also on a busy machine: only a bug waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
