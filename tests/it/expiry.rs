@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use record_store::{
     Durability, Error, FileSystemRecordStore, LockOptions, Problem, RecordStoreExt, WriteOptions,
 };
 use tempfile::tempdir;
 
-use crate::support::{as_named, millis, names_in, open, open_with};
+use crate::support::{as_named, millis, names_in, open, open_with, storm};
 
 /// A file that is over, or is not, whatever the clock says.
 fn by_hand(dir: &Path, key: &str, expires_at: &str, rest: &str) {
@@ -144,32 +145,40 @@ fn a_sweep_removes_what_is_over_and_nothing_else() {
 fn a_sweep_disturbs_nobody() {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    let writes = crate::support::storm(300);
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 store.sweep().unwrap();
             }
         });
         scope.spawn(|| {
             let mut last = 0;
-            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            while !done.load(Ordering::Relaxed) {
                 if let Some(record) = store.read::<u64>("key").unwrap() {
                     assert!(record.result >= last, "an older record came back");
                     last = record.result;
                 }
             }
         });
-        for number in 0..writes {
+        // Also where this panics: the others would go on for ever.
+        let _done = Done(&done);
+        for number in 0..storm(300) {
             let guard = store.lock("key", LockOptions::new()).unwrap();
             guard.write_with(&number, WriteOptions::new().time_to_live(millis(1))).unwrap();
             guard.write(&number).unwrap();
             assert_eq!(guard.read::<u64>().unwrap().expect("it lives for ever").result, number);
             guard.write_with(&number, WriteOptions::new().time_to_live(millis(number % 3))).unwrap();
         }
-        done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
