@@ -266,6 +266,11 @@ pub(super) fn look(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
     }
 }
 
+/// Whether an open file is a regular one.
+pub(super) fn is_regular(file: &File) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| irregular(&stat).is_none())
+}
+
 /// What this is instead of a regular file.
 pub(super) fn irregular(stat: &Stat) -> Option<&'static str> {
     irregular_type(FileType::from_raw_mode(stat.st_mode))

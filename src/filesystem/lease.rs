@@ -92,11 +92,16 @@ pub(super) fn state(lock: &LockFile, now: &Reading, owner: Liveness) -> LockStat
     }
 }
 
-/// How `claim`, made in the process whose owner file is `here`, stands against a lock.
-pub(super) fn standing(lock: &LockFile, state: LockState, claim: &Claim, here: Option<&str>) -> Standing {
+/// How `claim`, made in the process that `is_here` knows by its owner file, stands against a lock.
+pub(super) fn standing(
+    lock: &LockFile,
+    state: LockState,
+    claim: &Claim,
+    is_here: impl FnOnce(&str) -> bool,
+) -> Standing {
     if state != LockState::Held {
         Standing::Free
-    } else if is_claimants(lock, claim, here) {
+    } else if is_claimants(lock, claim, is_here) {
         Standing::Mine
     } else {
         Standing::Other
@@ -106,12 +111,12 @@ pub(super) fn standing(lock: &LockFile, state: LockState, claim: &Claim, here: O
 /// Whether the lock, live or not, is the one that the claim is about. What is bound to a process
 /// is nobody's in another, be its names and numbers the same: a forked child, or process 1 of the
 /// next container.
-pub(super) fn is_claimants(lock: &LockFile, claim: &Claim, here: Option<&str>) -> bool {
+pub(super) fn is_claimants(lock: &LockFile, claim: &Claim, is_here: impl FnOnce(&str) -> bool) -> bool {
     let named = match claim {
         Claim::Holder(holder) => lock.holder == *holder,
         Claim::Token(token) => lock.token == *token,
     };
-    named && (!lock.holder.is_process_bound() || here == Some(lock.owner.as_str()))
+    named && (!lock.holder.is_process_bound() || is_here(&lock.owner))
 }
 
 #[cfg(test)]
@@ -219,8 +224,9 @@ mod tests {
     fn claims_by_name_and_by_token() {
         let (bound, named) = (Holder::current(), Holder::named("job").unwrap());
         let token = |number| Claim::Token(LockToken::new(number));
-        let judge = |holder: &Holder, claim: &Claim, here| {
-            standing(&lock(holder.clone(), lease(30)), LockState::Held, claim, here)
+        let judge = |holder: &Holder, claim: &Claim, here: Option<&str>| {
+            let lock = lock(holder.clone(), lease(30));
+            standing(&lock, LockState::Held, claim, |owner| here == Some(owner))
         };
         let (here, there) = (Some("41-abc"), Some("42-xyz"));
 
@@ -234,8 +240,8 @@ mod tests {
             assert_eq!(judge(&bound, &claim, there), Standing::Other, "another process of the same name");
             assert_eq!(judge(&bound, &claim, None), Standing::Other);
         }
-        let expired =
-            standing(&lock(named.clone(), lease(30)), LockState::Expired, &Claim::Holder(named), here);
+        let expired = lock(named.clone(), lease(30));
+        let expired = standing(&expired, LockState::Expired, &Claim::Holder(named), |_| true);
         assert_eq!(expired, Standing::Free);
     }
 }

@@ -169,7 +169,7 @@ impl FileSystemRecordStore {
     fn own_lock(&self, key: &Key, claim: &Claim, context: Context<'_>) -> Result<LockFile> {
         let judged = self.judge(key, claim, context)?;
         if let Judged::Free(Look::Lock(found)) = &judged
-            && lease::is_claimants(&found.lock, claim, self.owner_here().as_deref())
+            && lease::is_claimants(&found.lock, claim, |owner| self.is_owner_here(owner))
         {
             // The claimant's own, but it ran out. It counts for nothing, and nobody else may come
             // for this key to clear it away.

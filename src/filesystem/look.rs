@@ -179,9 +179,7 @@ impl FileSystemRecordStore {
             Look::Lock(found) => found,
             look => return Ok(Judged::Free(look)),
         };
-        let here = Owner::known_here(&self.layout);
-        let here = here.as_ref().map(|owner| owner.name.as_str());
-        Ok(match lease::standing(&found.lock, found.state, claim, here) {
+        Ok(match lease::standing(&found.lock, found.state, claim, |owner| self.is_owner_here(owner)) {
             Standing::Free => Judged::Free(Look::Lock(found)),
             Standing::Mine => Judged::Mine(found),
             Standing::Other => Judged::Other(found),
@@ -219,7 +217,7 @@ impl FileSystemRecordStore {
             Liveness::Dead => Some(false),
             Liveness::Unknown => None,
         };
-        let here = self.owner_here().is_some_and(|name| name == lock.owner);
+        let here = self.is_owner_here(&lock.owner);
         let info = LockInfo::new(lock.key, lock.holder, lock.token, lock.acquired_at)
             .with_state(state)
             .with_owner(alive, here);
@@ -235,8 +233,8 @@ impl FileSystemRecordStore {
         owner::liveness(&self.layout, &lock.owner, Owner::known_here(&self.layout).as_deref())
     }
 
-    /// The name of this process's owner file, if it has one.
-    pub(super) fn owner_here(&self) -> Option<String> {
-        Owner::known_here(&self.layout).map(|owner| owner.name.clone())
+    /// Whether this is the name of this process's owner file.
+    pub(super) fn is_owner_here(&self, name: &str) -> bool {
+        Owner::known_here(&self.layout).is_some_and(|owner| owner.name == name)
     }
 }

@@ -13,10 +13,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::latch;
-use super::layout::{self, Context, Layout, OWNERS};
+use super::layout::{self, Context, Layout, OWNERS, Refusal};
 use super::lease::Liveness;
 use super::per_process::PerProcess;
 use super::sidecar;
@@ -128,15 +130,17 @@ pub(super) fn liveness(layout: &Layout, name: &str, here: Option<&Owner>) -> Liv
     if here.is_some_and(|here| here.name == name) {
         return Liveness::Alive;
     }
-    match layout::open_existing(&layout.private, &format!("{OWNERS}/{name}")) {
-        Ok(None) => Liveness::Dead,
-        Ok(Some(owner)) => match latch::is_locked(&owner.file) {
-            Ok(true) => Liveness::Alive,
-            Ok(false) => Liveness::Dead,
-            Err(_) => Liveness::Unknown,
-        },
+    let path = format!("{OWNERS}/{name}");
+    match layout::open_unseen(&layout.private, &path, OFlags::RDONLY, Mode::empty()) {
+        Err(Refusal::Os(Errno::NOENT)) => Liveness::Dead,
         // Not to be able to look is no proof of anything.
         Err(_) => Liveness::Unknown,
+        Ok(file) => match latch::is_locked(&file) {
+            Ok(true) => Liveness::Alive,
+            // It takes an owner file to prove a death.
+            Ok(false) if layout::is_regular(&file) => Liveness::Dead,
+            Ok(false) | Err(_) => Liveness::Unknown,
+        },
     }
 }
 

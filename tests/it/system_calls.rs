@@ -92,12 +92,12 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "try_lock, held by name",
-        "getpid newfstatat getpid openat fstat read close getpid",
+        "getpid newfstatat getpid openat fstat read close",
         |at, _| assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none()),
     ),
     Operation(
         "try_lock, held by a process",
-        "getpid newfstatat getpid openat fstat read getpid openat fstat flock close close getpid",
+        "getpid newfstatat getpid openat fstat read getpid openat flock close close",
         |at, _| assert!(at.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
     ),
     Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |at, _| {
