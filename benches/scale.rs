@@ -148,7 +148,7 @@ fn key_of(n: usize) -> String {
 
 fn compare(table: &mut Table, few: &Filled, many: &Filled) {
     let mut beside = |name: &str, pairs: usize, run: &dyn Fn(&Filled, usize)| {
-        let named = |of: &Filled| format!("{name}, {} records", of.count).into();
+        let named = |of: &Filled| format!("{name}, {} records", grouped(of.count)).into();
         let plan = Plan { operation: named(many), floor: named(few), target: Some(TARGET), pairs };
         table.compare(plan, |n| run(many, n), |n| run(few, n));
     };
@@ -168,6 +168,13 @@ fn compare(table: &mut Table, few: &Filled, many: &Filled) {
             assert_eq!(of.list(), of.count);
         }
     });
+}
+
+/// A number as people write it: 100,000.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 /// What it took to list all keys once, as a stream.
