@@ -50,7 +50,7 @@ fn main() {
     println!("Memory while all keys are listed:\n");
     println!("| records | a key | resident before | most while listing |\n| --: | --: | --: | --: |");
     for Listed { records, each, before, most } in listings {
-        println!("| {records} | {} ns | {before} KiB | +{} KiB |", each.as_nanos(), most - before);
+        println!("| {} | {} ns | {before} KiB | +{} KiB |", grouped(records), each.as_nanos(), most - before);
     }
 }
 
