@@ -30,7 +30,7 @@ mod schedules;
 mod soon;
 mod storms;
 mod support;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
 mod system_calls;
 mod together;
 #[cfg(feature = "tracing")]
@@ -56,7 +56,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         protocol_model::ROLES,
         schedules::ROLES,
         storms::ROLES,
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
         together::ROLES,
         #[cfg(feature = "tracing")]
