@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 
 use crate::record::encode;
 use crate::{
-    Claim, Error, Key, LockGuard, LockOptions, RecordStore, Result, TransactionRecord, WriteOptions,
+    Cancellation, Claim, Error, Json, Key, LockGuard, LockOptions, RecordStore, Result, TransactionRecord,
+    WriteOptions,
 };
 
 /// How [`update`](crate::RecordStoreExt::update) and
@@ -91,7 +92,8 @@ where
     let guard = loop {
         let left = options.lock.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
         // Waits while another computes.
-        if let Some(json) = store.read_json(key, &claim, left)? {
+        if let Some(json) = read_unless_cancelled(store, key, &claim, left, options.lock.get_cancellation())?
+        {
             return Ok(decode(&json)?.result);
         }
         let a_try = options
@@ -113,6 +115,32 @@ where
     guard.write_json(&result, &options.write)?;
     // What the others get: not everything comes back from JSON as it went.
     Ok(decode(&result)?.result)
+}
+
+/// A read knows of no cancellation, so one that may be cancelled pauses so often to see.
+const A_LOOK: Duration = Duration::from_millis(50);
+
+fn read_unless_cancelled<S: RecordStore + ?Sized>(
+    store: &S,
+    key: &Key,
+    claim: &Claim,
+    timeout: Option<Duration>,
+    cancellation: Option<&Cancellation>,
+) -> Result<Option<Json>> {
+    let Some(cancellation) = cancellation else { return store.read_json(key, claim, timeout) };
+    let start = Instant::now();
+    loop {
+        cancellation.check("get_or_compute", key)?;
+        let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
+        match store.read_json(key, claim, Some(left.map_or(A_LOOK, |left| left.min(A_LOOK)))) {
+            Err(error) if error.is_timeout() && left.is_none_or(|left| left > A_LOOK) => {}
+            Err(Error::LockTimeout { operation, key, holder, path, .. }) => {
+                let waited = start.elapsed();
+                return Err(Error::LockTimeout { operation, key, holder, waited, path });
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// See [`RecordStoreExt::update`](crate::RecordStoreExt::update).

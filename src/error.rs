@@ -18,8 +18,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// An operation that fails leaves the record and its lock as they were, except where the variant
 /// says otherwise. Match on a variant, or ask the predicates, which stay true when variants are
-/// added: [`is_timeout`](Error::is_timeout), [`is_locked`](Error::is_locked),
-/// [`is_lock_lost`](Error::is_lock_lost), [`is_corrupt`](Error::is_corrupt).
+/// added: [`is_timeout`](Error::is_timeout), [`is_cancelled`](Error::is_cancelled),
+/// [`is_locked`](Error::is_locked), [`is_lock_lost`](Error::is_lock_lost),
+/// [`is_corrupt`](Error::is_corrupt).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -64,6 +65,15 @@ pub enum Error {
         waited: Duration,
         /// The lock file, where the store has one.
         path: Option<PathBuf>,
+    },
+
+    /// The acquisition was [cancelled](crate::Cancellation). It has no lock.
+    #[error("{}: cancelled", Subject(operation, Some(key)))]
+    Cancelled {
+        /// The operation that was cancelled.
+        operation: &'static str,
+        /// The record that was waited for.
+        key: Key,
     },
 
     /// The claim was by token, and the lock with that token is no longer live: its lease ran out,
@@ -315,6 +325,12 @@ impl Error {
         matches!(self, Error::LockTimeout { .. })
     }
 
+    /// True where the wait for a lock was [cancelled](crate::Cancellation) ([`Error::Cancelled`]).
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Error::Cancelled { .. })
+    }
+
     /// True where another's live lock stands in the way: [`Error::Locked`],
     /// [`Error::LockTimeout`], [`Error::NotLockHolder`].
     #[must_use]
@@ -348,6 +364,7 @@ impl Error {
         match self {
             Error::Locked { key, .. }
             | Error::LockTimeout { key, .. }
+            | Error::Cancelled { key, .. }
             | Error::LockLost { key, .. }
             | Error::NotLocked { key, .. }
             | Error::NotLockHolder { key, .. }

@@ -124,6 +124,7 @@
 #[cfg(not(unix))]
 compile_error!("record-store needs a Unix: it is built on flock");
 
+mod cancellation;
 mod compute;
 mod error;
 mod filesystem;
@@ -148,6 +149,7 @@ pub mod conformance;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 
+pub use cancellation::{Cancellation, OnCancel};
 pub use compute::UpdateOptions;
 pub use error::{Error, Result};
 pub use filesystem::{Checked, Durability, FileSystemOptions, FileSystemRecordStore, Finding, OpenMode};

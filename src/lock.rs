@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use crate::{Holder, Key};
+use crate::{Cancellation, Holder, Key};
 
 /// The fencing token of one acquisition.
 ///
@@ -90,6 +90,7 @@ pub struct LockOptions {
     holder: Option<Holder>,
     acquire_timeout: Option<Duration>,
     hold_timeout: Option<Duration>,
+    cancellation: Option<Cancellation>,
 }
 
 impl LockOptions {
@@ -118,6 +119,13 @@ impl LockOptions {
         self
     }
 
+    /// Gives up with [`Error::Cancelled`](crate::Error::Cancelled) as soon as this is cancelled, also
+    /// while waiting. A lock that is held already is not concerned.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.cancellation = Some(cancellation.clone());
+        self
+    }
+
     /// The holder to ask as: the one set, or the calling thread's default.
     #[must_use]
     pub fn resolve_holder(&self) -> Holder {
@@ -134,6 +142,12 @@ impl LockOptions {
     #[must_use]
     pub fn get_hold_timeout(&self) -> Option<Duration> {
         self.hold_timeout
+    }
+
+    /// What ends the wait before its time.
+    #[must_use]
+    pub fn get_cancellation(&self) -> Option<&Cancellation> {
+        self.cancellation.as_ref()
     }
 }
 

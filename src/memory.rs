@@ -10,7 +10,9 @@ use serde_json::value::RawValue;
 
 use crate::same::same_json;
 use crate::trace;
-use crate::{Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
+use crate::{
+    Acquired, Cancellation, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
+};
 use crate::{LockState, LockToken, RecordStore, RecordVersion, Result, WriteOptions};
 
 /// Records and locks in memory, shared by the threads of one process and gone with the last clone of
@@ -183,15 +185,20 @@ fn lost(operation: &'static str, key: &Key, token: LockToken) -> Error {
 }
 
 /// A wait that ended before the lock did.
-struct Blocked {
-    holder: Holder,
-    waited: Duration,
+enum Blocked {
+    TimedOut { holder: Holder, waited: Duration },
+    Cancelled,
 }
 
 impl Blocked {
     fn into_error(self, operation: &'static str, key: &Key) -> Error {
-        let Blocked { holder, waited } = self;
-        Error::LockTimeout { operation, key: key.clone(), holder: Some(holder), waited, path: None }
+        let key = key.clone();
+        match self {
+            Blocked::TimedOut { holder, waited } => {
+                Error::LockTimeout { operation, key, holder: Some(holder), waited, path: None }
+            }
+            Blocked::Cancelled => Error::Cancelled { operation, key },
+        }
     }
 }
 
@@ -214,21 +221,35 @@ impl MemoryRecordStore {
         key: &Key,
         own: Option<&Holder>,
         timeout: Option<Duration>,
+        cancellation: Option<&Cancellation>,
     ) -> Result<MutexGuard<'_, State>, Blocked> {
         let start = Instant::now();
+        let _alarm = cancellation.map(|it| it.on_cancel(self.alarm()));
         // A deadline beyond what the clock can hold never comes.
         let deadline = timeout.and_then(|timeout| start.checked_add(timeout));
         let mut state = self.state();
         loop {
+            if cancellation.is_some_and(Cancellation::is_cancelled) {
+                return Err(Blocked::Cancelled);
+            }
             let now = Instant::now();
             let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
                 return Ok(state);
             };
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Err(Blocked { holder: lock.holder.clone(), waited: now - start });
+                return Err(Blocked::TimedOut { holder: lock.holder.clone(), waited: now - start });
             }
             let lease_end = lock.lease.as_ref().map(|lease| lease.end);
             state = self.sleep(state, now, deadline.into_iter().chain(lease_end).min());
+        }
+    }
+
+    /// What wakes those who sleep. Not between a look and the sleep after it: so it takes the mutex.
+    fn alarm(&self) -> impl FnOnce() + Send + use<> {
+        let store = self.clone();
+        move || {
+            drop(store.state());
+            store.0.changed.notify_all();
         }
     }
 
@@ -251,7 +272,7 @@ impl RecordStore for MemoryRecordStore {
     fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
         let state = match claim {
             Claim::Holder(holder) => self
-                .wait_while_locked(key, Some(holder), timeout)
+                .wait_while_locked(key, Some(holder), timeout, None)
                 .map_err(|blocked| blocked.into_error("read", key))?,
             Claim::Token(_) => {
                 let state = self.state();
@@ -345,7 +366,7 @@ impl RecordStore for MemoryRecordStore {
 
     fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
         let mut state = self
-            .wait_while_locked(key, Some(holder), options.get_acquire_timeout())
+            .wait_while_locked(key, Some(holder), options.get_acquire_timeout(), options.get_cancellation())
             .map_err(|blocked| blocked.into_error("acquire_lock", key))?;
         let now = Instant::now();
         let lease = Lease::starting_now(options.get_hold_timeout());
@@ -386,7 +407,7 @@ impl RecordStore for MemoryRecordStore {
     }
 
     fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
-        Ok(self.wait_while_locked(key, None, timeout).is_ok())
+        Ok(self.wait_while_locked(key, None, timeout, None).is_ok())
     }
 
     fn force_release(&self, key: &Key) -> Result<bool> {

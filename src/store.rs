@@ -155,11 +155,13 @@ pub trait RecordStore: Debug + Send + Sync {
     /// Takes the lock, or starts its lease anew if the same holder has it. See
     /// [`RecordStoreExt::acquire_lock`].
     ///
-    /// `options` give the timeouts; the holder is `holder`.
+    /// `options` give the timeouts and the cancellation; the holder is `holder`.
     ///
     /// # Errors
     ///
-    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    /// [`Error::LockTimeout`] when the time is up; it names the holder. [`Error::Cancelled`] as soon
+    /// as it is cancelled: [`Cancellation::on_cancel`](crate::Cancellation::on_cancel) wakes one who
+    /// waits.
     fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
         let _ = (key, holder, options);
         Err(Error::Unsupported { method: "acquire_lock" })
@@ -614,7 +616,8 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// # Errors
     ///
-    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    /// [`Error::LockTimeout`] when the time is up; it names the holder. [`Error::Cancelled`] if the
+    /// options have a [`Cancellation`](crate::Cancellation) that is.
     fn acquire_lock(&self, key: impl IntoKey, options: &LockOptions) -> Result<LockToken> {
         let holder = options.resolve_holder();
         Ok(self.acquire(&key.into_key()?, &holder, options)?.token)
@@ -659,7 +662,8 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// # Errors
     ///
-    /// [`Error::LockTimeout`] when the time is up; it names the holder.
+    /// [`Error::LockTimeout`] when the time is up; it names the holder. [`Error::Cancelled`] if the
+    /// options have a [`Cancellation`](crate::Cancellation) that is.
     fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<LockGuard<'_, Self>> {
         LockGuard::acquire(self, key.into_key()?, &options)
     }

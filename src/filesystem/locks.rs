@@ -1,6 +1,6 @@
 //! Taking, renewing and giving back locks.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::FileSystemRecordStore;
 use super::clock::Reading;
@@ -22,9 +22,9 @@ impl FileSystemRecordStore {
         let context = Context::new("acquire_lock", key);
         self.writable(context)?;
         let deadline = Deadline::after(options.get_acquire_timeout());
-        let hold_timeout = options.get_hold_timeout();
-        let taken = self.wait(key, Manner::InLine, deadline, context, |place| {
-            self.take_round(key, holder, hold_timeout, place, deadline, context)
+        let manner = Manner::InLine(options.get_cancellation());
+        let taken = self.wait(key, manner, deadline, context, |place| {
+            self.take_round(key, holder, options, place, deadline, context)
         });
         // Only who was in line can have been waited for.
         if taken.is_err() && options.get_acquire_timeout() != Some(Duration::ZERO) {
@@ -38,7 +38,7 @@ impl FileSystemRecordStore {
         &self,
         key: &Key,
         holder: &Holder,
-        hold_timeout: Option<Duration>,
+        options: &LockOptions,
         place: Option<&Place>,
         deadline: Deadline,
         context: Context<'_>,
@@ -51,12 +51,21 @@ impl FileSystemRecordStore {
             return Ok(Round::Held(found));
         }
         let here = Owner::here(&self.layout, context)?;
-        let Some(latch) = Latch::enter_by(&self.layout, key, deadline.for_latch(), context)? else {
-            return Err(self.timed_out(key, None, deadline, context));
+        let by = deadline.for_latch();
+        // Who may be cancelled does not wait in the kernel, where nothing would wake it.
+        let a_try = options.get_cancellation().map(|_| soon());
+        let Some(latch) = Latch::enter_by(&self.layout, key, by.into_iter().chain(a_try).min(), context)?
+        else {
+            let timed_out = by.is_some_and(|by| Instant::now() >= by);
+            return if timed_out {
+                Err(self.timed_out(key, None, deadline, context))
+            } else {
+                Ok(Round::Again)
+            };
         };
         let judged = self.judge(key, &claim, context)?;
         let now = Reading::now();
-        let lease = Lease::starting(&now, hold_timeout);
+        let lease = Lease::starting(&now, options.get_hold_timeout());
         match judged {
             Judged::Other(found) => Ok(Round::Held(found)),
             Judged::Mine(found) => Ok(if self.restart_lease(&found.lock, lease, &here, context)? {

@@ -7,6 +7,7 @@
 #![cfg(target_os = "linux")]
 
 mod bad_input;
+mod cancellation;
 #[cfg(feature = "cli")]
 mod cli;
 mod conformance;

@@ -90,11 +90,9 @@ const OPERATIONS: &[Operation] = &[
         "openat flock fstat getpid openat fstat read getpid close getpid unlinkat flock close futex",
         |at, n| at.durable.release_lock(format!("lock-{n}"), at.tokens[n].get()).unwrap(),
     ),
-    Operation(
-        "try_lock, held by name",
-        "getpid newfstatat getpid openat fstat read close",
-        |at, _| assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none()),
-    ),
+    Operation("try_lock, held by name", "getpid newfstatat getpid openat fstat read close", |at, _| {
+        assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none())
+    }),
     Operation(
         "try_lock, held by a process",
         "getpid newfstatat getpid openat fstat read getpid openat flock close close",

@@ -23,7 +23,7 @@ use super::layout::Context;
 use super::lease::Term;
 use super::look::Found;
 use crate::trace::Waiting;
-use crate::{Error, Holder, Key, Result};
+use crate::{Cancellation, Error, Holder, Key, Result};
 
 #[cfg(not(all(target_os = "linux", not(record_store_elsewhere))))]
 pub(super) use elsewhere::{Events, Place, Turn};
@@ -82,9 +82,9 @@ pub(super) fn soon() -> Instant {
 
 /// How one waits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Manner {
-    /// For the lock itself, in turn.
-    InLine,
+pub(super) enum Manner<'a> {
+    /// For the lock itself, in turn, unless this is cancelled.
+    InLine(Option<&'a Cancellation>),
     /// To see the key free, beside all others.
     Watching,
 }
@@ -105,7 +105,7 @@ impl FileSystemRecordStore {
     pub(super) fn wait<T>(
         &self,
         key: &Key,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Deadline,
         context: Context<'_>,
         round: impl FnMut(Option<&Place>) -> Result<Round<T>>,
@@ -121,7 +121,7 @@ impl FileSystemRecordStore {
     fn rounds<T>(
         &self,
         key: &Key,
-        manner: Manner,
+        manner: Manner<'_>,
         deadline: Deadline,
         context: Context<'_>,
         mut round: impl FnMut(Option<&Place>) -> Result<Round<T>>,
@@ -129,9 +129,12 @@ impl FileSystemRecordStore {
     ) -> Result<T> {
         let mut place = None;
         let mut in_line = manner == Manner::Watching;
-        let mut report = None;
+        let cancellation = if let Manner::InLine(cancellation) = manner { cancellation } else { None };
+        let (mut report, mut _alarm) = (None, None);
         for rounds in 0.. {
             let seen = self.events.observe(key, place.as_ref());
+            // Not before the word was noted: an alarm in between would be slept through.
+            cancellation.map_or(Ok(()), |it| it.check(context.operation, key))?;
             let mut found_before = None;
             let (holder, mut pause) = match round(place.as_ref())? {
                 Round::Done(done) => {
@@ -160,6 +163,7 @@ impl FileSystemRecordStore {
                 // Who frees the key from now on knows of this wait. Who did so before did not: look
                 // again.
                 place = self.events.join(key, &self.layout, context)?;
+                _alarm = cancellation.map(|it| it.on_cancel(self.events.alarm(key, place.as_ref())));
                 in_line = true;
                 continue;
             }

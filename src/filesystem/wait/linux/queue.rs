@@ -182,6 +182,26 @@ impl Events {
         }))
     }
 
+    /// What makes the one who waits look again, also from another thread and when it has just left.
+    pub(in crate::filesystem::wait) fn alarm(
+        self: &Arc<Self>,
+        key: &Key,
+        place: Option<&Place>,
+    ) -> impl FnOnce() + Send + use<> {
+        let events = Arc::clone(self);
+        let (index, slot) = (usize::from(latch::index_of(key)), place.map(|place| place.slot));
+        move || {
+            let Some(table) = events.shared.to_change() else { return };
+            if let Some(slot) = slot {
+                call(&table.slots[slot]);
+            } else {
+                let freed = &table.counters[index].freed;
+                freed.fetch_add(1, Release);
+                let _ = futex::wake(freed, futex::Flags::empty(), i32::MAX.unsigned_abs());
+            }
+        }
+    }
+
     /// Has the end of processes reported to those who wait for this key, as long as the answer is
     /// kept. `None` if the system refuses: then they find out when they look again.
     pub(in crate::filesystem::wait) fn report_deaths(
