@@ -29,8 +29,8 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use = "options do nothing until something is done with them"]
 pub struct UpdateOptions {
-    lock: LockOptions,
-    write: WriteOptions,
+    pub(crate) lock: LockOptions,
+    pub(crate) write: WriteOptions,
 }
 
 impl UpdateOptions {
@@ -71,7 +71,7 @@ impl From<LockOptions> for UpdateOptions {
 
 /// For so long one stands in line for a lock that nobody seemed to hold, before one looks again
 /// whether the record has come meanwhile: then all who wait for it go on at once.
-const A_TRY: Duration = Duration::from_millis(5);
+pub(crate) const A_TRY: Duration = Duration::from_millis(5);
 
 /// See [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
 pub(crate) fn get_or_compute<R, E, S>(

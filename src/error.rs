@@ -242,12 +242,12 @@ pub enum Error {
     },
 
     /// No thread could be started.
-    #[error("{}: cannot start a thread", Subject(operation, Some(key)))]
+    #[error("{}: cannot start a thread", Subject(operation, key.as_ref()))]
     Thread {
         /// The operation that needed one.
         operation: &'static str,
-        /// The key.
-        key: Key,
+        /// The key, where one is concerned.
+        key: Option<Key>,
         /// What the operating system said.
         source: io::Error,
     },
@@ -371,7 +371,6 @@ impl Error {
             | Error::KeyMismatch { key, .. }
             | Error::RecordTooLarge { key, .. }
             | Error::Encode { key, .. }
-            | Error::Thread { key, .. }
             | Error::Hook { key, .. }
             | Error::UnsupportedIsolationLevel { key, .. }
             | Error::Decode { key, .. } => Some(key),
@@ -379,6 +378,7 @@ impl Error {
             | Error::CorruptLock { key, .. }
             | Error::NotARegularFile { key, .. }
             | Error::Io { key, .. }
+            | Error::Thread { key, .. }
             | Error::ReadOnly { key, .. } => key.as_ref(),
             _ => None,
         }

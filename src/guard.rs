@@ -253,7 +253,7 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
         self.keep_alive = None;
         let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| Error::Thread {
             operation: "keep_alive",
-            key: self.key.clone(),
+            key: Some(self.key.clone()),
             source,
         })?;
         self.keep_alive = Some(started);

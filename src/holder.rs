@@ -55,15 +55,14 @@ impl Holder {
     }
 
     fn compute() -> Self {
-        let host = hostname::get().unwrap_or_default();
         let thread = std::thread::current();
-        let mut name = format!(
-            "{}:{}:{}:{}",
-            host.to_string_lossy(),
-            std::process::id(),
-            thread_id(),
-            thread.name().unwrap_or_default(),
-        );
+        Self::of_process(&format!("{}:{}", thread_id(), thread.name().unwrap_or_default()))
+    }
+
+    /// A part of this process: `host:pid:part`.
+    pub(crate) fn of_process(part: &str) -> Self {
+        let host = hostname::get().unwrap_or_default();
+        let mut name = format!("{}:{}:{part}", host.to_string_lossy(), std::process::id());
         // A thread may be named at any length.
         name.truncate(name.floor_char_boundary(Self::MAX_BYTES));
         Self { name: name.into(), process_bound: true }
@@ -110,13 +109,13 @@ impl fmt::Display for Holder {
 }
 
 #[cfg(target_os = "linux")]
-fn thread_id() -> u64 {
+pub(crate) fn thread_id() -> u64 {
     u64::from(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
 }
 
 /// Without a portable thread id, threads are numbered as they first ask.
 #[cfg(not(target_os = "linux"))]
-fn thread_id() -> u64 {
+pub(crate) fn thread_id() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
     static NEXT: AtomicU64 = AtomicU64::new(1);
     std::thread_local! { static ID: u64 = NEXT.fetch_add(1, Ordering::Relaxed); }

@@ -69,7 +69,8 @@
 //! * A [named](Holder::named) holder without a hold timeout keeps its lock for ever if it forgets to
 //!   release, for that is what naming is for. [`break_lock`](RecordStoreExt::break_lock) helps.
 //! * The default holder is the thread. Two guards of one thread for one key are one lock; so are two
-//!   tasks that share a thread.
+//!   tasks that share a thread. The module `tokio`, behind the feature of that name, has a holder for
+//!   each task, and futures that do not block.
 //!
 //! # For those who know Prefect
 //!
@@ -136,6 +137,7 @@ mod key;
 mod lock;
 mod lock_all;
 mod memory;
+mod per_process;
 mod record;
 mod same;
 mod store;
@@ -148,6 +150,8 @@ pub mod conformance;
 // Pages to read, with nothing to use in them.
 #[cfg(any(doc, doctest))]
 pub mod guide;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 
 pub use cancellation::{Cancellation, OnCancel};
 pub use compute::UpdateOptions;

@@ -132,6 +132,12 @@ impl LockOptions {
         self.holder.clone().unwrap_or_else(Holder::current)
     }
 
+    /// The holder that was set.
+    #[must_use]
+    pub fn get_holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
+    }
+
     /// The longest wait. `None`: for ever.
     #[must_use]
     pub fn get_acquire_timeout(&self) -> Option<Duration> {

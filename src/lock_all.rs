@@ -89,7 +89,7 @@ impl<'a, S: RecordStore + ?Sized> Attempt<'a, '_, S> {
     fn succeeds(&mut self, keys: &[Key]) -> Result<bool> {
         for key in keys {
             loop {
-                let (timeout, is_last) = self.next_wait();
+                let (timeout, is_last) = next_wait(self.options, self.start, !self.guards.is_empty());
                 match self.lock(key, timeout) {
                     Ok(guard) => break self.guards.push(guard),
                     Err(error) if error.is_timeout() && !is_last => {}
@@ -102,20 +102,6 @@ impl<'a, S: RecordStore + ?Sized> Attempt<'a, '_, S> {
         }
         // The first lock may have been waiting for the last one for most of its lease.
         self.renewed()
-    }
-
-    /// How long to wait for a lock before the others have to be renewed, and whether the time is up
-    /// then.
-    fn next_wait(&self) -> (Option<Duration>, bool) {
-        let left =
-            self.options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(self.start.elapsed()));
-        let renew_after =
-            self.options.get_hold_timeout().filter(|_| !self.guards.is_empty()).map(|hold| hold / 3);
-        match (left, renew_after) {
-            (Some(left), Some(renew)) if renew < left => (Some(renew), false),
-            (None, Some(renew)) => (Some(renew), false),
-            (left, _) => (left, true),
-        }
     }
 
     fn lock(&self, key: &Key, timeout: Option<Duration>) -> Result<LockGuard<'a, S>> {
@@ -134,5 +120,17 @@ impl<'a, S: RecordStore + ?Sized> Attempt<'a, '_, S> {
             Err(Error::LockLost { .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// How long to wait for a lock before those that are held already have to be renewed, and whether the
+/// time is up then.
+pub(crate) fn next_wait(options: &LockOptions, start: Instant, holds_any: bool) -> (Option<Duration>, bool) {
+    let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
+    let renew_after = options.get_hold_timeout().filter(|_| holds_any).map(|hold| hold / 3);
+    match (left, renew_after) {
+        (Some(left), Some(renew)) if renew < left => (Some(renew), false),
+        (None, Some(renew)) => (Some(renew), false),
+        (left, _) => (left, true),
     }
 }

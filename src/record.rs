@@ -93,6 +93,12 @@ impl WriteOptions {
         self.claim.clone().unwrap_or_else(Claim::current)
     }
 
+    /// The claim that was set.
+    #[must_use]
+    pub fn get_claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+
     /// How long the record is to live. `None`: for ever.
     #[must_use]
     pub fn get_time_to_live(&self) -> Option<Duration> {

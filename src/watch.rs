@@ -78,6 +78,17 @@ pub enum RecordChange {
     Removed,
 }
 
+impl RecordChange {
+    /// What became of a record that is not as it was seen.
+    pub(crate) fn between(seen: &RecordVersion, now: &RecordVersion) -> Self {
+        match (seen.is_absent(), now.is_absent()) {
+            (true, _) => RecordChange::Appeared,
+            (false, true) => RecordChange::Removed,
+            (false, false) => RecordChange::Changed,
+        }
+    }
+}
+
 /// Watches one record, by [`RecordStoreExt::watch`](crate::RecordStoreExt::watch).
 ///
 /// Remembers the state that it last saw, so nothing that happens between two waits is missed. Of
@@ -125,11 +136,7 @@ impl<'a, S: RecordStore + ?Sized> RecordWatch<'a, S> {
     /// As for [`RecordStoreExt::exists`](crate::RecordStoreExt::exists). The watch can go on.
     pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<RecordChange>> {
         let Some(now) = self.store.wait_for_change(&self.key, &self.seen, timeout)? else { return Ok(None) };
-        let change = match (self.seen.is_absent(), now.is_absent()) {
-            (true, _) => RecordChange::Appeared,
-            (false, true) => RecordChange::Removed,
-            (false, false) => RecordChange::Changed,
-        };
+        let change = RecordChange::between(&self.seen, &now);
         self.seen = now;
         Ok(Some(change))
     }

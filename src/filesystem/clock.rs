@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::per_process::PerProcess;
+use crate::per_process::PerProcess;
 
 /// Between two readings of one epoch the boot clock can be compared: one boot of the machine, and
 /// one time namespace, which may shift that clock.

@@ -15,7 +15,6 @@ mod locks;
 mod look;
 mod open;
 mod owner;
-mod per_process;
 mod publish;
 mod records;
 mod sidecar;

@@ -20,8 +20,8 @@ use serde::Serialize;
 use super::latch;
 use super::layout::{self, Context, Layout, OWNERS, Refusal};
 use super::lease::Liveness;
-use super::per_process::PerProcess;
 use super::sidecar;
+use crate::per_process::PerProcess;
 use crate::{Error, Result};
 
 /// This process's stake in one store.

@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod bad_input;
 mod cancellation;
 #[cfg(feature = "cli")]

@@ -19,8 +19,8 @@ use crate::Key;
 use crate::filesystem::layout::{Layout, OWNERS};
 use crate::filesystem::lease::Liveness;
 use crate::filesystem::owner;
-use crate::filesystem::per_process::PerProcess;
 use crate::filesystem::sidecar;
+use crate::per_process::PerProcess;
 
 /// The reports of this process.
 struct Reports {

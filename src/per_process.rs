@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One value a process. A forked child begins with a fresh one, behind a lock of its own: the lock
 /// that it inherited may be held by a thread that does not exist in it, and would never be free.
-pub(super) struct PerProcess<T> {
+pub(crate) struct PerProcess<T> {
     oldest: Link<T>,
 }
 
@@ -18,13 +18,19 @@ struct Node<T> {
     younger: Link<T>,
 }
 
+impl<T: Default> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T: Default> PerProcess<T> {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { oldest: OnceLock::new() }
     }
 
     /// This process's value.
-    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         let process = std::process::id();
         let mut link = &self.oldest;
         loop {

@@ -1,0 +1,248 @@
+//! Each operation does what the one that blocks does.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use record_store::tokio::{AsyncRecordStore, current_holder};
+use record_store::{
+    Durability, Error, IsolationLevel, LockOptions, MemoryRecordStore, RecordChange, RecordStore,
+    UpdateOptions, WriteOptions,
+};
+use tempfile::tempdir;
+
+use super::{narrow, wide};
+use crate::support::{PATIENCE, as_named, millis, named, open_with};
+
+type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
+
+fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
+    let dir = tempdir().unwrap();
+    let stores: [Arc<dyn RecordStore>; 2] =
+        [Arc::new(open_with(dir.path(), Durability::Relaxed)), Arc::new(MemoryRecordStore::new())];
+    for store in stores {
+        narrow().block_on(check(AsyncRecordStore::new(store)));
+    }
+}
+
+#[test]
+fn records() {
+    with_each_store(async |store| {
+        assert!(store.read::<u8>("k").await.unwrap().is_none());
+        // What is borrowed need not live for ever.
+        let text = String::from("one");
+        store.write("k", text.as_str()).await.unwrap();
+        assert_eq!(store.read::<String>("k").await.unwrap().unwrap().result, "one");
+        assert!(store.exists("k").await.unwrap());
+        assert!(!store.write_if_absent("k", "two", WriteOptions::new()).await.unwrap());
+        let swap = |from, to| store.compare_and_swap("k", Some(from), to, WriteOptions::new());
+        assert!(!swap("two", "three").await.unwrap());
+        assert!(swap("one", "two").await.unwrap());
+        let short = WriteOptions::new().time_to_live(Duration::ZERO);
+        store.write_with("brief", &1, short).await.unwrap();
+        assert!(!store.exists("brief").await.unwrap());
+        assert!(store.remove("k").await.unwrap());
+        assert!(!store.remove("k").await.unwrap());
+        assert!(matches!(store.write("k", &f64::NAN).await, Err(Error::Encode { .. })));
+        assert!(matches!(store.read::<u8>("").await, Err(Error::InvalidKey { .. })));
+        assert!(store.supports_isolation_level(IsolationLevel::Serializable));
+    });
+}
+
+#[test]
+fn locks() {
+    with_each_store(async |store| {
+        let (me, other) = (current_holder(), named("other"));
+        let token = store.acquire_lock("k", &LockOptions::new()).await.unwrap();
+        assert_eq!(store.acquire_lock("k", &LockOptions::new()).await.unwrap(), token, "it has it");
+        assert!(store.is_locked("k").await.unwrap());
+        assert!(store.is_lock_holder("k", &me).await.unwrap());
+        assert!(!store.is_lock_holder("k", &other).await.unwrap());
+        assert!(store.try_lock("k", as_named("other")).await.unwrap().is_none());
+        assert!(matches!(store.write_as("k", &1, &other).await, Err(Error::Locked { .. })));
+        assert!(matches!(store.remove_as("k", &other).await, Err(Error::Locked { .. })));
+        store.write("k", &1).await.unwrap();
+        store.write_as("k", &2, token).await.unwrap();
+        assert_eq!(store.read_as::<u8>("k", token).await.unwrap().unwrap().result, 2);
+        assert!(matches!(store.release_lock("k", &other).await, Err(Error::NotLockHolder { .. })));
+        store.renew("k", token, Some(PATIENCE)).await.unwrap();
+        let info = store.lock_info("k").await.unwrap().unwrap();
+        assert!(info.remaining().is_some() && info.holder() == &me);
+        assert!(!store.wait_for_lock("k", Some(Duration::ZERO)).await.unwrap());
+        store.release_lock("k", me).await.unwrap();
+        assert!(matches!(store.release_lock("k", token).await, Err(Error::LockLost { .. })));
+        store.acquire_lock("k", &as_named("other")).await.unwrap();
+        assert!(store.break_lock("k").await.unwrap());
+        assert!(store.wait_for_lock("k", None).await.unwrap());
+    });
+}
+
+#[test]
+fn listings() {
+    with_each_store(async |store| {
+        let keys: BTreeSet<_> = (0..300).map(|number| format!("k{number}")).collect();
+        for key in &keys {
+            store.write_with(key, &1, WriteOptions::new()).await.unwrap();
+        }
+        let mut listed = BTreeSet::new();
+        let mut listing = store.keys().await.unwrap();
+        while let Some(key) = listing.next().await {
+            listed.insert(key.unwrap().to_string());
+        }
+        assert!(listing.next().await.is_none());
+        assert_eq!(listed, keys);
+        // Those that nobody reads to the end are in nobody's way, however many.
+        let mut unread = Vec::new();
+        for _ in 0..70 {
+            unread.push(store.keys().await.unwrap());
+        }
+        assert!(unread[69].next().await.is_some());
+        let _guard = store.lock("k1", LockOptions::new()).await.unwrap();
+        let mut locks = store.locks().await.unwrap();
+        assert_eq!(locks.next().await.unwrap().unwrap().key().as_str(), "k1");
+        assert!(locks.next().await.is_none());
+    });
+}
+
+#[test]
+fn what_a_store_does_not_support_is_an_error() {
+    #[derive(Clone, Debug)]
+    struct Poor;
+    impl RecordStore for Poor {
+        fn read_json(
+            &self,
+            _: &record_store::Key,
+            _: &record_store::Claim,
+            _: Option<Duration>,
+        ) -> record_store::Result<Option<record_store::Json>> {
+            panic!("poor");
+        }
+        fn write_json(
+            &self,
+            _: &record_store::Key,
+            _: &serde_json::value::RawValue,
+            _: &record_store::Claim,
+            _: &WriteOptions,
+        ) -> record_store::Result<()> {
+            Ok(())
+        }
+        fn record_exists(&self, _: &record_store::Key) -> record_store::Result<bool> {
+            Ok(false)
+        }
+    }
+    let store = AsyncRecordStore::new(Poor);
+    narrow().block_on(async {
+        assert!(matches!(store.keys().await, Err(Error::Unsupported { method: "keys" })));
+        let lock = store.lock("k", LockOptions::new()).await;
+        assert!(matches!(lock, Err(Error::Unsupported { method: "acquire_lock" })));
+        let panics = tokio::spawn(async move { store.read::<u8>("k").await.map(drop) });
+        assert!(panics.await.unwrap_err().is_panic(), "a panic is the caller's");
+    });
+}
+
+#[test]
+fn several_locks() {
+    with_each_store(async |store| {
+        let hold = LockOptions::new().hold_timeout(PATIENCE);
+        let guards = store.lock_all(["b", "a", "b"], hold).await.unwrap();
+        let keys: Vec<_> = guards.iter().map(|guard| guard.key().as_str()).collect();
+        assert_eq!(keys, ["a", "b"]);
+        guards.get("a").unwrap().write(&1).await.unwrap();
+        assert!(guards.get("c").is_none());
+        guards.renew().await.unwrap();
+        let late = as_named("other").acquire_timeout(millis(20));
+        let error = store.lock_all(["0", "b"], late).await.unwrap_err();
+        assert!(error.is_timeout() && error.key().unwrap().as_str() == "b");
+        guards.release().await.unwrap();
+        super::until("all or none", async || !store.is_locked("0").await.unwrap()).await;
+        assert!(!store.is_locked("a").await.unwrap());
+    });
+}
+
+#[test]
+fn a_lock_waited_for_longer_than_a_lease_leaves_the_others_held() {
+    with_each_store(async |store| {
+        let blocker = store.lock("b", as_named("other")).await.unwrap();
+        let waits = tokio::spawn({
+            let store = store.clone();
+            async move { store.lock_all(["a", "b"], LockOptions::new().hold_timeout(millis(300))).await }
+        });
+        tokio::time::sleep(millis(500)).await;
+        blocker.release().await.unwrap();
+        let guards = waits.await.unwrap().unwrap();
+        guards.release().await.unwrap();
+    });
+}
+
+#[test]
+fn a_watch_misses_nothing() {
+    with_each_store(async |store| {
+        let mut watch = store.watch("k").await.unwrap();
+        assert_eq!(watch.next(Some(Duration::ZERO)).await.unwrap(), None);
+        store.write("k", &1).await.unwrap();
+        assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Appeared));
+        store.write("k", &1).await.unwrap();
+        assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Changed));
+        // A wait that is given up has not seen what comes after.
+        assert!(tokio::time::timeout(millis(20), watch.next(None)).await.is_err());
+        store.remove("k").await.unwrap();
+        assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Removed));
+        assert_eq!(watch.key().as_str(), "k");
+        let waits = tokio::spawn({
+            let store = store.clone();
+            async move { store.wait_for_record("k", Some(PATIENCE)).await }
+        });
+        tokio::time::sleep(millis(20)).await;
+        store.write("k", &1).await.unwrap();
+        // It may have come before the wait began.
+        store.write("k", &2).await.unwrap();
+        assert!(waits.await.unwrap().unwrap());
+    });
+}
+
+#[test]
+fn fifty_tasks_compute_once() {
+    let dir = tempdir().unwrap();
+    for runtime in [narrow(), wide()] {
+        let store = super::open(dir.path());
+        runtime.block_on(async {
+            store.remove("k").await.unwrap();
+            let computed = Arc::new(AtomicU32::new(0));
+            let tasks: Vec<_> = (0..50)
+                .map(|_| {
+                    let (store, computed) = (store.clone(), Arc::clone(&computed));
+                    tokio::spawn(async move {
+                        let options = UpdateOptions::new().lock(super::patient());
+                        let compute = async || {
+                            tokio::time::sleep(millis(30)).await;
+                            Ok::<u32, Error>(7 + computed.fetch_add(1, Ordering::Relaxed))
+                        };
+                        store.get_or_compute("k", options, compute).await
+                    })
+                })
+                .collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap().unwrap(), 7);
+            }
+            assert_eq!(computed.load(Ordering::Relaxed), 1);
+            assert!(!store.is_locked("k").await.unwrap());
+        });
+    }
+}
+
+#[test]
+fn a_failed_computation_stores_nothing() {
+    with_each_store(async |store| {
+        let fails = async || Err::<u8, _>(Error::Unsupported { method: "compute" });
+        assert!(store.get_or_compute("k", LockOptions::new(), fails).await.is_err());
+        let fails = async |_: Option<u8>| Err::<u8, _>(Error::Unsupported { method: "compute" });
+        assert!(store.update("k", LockOptions::new(), fails).await.is_err());
+        assert!(!store.exists("k").await.unwrap());
+        let counts = async |old: Option<u8>| Ok::<u8, Error>(old.unwrap_or(0) + 1);
+        assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 1);
+        assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 2);
+        let never = async || panic!("it is there");
+        assert_eq!(store.get_or_compute::<u8, Error, _>("k", LockOptions::new(), never).await.unwrap(), 2);
+    });
+}
