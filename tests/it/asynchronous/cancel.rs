@@ -313,8 +313,9 @@ fn a_lock_that_comes_too_late_is_released_before_its_holder_gets_another() {
                 // The lock is there, and the thread on its way back, when nobody wants it any more.
                 assert!(polled(1, store.lock("k", LockOptions::new())).await.is_none());
                 let guard = store.lock("k", LockOptions::new()).await.unwrap();
-                sleep(millis(1)).await;
-                guard.release().await.unwrap_or_else(|error: Error| panic!("not its own: {error}"));
+                sleep(millis(3)).await;
+                guard.write(&1).await.unwrap_or_else(|error: Error| panic!("not its own: {error}"));
+                guard.release().await.unwrap();
             }
         });
     }
