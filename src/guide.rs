@@ -6,7 +6,7 @@
 //! 4. [Waiting for a record](watching).
 //! 5. [Several keys](several_keys) at once.
 //! 6. [Transactions](transactions): work that is committed or rolled back as a whole.
-//! 7. Asynchronous programs: the module `tokio`, with the feature of that name.
+//! 7. [Asynchronous programs](asynchronous), with the feature `tokio`.
 //! 8. [Seeing what goes on](observing), with the feature `tracing`.
 //! 9. [The command line](command_line), with the feature `cli`.
 
@@ -229,6 +229,59 @@ pub mod several_keys {}
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub mod transactions {}
+
+/// # Asynchronous programs
+///
+/// With the feature `tokio` the module `record_store::tokio` has the same operations as futures. None of
+/// them blocks the executor, however long it waits, and each task is a holder of its own:
+///
+/// ```
+/// # #[cfg(feature = "tokio")]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use record_store::tokio::AsyncRecordStore;
+/// use record_store::{Error, FileSystemRecordStore, LockOptions};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path();
+/// let store = AsyncRecordStore::new(FileSystemRecordStore::open(dir)?);
+/// let mut pool = Vec::new();
+/// for worker in 0..20 {
+///     let store = store.clone();
+///     pool.push(tokio::spawn(async move {
+///         // One task computes, the others wait without a thread of their own.
+///         let first: u32 =
+///             store.get_or_compute("first", LockOptions::new(), async || Ok::<_, Error>(worker)).await?;
+///         let guard = store.lock("count", LockOptions::new()).await?;
+///         let count = guard.read::<u32>().await?.map_or(0, |record| record.result);
+///         guard.write(&(count + 1)).await?;
+///         guard.release().await?;
+///         Ok::<_, Error>(first)
+///     }));
+/// }
+/// for worker in pool {
+///     worker.await??;
+/// }
+/// assert_eq!(store.read::<u32>("count").await?.unwrap().result, 20);
+///
+/// // Whoever does not want to wait any longer drops the future: no lock and no place in the line stays.
+/// let held = store.lock("report", LockOptions::new()).await?;
+/// let other = tokio::spawn({
+///     let store = store.clone();
+///     async move {
+///         let wait = store.lock("report", LockOptions::new());
+///         tokio::time::timeout(Duration::from_millis(10), wait).await.is_err()
+///     }
+/// });
+/// assert!(other.await?, "it is held");
+/// held.release().await?;
+/// # Ok(())
+/// # }
+/// # #[cfg(not(feature = "tokio"))]
+/// # fn main() {}
+/// ```
+pub mod asynchronous {}
 
 /// # Seeing what goes on
 ///

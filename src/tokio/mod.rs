@@ -1,4 +1,4 @@
-//! The store's operations as futures, for programs on [Tokio](https://docs.rs/tokio). Behind the
+//! The store's operations as futures, for programs on [Tokio](https://tokio.rs). Behind the
 //! feature `tokio`.
 //!
 //! An [`AsyncRecordStore`] wraps a store. Its methods are those of
