@@ -141,6 +141,7 @@ mod per_process;
 mod record;
 mod same;
 mod store;
+mod store_ext;
 mod trace;
 mod transaction;
 mod watch;
@@ -165,7 +166,8 @@ pub use lock::{Acquired, Claim, LockInfo, LockOptions, LockState, LockToken};
 pub use lock_all::LockGuards;
 pub use memory::MemoryRecordStore;
 pub use record::{Json, TransactionRecord, WriteOptions};
-pub use store::{IsolationLevel, Listing, RecordStore, RecordStoreExt};
+pub use store::{IsolationLevel, Listing, RecordStore};
+pub use store_ext::RecordStoreExt;
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use watch::{RecordChange, RecordVersion, RecordWatch};
 
