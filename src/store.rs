@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 
+#[cfg(doc)]
+use crate::RecordStoreExt;
 use crate::record::Json;
 use crate::{
     Acquired, Claim, Error, Holder, Key, LockInfo, LockOptions, RecordVersion, Result, WriteOptions,

@@ -91,7 +91,7 @@ const OPERATIONS: &[Operation] = &[
         |at, n| at.durable.release_lock(format!("lock-{n}"), at.tokens[n].get()).unwrap(),
     ),
     Operation("try_lock, held by name", "getpid newfstatat getpid openat fstat read close", |at, _| {
-        assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none())
+        assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none());
     }),
     Operation(
         "try_lock, held by a process",
