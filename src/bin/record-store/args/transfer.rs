@@ -11,6 +11,7 @@ use super::{Change, Store};
 ///
 /// Each line is an object with the fields key and result, in no order. `import` reads them back.
 /// A line feed inside a result, between its values, becomes a space; nothing else of a result changes.
+/// Times to live are left out: what is imported lives for ever.
 ///
 /// Waits while another holds the lock of a record, and writes what it committed. Each record is read
 /// at a moment of its own. FILE is replaced in one step when all is written: half an export never
