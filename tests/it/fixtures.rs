@@ -152,6 +152,22 @@ fn every_sound_record_is_listed() {
 }
 
 #[test]
+fn records_end_when_their_file_says() {
+    each_way("expiring", |store| {
+        assert!(store.try_read::<Json>("ended", Duration::ZERO).unwrap().is_none());
+        assert!(!store.exists("ended").unwrap());
+        let lives = store.try_read::<Json>("lives", Duration::ZERO).unwrap().expect("it lives");
+        assert_eq!(lives.result.get(), "\"still here\"");
+        assert!(store.exists("lives").unwrap());
+        let listed: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
+        assert_eq!(listed, ["lives"]);
+    });
+    let (dir, store) = copy_of("expiring");
+    assert_eq!(store.sweep().unwrap().records, 1);
+    assert!(dir.path().join("lives.json").exists() && !dir.path().join("ended.json").exists());
+}
+
+#[test]
 fn every_sound_lock_is_understood() {
     each_way("sound", |store| {
         let mut listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
