@@ -290,6 +290,8 @@ fn in_fork<T>(shared: T, work: impl FnOnce(T)) -> T {
     // holds no lock that the child could need.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => {
+            // Whatever becomes of it, it is not left behind.
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(shared)));
             std::process::exit(i32::from(done.is_err()));
         }
