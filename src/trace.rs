@@ -1,14 +1,6 @@
 //! What the feature `tracing` tells. Without it these functions are empty, and cost nothing.
-//!
-//! | what | level | fields |
-//! | --- | --- | --- |
-//! | span `wait`: a call waits for another holder's lock | debug | `operation`, `key`, `holder` |
-//! | the wait is over, in it | debug | `waited` |
-//! | the call gave up, in it | debug | `waited` |
-//! | a lock whose lease ran out was taken over | info | `key`, `token`, `holder` (the late one) |
-//! | a lock whose owner is dead was taken over | info | `key`, `token`, `holder` (the dead one) |
-//! | a sweep cleared away what dead owners left | debug | `owners`, `staged`, `locks`, `records` |
-//! | a holder's lock is lost | warn | `operation`, `key`, `token` |
+//! The table of what is told is in the guide, under `observing`.
+
 use crate::filesystem::Swept;
 use crate::{Error, Holder, Key, LockState, LockToken, Result};
 

@@ -217,6 +217,23 @@ fn a_lock_that_was_lost_meanwhile_is_taken_again() {
 }
 
 #[test]
+fn one_lock_that_is_lost_is_told_and_the_others_are_cared_for() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let guards = store.lock_all(["a", "b", "c"], LockOptions::new().hold_timeout(PATIENCE)).unwrap();
+    guards.renew().unwrap();
+    assert!(store.break_lock("a").unwrap());
+    // Much shorter than what the guard renews it to.
+    store.renew("c", guards.get("c").unwrap().token(), Some(PATIENCE / 4)).unwrap();
+    assert!(guards.renew().unwrap_err().is_lock_lost());
+    let left = store.lock_info("c").unwrap().unwrap().remaining().unwrap();
+    assert!(left > PATIENCE / 2, "the last one was not renewed: {left:?}");
+    let released = guards.release();
+    assert!(matches!(released, Err(Error::LockLost { key, .. }) if key.as_str() == "a"));
+    assert!(!store.is_locked("b").unwrap() && !store.is_locked("c").unwrap());
+}
+
+#[test]
 fn who_dies_with_several_locks_frees_them_all() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());

@@ -18,12 +18,12 @@ struct Removed {
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
     let swept = store.sweep()?;
-    let Removed { records, locks } = Removed { records: swept.records, locks: swept.locks };
+    let removed = Removed { records: swept.records, locks: swept.locks };
     let mut out = Output::open();
     out.line(&if args.json {
-        json(&Removed { records, locks })?
+        json(&removed)?
     } else {
-        format!("{records} records and {locks} locks removed")
+        format!("{} records and {} locks removed", removed.records, removed.locks)
     })?;
     out.finish()
 }

@@ -1,6 +1,6 @@
 //! Guards: whose they are, and what becomes of them.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Instant;
 
 use record_store::tokio::{AsyncRecordStore, current_holder};
@@ -8,7 +8,7 @@ use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
 use tempfile::tempdir;
 
 use super::{Guard, narrow, open, patient, until, wide};
-use crate::support::{as_named, millis, names_in, storm};
+use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
 #[test]
 fn two_tasks_of_one_thread_exclude_each_other() {
@@ -202,5 +202,25 @@ fn a_lease_is_kept_alive() {
         }
         drop(guard);
         until("released", async || !store.is_locked("k").await.unwrap()).await;
+    });
+}
+
+#[test]
+fn a_lease_is_kept_no_longer_than_its_guard() {
+    let store = AsyncRecordStore::new(MemoryRecordStore::new());
+    narrow().block_on(async {
+        for released in [true, false] {
+            let (lost, is_lost) = channel();
+            let mut guard = store.lock("k", LockOptions::new().hold_timeout(millis(900))).await.unwrap();
+            guard.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
+            if released {
+                guard.release().await.unwrap();
+            } else {
+                drop(guard);
+            }
+            // Whoever still renewed would find the lock lost. Who does not lets go of the sender.
+            let told = is_lost.recv_timeout(PATIENCE);
+            assert!(matches!(told, Err(RecvTimeoutError::Disconnected)), "{told:?}");
+        }
     });
 }

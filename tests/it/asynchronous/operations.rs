@@ -246,3 +246,26 @@ fn a_failed_computation_stores_nothing() {
         assert_eq!(store.get_or_compute::<u8, Error, _>("k", LockOptions::new(), never).await.unwrap(), 2);
     });
 }
+
+#[test]
+fn what_is_computed_in_no_time_is_computed_once_too() {
+    let dir = tempdir().unwrap();
+    let store = AsyncRecordStore::new(open_with(dir.path(), Durability::Relaxed));
+    wide().block_on(async {
+        for round in 0..50 {
+            let computed = Arc::new(AtomicU32::new(0));
+            let tasks: Vec<_> = (0..8)
+                .map(|_| {
+                    let (store, computed) = (store.clone(), Arc::clone(&computed));
+                    tokio::spawn(async move {
+                        let compute = async || Ok::<_, Error>(computed.fetch_add(1, Ordering::Relaxed));
+                        store.get_or_compute(format!("k{round}"), LockOptions::new(), compute).await
+                    })
+                })
+                .collect();
+            for task in tasks {
+                assert_eq!(task.await.unwrap().unwrap(), 0, "round {round}");
+            }
+        }
+    });
+}
