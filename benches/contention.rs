@@ -1,15 +1,16 @@
-//! Several processes on one store: how fast a lock changes hands, and how much they write together.
+//! Several processes on one store: how long the hand-over of a lock takes, and how much they write in
+//! total.
 //! See `benches/README.md`.
 
-#![allow(clippy::disallowed_methods, reason = "what the library does is measured against this")]
-#![allow(clippy::expect_used, reason = "a benchmark that meets an error has nothing to report")]
+#![allow(clippy::disallowed_methods, reason = "the store is compared with these calls")]
+#![allow(clippy::expect_used, reason = "a benchmark stops at the first error")]
 
-#[path = "paired/children.rs"]
+#[path = "common/children.rs"]
 mod children;
-#[path = "paired/place.rs"]
-mod place;
-#[path = "paired/raw.rs"]
+#[path = "common/raw.rs"]
 mod raw;
+#[path = "common/setup.rs"]
+mod setup;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -19,18 +20,18 @@ use std::time::{Duration, Instant};
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
 use rustix::time::ClockId;
 
-use children::{Other, listen, say};
-use place::Pace;
+use children::{ChildProcess, receive, send};
 use raw::RawDir;
+use setup::RunMode;
 
-/// Keys of one writer.
+/// The number of keys of one writer.
 const KEYS: usize = 64;
-/// The record under the lock.
+/// The key of the record that is updated under its lock.
 const VISITS: &str = "visits";
 
 fn main() {
-    if let Some((role, place)) = children::role() {
-        let dir = Path::new(&place);
+    if let Some((role, dir)) = children::role() {
+        let dir = Path::new(&dir);
         return match role.as_str() {
             "waiter" => waiter(dir),
             "visitor" => visitor(dir),
@@ -38,55 +39,58 @@ fn main() {
             _ => writer(dir, Durability::Relaxed),
         };
     }
-    let scratch = place::scratch();
-    let pace = Pace::from_args();
-    println!("{}\n", place::machine(scratch.path()));
-    hand_over(&scratch.path().join("hand-over"), pace);
+    let scratch = setup::scratch();
+    let mode = RunMode::from_args();
+    println!("{}\n", setup::machine(scratch.path()));
+    hand_over(&scratch.path().join("hand-over"), mode);
     for durability in [Durability::Full, Durability::Relaxed] {
-        distinct_keys(&scratch.path().join(format!("{durability:?}")), durability, pace);
+        distinct_keys(&scratch.path().join(format!("{durability:?}")), durability, mode);
     }
-    one_key(scratch.path(), pace);
+    one_key(scratch.path(), mode);
 }
 
 fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
     FileSystemOptions::new().durability(durability).open(dir).expect("the store opens")
 }
 
-impl Other {
-    fn tell(&mut self, line: &str) {
-        // One write: a line that came in two would wake the other twice.
-        self.to.write_all(format!("{line}\n").as_bytes()).expect("the other process listens");
+impl ChildProcess {
+    fn send(&mut self, line: &str) {
+        // A single write: two writes would wake the child twice.
+        self.input.write_all(format!("{line}\n").as_bytes()).expect("the child process reads");
     }
 
-    /// Whether it sleeps in the kernel, as the kernel tells.
-    fn sleeps(&self) -> bool {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it lives");
+    /// Whether the child sleeps in the kernel, according to `/proc`.
+    fn is_asleep(&self) -> bool {
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("the child process lives");
         stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('S'))
     }
 }
 
-// ---- How fast a lock changes hands.
+// ---- The hand-over of a lock.
 
-/// The kernel's clock that all processes read alike, in nanoseconds.
+/// Nanoseconds of `CLOCK_MONOTONIC`, which is the same clock in all processes.
 fn monotonic() -> i64 {
     let now = rustix::time::clock_gettime(ClockId::Monotonic);
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
 
-fn hand_over(dir: &Path, pace: Pace) {
+fn hand_over(dir: &Path, mode: RunMode) {
     let store = open(dir, Durability::Relaxed);
-    let file = File::create(dir.join("bare")).expect("the bare lock file is made");
-    let mut other = Other::start("waiter", dir);
-    let rounds = pace.pick(2_000, 4);
+    let file = File::create(dir.join("bare")).expect("the bare lock file is created");
+    let mut child = ChildProcess::start("waiter", dir);
+    let rounds = mode.choose(2_000, 4);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let guard = store.lock("baton", LockOptions::new()).expect("locked");
-        ours.push(pass_on(&mut other, "lock", || guard.release().expect("released")));
+        ours.push(measure_hand_over(&mut child, "lock", || guard.release().expect("released")));
         file.lock().expect("flocked");
-        bare.push(pass_on(&mut other, "flock", || file.unlock().expect("let go")));
+        bare.push(measure_hand_over(&mut child, "flock", || file.unlock().expect("unlocked")));
     }
-    other.finish();
-    println!("Hand-over, from the release called to the waiting process being the holder ({rounds} each):\n");
+    child.finish();
+    println!(
+        "Hand-over, from the call of the release until the waiting process is the holder ({rounds} each):\n"
+    );
     println!("| lock | p50 | p99 |\n| --- | --: | --: |");
     for (name, mut times) in [("record-store", ours), ("bare `flock`", bare)] {
         times.sort_unstable();
@@ -96,25 +100,26 @@ fn hand_over(dir: &Path, pace: Pace) {
     println!();
 }
 
-/// Lets the other process wait for what this one has, lets it have it, and says how long that took.
-fn pass_on(other: &mut Other, what: &str, release: impl FnOnce()) -> i64 {
-    other.tell(what);
-    assert_eq!(other.hear(), "waiting");
-    // Having said so it runs on until it sleeps in its wait.
-    while !other.sleeps() {
+/// Makes the child wait for the lock that this process holds, and releases it. Returns the time until
+/// the child is the holder.
+fn measure_hand_over(child: &mut ChildProcess, what: &str, release: impl FnOnce()) -> i64 {
+    child.send(what);
+    assert_eq!(child.receive(), "waiting");
+    // The child sends this before it waits.
+    while !child.is_asleep() {
         std::thread::yield_now();
     }
     let released = monotonic();
     release();
-    let owned: i64 = other.hear().parse().expect("a time");
+    let owned: i64 = child.receive().parse().expect("a time");
     owned - released
 }
 
 fn waiter(dir: &Path) {
     let store = open(dir, Durability::Relaxed);
-    let file = File::open(dir.join("bare")).expect("the bare lock file is there");
-    while let Some(what) = listen() {
-        say("waiting");
+    let file = File::open(dir.join("bare")).expect("the bare lock file exists");
+    while let Some(what) = receive() {
+        send("waiting");
         let owned = if what == "lock" {
             let guard = store.lock("baton", LockOptions::new()).expect("locked");
             let owned = monotonic();
@@ -123,58 +128,59 @@ fn waiter(dir: &Path) {
         } else {
             file.lock().expect("flocked");
             let owned = monotonic();
-            file.unlock().expect("let go");
+            file.unlock().expect("unlocked");
             owned
         };
-        say(&owned.to_string());
+        send(&owned.to_string());
     }
 }
 
-// ---- How much several processes write together.
+// ---- The total writes of several processes.
 
-fn distinct_keys(dir: &Path, durability: Durability, pace: Pace) {
+fn distinct_keys(dir: &Path, durability: Durability, mode: RunMode) {
     open(dir, durability);
-    fs::create_dir_all(dir.join("raw")).expect("the floor's directory is made");
-    let rounds = pace.pick(9, 1);
-    let window = pace.pick("250", "20");
-    println!("Writers on keys of their own, {durability:?}: records a second of all together, in {rounds}");
+    fs::create_dir_all(dir.join("raw")).expect("the floor's directory is created");
+    let rounds = mode.choose(9, 1);
+    let window = mode.choose("250", "20");
+    println!("Writers with separate keys, {durability:?}: total records per second, in {rounds} windows");
     println!(
-        "windows of {window} ms in turn with the bare system calls, and the median of the paired shares:\n"
+        "of {window} ms that alternate with the bare system calls, and the median of the paired ratios:\n"
     );
-    println!("| processes | record-store | system calls | share |\n| --: | --: | --: | --: |");
-    for count in pace.pick(&[1, 2, 4, 8][..], &[2]) {
-        let mut others: Vec<_> = (0..*count).map(|_| Other::start(&format!("{durability:?}"), dir)).collect();
-        all_ready(&mut others);
-        let (mut ours, mut bare, mut shares) = (Vec::new(), Vec::new(), Vec::new());
+    println!("| processes | record-store | system calls | ratio |\n| --: | --: | --: | --: |");
+    for count in mode.choose(&[1, 2, 4, 8][..], &[2]) {
+        let mut writers: Vec<_> =
+            (0..*count).map(|_| ChildProcess::start(&format!("{durability:?}"), dir)).collect();
+        wait_until_ready(&mut writers);
+        let (mut ours, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=rounds {
-            let store = window_of(&mut others, &format!("store {window}"));
-            let raw = window_of(&mut others, &format!("raw {window}"));
-            // In the first round the files are new.
+            let store = run_window(&mut writers, &format!("store {window}"));
+            let raw = run_window(&mut writers, &format!("raw {window}"));
+            // The first round is not counted, because it creates the files.
             if round > 0 {
                 ours.push(store);
                 bare.push(raw);
-                shares.push(store / raw);
+                ratios.push(store / raw);
             }
         }
-        others.into_iter().for_each(Other::finish);
-        println!("| {count} | {:.0} | {:.0} | {:.2} |", median(ours), median(bare), median(shares));
+        writers.into_iter().for_each(ChildProcess::finish);
+        println!("| {count} | {:.0} | {:.0} | {:.2} |", median(ours), median(bare), median(ratios));
     }
     println!();
 }
 
-/// Waits until all have opened the store.
-fn all_ready(others: &mut [Other]) {
-    for other in others {
-        assert_eq!(other.hear(), "ready");
+/// Waits until all children have opened the store.
+fn wait_until_ready(children: &mut [ChildProcess]) {
+    for child in children {
+        assert_eq!(child.receive(), "ready");
     }
 }
 
-/// One window in which all write: what they did in a second, together.
-fn window_of(others: &mut [Other], order: &str) -> f64 {
-    for other in &mut *others {
-        other.tell(order);
+/// Runs one window in which all children write. Returns the total number of writes per second.
+fn run_window(writers: &mut [ChildProcess], command: &str) -> f64 {
+    for writer in &mut *writers {
+        writer.send(command);
     }
-    others.iter_mut().map(|other| other.hear().parse::<f64>().expect("a rate")).sum()
+    writers.iter_mut().map(|writer| writer.receive().parse::<f64>().expect("a rate")).sum()
 }
 
 fn median(mut rates: Vec<f64>) -> f64 {
@@ -189,11 +195,11 @@ fn writer(dir: &Path, durability: Durability) {
     let keys: Vec<String> = (0..KEYS).map(|n| format!("writer-{process}-{n}")).collect();
     let files: Vec<String> = keys.iter().map(|key| format!("{key}.json")).collect();
     let value = "x".repeat(300);
-    // As long as the record is, give or take the length of its key.
+    // About as long as the record, whose length depends on its key.
     let text = [value.as_bytes(), &[b' '; 50]].concat();
-    say("ready");
-    while let Some(order) = listen() {
-        let (what, window) = order.split_once(' ').expect("an order");
+    send("ready");
+    while let Some(command) = receive() {
+        let (what, window) = command.split_once(' ').expect("a command");
         let window = Duration::from_millis(window.parse().expect("a time"));
         let start = Instant::now();
         let mut done = 0_u32;
@@ -205,29 +211,29 @@ fn writer(dir: &Path, durability: Durability) {
             }
             done += 1;
         }
-        say(&(f64::from(done) / start.elapsed().as_secs_f64()).to_string());
+        send(&(f64::from(done) / start.elapsed().as_secs_f64()).to_string());
     }
 }
 
-// ---- How much they do on one record, each under the lock.
+// ---- Several processes that update one record under its lock.
 
-fn one_key(scratch: &Path, pace: Pace) {
-    let window = pace.pick("2000", "20");
+fn one_key(scratch: &Path, mode: RunMode) {
+    let window = mode.choose("2000", "20");
     println!("Lock, read, write relaxed, release on one key, for {window} ms:\n");
     println!("| processes | ops/s | most / fewest | lost updates |\n| --: | --: | --: | --: |");
-    for count in pace.pick(&[1, 2, 4, 8][..], &[2]) {
+    for count in mode.choose(&[1, 2, 4, 8][..], &[2]) {
         let dir = scratch.join(format!("one-key-{count}"));
         let store = open(&dir, Durability::Relaxed);
-        let mut others: Vec<_> = (0..*count).map(|_| Other::start("visitor", &dir)).collect();
-        all_ready(&mut others);
+        let mut visitors: Vec<_> = (0..*count).map(|_| ChildProcess::start("visitor", &dir)).collect();
+        wait_until_ready(&mut visitors);
         let start = Instant::now();
-        for other in &mut others {
-            other.tell(window);
+        for visitor in &mut visitors {
+            visitor.send(window);
         }
         let visits: Vec<u64> =
-            others.iter_mut().map(|other| other.hear().parse().expect("a count")).collect();
+            visitors.iter_mut().map(|visitor| visitor.receive().parse().expect("a count")).collect();
         let seconds = start.elapsed().as_secs_f64();
-        others.into_iter().for_each(Other::finish);
+        visitors.into_iter().for_each(ChildProcess::finish);
         let total: u64 = visits.iter().sum();
         let stored = store.read::<u64>(VISITS).expect("read").map_or(0, |record| record.result);
         let (most, fewest) = (visits.iter().max().copied(), visits.iter().min().copied());
@@ -241,8 +247,8 @@ fn one_key(scratch: &Path, pace: Pace) {
 
 fn visitor(dir: &Path) {
     let store = open(dir, Durability::Relaxed);
-    say("ready");
-    while let Some(window) = listen() {
+    send("ready");
+    while let Some(window) = receive() {
         let window = Duration::from_millis(window.parse().expect("a time"));
         let start = Instant::now();
         let mut done = 0_u64;
@@ -253,6 +259,6 @@ fn visitor(dir: &Path) {
             guard.release().expect("released");
             done += 1;
         }
-        say(&done.to_string());
+        send(&done.to_string());
     }
 }

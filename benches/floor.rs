@@ -1,24 +1,20 @@
-//! Each operation of a [`FileSystemRecordStore`] beside the bare system calls that no
-//! implementation could do without. See `benches/README.md`.
+//! Each operation of a [`FileSystemRecordStore`] compared with its floor: the bare system calls that
+//! every implementation needs. See `benches/README.md`.
 
-#![allow(
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a benchmark that meets an error has nothing to report"
-)]
+#![allow(clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first error")]
 
-#[path = "paired/children.rs"]
+#[path = "common/children.rs"]
 mod children;
-#[path = "paired/invoice.rs"]
+#[path = "common/invoice.rs"]
 mod invoice;
-#[path = "paired/measure.rs"]
+#[path = "common/measure.rs"]
 mod measure;
-#[path = "paired/place.rs"]
-mod place;
-#[path = "paired/raw.rs"]
+#[path = "common/raw.rs"]
 mod raw;
-#[path = "paired/reading.rs"]
+#[path = "common/reading.rs"]
 mod reading;
+#[path = "common/setup.rs"]
+mod setup;
 
 use std::fs;
 use std::hint::black_box;
@@ -27,19 +23,19 @@ use std::path::Path;
 use record_store::RecordStoreExt;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
 
-use children::{Other, listen, say};
+use children::{ChildProcess, receive, send};
 use invoice::{Invoice, LONG, SHORT, invoice};
 use measure::{Plan, Table};
 use raw::RawDir;
 
-/// Keys that take turns, in operations on records that exist.
+/// The number of keys that are used in turn by operations on existing records.
 const KEYS: usize = 100;
 
 fn main() {
     if let Some((_, dir)) = children::role() {
         return hold(Path::new(&dir));
     }
-    let scratch = place::scratch();
+    let scratch = setup::scratch();
     let mut table = Table::from_args();
     for durability in [Durability::Full, Durability::Relaxed] {
         writes(&mut table, &scratch.path().join(format!("{durability:?}")), durability);
@@ -47,7 +43,7 @@ fn main() {
     reads(&mut table, &scratch.path().join("reads"));
     locks(&mut table, &scratch.path().join("locks"));
     many(&mut table, &scratch.path().join("many"));
-    println!("{}\n\n{table}", place::machine(scratch.path()));
+    println!("{}\n\n{table}", setup::machine(scratch.path()));
 }
 
 fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
@@ -58,10 +54,10 @@ fn record_file(key: &str) -> String {
     format!("{key}.json")
 }
 
-/// A store, and beside it a bare directory for its floor.
+/// A store, and a separate plain directory for its floor.
 fn store_and_floor(dir: &Path, durability: Durability) -> (FileSystemRecordStore, RawDir) {
     let store = open(&dir.join("store"), durability);
-    fs::create_dir_all(dir.join("floor")).expect("the floor's directory is made");
+    fs::create_dir_all(dir.join("floor")).expect("the floor's directory is created");
     (store, RawDir::open(&dir.join("floor")))
 }
 
@@ -84,7 +80,7 @@ fn writes(table: &mut Table, dir: &Path, durability: Durability) {
     let text = fs::read(dir.join("store").join("size.json")).expect("the record is a file");
 
     let plan = Plan { operation: fresh.into(), floor: floor.into(), target: Some(target), pairs };
-    let seeded = table.pace().pick(KEYS, 2);
+    let seeded = table.mode().choose(KEYS, 2);
     let keys: Vec<String> = (0..table.runs(&plan).max(seeded)).map(|n| format!("invoice-{n:06}")).collect();
     let files: Vec<String> = keys.iter().map(|key| record_file(key)).collect();
     table.compare(
@@ -129,7 +125,7 @@ fn reads(table: &mut Table, dir: &Path) {
     table.compare(
         Plan {
             operation: "read, absent key".into(),
-            floor: "open: none".into(),
+            floor: "open that fails".into(),
             target: None,
             pairs: 20_000,
         },
@@ -138,7 +134,7 @@ fn reads(table: &mut Table, dir: &Path) {
     );
     table.compare(
         Plan { operation: "exists".into(), floor: "stat".into(), target: Some(1.15), pairs: 20_000 },
-        |run| assert!(store.exists(&keys[run % KEYS]).expect("looked")),
+        |run| assert!(store.exists(&keys[run % KEYS]).expect("checked")),
         |run| assert!(raw.stat(&files[run % KEYS])),
     );
 }
@@ -169,7 +165,7 @@ fn locks(table: &mut Table, dir: &Path) {
     table.compare(
         Plan {
             operation: "lock, read, write relaxed, release".into(),
-            floor: "the floors of the four".into(),
+            floor: "the floors of the four operations".into(),
             target: None,
             pairs: 4_000,
         },
@@ -189,13 +185,13 @@ fn locks(table: &mut Table, dir: &Path) {
     held(table, &store);
 }
 
-/// What it costs to be told that a lock is another's.
+/// The cost of a `try_lock` that fails because another holder has the lock.
 fn held(table: &mut Table, store: &FileSystemRecordStore) {
     let raw = RawDir::open(store.path());
     let named = Holder::named("nightly-report").expect("a name");
     store.acquire_lock("named", &LockOptions::new().holder(named.clone())).expect("locked");
-    let mut other = Other::start("holder", store.path());
-    assert_eq!(other.hear(), "held");
+    let mut child = ChildProcess::start("holder", store.path());
+    assert_eq!(child.receive(), "held");
     for (key, file, operation) in [
         ("named", "named.lock", "try_lock, held by name"),
         ("process", "process.lock", "try_lock, held by a process"),
@@ -212,20 +208,20 @@ fn held(table: &mut Table, store: &FileSystemRecordStore) {
         );
     }
     store.release_lock("named", named).expect("released");
-    other.finish();
+    child.finish();
 }
 
-/// The other process of [`held`]: has a lock until it is told to end.
+/// The child process of [`held`]: holds a lock until the parent closes its input.
 fn hold(dir: &Path) {
     let store = open(dir, Durability::Relaxed);
     let _guard = store.lock("process", LockOptions::new()).expect("locked");
-    say("held");
-    assert_eq!(listen(), None);
+    send("held");
+    assert_eq!(receive(), None);
 }
 
-/// What depends on the number of records, or should not.
+/// Operations whose cost could depend on the number of records.
 fn many(table: &mut Table, dir: &Path) {
-    let count = table.pace().pick(10_000, 100);
+    let count = table.mode().choose(10_000, 100);
     let (full, empty) = (dir.join("full"), dir.join("empty"));
     let store = open(&full, Durability::Relaxed);
     drop(open(&empty, Durability::Relaxed));
@@ -251,7 +247,7 @@ fn many(table: &mut Table, dir: &Path) {
             pairs: 200,
         },
         |_| assert_eq!(store.keys().expect("listed").flatten().count(), count),
-        // Beside the records: two dots and the store's private directory.
+        // Besides the records: `.`, `..` and the store's private directory.
         |_| assert_eq!(raw.list(), count + 3),
     );
 }

@@ -1,16 +1,16 @@
-//! What depends on the number of records in one directory, or should not: each operation on many
-//! records beside the same one on a thousand. See `benches/README.md`.
+//! How the number of records affects each operation: the same operation on many records and on a
+//! thousand. See `benches/README.md`.
 
-#![allow(clippy::disallowed_methods, reason = "what the library does is measured against this")]
-#![allow(clippy::expect_used, reason = "a benchmark that meets an error has nothing to report")]
+#![allow(clippy::disallowed_methods, reason = "the store is compared with these calls")]
+#![allow(clippy::expect_used, reason = "a benchmark stops at the first error")]
 
-#[path = "paired/measure.rs"]
+#[path = "common/measure.rs"]
 mod measure;
-#[path = "paired/place.rs"]
-mod place;
-#[path = "paired/raw.rs"]
+#[path = "common/raw.rs"]
 #[allow(dead_code, reason = "shared with the other benchmarks")]
 mod raw;
+#[path = "common/setup.rs"]
+mod setup;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -21,49 +21,49 @@ use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOpt
 use rustix::fs::{AtFlags, RenameFlags};
 
 use measure::{Plan, Table};
-use place::Pace;
 use raw::RawDir;
+use setup::RunMode;
 
-/// What all other numbers of records are compared with.
+/// The number of records with which all others are compared.
 const FEW: usize = 1_000;
-/// The most records, unless `RECORD_STORE_BENCH_RECORDS` says how many.
+/// The largest number of records, unless `RECORD_STORE_BENCH_RECORDS` sets another one.
 const MOST: usize = 100_000;
-/// No operation on one record may take longer than this times as long for being among many.
+/// The largest acceptable ratio between an operation among many records and among few.
 const TARGET: f64 = 2.0;
-/// Pairs of relaxed writes.
+/// The number of pairs of relaxed writes.
 const WRITES: usize = 4_000;
-/// Keys of a listing between two looks at the memory.
+/// The number of listed keys between two measurements of the memory.
 const STRIDE: usize = 1_000;
 
 fn main() {
-    let scratch = place::scratch();
+    let scratch = setup::scratch();
     let mut table = Table::from_args();
-    let few = Filled::with(scratch.path().join("few"), table.pace().pick(FEW, 50));
+    let few = Filled::with(scratch.path().join("few"), table.mode().choose(FEW, 50));
     let mut many = Filled::with(scratch.path().join("many"), 1);
     let mut listings = vec![Listed::of(&few)];
-    for count in sizes(table.pace()) {
+    for count in sizes(table.mode()) {
         many.grow(count);
         compare(&mut table, &few, &many);
         listings.push(Listed::of(&many));
     }
-    println!("{}\n\n{table}", place::machine(scratch.path()));
+    println!("{}\n\n{table}", setup::machine(scratch.path()));
     println!("Memory while all keys are listed:\n");
-    println!("| records | a key | resident before | most while listing |\n| --: | --: | --: | --: |");
+    println!("| records | time per key | resident before | peak increase |\n| --: | --: | --: | --: |");
     for Listed { records, each, before, most } in listings {
         println!("| {} | {} ns | {before} KiB | +{} KiB |", grouped(records), each.as_nanos(), most - before);
     }
 }
 
-/// The numbers of records to try: tenfold from step to step.
-fn sizes(pace: Pace) -> Vec<usize> {
+/// The numbers of records to measure. Each is ten times the one before.
+fn sizes(mode: RunMode) -> Vec<usize> {
     let most = std::env::var("RECORD_STORE_BENCH_RECORDS").map_or(MOST, |most| {
         most.replace('_', "").parse().expect("RECORD_STORE_BENCH_RECORDS is a number of records")
     });
     let full = std::iter::successors(Some(FEW * 10), |count| Some(count * 10));
-    pace.pick(full.take_while(|count| *count <= most).collect(), vec![100])
+    mode.choose(full.take_while(|count| *count <= most).collect(), vec![100])
 }
 
-/// A store that has some number of records.
+/// A store with a known number of records.
 struct Filled {
     dir: PathBuf,
     relaxed: FileSystemRecordStore,
@@ -92,7 +92,7 @@ impl Filled {
         filled
     }
 
-    /// Makes records until there are so many.
+    /// Creates records until there are `count`.
     fn grow(&mut self, count: usize) {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         std::thread::scope(|scope| {
@@ -106,14 +106,14 @@ impl Filled {
             }
         });
         self.count = count;
-        // Or the disk would still be busy with these while the first operations are measured.
+        // Otherwise the disk would still be busy with these during the first measurements.
         let dir = File::open(&self.dir).expect("the store's directory opens");
         rustix::fs::syncfs(dir).expect("all is on the disk");
     }
 
-    /// Any of the keys: another one in each run, in no order.
+    /// A different key in each run, in no particular order.
     fn any(&self, run: usize) -> String {
-        // The golden ratio leaves no neighbours together.
+        // A multiplication by the golden ratio separates neighbouring keys.
         key_of(run.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.count)
     }
 
@@ -122,17 +122,17 @@ impl Filled {
         assert_eq!(black_box(record).map(|record| record.result.len()), Some(self.value.len()));
     }
 
-    /// What a relaxed write of an existing record asks of the file system, and nothing else: where
-    /// that takes longer among many files, the store can do nothing about it.
+    /// Only the file system's part of a relaxed write of an existing record. If this takes longer among
+    /// many files, the store cannot avoid it.
     fn rewrite(&self, run: usize) {
-        // Not the keys that were just written: to replace a file that is on the disk costs more.
+        // Not the keys that were just written: replacing a file that has reached the disk costs more.
         let key = self.any(run + WRITES * 2);
         let text = self.text.replace(&key_of(0), &key);
         let (file, staged) = (format!("{key}.json"), "staged");
         drop(self.raw.create(staged, text.as_bytes()));
         rustix::fs::renameat_with(&self.raw.fd, staged, &self.raw.fd, &file, RenameFlags::EXCHANGE)
             .expect("the files are swapped");
-        rustix::fs::unlinkat(&self.raw.fd, staged, AtFlags::empty()).expect("the old one goes");
+        rustix::fs::unlinkat(&self.raw.fd, staged, AtFlags::empty()).expect("the old file is removed");
     }
 
     fn lock(&self, run: usize) {
@@ -150,42 +150,44 @@ fn key_of(n: usize) -> String {
 }
 
 fn compare(table: &mut Table, few: &Filled, many: &Filled) {
-    let mut beside = |name: &str, pairs: usize, run: &dyn Fn(&Filled, usize)| {
+    let mut compare_sizes = |name: &str, pairs: usize, run: &dyn Fn(&Filled, usize)| {
         let named = |of: &Filled| format!("{name}, {} records", grouped(of.count)).into();
         let plan = Plan { operation: named(many), floor: named(few), target: Some(TARGET), pairs };
         table.compare(plan, |n| run(many, n), |n| run(few, n));
     };
-    beside("read", 10_000, &Filled::read);
-    beside("exists", 10_000, &|of, run| assert!(of.relaxed.exists(of.any(run)).expect("looked")));
-    beside("write, relaxed", WRITES, &|of, run| {
+    compare_sizes("read", 10_000, &Filled::read);
+    compare_sizes("exists", 10_000, &|of, run| assert!(of.relaxed.exists(of.any(run)).expect("checked")));
+    compare_sizes("write, relaxed", WRITES, &|of, run| {
         of.relaxed.write(of.any(run), &of.value).expect("written");
     });
-    beside("the system calls of that", WRITES, &Filled::rewrite);
-    beside("write, durable", 300, &|of, run| of.durable.write(of.any(run), &of.value).expect("written"));
-    beside("acquire and release", 4_000, &Filled::lock);
-    beside("open", 500, &|of, _| drop(open(&of.dir, Durability::Relaxed)));
-    // As many keys on both sides.
+    compare_sizes("system calls of a relaxed write", WRITES, &Filled::rewrite);
+    compare_sizes("write, durable", 300, &|of, run| {
+        of.durable.write(of.any(run), &of.value).expect("written")
+    });
+    compare_sizes("acquire and release", 4_000, &Filled::lock);
+    compare_sizes("open", 500, &|of, _| drop(open(&of.dir, Durability::Relaxed)));
+    // The same number of keys on both sides.
     let most = few.count.max(many.count);
-    beside("keys", (1_000_000 / most).clamp(5, 100), &|of, _| {
+    compare_sizes("keys", (1_000_000 / most).clamp(5, 100), &|of, _| {
         for _ in 0..most / of.count {
             assert_eq!(of.list(), of.count);
         }
     });
 }
 
-/// A number as people write it: 100,000.
+/// A number with thousands separators: 100,000.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     groups.join(",")
 }
 
-/// What it took to list all keys once, as a stream.
+/// The time and memory of one listing of all keys, as a stream.
 struct Listed {
     records: usize,
-    /// The time for one key.
+    /// The time per key.
     each: Duration,
-    /// Resident memory in KiB: before, and at its most.
+    /// Resident memory in KiB: before the listing, and the maximum.
     before: usize,
     most: usize,
 }
@@ -207,7 +209,7 @@ impl Listed {
     }
 }
 
-/// Resident memory of this process in KiB, as the kernel tells it; zero where it does not.
+/// Resident memory of this process in KiB. Zero where the kernel does not report it.
 fn resident() -> usize {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,17 +1,17 @@
-//! Refuses what JSON cannot hold but `serde_json` would let through as `null`: floats that are not
-//! finite. Stored as `null` they would be lost without anyone being told.
+//! Rejects non-finite floats. `serde_json` serialises them as `null`, so the value would be lost without an
+//! error.
 
 use serde::Serialize;
 use serde::ser::{self, Error as _};
 
 type Outcome = Result<(), serde_json::Error>;
 
-/// Walks a value as a serialiser does, and fails at the first float that is not finite.
+/// Visits the value as a serialiser does, and fails at the first non-finite float.
 pub(crate) fn check<T: Serialize + ?Sized>(value: &T) -> Outcome {
     value.serialize(Walk)
 }
 
-/// A serialiser that writes nothing.
+/// A serialiser without output.
 #[derive(Clone, Copy)]
 struct Walk;
 
@@ -19,7 +19,7 @@ fn finite(value: f64) -> Outcome {
     if value.is_finite() {
         return Ok(());
     }
-    Err(serde_json::Error::custom(format_args!("JSON has no number for {value}")))
+    Err(serde_json::Error::custom(format_args!("JSON cannot represent {value}")))
 }
 
 macro_rules! pass {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_found_wherever_they_are() {
+    fn non_finite_values_are_found_at_any_depth() {
         let bad = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
         for value in bad {
             check(&value).unwrap_err();

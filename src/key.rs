@@ -1,4 +1,4 @@
-//! A key, and the file name that stands for it.
+//! Keys, and their mapping to file names.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 
 /// The caller's name for a record: any non-empty string of at most [`Key::MAX_CHARS`] characters.
 ///
-/// A `Key` that exists is valid. Cloning it copies no text. Methods that take a key take a `&str`,
-/// a `String` or a `Key` alike ([`IntoKey`]); make the `Key` once where the same one is used often.
+/// Every `Key` is valid, and cloning one copies no text. Methods that need a key accept a `&str`, a `String`
+/// or a `Key` ([`IntoKey`]). Create the `Key` once if you use it often.
 ///
-/// Keys are compared by their exact characters: `Report` and `report` are two keys, and so are the
+/// Keys are compared character by character: `Report` and `report` are different keys, and so are the
 /// composed and the decomposed form of `é`.
 ///
 /// ```
@@ -33,27 +33,26 @@ pub struct Key(Arc<Names>);
 
 struct Names {
     key: Box<str>,
-    /// `None`: the key is its own stem, as most are.
+    /// `None`: the stem equals the key, as for most keys.
     stem: Option<Box<str>>,
     crc32: u32,
 }
 
-/// Longest file stem in bytes; with a suffix a name stays well under the 255 of every file system.
+/// Maximum length of a file stem in bytes. With a suffix, the file name stays below the common limit of 255.
 const MAX_STEM: usize = 200;
 
-/// Marks a hashed stem. A literal stem has two hexadecimal digits after every `%`, so it cannot
-/// contain this.
+/// Marks a hashed stem. A literal stem cannot contain it: there, two hexadecimal digits follow every `%`.
 const HASH_MARK: &str = "%~";
 
-/// A SHA-256 in hexadecimal.
+/// Length of a SHA-256 in hexadecimal.
 const HASH_LEN: usize = 64;
 
 impl Key {
-    /// The longest key in characters. The bound keeps a lock file, which carries its key, small
-    /// enough to be read whole without trusting its size.
+    /// Maximum length of a key in characters. A lock file contains its key; the limit keeps the file small
+    /// enough to be read whole without trusting its reported size.
     pub const MAX_CHARS: usize = 10_000;
 
-    /// Checks the string and works out its file name.
+    /// Validates the string and derives its file name.
     ///
     /// # Errors
     ///
@@ -61,11 +60,11 @@ impl Key {
     pub fn new(key: impl Into<String>) -> Result<Self> {
         let key = key.into();
         if key.is_empty() {
-            return Err(Error::InvalidKey { reason: "a key is not empty" });
+            return Err(Error::InvalidKey { reason: "a key must not be empty" });
         }
-        // Bytes bound characters from above, and most keys end the check there.
+        // Count characters only if the bytes, which are never fewer, exceed the limit.
         if key.len() > Self::MAX_CHARS && key.chars().count() > Self::MAX_CHARS {
-            return Err(Error::InvalidKey { reason: "a key has at most 10,000 characters" });
+            return Err(Error::InvalidKey { reason: "a key must not be longer than 10,000 characters" });
         }
         let stem = stem_of(&key).map(String::into_boxed_str);
         Ok(Self::of_stem(key.into_boxed_str(), stem))
@@ -82,18 +81,17 @@ impl Key {
         &self.0.key
     }
 
-    /// The name of the key's files without their suffix, in stores that keep files.
+    /// The name of the key's files without their suffix, in stores that use files.
     ///
-    /// `%`, `/`, control bytes and a leading `.` are percent-encoded, everything else stands for
-    /// itself. Where that would exceed 200 bytes, the stem is a readable beginning, `%~` and the
-    /// SHA-256 of the key.
+    /// `%`, `/`, control bytes and a leading `.` are percent-encoded; all other characters stay. If the
+    /// result would exceed 200 bytes, the stem is a readable prefix, `%~` and the SHA-256 of the key.
     #[must_use]
     pub fn file_stem(&self) -> &str {
         self.0.stem.as_deref().unwrap_or(&self.0.key)
     }
 
-    /// The key whose files have this stem. `None` where no key's do, and where the stem is a hash, of
-    /// which only the file itself knows the key.
+    /// The key whose files have this stem. `None` if no key has this stem, or if the stem is a hash: then
+    /// only the content of the file contains the key.
     #[must_use]
     pub fn from_file_stem(stem: &str) -> Option<Self> {
         match Stem::parse(stem) {
@@ -102,26 +100,26 @@ impl Key {
         }
     }
 
-    /// A fixed hash of the key: processes of all versions agree on it.
+    /// A fixed hash of the key. Processes of all versions must agree on it.
     pub(crate) fn crc32(&self) -> u32 {
         self.0.crc32
     }
 
-    /// Another one, for where somebody waits: a part of the SHA-256. No two keys that anybody uses
-    /// agree in both.
-    #[allow(dead_code, reason = "only asked where those who wait form a line")]
+    /// A second fixed hash, part of the SHA-256. The wait queue compares both: in practice, no two keys agree
+    /// in both.
+    #[allow(dead_code, reason = "used only on platforms with a wait queue")]
     pub(crate) fn tag(&self) -> u64 {
         let hash = Sha256::digest(self.as_str().as_bytes());
         hash.iter().take(8).rev().fold(0, |tag, byte| tag << 8 | u64::from(*byte))
     }
 }
 
-/// What a file stem says about its key.
+/// The result of parsing a file stem.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Stem {
-    /// The stem is this key's.
+    /// The stem of this key.
     Literal(Key),
-    /// The stem is a hash: only the file itself knows the key.
+    /// The stem is a hash: only the content of the file contains the key.
     Hashed,
     /// No key has this stem.
     Foreign,
@@ -129,7 +127,7 @@ pub(crate) enum Stem {
 
 impl Stem {
     pub(crate) fn parse(stem: &str) -> Self {
-        // Most stems are their keys; one that is too long would have been hashed.
+        // Most stems equal their keys. A longer one would have been hashed.
         if let Cow::Borrowed(key) = encode(stem) {
             let is_key = !key.is_empty() && stem.len() <= MAX_STEM;
             return if is_key { Stem::Literal(Key::of_stem(key.into(), None)) } else { Stem::Foreign };
@@ -141,8 +139,8 @@ impl Stem {
                 });
             return if hashed { Stem::Hashed } else { Stem::Foreign };
         }
-        // A stem that does not encode back to itself was not written by this crate: `%2f` for `%2F`,
-        // or a literal name that should have been hashed.
+        // This crate did not write a stem that does not encode back to itself, such as `%2f` for `%2F` or a
+        // literal stem that should have been hashed.
         match decode(stem).and_then(|key| Key::new(key).ok()) {
             Some(key) if key.file_stem() == stem => Stem::Literal(key),
             _ => Stem::Foreign,
@@ -150,7 +148,7 @@ impl Stem {
     }
 }
 
-/// The key's stem; `None` where that is the key itself.
+/// The stem of a key. `None`: the stem equals the key.
 fn stem_of(key: &str) -> Option<String> {
     let encoded = match encode(key) {
         Cow::Borrowed(encoded) if encoded.len() <= MAX_STEM => return None,
@@ -158,7 +156,7 @@ fn stem_of(key: &str) -> Option<String> {
         encoded => encoded,
     };
     let mut cut = encoded.floor_char_boundary(MAX_STEM - HASH_MARK.len() - HASH_LEN);
-    // Not inside an escape: the mark must be the only `%` that no two digits follow.
+    // Do not cut inside an escape: the mark must be the only `%` without two digits after it.
     if let Some(escape) = encoded.as_bytes()[cut.saturating_sub(2)..cut].iter().position(|&b| b == b'%') {
         cut = cut - 2 + escape;
     }
@@ -279,13 +277,13 @@ impl From<Infallible> for Error {
     }
 }
 
-/// Anything that can be used as a key.
+/// Types that can be converted to a [`Key`].
 pub trait IntoKey {
-    /// The key.
+    /// Converts the value to a key.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidKey`] if it is not one.
+    /// [`Error::InvalidKey`] if the value is not a valid key.
     fn into_key(self) -> Result<Key>;
 }
 
@@ -330,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn stems_of_awkward_keys() {
+    fn unusual_keys_have_the_expected_stems() {
         for (key, expected) in [
             ("invoice-42", "invoice-42"),
             ("a.b", "a.b"),
@@ -349,34 +347,34 @@ mod tests {
     }
 
     #[test]
-    fn a_long_key_keeps_a_readable_beginning() {
+    fn the_stem_of_a_long_key_has_a_readable_prefix() {
         let long = stem(&"report/".repeat(1_000));
         assert!(long.starts_with("report%2Freport%2F"), "{long}");
         assert_eq!(Stem::parse(&long), Stem::Hashed);
     }
 
     #[test]
-    fn the_hashes_are_fixed() {
-        // Processes of different versions share a directory: these may never change.
+    fn the_hashes_never_change() {
+        // Processes of different versions share a directory, so these values must never change.
         let key = Key::new("invoice-42").unwrap();
         assert_eq!((key.crc32(), key.tag()), (0xf3e1_9a1b, 0x7614_841c_c24b_303c));
     }
 
     #[test]
-    fn the_bounds_of_a_key() {
+    fn a_key_is_neither_empty_nor_too_long() {
         assert!(Key::new("").is_err());
         assert!(Key::new("尺".repeat(Key::MAX_CHARS)).is_ok());
         assert!(Key::new("x".repeat(Key::MAX_CHARS + 1)).is_err());
     }
 
     #[test]
-    fn names_that_no_key_has() {
+    fn stems_that_no_key_has_are_foreign() {
         for foreign in ["", "a%2fb", "%zz", "a%", "a/b", ".hidden", "%41", "a%~b", "%ff", &"x".repeat(201)] {
             assert_eq!(Stem::parse(foreign), Stem::Foreign, "{foreign:?}");
         }
     }
 
-    /// Keys that reach every branch: plain, awkward, around the length at which stems are hashed.
+    /// Keys that reach every branch: plain and unusual ones, and lengths around the limit for literal stems.
     fn any_key() -> impl Strategy<Value = String> {
         prop_oneof![
             "[a-zA-Z0-9_.-]{1,40}",
@@ -391,7 +389,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
         #[test]
-        fn a_stem_is_confined_short_and_reversible(key in any_key()) {
+        fn a_stem_is_a_safe_short_and_reversible_file_name(key in any_key()) {
             let stem = stem(&key);
             prop_assert!(stem.len() + ".json".len() <= 255);
             prop_assert!(!stem.is_empty() && !stem.starts_with('.'));
@@ -399,7 +397,7 @@ mod tests {
             match Stem::parse(&stem) {
                 Stem::Literal(back) => prop_assert_eq!(back.as_str(), key),
                 Stem::Hashed => prop_assert!(encode(&key).len() > MAX_STEM),
-                Stem::Foreign => prop_assert!(false, "a key's own stem is foreign: {}", stem),
+                Stem::Foreign => prop_assert!(false, "the stem of a key is foreign: {}", stem),
             }
         }
 
@@ -409,13 +407,13 @@ mod tests {
         }
 
         #[test]
-        fn neighbours_of_one_long_key_differ(key in "[%/é尺a.]{150,300}", extra in any::<char>()) {
+        fn long_keys_with_a_common_prefix_differ(key in "[%/é尺a.]{150,300}", extra in any::<char>()) {
             let longer = format!("{key}{extra}");
             prop_assert_ne!(stem(&key), stem(&longer));
         }
 
         #[test]
-        fn parsing_any_name_is_safe(name in any::<String>()) {
+        fn parsing_accepts_only_stems_that_encode_back(name in any::<String>()) {
             if let Stem::Literal(key) = Stem::parse(&name) {
                 prop_assert_eq!(key.file_stem(), name);
             }

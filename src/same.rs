@@ -1,16 +1,16 @@
-//! Whether two JSON texts say the same.
+//! Comparison of two JSON texts by value.
 
 use std::collections::BTreeMap;
 
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-/// As deep as `serde_json` goes. What lies deeper counts as different unless it is so to the byte.
+/// The recursion limit of `serde_json`. Values nested more deeply are equal only if their bytes are equal.
 const MAX_DEPTH: usize = 128;
 
-/// Whether two texts are the same value: fields in any order, space anywhere, strings however they
-/// are escaped. Numbers count as they are written, for two that differ may become the same float.
-/// In doubt they are different: then nothing is overwritten.
+/// Whether two texts have the same value. The order of fields, whitespace and the escapes in strings do not
+/// matter. Numbers are compared as written, because two different numbers may become the same float. In
+/// doubt the texts are different: a compare-and-swap then overwrites nothing.
 pub(crate) fn same_json(one: &RawValue, other: &RawValue) -> bool {
     same(one, other, MAX_DEPTH)
 }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_fields_space_and_escapes_do_not_count() {
+    fn the_order_of_fields_whitespace_and_escapes_do_not_matter() {
         for (one, other) in [
             ("{\"a\":1,\"b\":[true,null]}", "{ \"b\" : [ true , null ], \"a\" : 1 }"),
             ("\"\\u00e9\\n\"", "\"é\\u000a\""),
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn all_else_counts() {
+    fn all_other_differences_matter() {
         for (one, other) in [
             ("1", "1.0"),
             ("123456789012345678901234567890", "123456789012345678901234567891"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn no_depth_is_too_much() {
+    fn values_beyond_the_depth_limit_are_equal_only_byte_for_byte() {
         let deep = |inside: &str| format!("{}{inside}{}", "[".repeat(200), "]".repeat(200));
         assert!(is_same(&deep("1"), &deep("1")));
         assert!(!is_same(&deep("1"), &deep("2")));

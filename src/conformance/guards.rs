@@ -1,32 +1,34 @@
-//! Guards: the lock as a value, released when the value goes.
+//! Guards: a lock as a value, released on drop.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use super::support::{LEASE, assert_matches, at_once, join, long, named, outlive, result_of, short};
+use super::support::{
+    LEASE, assert_matches, join, long_lease, named, one_attempt, result_of, short_lease, wait_for_expiry,
+};
 use crate::{Error, Holder, LockGuard, LockOptions, RecordStore, RecordStoreExt};
 
 checks! { "guards":
     a_dropped_guard_releases:
-        "The lock is released when its guard is dropped.",
+        "Dropping a guard releases its lock.",
     a_guard_releases_on_panic:
-        "The lock is released when a panic drops its guard.",
-    release_is_explicit:
-        "`release` releases, and a guard knows its key, holder, token and what remains.",
-    a_guard_reads_writes_removes:
+        "A panic that drops a guard releases its lock.",
+    a_guard_describes_its_lock_and_releases_it:
+        "A guard reports its key, holder, token and remaining lease, and `release` releases the lock.",
+    a_guard_reads_writes_removes_and_renews:
         "A guard reads, writes, removes and renews for its acquisition.",
     only_the_outermost_guard_releases:
-        "Of the guards of one holder only the outermost releases.",
+        "If one holder has several guards for a key, only the outermost guard releases the lock.",
     a_failed_lock_is_an_error:
-        "A lock that cannot be had is an error: there is no guard, and nothing changes.",
+        "If `lock` cannot acquire the lock, it returns an error and no guard, and nothing changes.",
     try_lock_does_not_wait:
-        "`try_lock` is `Ok(None)` where another's lock is live, whatever the acquire timeout.",
-    a_late_guard_changes_nothing:
-        "A guard whose lease ran out is refused with `LockLost`.",
-    a_late_guard_leaves_the_next_alone:
-        "A guard that lost its lock does not release the next holder's, dropped or released.",
+        "`try_lock` returns `Ok(None)` without a wait while another holder's lock is live, whatever the acquire timeout.",
+    an_expired_guard_changes_nothing:
+        "A guard whose lease has expired is refused with `LockLost`, and changes nothing.",
+    a_guard_that_lost_its_lock_does_not_release_the_next:
+        "A guard that lost its lock does not release the next holder's lock, whether it is dropped or released.",
     pointers_are_stores:
-        "A store is a store through `&dyn`, `Box<dyn>`, `Arc<dyn>` and generics.",
+        "`&dyn`, `Box<dyn>`, `Arc<dyn>` and generic parameters work as stores.",
 }
 
 fn a_dropped_guard_releases(store: &dyn RecordStore) {
@@ -41,37 +43,37 @@ fn a_guard_releases_on_panic(store: &dyn RecordStore) {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let guard = store.lock("key", LockOptions::new()).unwrap();
         guard.write(&1).unwrap();
-        // Panics without a word to the terminal.
+        // Panics without a message on the terminal.
         resume_unwind(Box::new("a panic under the lock"));
     }));
     assert!(outcome.is_err());
     assert!(!store.is_locked("key").unwrap());
-    assert_eq!(result_of(store, "key", &named("me")), Some(1), "what was written before the panic is gone");
+    assert_eq!(result_of(store, "key", &named("me")), Some(1), "the write before the panic was lost");
 }
 
-fn release_is_explicit(store: &dyn RecordStore) {
+fn a_guard_describes_its_lock_and_releases_it(store: &dyn RecordStore) {
     let me = named("me");
-    let guard = store.lock("key", at_once(&me)).unwrap();
+    let guard = store.lock("key", one_attempt(&me)).unwrap();
     assert_eq!((guard.key().as_str(), guard.holder()), ("key", &me));
     assert_eq!(guard.token(), store.lock_info("key").unwrap().expect("a lock").token());
     assert_eq!(guard.remaining().unwrap(), None);
     guard.release().unwrap();
     assert!(!store.is_locked("key").unwrap());
 
-    let guard = store.lock("key", long(&me)).unwrap();
-    assert!(guard.remaining().unwrap().expect("a term") > LEASE);
+    let guard = store.lock("key", long_lease(&me)).unwrap();
+    assert!(guard.remaining().unwrap().expect("a lease") > LEASE);
     guard.release().unwrap();
 }
 
-fn a_guard_reads_writes_removes(store: &dyn RecordStore) {
-    let guard = store.lock("key", long(&named("me"))).unwrap();
+fn a_guard_reads_writes_removes_and_renews(store: &dyn RecordStore) {
+    let guard = store.lock("key", long_lease(&named("me"))).unwrap();
     assert_matches!(guard.read::<i64>(), Ok(None));
     guard.write(&1).unwrap();
     let record = guard.read::<i64>().unwrap().unwrap();
     assert_eq!((record.key.as_str(), record.result), ("key", 1));
     assert_matches!(guard.write(&f64::NAN), Err(Error::Encode { .. }));
     assert_matches!(guard.read::<String>(), Err(Error::Decode { .. }));
-    assert_eq!(guard.read::<i64>().unwrap().unwrap().result, 1, "the old record did not stay");
+    assert_eq!(guard.read::<i64>().unwrap().unwrap().result, 1, "the old record was changed");
     guard.renew().unwrap();
     assert!(guard.remove().unwrap());
     assert!(!guard.remove().unwrap());
@@ -81,25 +83,25 @@ fn a_guard_reads_writes_removes(store: &dyn RecordStore) {
 
 fn only_the_outermost_guard_releases(store: &dyn RecordStore) {
     let me = named("me");
-    let outer = store.lock("key", at_once(&me)).unwrap();
+    let outer = store.lock("key", one_attempt(&me)).unwrap();
     let dropped = store.lock("key", LockOptions::new().holder(me.clone())).unwrap();
     assert_eq!(dropped.token(), outer.token());
     drop(dropped);
-    assert!(store.is_lock_holder("key", &me).unwrap(), "a dropped inner guard released");
-    let released = store.try_lock("key", at_once(&me)).unwrap().expect("one's own lock");
+    assert!(store.is_lock_holder("key", &me).unwrap(), "a dropped inner guard released the lock");
+    let released = store.try_lock("key", one_attempt(&me)).unwrap().expect("the holder's own lock");
     released.release().unwrap();
-    assert!(store.is_lock_holder("key", &me).unwrap(), "a released inner guard released");
+    assert!(store.is_lock_holder("key", &me).unwrap(), "a released inner guard released the lock");
     outer.write(&1).unwrap();
     drop(outer);
-    assert!(!store.is_locked("key").unwrap(), "the outermost guard did not release");
+    assert!(!store.is_locked("key").unwrap(), "the outermost guard did not release the lock");
 }
 
 fn a_failed_lock_is_an_error(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    let held = store.lock("key", long(&other)).unwrap();
-    match store.lock("key", at_once(&me)) {
+    let held = store.lock("key", long_lease(&other)).unwrap();
+    match store.lock("key", one_attempt(&me)) {
         Err(Error::LockTimeout { operation: "acquire_lock", holder, .. }) => {
-            assert_eq!(holder, Some(other.clone()), "the error names another");
+            assert_eq!(holder, Some(other.clone()), "the error names another holder");
         }
         outcome => panic!("a second lock: {outcome:?}"),
     }
@@ -109,12 +111,12 @@ fn a_failed_lock_is_an_error(store: &dyn RecordStore) {
 
 fn try_lock_does_not_wait(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    let held = store.lock("key", long(&other)).unwrap();
+    let held = store.lock("key", long_lease(&other)).unwrap();
     let start = std::time::Instant::now();
     for options in [LockOptions::new(), LockOptions::new().holder(me).acquire_timeout(super::PATIENCE)] {
         assert!(store.try_lock("key", options).unwrap().is_none());
     }
-    assert!(start.elapsed() < super::PATIENCE / 2, "it waited");
+    assert!(start.elapsed() < super::PATIENCE / 2, "`try_lock` waited");
     assert!(store.is_lock_holder("key", &other).unwrap());
     drop(held);
     let guard = store.try_lock("key", LockOptions::new()).unwrap().expect("a free key");
@@ -129,38 +131,38 @@ fn assert_lost(guard: &LockGuard<'_, dyn RecordStore + '_>) {
     assert_matches!(guard.remaining(), Err(Error::LockLost { .. }));
 }
 
-fn a_late_guard_changes_nothing(store: &dyn RecordStore) {
+fn an_expired_guard_changes_nothing(store: &dyn RecordStore) {
     let me = named("me");
     store.write("key", &1).unwrap();
-    let late = store.lock("key", short(&me)).unwrap();
-    outlive(store, "key");
-    assert_lost(&late);
-    assert_matches!(late.release(), Err(Error::LockLost { operation: "release_lock", .. }));
-    assert_eq!(result_of(store, "key", &me), Some(1), "a refused change was made");
+    let expired = store.lock("key", short_lease(&me)).unwrap();
+    wait_for_expiry(store, "key");
+    assert_lost(&expired);
+    assert_matches!(expired.release(), Err(Error::LockLost { operation: "release_lock", .. }));
+    assert_eq!(result_of(store, "key", &me), Some(1), "a refused operation changed the record");
     assert!(!store.is_locked("key").unwrap());
 }
 
-fn a_late_guard_leaves_the_next_alone(store: &dyn RecordStore) {
+fn a_guard_that_lost_its_lock_does_not_release_the_next(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     for broken in [false, true] {
         for next in [&other, &me] {
-            let lose = || {
-                let late = store.lock("key", short(&me)).unwrap();
+            let lost_guard = || {
+                let guard = store.lock("key", short_lease(&me)).unwrap();
                 if broken {
                     store.break_lock("key").unwrap();
                 } else {
-                    outlive(store, "key");
+                    wait_for_expiry(store, "key");
                 }
-                late
+                guard
             };
-            let late = [lose(), lose()];
-            // The same holder again, too, has another lock than the one that was lost.
-            let held = store.lock("key", at_once(next)).unwrap();
+            let lost = [lost_guard(), lost_guard()];
+            // Even if the next holder is the same one, its lock is a new one.
+            let held = store.lock("key", one_attempt(next)).unwrap();
             held.write(&1).unwrap();
-            for guard in &late {
+            for guard in &lost {
                 assert_lost(guard);
             }
-            let [dropped, released] = late;
+            let [dropped, released] = lost;
             drop(dropped);
             assert_matches!(released.release(), Err(Error::LockLost { .. }));
             assert_eq!(held.read::<i64>().unwrap().unwrap().result, 1);
@@ -170,7 +172,7 @@ fn a_late_guard_leaves_the_next_alone(store: &dyn RecordStore) {
 }
 
 fn pointers_are_stores(store: &dyn RecordStore) {
-    fn count(store: impl RecordStore) {
+    fn exercise(store: impl RecordStore) {
         let guard = store.lock("key", LockOptions::new()).unwrap();
         let before = guard.read::<i64>().unwrap().map_or(0, |record| record.result);
         guard.write(&(before + 1)).unwrap();
@@ -189,10 +191,10 @@ fn pointers_are_stores(store: &dyn RecordStore) {
     }
     let boxed: Box<dyn RecordStore + '_> = Box::new(store);
     let shared: Arc<dyn RecordStore + '_> = Arc::new(store);
-    count(store);
-    count(&boxed);
-    count(boxed);
-    count(Arc::clone(&shared));
-    std::thread::scope(|scope| join(scope.spawn(|| count(shared))));
+    exercise(store);
+    exercise(&boxed);
+    exercise(boxed);
+    exercise(Arc::clone(&shared));
+    std::thread::scope(|scope| join(scope.spawn(|| exercise(shared))));
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 5);
 }

@@ -1,21 +1,21 @@
-//! Keys: whatever they are made of, each has a record and a lock of its own.
+//! Keys: each has its own record and its own lock, whatever characters it contains.
 
 use std::collections::BTreeSet;
 
-use super::support::{assert_matches, at_once, named, result_of};
+use super::support::{assert_matches, named, one_attempt, result_of};
 use crate::{Error, Key, RecordStore, RecordStoreExt};
 
 checks! { "keys":
-    awkward_keys_side_by_side:
-        "Every key has a record and a lock of its own, whatever characters it is made of.",
-    case_and_form_are_kept_apart:
-        "Keys that differ in case or Unicode form are kept apart, or refused with `KeyMismatch`; one never shows the other's result.",
+    unusual_keys_do_not_collide:
+        "Every key has its own record and its own lock, whatever characters it contains.",
+    case_and_unicode_form_are_significant:
+        "Keys that differ in case or Unicode form are different keys, or are refused with `KeyMismatch`; one never returns the other's result.",
     locks_are_independent:
-        "The lock of one key does not concern another key.",
+        "The lock of one key does not affect any other key.",
 }
 
-/// Keys that stores have confused: with each other, with a path, with a file of their own.
-fn awkward() -> Vec<String> {
+/// Keys that a store could confuse with each other, with a path, or with its own files.
+fn unusual() -> Vec<String> {
     let mut keys: Vec<String> = [
         "a",
         "a.b",
@@ -87,35 +87,37 @@ fn awkward() -> Vec<String> {
             keys.push(unit.repeat(length));
         }
     }
-    // As long as can be, and different only in the last character.
+    // The maximum length, and a difference only in the last character.
     keys.push("k".repeat(Key::MAX_CHARS));
     keys.push("k".repeat(Key::MAX_CHARS - 1) + "l");
     keys
 }
 
-fn awkward_keys_side_by_side(store: &dyn RecordStore) {
-    let keys = awkward();
+fn unusual_keys_do_not_collide(store: &dyn RecordStore) {
+    let keys = unusual();
     let holder = |number: usize| named(&format!("holder {number}"));
     for (number, key) in keys.iter().enumerate() {
-        assert!(!store.exists(key).unwrap(), "{key:?} is there before it is written");
-        assert!(!store.is_locked(key).unwrap(), "{key:?} is locked before anyone locks it");
-        store.acquire_lock(key, &at_once(&holder(number))).unwrap_or_else(|error| panic!("{key:?}: {error}"));
+        assert!(!store.exists(key).unwrap(), "{key:?} exists before it is written");
+        assert!(!store.is_locked(key).unwrap(), "{key:?} is locked before it is acquired");
+        store
+            .acquire_lock(key, &one_attempt(&holder(number)))
+            .unwrap_or_else(|error| panic!("{key:?}: {error}"));
         store.write_as(key, &number, holder(number)).unwrap_or_else(|error| panic!("{key:?}: {error}"));
     }
     for (number, key) in keys.iter().enumerate() {
-        assert!(store.is_lock_holder(key, &holder(number)).unwrap(), "{key:?} is locked by another");
+        assert!(store.is_lock_holder(key, &holder(number)).unwrap(), "{key:?} is locked by another holder");
         assert_eq!(result_of(store, key, &holder(number)), i64::try_from(number).ok(), "{key:?}");
     }
     let all: BTreeSet<String> = keys.iter().cloned().collect();
-    assert_eq!(keys_of(store), all, "`keys` lists others");
+    assert_eq!(keys_of(store), all, "`keys` lists other keys");
     let locked = store.locks().unwrap().map(|info| info.unwrap().key().to_string()).collect::<Vec<_>>();
-    assert_eq!(locked.len(), keys.len(), "`locks` lists another number");
-    assert_eq!(locked.into_iter().collect::<BTreeSet<_>>(), all, "`locks` lists others");
+    assert_eq!(locked.len(), keys.len(), "`locks` lists another number of locks");
+    assert_eq!(locked.into_iter().collect::<BTreeSet<_>>(), all, "`locks` lists other keys");
 
-    // What goes for one key goes for no other.
-    let (gone, kept): (Vec<_>, Vec<_>) = keys.iter().enumerate().partition(|(number, _)| number % 2 == 0);
-    for (number, key) in gone {
-        assert!(store.remove_as(key, holder(number)).unwrap(), "{key:?} was gone before it was removed");
+    // A change to one key does not affect another key.
+    let (removed, kept): (Vec<_>, Vec<_>) = keys.iter().enumerate().partition(|(number, _)| number % 2 == 0);
+    for (number, key) in removed {
+        assert!(store.remove_as(key, holder(number)).unwrap(), "{key:?} disappeared before it was removed");
         store.release_lock(key, holder(number)).unwrap();
     }
     assert_eq!(keys_of(store), kept.iter().map(|(_, key)| (*key).clone()).collect::<BTreeSet<_>>());
@@ -127,23 +129,27 @@ fn awkward_keys_side_by_side(store: &dyn RecordStore) {
 
 fn keys_of(store: &dyn RecordStore) -> BTreeSet<String> {
     let keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
-    let number = keys.len();
+    let count = keys.len();
     let set: BTreeSet<_> = keys.into_iter().collect();
-    assert_eq!(set.len(), number, "`keys` lists one more than once");
+    assert_eq!(set.len(), count, "`keys` lists a key more than once");
     set
 }
 
-fn case_and_form_are_kept_apart(store: &dyn RecordStore) {
+fn case_and_unicode_form_are_significant(store: &dyn RecordStore) {
     for (one, two) in [("Report", "report"), ("\u{e9}", "e\u{301}"), ("STRASSE", "Strasse")] {
         store.write(one, &1).unwrap();
         match store.read::<i64>(two) {
             Ok(None) | Err(Error::KeyMismatch { .. }) => {}
-            outcome => panic!("{two:?} where only {one:?} was written: {outcome:?}"),
+            outcome => panic!("a read of {two:?} after a write of {one:?}: {outcome:?}"),
         }
         match store.write(two, &2) {
             Ok(()) => {
                 assert_eq!(store.read::<i64>(two).unwrap().unwrap().result, 2);
-                assert_eq!(store.read::<i64>(one).unwrap().unwrap().result, 1, "{two:?} went over {one:?}");
+                assert_eq!(
+                    store.read::<i64>(one).unwrap().unwrap().result,
+                    1,
+                    "a write of {two:?} overwrote {one:?}"
+                );
             }
             Err(Error::KeyMismatch { .. }) => {
                 assert_eq!(
@@ -152,15 +158,15 @@ fn case_and_form_are_kept_apart(store: &dyn RecordStore) {
                     "a refused write changed {one:?}"
                 );
             }
-            Err(error) => panic!("{two:?} beside {one:?}: {error}"),
+            Err(error) => panic!("a write of {two:?} after a write of {one:?}: {error}"),
         }
     }
 }
 
 fn locks_are_independent(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    let token = store.acquire_lock("theirs", &at_once(&other)).unwrap();
-    store.acquire_lock("mine", &at_once(&me)).unwrap();
+    let token = store.acquire_lock("theirs", &one_attempt(&other)).unwrap();
+    store.acquire_lock("mine", &one_attempt(&me)).unwrap();
     store.write_as("mine", &1, &me).unwrap();
     store.write_as("nobody's", &1, &me).unwrap();
     assert_matches!(store.write_as("nobody's", &2, token), Err(Error::LockLost { .. }));

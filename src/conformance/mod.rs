@@ -1,13 +1,13 @@
 //! The contract of [`RecordStore`] as a test suite for any store.
 //!
-//! One call runs every check, each on a fresh store:
+//! One call runs every check, each on a new store:
 //!
 //! ```
 //! # #[cfg(feature = "conformance")]
 //! record_store::conformance::run(record_store::MemoryRecordStore::new);
 //! ```
 //!
-//! A store with files needs a directory for each check:
+//! A store that uses files needs a new directory for each check:
 //!
 //! ```no_run
 //! # #[cfg(feature = "conformance")] {
@@ -23,8 +23,8 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 //!
-//! A harness that wants a test for each check takes them from [`checks`]. A store that leaves
-//! methods out ([`Error::Unsupported`](crate::Error::Unsupported)) can run those that concern it:
+//! To run each check as a separate test, iterate over [`checks`]. A store that does not implement every
+//! method ([`Error::Unsupported`](crate::Error::Unsupported)) can select the checks that apply to it:
 //!
 //! ```
 //! # #[cfg(feature = "conformance")] {
@@ -37,16 +37,17 @@
 //! # }
 //! ```
 //!
-//! # What it relies on
+//! # Timing
 //!
-//! A check takes locks under the default holder and under named ones, waits on threads of its own,
-//! and lets leases of some 150 ms run out. It asserts exactly that nothing comes too early, and
-//! with seconds to spare that it comes at all, so a loaded machine does not fail it. Locks that a
-//! faulty store might wait for without end have a lease of [`PATIENCE`], so that such a store fails
-//! after a while; one that ignores leases too can hang.
+//! The checks acquire locks as the default holder and as named holders, wait on their own threads, and let
+//! leases of about 150 ms expire. Lower time limits are exact: nothing may happen too early. Upper limits
+//! have seconds of tolerance, so that a loaded machine does not fail a check. Locks that a faulty store could
+//! wait for forever have a lease of [`PATIENCE`], so that such a store fails instead of hanging. A store that
+//! also ignores leases can still hang.
 //!
-//! What the suite cannot see from within one process, it does not check: crashes, power loss, other
-//! processes, forks.
+//! # Limitations
+//!
+//! The suite runs in one process. It does not check crashes, power loss, other processes or forks.
 
 #![allow(clippy::panic, clippy::unwrap_used, clippy::expect_used, reason = "a check fails by panicking")]
 
@@ -57,7 +58,7 @@ use std::time::Duration;
 
 use crate::RecordStore;
 
-/// The table of a group's checks: the function is the name.
+/// Defines the checks of a group. The name of the function is the name of the check.
 macro_rules! checks {
     ($group:literal: $($body:ident: $sentence:literal,)*) => {
         pub(super) const CHECKS: &[crate::conformance::Check] = &[$(crate::conformance::Check {
@@ -68,24 +69,25 @@ macro_rules! checks {
     };
 }
 
+mod changes;
 mod expiry;
 mod fencing;
 mod guards;
 mod keys;
 mod leases;
+mod lock_all;
 mod locks;
 mod records;
-mod several;
 mod support;
-mod swaps;
 mod threads;
+mod transactions;
 mod waiting;
 mod watching;
 
-/// The longest that a check waits for what should come at once.
+/// How long a check waits for something that should happen immediately.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// One sentence of the contract, and the code that sees whether a store keeps it.
+/// One sentence of the contract, and the code that checks it.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
     name: &'static str,
@@ -94,25 +96,25 @@ pub struct Check {
 }
 
 impl Check {
-    /// The check's name, such as `records::a_read_returns_what_was_written`: its group and what it
-    /// looks at.
+    /// The name of the check, such as `records::a_read_returns_what_was_written`: its group and the expected
+    /// behaviour.
     #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// The sentence of the contract.
+    /// The sentence of the contract that is checked.
     #[must_use]
     pub fn sentence(&self) -> &'static str {
         self.sentence
     }
 
-    /// Runs the check on a store that must be empty and used by nobody else.
+    /// Runs the check. The store must be empty and must not be used elsewhere at the same time.
     ///
     /// # Panics
     ///
-    /// If the store does not keep the sentence; the message has the check's name, the sentence and
-    /// what was seen.
+    /// If the store violates the sentence. The message contains the name of the check, the sentence and the
+    /// observed behaviour.
     pub fn run(&self, store: &dyn RecordStore) {
         if let Err(failure) = self.attempt(store) {
             panic!("{failure}");
@@ -120,14 +122,14 @@ impl Check {
     }
 
     fn attempt(&self, store: &dyn RecordStore) -> Result<(), String> {
-        // Nothing of the store is looked at after a panic.
+        // Unwind safety does not matter: the store is not used after a panic.
         catch_unwind(AssertUnwindSafe(|| (self.body)(store))).map_err(|payload| {
-            let seen = payload
+            let observed = payload
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| payload.downcast_ref::<&str>().copied())
                 .unwrap_or("a panic without a message");
-            format!("{self}\n    {seen}")
+            format!("{self}\n    {observed}")
         })
     }
 }
@@ -151,22 +153,23 @@ pub fn checks() -> &'static [Check] {
             waiting::CHECKS,
             guards::CHECKS,
             threads::CHECKS,
-            swaps::CHECKS,
+            changes::CHECKS,
             expiry::CHECKS,
             watching::CHECKS,
-            several::CHECKS,
+            lock_all::CHECKS,
+            transactions::CHECKS,
         ]
         .concat()
     });
     &CHECKS
 }
 
-/// Runs every check, each on a store of its own from `make`, and tells at the end which failed.
+/// Runs every check, each on a new store from `make`, and reports all failures at the end.
 ///
 /// # Panics
 ///
-/// If a check fails. The message has, for each that did, its name, the sentence of the contract
-/// that the store does not keep, and what was seen.
+/// If a check fails. For each failed check, the message contains its name, the violated sentence of the
+/// contract and the observed behaviour.
 pub fn run<S, F>(make: F)
 where
     S: RecordStore,

@@ -1,4 +1,4 @@
-//! What checks have in common.
+//! Helpers for the checks.
 
 use std::fmt::Debug;
 use std::panic::resume_unwind;
@@ -10,82 +10,80 @@ use std::time::{Duration, Instant};
 use super::PATIENCE;
 use crate::{Claim, Holder, Key, LockOptions, LockToken, RecordStore, RecordStoreExt};
 
-/// A lease that runs out while the check waits for it.
+/// A lease that is short enough for a check to wait until it expires.
 pub(super) const LEASE: Duration = Duration::from_millis(150);
 
-/// How long a check looks on to see that somebody waits.
-pub(super) const A_WHILE: Duration = Duration::from_millis(60);
+/// How long a check observes that a call still blocks. Also a timeout that is meant to pass.
+pub(super) const SHORT_WAIT: Duration = Duration::from_millis(60);
 
 pub(super) fn named(name: &str) -> Holder {
-    Holder::named(name).expect("a name for a holder")
+    Holder::named(name).expect("a valid holder name")
 }
 
-/// One try, no wait, no term.
-pub(super) fn at_once(holder: &Holder) -> LockOptions {
+/// Options for one attempt without a wait, and for a lock without a lease.
+pub(super) fn one_attempt(holder: &Holder) -> LockOptions {
     LockOptions::new().holder(holder.clone()).acquire_timeout(Duration::ZERO)
 }
 
-/// For locks that others wait for: a store that misses the release fails instead of hanging.
-pub(super) fn long(holder: &Holder) -> LockOptions {
-    at_once(holder).hold_timeout(PATIENCE)
+/// Options for a lock that other calls wait for. With the lease, a store that does not wake them fails the
+/// check instead of hanging.
+pub(super) fn long_lease(holder: &Holder) -> LockOptions {
+    one_attempt(holder).hold_timeout(PATIENCE)
 }
 
-/// A lease that runs out soon.
-pub(super) fn short(holder: &Holder) -> LockOptions {
-    at_once(holder).hold_timeout(LEASE)
+/// Options for a lock whose lease expires during the check.
+pub(super) fn short_lease(holder: &Holder) -> LockOptions {
+    one_attempt(holder).hold_timeout(LEASE)
 }
 
-/// Waits until the lock of the key is over, and sees that this comes in time.
-pub(super) fn outlive(store: &dyn RecordStore, key: &str) {
-    assert!(store.wait_for_lock(key, Some(PATIENCE)).expect("a wait"), "the lease does not run out");
+/// Waits until the lock of the key has expired. Fails if this takes too long.
+pub(super) fn wait_for_expiry(store: &dyn RecordStore, key: &str) {
+    assert!(store.wait_for_lock(key, Some(PATIENCE)).expect("a wait"), "the lease does not expire");
 }
 
-/// Takes a lock and lets its lease run out. Returns the token that is worth nothing now.
-pub(super) fn expired(store: &dyn RecordStore, key: &str, holder: &Holder) -> LockToken {
-    let token = store.acquire_lock(key, &short(holder)).expect("a lock on a free key");
-    outlive(store, key);
+/// Acquires a lock and lets its lease expire. Returns the token, which is no longer valid.
+pub(super) fn expired_lock(store: &dyn RecordStore, key: &str, holder: &Holder) -> LockToken {
+    let token = store.acquire_lock(key, &short_lease(holder)).expect("a lock on a free key");
+    wait_for_expiry(store, key);
     token
 }
 
-/// The record's result as this holder reads it. Fails, rather than hangs, where it is locked.
+/// Reads the record's result as this holder. Fails instead of hanging if another holder's lock stays live.
 pub(super) fn result_of(store: &dyn RecordStore, key: &str, holder: &Holder) -> Option<i64> {
     let key = Key::new(key).expect("a key");
     let json = store.read_json(&key, &Claim::from(holder), Some(PATIENCE)).expect("a read")?;
     Some(json.get().parse().expect("a number"))
 }
 
-/// Runs `waits` on a thread of its own, sees that it does not return for a while, then runs
-/// `frees` and returns what `waits` came back with.
-pub(super) fn waits_until_freed<T: Debug + Send>(
-    waits: impl FnOnce() -> T + Send,
-    frees: impl FnOnce(),
-) -> T {
+/// Runs `blocked` on a new thread, checks that it blocks, runs `unblock`, and returns the result of
+/// `blocked`.
+pub(super) fn blocks_until<T: Debug + Send>(blocked: impl FnOnce() -> T + Send, unblock: impl FnOnce()) -> T {
     thread::scope(|scope| {
         let (started, is_started) = mpsc::channel();
         let (done, is_done) = mpsc::channel();
         let waiter = scope.spawn(move || {
             let _ = started.send(());
-            let outcome = waits();
+            let outcome = blocked();
             let _ = done.send(());
             outcome
         });
         is_started.recv().expect("the thread started");
-        let early = is_done.recv_timeout(A_WHILE) != Err(mpsc::RecvTimeoutError::Timeout);
+        let early = is_done.recv_timeout(SHORT_WAIT) != Err(mpsc::RecvTimeoutError::Timeout);
         assert!(!early, "returned while the lock was live: {:?}", join(waiter));
         let start = Instant::now();
-        frees();
+        unblock();
         let outcome = join(waiter);
-        assert!(start.elapsed() < PATIENCE / 2, "was not woken, but only came back by itself");
+        assert!(start.elapsed() < PATIENCE / 2, "the call was not woken by the change, it returned later");
         outcome
     })
 }
 
-/// Joins, and goes on with the thread's panic if it had one.
+/// Joins the thread, and propagates its panic.
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Says that a thread is done, also where it ended by a panic, so that nobody waits for it in vain.
+/// Sets a flag when the thread ends, also by a panic, so that other threads do not wait for it forever.
 pub(super) struct Done<'a>(pub(super) &'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -94,7 +92,7 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Asserts that a value matches a pattern, and shows the value where it does not.
+/// Asserts that a value matches a pattern. The message shows the value.
 macro_rules! assert_matches {
     ($value:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
         match $value {

@@ -1,5 +1,5 @@
-//! Transactions after Prefect's `prefect.transactions`: a record is staged, hooks are registered,
-//! and at the end all of it is committed or rolled back.
+//! Transactions, modelled on Prefect's `prefect.transactions`: stage a result, register hooks, then commit
+//! everything or roll everything back.
 
 mod pending;
 mod work;
@@ -13,46 +13,46 @@ use crate::{Claim, IntoKey, IsolationLevel, Key, LockToken, RecordStore, Result,
 pub use pending::PendingTransaction;
 use work::{BoxError, Work};
 
-/// When a transaction commits that is [finished](Transaction::finish). Prefect's `CommitMode`.
+/// When [`finish`](Transaction::finish) commits a transaction. Prefect's `CommitMode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CommitMode {
-    /// At once, also as a child: it stays committed when its parent rolls back.
+    /// Immediately, even for a child. A child stays committed if its parent rolls back.
     Eager,
-    /// With its parent; without one, at once.
+    /// A child commits with its parent. A transaction without a parent commits immediately.
     #[default]
     Lazy,
-    /// With its parent; without one, not at all: it rolls back unless it was
-    /// [committed](Transaction::commit) in so many words.
+    /// A child commits with its parent. A transaction without a parent rolls back, unless
+    /// [`commit`](Transaction::commit) was called explicitly.
     Off,
 }
 
-/// How far a transaction has come. Prefect's `TransactionState`.
+/// The state of a transaction. Prefect's `TransactionState`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TransactionState {
     /// Not begun.
     Pending,
-    /// Begun, and nothing is staged.
+    /// Begun; no result is staged.
     Active,
     /// A result is staged.
     Staged,
-    /// The record is written; or there was one at the beginning, so there is nothing to be done.
+    /// The record is written, or it already existed when the transaction began.
     Committed,
-    /// Given up: nothing was written, and the rollback hooks have run.
+    /// Rolled back: nothing was written, and the rollback hooks have run.
     RolledBack,
 }
 
 /// A begun transaction, from [`RecordStoreExt::transaction`](crate::RecordStoreExt::transaction).
 ///
-/// A transaction whose record exists already is [committed](Transaction::is_committed) from the
-/// beginning: there is nothing to be done but to [read](Transaction::read) it. Otherwise the caller
-/// works, [stages](Transaction::stage) the result and says what to do at the
-/// [commit](Transaction::on_commit) and at the [rollback](Transaction::on_rollback). Dropped before it
-/// is committed, or finished, it rolls back, on panic too.
+/// If the record already exists, the transaction is [committed](Transaction::is_committed) from the start:
+/// the caller only [reads](Transaction::read) the record. Otherwise the caller does the work,
+/// [stages](Transaction::stage) the result and registers hooks for the [commit](Transaction::on_commit) and
+/// the [rollback](Transaction::on_rollback). A transaction that is dropped before it is committed or finished
+/// rolls back, also during a panic.
 ///
-/// A [child](Transaction::child) belongs to its parent. It ends first, and what it did not commit
-/// itself is committed with its parent, before it; or rolled back, before it.
+/// A [child](Transaction::child) belongs to its parent and ends before it. If the child did not commit by
+/// itself, it is committed or rolled back together with its parent, just before the parent's own work.
 ///
 /// ```
 /// use record_store::{Error, MemoryRecordStore, RecordStoreExt};
@@ -63,7 +63,7 @@ pub enum TransactionState {
 ///         return Ok(record.result);
 ///     }
 ///     order.child("payment-7")?.run(|payment| payment.stage(&"paid"))?;
-///     order.on_rollback(|_| { println!("refund!"); Ok(()) });
+///     order.on_rollback(|_| { println!("refund"); Ok(()) });
 ///     order.stage(&42)?;
 ///     Ok::<u32, Error>(42)
 /// })?;
@@ -74,32 +74,32 @@ pub enum TransactionState {
 ///
 /// # Limitations
 ///
-/// Each record is written atomically, but several are not: if the process dies, or a write fails,
-/// between the commits of two children, one is there and the other is not. A hook that has run is not
-/// undone except by a rollback hook.
+/// Each record is written atomically; several records together are not. If the process dies or a write fails
+/// between the commits of two children, only the first child's record exists. Only a rollback hook can undo
+/// the effects of a hook that has run.
 ///
-/// # For those who know Prefect
+/// # Comparison with Prefect
 ///
-/// | Prefect | here | different |
+/// | Prefect | here | difference |
 /// | --- | --- | --- |
 /// | `with transaction(key, store, …) as txn` | [`PendingTransaction::run`], or [`begin`](PendingTransaction::begin) and [`finish`](Transaction::finish) | |
 /// | `isolation_level=` | [`PendingTransaction::isolation_level`] | |
 /// | `commit_mode=` | [`PendingTransaction::commit_mode`] | |
 /// | `overwrite=` | [`PendingTransaction::overwrite`] | |
 /// | `txn.read()` | [`Transaction::read`] | |
-/// | `txn.stage(value, on_rollback_hooks, on_commit_hooks)` | [`stage`](Transaction::stage), [`on_rollback`](Transaction::on_rollback), [`on_commit`](Transaction::on_commit) | the result is encoded at once, so what cannot be is told where it is staged |
-/// | `txn.commit()`, `txn.rollback()` | [`commit`](Transaction::commit), [`rollback`](Transaction::rollback) | a failure is an error, not a `False`; every rollback hook runs, also after one that failed |
-/// | nested `with transaction(…)` | [`Transaction::child`] | the parent is named, not looked up in a context variable; children are rolled back before their parent, not after; a child whose commit fails makes its parent roll back |
+/// | `txn.stage(value, on_rollback_hooks, on_commit_hooks)` | [`stage`](Transaction::stage), [`on_rollback`](Transaction::on_rollback), [`on_commit`](Transaction::on_commit) | the result is encoded immediately, so a result that cannot be encoded is reported by `stage` |
+/// | `txn.commit()`, `txn.rollback()` | [`commit`](Transaction::commit), [`rollback`](Transaction::rollback) | a failure is an error, not `False`; every rollback hook runs, even after another hook failed |
+/// | nested `with transaction(…)` | [`Transaction::child`] | the parent is explicit, not a context variable; children are rolled back before their parent, not after it; if the commit of a child fails, the parent rolls back |
 /// | `is_pending()` … `is_rolled_back()` | [`state`](Transaction::state), [`is_committed`](Transaction::is_committed) | |
-/// | committed without a staged value | writes no record | Prefect writes a `null` |
+/// | commit without a staged value | writes no record | Prefect writes `null` |
 /// | `ConfigurationError` for an unsupported level | [`Error::UnsupportedIsolationLevel`] from `begin` | |
-/// | `txn.set`, `txn.get` | | a closure's own variables |
+/// | `txn.set`, `txn.get` | | use the closure's variables |
 ///
 /// [`Error::UnsupportedIsolationLevel`]: crate::Error::UnsupportedIsolationLevel
 #[must_use = "a transaction that is dropped rolls back"]
 pub struct Transaction<'p, 's, S: RecordStore + ?Sized> {
     work: Work<'s, S>,
-    /// Where the work goes that is left to the parent.
+    /// Takes over this transaction's work if it commits with its parent.
     parent: Option<&'p mut Work<'s, S>>,
 }
 
@@ -110,19 +110,19 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
         &self.work.key
     }
 
-    /// How far it has come.
+    /// The state.
     #[must_use]
     pub fn state(&self) -> TransactionState {
         self.work.state
     }
 
-    /// Whether the record existed at the beginning, so that there is nothing to be done.
+    /// Whether the record already existed when the transaction began, so that no work is left.
     #[must_use]
     pub fn is_committed(&self) -> bool {
         self.work.state == TransactionState::Committed
     }
 
-    /// How far it is kept apart from others.
+    /// The isolation level.
     #[must_use]
     pub fn isolation_level(&self) -> IsolationLevel {
         self.work.level
@@ -134,8 +134,8 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
         self.work.guard.as_ref().map(crate::LockGuard::token)
     }
 
-    /// Reads the record as it is in the store: what is staged is not in it. Waits while another
-    /// holder's lock is live.
+    /// Reads the record from the store, without the staged result. Waits while another holder's lock is
+    /// live.
     ///
     /// # Errors
     ///
@@ -152,29 +152,30 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
             .transpose()
     }
 
-    /// Stages the result that the commit is to write, in the place of what was staged before. Does
-    /// nothing in a transaction that is committed from the beginning.
+    /// Stages the result that [`commit`](Transaction::commit) writes. Replaces a result that was staged
+    /// before. Does nothing if the transaction is already committed.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`](crate::Error::Encode) if JSON cannot hold it: what was staged before stays.
+    /// [`Error::Encode`](crate::Error::Encode) if JSON cannot represent the result. A result that was staged
+    /// before stays staged.
     pub fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
         self.work.stage(result)
     }
 
-    /// Has `hook` run at the commit, after the commits of the children and before the record is
-    /// written, in the order in which the hooks were given. If it fails, the transaction rolls back.
+    /// Registers a hook for the commit. Hooks run in the order of registration, after the children have
+    /// committed and before the record is written. If a hook fails, the transaction rolls back.
     pub fn on_commit(&mut self, hook: impl FnOnce(&Key) -> Result<(), BoxError> + Send + 's) {
         self.work.on_commit.push(Box::new(hook));
     }
 
-    /// Has `hook` run if the transaction rolls back, the last one first.
+    /// Registers a hook for the rollback. Hooks run in reverse order of registration.
     pub fn on_rollback(&mut self, hook: impl FnOnce(&Key) -> Result<(), BoxError> + Send + 's) {
         self.work.on_rollback.push(Box::new(hook));
     }
 
-    /// Prepares a child: a transaction within this one. It takes over this one's isolation level,
-    /// commit mode and lock options unless it is told otherwise.
+    /// Prepares a child: a transaction within this one. The child inherits the isolation level, the commit
+    /// mode and the lock options; its own setters override them.
     ///
     /// # Errors
     ///
@@ -183,30 +184,30 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
         Ok(PendingTransaction::within(&mut self.work, key.into_key()?))
     }
 
-    /// Commits: the children, then the commit hooks, then the record, if a result is staged; then the
-    /// lock is released. A transaction that was committed from the beginning only releases its lock.
+    /// Commits the children, runs the commit hooks, writes the record if a result is staged, and releases the
+    /// lock. A transaction that was committed from the start commits its children and releases its lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Hook`](crate::Error::Hook), or what kept the record from being written, such as
+    /// [`Error::Hook`](crate::Error::Hook) if a hook fails; the error of the write, such as
     /// [`Error::Locked`](crate::Error::Locked) or [`Error::LockLost`](crate::Error::LockLost). The
-    /// transaction is rolled back then; children that were committed before stay so.
+    /// transaction is then rolled back. Children that have already committed stay committed.
     pub fn commit(mut self) -> Result<()> {
         self.work.commit()
     }
 
-    /// Rolls back: the children, the last one first, then the rollback hooks, the last one first; then
-    /// the lock is released. Nothing is written. A committed transaction stays so.
+    /// Rolls back the children in reverse order, runs the rollback hooks in reverse order, and releases the
+    /// lock. Writes nothing. A committed transaction stays committed.
     ///
     /// # Errors
     ///
-    /// [`Error::Hook`](crate::Error::Hook), the first one. All other hooks have run.
+    /// [`Error::Hook`](crate::Error::Hook) of the first hook that failed. All other hooks have run.
     pub fn rollback(mut self) -> Result<()> {
         self.work.roll_back()
     }
 
-    /// Ends the transaction as its [`CommitMode`] says: what Prefect does at the end of a `with`
-    /// block. Returns the state it is in then; one that is left to its parent is as it was.
+    /// Ends the transaction according to its [`CommitMode`], as Prefect does at the end of a `with` block.
+    /// Returns the final state, or the unchanged state if the transaction now waits for its parent.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
-//! A transaction before it begins.
+//! The builder of a transaction.
 
 use super::work::Work;
 use super::{CommitMode, Transaction, TransactionState};
 use crate::{Error, IsolationLevel, Key, LockGuard, LockOptions, RecordStore, Result};
 
-/// A transaction that is not begun, and how it will be. From
+/// A transaction that has not begun, and its options. Created by
 /// [`RecordStoreExt::transaction`](crate::RecordStoreExt::transaction) and [`Transaction::child`].
 #[must_use = "a transaction does nothing until it begins"]
 pub struct PendingTransaction<'p, 's, S: RecordStore + ?Sized> {
@@ -42,59 +42,60 @@ impl<'p, 's, S: RecordStore + ?Sized> PendingTransaction<'p, 's, S> {
         }
     }
 
-    /// How far it is kept apart from others. [`ReadCommitted`](IsolationLevel::ReadCommitted), the
-    /// default, takes no lock: of two at once the later commit wins.
+    /// Sets the isolation level. [`ReadCommitted`](IsolationLevel::ReadCommitted), the default, acquires no
+    /// lock: of two concurrent transactions, the later commit wins.
     /// [`Serializable`](IsolationLevel::Serializable) holds the lock from begin to end.
     pub fn isolation_level(mut self, level: IsolationLevel) -> Self {
         self.level = level;
         self
     }
 
-    /// When it commits. The default is [`Lazy`](CommitMode::Lazy).
+    /// Sets when the transaction commits. The default is [`Lazy`](CommitMode::Lazy).
     pub fn commit_mode(mut self, mode: CommitMode) -> Self {
         self.mode = mode;
         self
     }
 
-    /// Does the work also where the record exists, and writes over it. The default is not to.
+    /// Whether to do the work and overwrite the record if it already exists. The default is `false`.
     pub fn overwrite(mut self, overwrite: bool) -> Self {
         self.overwrite = overwrite;
         self
     }
 
-    /// How the lock is taken, and for whom: the holder's claim is also what the record is written on
-    /// without a lock.
+    /// Sets how the lock is acquired and by which holder. A transaction without a lock also writes its record
+    /// as this holder.
     pub fn lock_options(mut self, options: LockOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// [`TransactionState::Pending`].
+    /// Always [`TransactionState::Pending`].
     #[must_use]
     pub fn state(&self) -> TransactionState {
         TransactionState::Pending
     }
 
-    /// Begins: takes the lock, if the isolation level needs one, and sees whether the record exists.
+    /// Begins the transaction: acquires the lock if the isolation level needs one, then checks whether the
+    /// record exists.
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedIsolationLevel`]; [`Error::LockTimeout`] when the time is up; the errors of
-    /// [`exists`](crate::RecordStoreExt::exists). No lock is held then.
+    /// [`Error::UnsupportedIsolationLevel`]; [`Error::LockTimeout`] if the lock was not acquired in time; the
+    /// errors of [`exists`](crate::RecordStoreExt::exists). After an error, no lock is held.
     pub fn begin(self) -> Result<Transaction<'p, 's, S>> {
         let Self { store, parent, key, level, mode, overwrite, options } = self;
         if !store.supports_level(level) {
             return Err(Error::UnsupportedIsolationLevel { key, level });
         }
-        // One holder from begin to end, whatever thread ends it.
+        // Resolve the holder once: another thread, with another default holder, may end the transaction.
         let holder = options.resolve_holder();
         let options = options.holder(holder.clone());
         let guard = match level {
             IsolationLevel::ReadCommitted => None,
             IsolationLevel::Serializable => Some(LockGuard::acquire(store, key.clone(), &options)?),
         };
-        let is_there = !overwrite && store.record_exists(&key)?;
-        let state = if is_there { TransactionState::Committed } else { TransactionState::Active };
+        let is_done = !overwrite && store.record_exists(&key)?;
+        let state = if is_done { TransactionState::Committed } else { TransactionState::Active };
         let (staged, on_commit, on_rollback, children) = Default::default();
         let work = Work {
             store,
@@ -113,14 +114,14 @@ impl<'p, 's, S: RecordStore + ?Sized> PendingTransaction<'p, 's, S> {
         Ok(Transaction { work, parent })
     }
 
-    /// Begins, runs `f`, and [finishes](Transaction::finish). An error or panic of `f` rolls back.
-    /// `f` runs also where the record exists already: it asks
+    /// Begins the transaction, runs `f` and [finishes](Transaction::finish) the transaction. If `f` fails or
+    /// panics, the transaction rolls back. `f` also runs if the record already exists; it can check
     /// [`is_committed`](Transaction::is_committed).
     ///
     /// # Errors
     ///
-    /// Whatever `f` returns; and, as its type, the errors of [`begin`](PendingTransaction::begin) and
-    /// [`finish`](Transaction::finish).
+    /// The error of `f`; the errors of [`begin`](PendingTransaction::begin) and
+    /// [`finish`](Transaction::finish), converted to the error type of `f`.
     pub fn run<T, E: From<Error>>(
         self,
         f: impl FnOnce(&mut Transaction<'p, 's, S>) -> Result<T, E>,

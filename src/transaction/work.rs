@@ -1,4 +1,4 @@
-//! What a transaction has to do at its end.
+//! The work of a begun transaction: staging, commit and rollback.
 
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,7 +13,7 @@ use crate::{Claim, Error, Holder, IsolationLevel, Json, Key, LockGuard, LockOpti
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 pub(super) type Hook<'s> = Box<dyn FnOnce(&Key) -> Result<(), BoxError> + Send + 's>;
 
-/// A begun transaction without its tie to a parent. Dropped before its end, it rolls back.
+/// A begun transaction without the reference to its parent. Rolls back if it is dropped before it has ended.
 pub(super) struct Work<'s, S: RecordStore + ?Sized> {
     pub(super) store: &'s S,
     pub(super) key: Key,
@@ -22,18 +22,18 @@ pub(super) struct Work<'s, S: RecordStore + ?Sized> {
     pub(super) mode: CommitMode,
     pub(super) options: LockOptions,
     pub(super) state: TransactionState,
-    /// Held from the beginning to the end, under [`IsolationLevel::Serializable`].
+    /// Held from begin to end under [`IsolationLevel::Serializable`].
     pub(super) guard: Option<LockGuard<'s, S>>,
     pub(super) staged: Option<Json>,
     pub(super) on_commit: Vec<Hook<'s>>,
     pub(super) on_rollback: Vec<Hook<'s>>,
-    /// Those that are left to this one, in the order of their ends.
+    /// Finished children that commit or roll back with this transaction, in the order in which they finished.
     pub(super) children: Vec<Work<'s, S>>,
 }
 
 impl<S: RecordStore + ?Sized> Work<'_, S> {
     pub(super) fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
-        if self.is_over() {
+        if self.is_finished() {
             return Ok(());
         }
         self.staged = Some(encode("stage", &self.key, result)?);
@@ -41,25 +41,26 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         Ok(())
     }
 
-    fn is_over(&self) -> bool {
+    fn is_finished(&self) -> bool {
         matches!(self.state, TransactionState::Committed | TransactionState::RolledBack)
     }
 
     pub(super) fn commit(&mut self) -> Result<()> {
-        if self.is_over() {
-            self.children_commit()?;
+        if self.is_finished() {
+            self.commit_children()?;
             self.guard = None;
             return Ok(());
         }
         match self.try_commit() {
             Ok(()) => {
                 self.state = TransactionState::Committed;
-                // What was written is written, whatever becomes of the lock.
+                // Drop the guard instead of calling `release`: the record is written, so a failed release
+                // must not turn the commit into an error.
                 self.guard = None;
                 Ok(())
             }
             Err(error) => {
-                // The reason of the rollback is the one to tell.
+                // Report the cause of the rollback, not an error of a rollback hook.
                 let _ = self.roll_back();
                 Err(error)
             }
@@ -67,7 +68,7 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
     }
 
     fn try_commit(&mut self) -> Result<()> {
-        self.children_commit()?;
+        self.commit_children()?;
         for hook in std::mem::take(&mut self.on_commit) {
             run(hook, "commit", &self.key)?;
         }
@@ -79,13 +80,13 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         self.store.write_json(&self.key, &staged, &claim, &WriteOptions::new())
     }
 
-    fn children_commit(&mut self) -> Result<()> {
+    fn commit_children(&mut self) -> Result<()> {
         self.children.iter_mut().try_for_each(Work::commit)
     }
 
     pub(super) fn roll_back(&mut self) -> Result<()> {
         let children = self.children.iter_mut().rev().map(Work::roll_back).fold(Ok(()), Result::and);
-        if self.is_over() {
+        if self.is_finished() {
             self.guard = None;
             return children;
         }
@@ -97,23 +98,23 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
     }
 }
 
-/// Runs a hook. Its panic is kept from the hooks after it, and from a drop in the middle of another
-/// panic, where it would end the process.
+/// Runs a hook and turns its panic into an error. Otherwise the remaining hooks would not run, and a panic
+/// in a hook that `drop` runs during another panic would abort the process.
 fn run(hook: Hook<'_>, operation: &'static str, key: &Key) -> Result<()> {
     let failed = |source| Error::Hook { operation, key: key.clone(), source };
     match catch_unwind(AssertUnwindSafe(|| hook(key))) {
         Ok(outcome) => outcome.map_err(failed),
         Err(panic) => {
-            let said = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-            let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            Err(failed(format!("the hook panicked: {said}").into()))
+            let message = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+            let message = message.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(failed(format!("the hook panicked: {message}").into()))
         }
     }
 }
 
 impl<S: RecordStore + ?Sized> Drop for Work<'_, S> {
     fn drop(&mut self) {
-        // Nobody is there to be told.
+        // A drop cannot report an error.
         let _ = self.roll_back();
     }
 }

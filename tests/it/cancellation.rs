@@ -1,4 +1,4 @@
-//! Waits that are cancelled: they end at once, with no lock, and the line goes on without them.
+//! Cancellation: a cancelled wait ends at once without the lock, and the wait queue continues without it.
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -16,43 +16,48 @@ fn with_each_store(check: impl Fn(&Store)) {
     let dir = tempdir().unwrap();
     let store: Store = std::sync::Arc::new(open(dir.path()));
     check(&store);
-    assert_eq!(names_in(dir.path()), [".store"], "no lock file stays");
+    assert_eq!(names_in(dir.path()), [".store"], "no lock file is left");
     let store: Store = std::sync::Arc::new(MemoryRecordStore::new());
     check(&store);
 }
 
-/// A thread that does this, seen asleep.
-fn asleep<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
-    let (tell, tid) = mpsc::channel();
+/// Starts a thread that runs `work`, and returns when the thread sleeps.
+fn spawn_until_asleep<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    let (sender, tid) = mpsc::channel();
     let thread = thread::spawn(move || {
-        tell.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+        sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
         work()
     });
     let tid = tid.recv().unwrap();
     until_asleep(std::process::id(), tid);
-    // The first sleep of a wait is a short one.
+    // The first sleep of a wait is short. Wait for the second one.
     thread::sleep(millis(5));
     until_asleep(std::process::id(), tid);
     thread
 }
 
-/// A thread that waits for the lock of `k`, tells what came of it and when, and releases.
-fn waits(store: &Store, name: &str, cancellation: &Cancellation) -> JoinHandle<(Result<(), Error>, Instant)> {
+/// Starts a thread that waits for the lock of `k` and releases it. The thread returns the outcome and its
+/// time.
+fn start_waiter(
+    store: &Store,
+    name: &str,
+    cancellation: &Cancellation,
+) -> JoinHandle<(Result<(), Error>, Instant)> {
     let (store, options) = (store.clone(), as_named(name).cancellation(cancellation));
-    asleep(move || {
+    spawn_until_asleep(move || {
         let outcome = store.lock("k", options).map(drop);
         (outcome, Instant::now())
     })
 }
 
 #[test]
-fn who_is_cancelled_wakes_at_once_and_has_no_lock() {
+fn a_cancelled_waiter_wakes_at_once_without_the_lock() {
     with_each_store(|store| {
         let _guard = store.lock("k", LockOptions::new()).unwrap();
         let mut times: Vec<_> = (0..7)
             .map(|_| {
                 let cancellation = Cancellation::new();
-                let waiter = waits(store, "waiter", &cancellation);
+                let waiter = start_waiter(store, "waiter", &cancellation);
                 let start = Instant::now();
                 cancellation.cancel();
                 let (outcome, end) = waiter.join().unwrap();
@@ -63,13 +68,16 @@ fn who_is_cancelled_wakes_at_once_and_has_no_lock() {
             })
             .collect();
         times.sort_unstable();
-        assert!(times[times.len() / 2] < millis(100), "not by looking every 250 ms: {times:?}");
+        assert!(
+            times[times.len() / 2] < millis(100),
+            "polled every 250 ms instead of being woken: {times:?}"
+        );
         assert!(!store.lock_info("k").unwrap().unwrap().is_held_by(&crate::support::named("waiter")));
     });
 }
 
 #[test]
-fn who_is_cancelled_already_does_not_get_a_free_lock() {
+fn an_acquire_that_is_already_cancelled_does_not_get_a_free_lock() {
     with_each_store(|store| {
         let cancellation = Cancellation::new();
         cancellation.cancel();
@@ -82,12 +90,13 @@ fn who_is_cancelled_already_does_not_get_a_free_lock() {
 }
 
 #[test]
-fn one_cancellation_ends_many_waits_and_no_others() {
+fn one_cancellation_ends_all_its_waits_and_no_others() {
     with_each_store(|store| {
         let guard = store.lock("k", LockOptions::new()).unwrap();
         let cancellation = Cancellation::new();
-        let cancelled: Vec<_> = (0..8).map(|name| waits(store, &format!("c{name}"), &cancellation)).collect();
-        let other = waits(store, "other", &Cancellation::new());
+        let cancelled: Vec<_> =
+            (0..8).map(|name| start_waiter(store, &format!("c{name}"), &cancellation)).collect();
+        let other = start_waiter(store, "other", &Cancellation::new());
         cancellation.cancel();
         for waiter in cancelled {
             assert!(waiter.join().unwrap().0.unwrap_err().is_cancelled());
@@ -99,16 +108,16 @@ fn one_cancellation_ends_many_waits_and_no_others() {
 }
 
 #[test]
-fn a_lock_freed_as_its_next_holder_is_cancelled_goes_to_the_one_after() {
+fn a_lock_released_while_the_first_waiter_is_cancelled_goes_to_the_second() {
     with_each_store(|store| {
         let mut times: Vec<_> = (0..storm(20))
             .map(|round| {
                 let guard = store.lock("k", LockOptions::new()).unwrap();
                 let cancellation = Cancellation::new();
-                let first = waits(store, "first", &cancellation);
-                let second = waits(store, "second", &Cancellation::new());
+                let first = start_waiter(store, "first", &cancellation);
+                let second = start_waiter(store, "second", &Cancellation::new());
                 cancellation.cancel();
-                // It is called while it leaves, or has just left.
+                // The release notifies the first waiter while it leaves the queue, or just after.
                 thread::sleep(Duration::from_micros(round % 4 * 30));
                 let start = Instant::now();
                 guard.release().unwrap();
@@ -120,32 +129,35 @@ fn a_lock_freed_as_its_next_holder_is_cancelled_goes_to_the_one_after() {
             })
             .collect();
         times.sort_unstable();
-        assert!(times[times.len() * 3 / 4] < millis(100), "not by looking every 250 ms: {times:?}");
+        assert!(
+            times[times.len() * 3 / 4] < millis(100),
+            "polled every 250 ms instead of being woken: {times:?}"
+        );
     });
 }
 
 #[test]
-fn who_waits_behind_a_stopped_process_can_be_cancelled() {
+fn a_waiter_for_the_latch_of_a_stopped_process_can_be_cancelled() {
     let dir = tempdir().unwrap();
     let store: Store = std::sync::Arc::new(open(dir.path()));
     store.lock("k", LockOptions::new()).unwrap().release().unwrap();
-    // As one that is stopped in the middle of an operation.
+    // This stands in for a process that is stopped while it holds the latch.
     let latch = format!(".store/latches/{:02x}", crc32fast::hash(b"k") & 0xff);
     let latch = std::fs::File::open(dir.path().join(latch)).unwrap();
     rustix::fs::flock(&latch, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let cancellation = Cancellation::new();
-    let waiter = waits(&store, "waiter", &cancellation);
+    let waiter = start_waiter(&store, "waiter", &cancellation);
     cancellation.cancel();
     assert!(waiter.join().unwrap().0.unwrap_err().is_cancelled());
 }
 
 #[test]
-fn who_waits_for_anothers_computation_can_be_cancelled() {
+fn a_waiter_for_another_computation_can_be_cancelled() {
     with_each_store(|store| {
         let _guard = store.lock("k", LockOptions::new()).unwrap();
         let cancellation = Cancellation::new();
         let options = as_named("waiter").cancellation(&cancellation);
-        let waiter = asleep({
+        let waiter = spawn_until_asleep({
             let store = store.clone();
             move || store.get_or_compute("k", options, || Ok::<u32, Error>(1))
         });

@@ -8,7 +8,7 @@ use record_store::{
 };
 use serde_json::value::RawValue;
 
-/// Runs the suite with a directory of its own for each store.
+/// Runs the suite. Each store gets its own directory.
 fn on_files(open: impl Fn(std::path::PathBuf) -> Result<FileSystemRecordStore>) {
     let root = tempfile::tempdir().unwrap();
     let number = Cell::new(0);
@@ -34,7 +34,7 @@ fn relaxed_file_store() {
 }
 
 #[test]
-fn checks_have_names_and_sentences_of_their_own() {
+fn each_check_has_a_unique_name_and_a_sentence() {
     let checks = conformance::checks();
     let names: std::collections::BTreeSet<_> = checks.iter().map(conformance::Check::name).collect();
     assert_eq!(names.len(), checks.len());
@@ -43,11 +43,11 @@ fn checks_have_names_and_sentences_of_their_own() {
     }
 }
 
-/// A store that implements no more than it must, and that not well.
+/// A store that implements only the required methods, and breaks the contract with them.
 #[derive(Debug)]
-struct Bare;
+struct Minimal;
 
-impl RecordStore for Bare {
+impl RecordStore for Minimal {
     fn read_json(&self, _: &Key, _: &Claim, _: Option<std::time::Duration>) -> Result<Option<Json>> {
         Ok(Some(RawValue::from_string("1".to_owned()).unwrap()))
     }
@@ -62,22 +62,22 @@ impl RecordStore for Bare {
 }
 
 #[test]
-fn what_a_store_leaves_out_is_unsupported_by_name() {
+fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
     let me = Holder::current();
     let refused = [
-        ("remove", Bare.remove("key").err()),
-        ("keys", Bare.keys().err()),
-        ("acquire_lock", Bare.acquire_lock("key", &LockOptions::new()).err()),
-        ("acquire_lock", Bare.lock("key", LockOptions::new()).err()),
-        ("acquire_lock", Bare.try_lock("key", LockOptions::new()).err()),
-        ("renew", Bare.renew("key", &me, None).err()),
-        ("release_lock", Bare.release_lock("key", &me).err()),
-        ("lock_info", Bare.lock_info("key").err()),
-        ("lock_info", Bare.is_locked("key").err()),
-        ("lock_info", Bare.is_lock_holder("key", &me).err()),
-        ("wait_for_lock", Bare.wait_for_lock("key", None).err()),
-        ("break_lock", Bare.break_lock("key").err()),
-        ("locks", Bare.locks().err()),
+        ("remove", Minimal.remove("key").err()),
+        ("keys", Minimal.keys().err()),
+        ("acquire_lock", Minimal.acquire_lock("key", &LockOptions::new()).err()),
+        ("acquire_lock", Minimal.lock("key", LockOptions::new()).err()),
+        ("acquire_lock", Minimal.try_lock("key", LockOptions::new()).err()),
+        ("renew", Minimal.renew("key", &me, None).err()),
+        ("release_lock", Minimal.release_lock("key", &me).err()),
+        ("lock_info", Minimal.lock_info("key").err()),
+        ("lock_info", Minimal.is_locked("key").err()),
+        ("lock_info", Minimal.is_lock_holder("key", &me).err()),
+        ("wait_for_lock", Minimal.wait_for_lock("key", None).err()),
+        ("break_lock", Minimal.break_lock("key").err()),
+        ("locks", Minimal.locks().err()),
     ];
     for (name, error) in refused {
         match error {
@@ -85,13 +85,13 @@ fn what_a_store_leaves_out_is_unsupported_by_name() {
             other => panic!("{name}: {other:?}"),
         }
     }
-    assert!(!Bare.supports_isolation_level(IsolationLevel::ReadCommitted));
-    assert_eq!(Bare.read::<i64>("key").unwrap().unwrap().result, 1);
+    assert!(!Minimal.supports_isolation_level(IsolationLevel::ReadCommitted));
+    assert_eq!(Minimal.read::<i64>("key").unwrap().unwrap().result, 1);
 }
 
 #[test]
-fn a_failure_names_the_check_the_sentence_and_what_was_seen() {
-    let payload = std::panic::catch_unwind(|| conformance::run(|| Bare)).unwrap_err();
+fn a_failure_names_the_check_its_sentence_and_the_actual_value() {
+    let payload = std::panic::catch_unwind(|| conformance::run(|| Minimal)).unwrap_err();
     let message = payload.downcast_ref::<String>().unwrap();
     assert!(message.contains("checks failed:"), "{message}");
     assert!(

@@ -1,7 +1,7 @@
-//! A crash between any two system calls leaves a state that the next caller understands.
+//! A crash between any two system calls leaves a state from which the next process can continue.
 //!
-//! For each operation a real process is killed at its first stop, the next one at its second, and
-//! so on, until one gets through. After each kill another process looks at what is left.
+//! For each operation, a real process is killed at its first stop, a second process at its second stop, and
+//! so on, until one process completes the operation. After each kill this process checks the store.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,27 +18,27 @@ use crate::support::{as_named, millis, named, names_in, open, open_with};
 
 pub(crate) const ROLES: &[Role] = &[("victim", victim), ("abandon", abandon)];
 
-/// A named holder's short and long lease.
+/// The short and the long lease of a named holder.
 const SHORT: Duration = Duration::from_mins(15);
 const LONG: Duration = Duration::from_mins(150);
 
-/// More steps than any operation has.
-const MOST_STEPS: usize = 400;
+/// An upper bound of the steps of any operation.
+const MAX_STEPS: usize = 400;
 
-/// What the victim does.
+/// The operation of the victim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Operation {
     Acquire,
     AcquireNamed,
     AcquireAgain,
     Renew,
-    TakeExpired,
-    TakeAbandoned,
+    AcquireExpired,
+    AcquireAbandoned,
     Release,
     ReleaseNamed,
     WriteNew,
-    WriteOver,
-    WriteUnguarded,
+    Overwrite,
+    WriteWithoutLock,
     Remove,
 }
 
@@ -49,102 +49,102 @@ struct Task {
     operation: Operation,
 }
 
-/// What the victim makes ready, and what it then does; the latter returns a token, or zero.
+/// Prepares the operation, then performs it. The operation returns a token, or zero if it has none.
 fn victim(stage: &Stage) {
     let Task { dir, key, operation } = stage.argument();
     let store = open(&dir);
     let long = LockOptions::new().hold_timeout(LONG);
     let job = named("job");
-    let take = |options: &LockOptions| store.acquire_lock(&key, options).unwrap();
-    // Bound to this process, so that the next one to come gets it.
-    let guarded = |work: &dyn Fn(LockToken)| {
-        let token = take(&LockOptions::new());
+    let acquire = |options: &LockOptions| store.acquire_lock(&key, options).unwrap();
+    // The lock is bound to this process, so it is free for the next process after the kill.
+    let with_lock = |work: &dyn Fn(LockToken)| {
+        let token = acquire(&LockOptions::new());
         run(stage, token, || {
             work(token);
             token
         })
     };
     let done = match operation {
-        Operation::Acquire => run(stage, LockToken::new(0), || take(&long)),
-        Operation::AcquireNamed => run(stage, LockToken::new(0), || take(&long.clone().holder(job))),
+        Operation::Acquire => run(stage, LockToken::new(0), || acquire(&long)),
+        Operation::AcquireNamed => run(stage, LockToken::new(0), || acquire(&long.clone().holder(job))),
         Operation::AcquireAgain => {
-            let token = take(&as_named("job").hold_timeout(SHORT));
-            run(stage, token, || take(&long.clone().holder(job)))
+            let token = acquire(&as_named("job").hold_timeout(SHORT));
+            run(stage, token, || acquire(&long.clone().holder(job)))
         }
         Operation::Renew => {
-            let token = take(&as_named("job").hold_timeout(SHORT));
+            let token = acquire(&as_named("job").hold_timeout(SHORT));
             run(stage, token, || {
                 store.renew(&key, token, Some(LONG)).unwrap();
                 token
             })
         }
-        Operation::TakeExpired => {
-            let token = take(&as_named("gone").hold_timeout(millis(1)));
+        Operation::AcquireExpired => {
+            let token = acquire(&as_named("gone").hold_timeout(millis(1)));
             assert!(store.wait_for_lock(&key, None).unwrap());
-            run(stage, token, || take(&LockOptions::new()))
+            run(stage, token, || acquire(&LockOptions::new()))
         }
-        Operation::TakeAbandoned => {
+        Operation::AcquireAbandoned => {
             let abandoned =
                 store.locks().unwrap().map(Result::unwrap).find(|lock| lock.key().as_str() == key);
             let abandoned = abandoned.unwrap();
             assert_eq!(abandoned.state(), LockState::Abandoned);
-            run(stage, abandoned.token(), || take(&LockOptions::new()))
+            run(stage, abandoned.token(), || acquire(&LockOptions::new()))
         }
-        Operation::Release => guarded(&|token| store.release_lock(&key, token).unwrap()),
+        Operation::Release => with_lock(&|token| store.release_lock(&key, token).unwrap()),
         Operation::ReleaseNamed => {
-            let token = take(&as_named("job").hold_timeout(SHORT));
+            let token = acquire(&as_named("job").hold_timeout(SHORT));
             run(stage, token, || {
                 store.release_lock(&key, &job).unwrap();
                 token
             })
         }
-        Operation::WriteNew | Operation::WriteOver => {
-            guarded(&|token| store.write_as(&key, "new", token).unwrap())
+        Operation::WriteNew | Operation::Overwrite => {
+            with_lock(&|token| store.write_as(&key, "new", token).unwrap())
         }
-        Operation::WriteUnguarded => run(stage, LockToken::new(0), || {
+        Operation::WriteWithoutLock => run(stage, LockToken::new(0), || {
             store.write(&key, "new").unwrap();
             LockToken::new(0)
         }),
-        Operation::Remove => guarded(&|token| assert!(store.remove_as(&key, token).unwrap())),
+        Operation::Remove => with_lock(&|token| assert!(store.remove_as(&key, token).unwrap())),
     };
-    stage.tell(&done.to_string());
+    stage.send(&done.to_string());
 }
 
 fn run(stage: &Stage, known: LockToken, operation: impl FnOnce() -> LockToken) -> LockToken {
     perform(stage, &known.to_string(), operation)
 }
 
-/// Leaves a lock on this key, and dies.
+/// Acquires a lock on the key. The parent then kills this process.
 fn abandon(stage: &Stage) {
     let (dir, key): (PathBuf, String) = stage.argument();
     let store = open(&dir);
     store.acquire_lock(key, &LockOptions::new()).unwrap();
-    stage.tell("done");
-    stage.hear();
+    stage.send("done");
+    stage.receive();
 }
 
-/// One crash: where it happened, and what is left.
+/// One crash: the position of the kill, and the store afterwards.
 struct Scene {
     dir: TempDir,
     store: FileSystemRecordStore,
     operation: Operation,
     step: usize,
     key: String,
-    /// The greatest token that the key is known to have had.
+    /// The greatest token that is known to have been issued for the key.
     known: LockToken,
-    /// The operation had returned.
+    /// Whether the operation returned before the kill.
     returned: bool,
-    /// The system call at which it was stopped.
+    /// The system call at which the victim was stopped.
     call: String,
 }
 
-/// Kills a victim at every step of an operation. `check` sees what each left; it returns whether
-/// the operation had taken effect.
+/// Kills a victim at every step of an operation. `check` checks the store after each kill, and returns
+/// whether the operation took effect.
 fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
     let dir = tempdir().unwrap();
-    // Only the victim pays for syncs.
+    // Only the victim needs syncs.
     let store = open_with(dir.path(), Durability::Relaxed);
-    let keys: Vec<_> = (0..MOST_STEPS).map(|step| format!("key-{step}")).collect();
+    let keys: Vec<_> = (0..MAX_STEPS).map(|step| format!("key-{step}")).collect();
     let mut scene = Scene {
         dir,
         store,
@@ -158,11 +158,11 @@ fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
     let mut effects = Vec::new();
     for (step, key) in (1..).zip(keys) {
         (scene.step, scene.key) = (step, key);
-        if matches!(operation, Operation::WriteOver | Operation::WriteUnguarded | Operation::Remove) {
+        if matches!(operation, Operation::Overwrite | Operation::WriteWithoutLock | Operation::Remove) {
             scene.store.write(&scene.key, "old").unwrap();
         }
-        if operation == Operation::TakeAbandoned {
-            // One at a time: the sweep after each crash takes away what is abandoned.
+        if operation == Operation::AcquireAbandoned {
+            // One per step, because the sweep after each crash removes abandoned locks.
             let mut child = Child::start("abandon", &(scene.dir.path(), &scene.key));
             child.expect("done");
             child.kill();
@@ -172,24 +172,25 @@ fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
         scene.known = LockToken::new(known.parse().unwrap());
         scene.returned = traced.advance(step) == At::End;
         scene.call = traced.describe();
-        scene.look_while_stopped();
+        scene.check_while_stopped();
         traced.kill();
         effects.push(check(&scene));
-        scene.look_after();
+        scene.check_next_process();
         if scene.returned {
             break;
         }
     }
-    // The steps were those of the operation: it began without effect, and took effect at one step.
-    assert!(scene.returned, "{operation:?} has more than {MOST_STEPS} steps");
+    // A kill at the first step leaves no effect, the completed operation has its effect, and in between the
+    // effect appears only once.
+    assert!(scene.returned, "{operation:?} has more than {MAX_STEPS} steps");
     assert!(effects.is_sorted() && !effects[0] && effects[effects.len() - 1], "{operation:?}: {effects:?}");
 }
 
 impl Scene {
-    /// Nobody waits for a process that stands still, but for its lock or its latch.
-    fn look_while_stopped(&self) {
-        let seen = self.store.lock_info(&self.key).and_then(|_| self.store.exists(&self.key));
-        seen.unwrap_or_else(|error| panic!("{self}: {error}"));
+    /// A stopped process blocks nobody, except by its lock and its latch.
+    fn check_while_stopped(&self) {
+        let lock_free = self.store.lock_info(&self.key).and_then(|_| self.store.exists(&self.key));
+        lock_free.unwrap_or_else(|error| panic!("{self}: {error}"));
         match self.store.try_read::<String>(&self.key, Duration::ZERO) {
             Ok(record) => {
                 assert!(record.is_none_or(|record| matches!(&*record.result, "old" | "new")), "{self}");
@@ -198,13 +199,13 @@ impl Scene {
         }
     }
 
-    /// Whoever comes next gets the lock, a greater token, and a whole record; nothing is left of
-    /// the dead.
-    fn look_after(&self) {
+    /// The next process gets the lock, a greater token and a whole record. After a sweep, no file of the dead
+    /// process is left.
+    fn check_next_process(&self) {
         let fail = |error| panic!("{self}: {error}");
         let known = self.known.max(self.token().unwrap_or(self.known));
-        let patience = as_named("next").acquire_timeout(Duration::from_secs(5));
-        let next = self.store.lock(&self.key, patience).unwrap_or_else(fail);
+        let options = as_named("next").acquire_timeout(Duration::from_secs(5));
+        let next = self.store.lock(&self.key, options).unwrap_or_else(fail);
         assert!(next.token() > known, "{self}: {} after {known}", next.token());
         next.write("next").unwrap_or_else(|error| panic!("{self}: {error}"));
         assert_eq!(next.read::<String>().unwrap().unwrap().result, "next", "{self}");
@@ -214,10 +215,10 @@ impl Scene {
         self.store.sweep().unwrap();
         let private = self.dir.path().join(".store");
         assert_eq!(names_in(&private.join("tmp")), [""; 0], "{self}");
-        assert_eq!(names_in(&private.join("owners")).len(), 1, "{self}: more than our own");
+        assert_eq!(names_in(&private.join("owners")).len(), 1, "{self}: an owner file is left");
     }
 
-    /// The token in the lock file, whatever its state.
+    /// The token in the lock file, also if the lock is expired or abandoned.
     fn token(&self) -> Option<LockToken> {
         let mut locks =
             self.store.locks().unwrap().map(|lock| lock.unwrap_or_else(|error| panic!("{self}: {error}")));
@@ -225,7 +226,7 @@ impl Scene {
     }
 
     fn value(&self) -> Option<String> {
-        // The victim is dead, so its lock is no obstacle.
+        // The victim is dead, so its lock is stale and does not block the read.
         let record = self.store.try_read(&self.key, Duration::from_secs(5));
         record.unwrap_or_else(|error| panic!("{self}: {error}")).map(|record| record.result)
     }
@@ -238,44 +239,44 @@ impl std::fmt::Display for Scene {
     }
 }
 
-/// After a crash in an operation that takes a lock for the victim itself.
-fn check_taken(scene: &Scene) -> bool {
+/// Checks after a crash in an operation that acquires a lock bound to the victim's process.
+fn check_acquired(scene: &Scene) -> bool {
     assert_eq!(scene.store.lock_info(&scene.key).unwrap(), None, "{scene}: the holder is dead");
     scene.token().is_some_and(|token| token > scene.known)
 }
 
 #[test]
 fn in_acquire() {
-    crash_everywhere(Operation::Acquire, check_taken);
+    crash_everywhere(Operation::Acquire, check_acquired);
 }
 
 #[test]
-fn in_take_over_of_an_expired_lock() {
-    crash_everywhere(Operation::TakeExpired, check_taken);
+fn in_acquire_of_an_expired_lock() {
+    crash_everywhere(Operation::AcquireExpired, check_acquired);
 }
 
 #[test]
-fn in_take_over_of_an_abandoned_lock() {
-    crash_everywhere(Operation::TakeAbandoned, check_taken);
+fn in_acquire_of_an_abandoned_lock() {
+    crash_everywhere(Operation::AcquireAbandoned, check_acquired);
 }
 
 #[test]
 fn in_acquire_for_a_named_holder() {
     crash_everywhere(Operation::AcquireNamed, |scene| {
         let held = check_job(scene, LONG);
-        assert!(held || !scene.returned, "{scene}: lost");
+        assert!(held || !scene.returned, "{scene}: the lock is lost");
         held
     });
 }
 
-/// Whether the named holder has the lock, with this lease. Ends it in the holder's name: to do so is
-/// any process's right.
+/// Returns whether the named holder has the lock with this lease. Also releases it: any process may do so
+/// with the holder's name.
 fn check_job(scene: &Scene, lease: Duration) -> bool {
     let Some(info) = scene.store.lock_info(&scene.key).unwrap() else { return false };
     assert!(info.is_held_by(&named("job")), "{scene}: {info:?}");
     let left = info.remaining().expect("a lease");
     scene.store.release(info.key(), &Claim::Holder(named("job"))).unwrap();
-    // More than a crash takes lies between the two.
+    // The difference between the two leases is much longer than a crash takes.
     left + SHORT / 2 > lease && left <= lease
 }
 
@@ -315,7 +316,7 @@ fn in_release_of_a_named_holder() {
     });
 }
 
-/// After a crash in a change of the record from `old` to `new`.
+/// Checks after a crash in an operation that changes the record from `old` to `new`.
 fn check_changed(scene: &Scene, old: Option<&str>, new: Option<&str>) -> bool {
     let value = scene.value();
     assert!(value.as_deref() == old || value.as_deref() == new, "{scene}: {value:?}");
@@ -329,12 +330,12 @@ fn in_the_first_write() {
 
 #[test]
 fn in_write() {
-    crash_everywhere(Operation::WriteOver, |scene| check_changed(scene, Some("old"), Some("new")));
+    crash_everywhere(Operation::Overwrite, |scene| check_changed(scene, Some("old"), Some("new")));
 }
 
 #[test]
 fn in_write_without_a_lock() {
-    crash_everywhere(Operation::WriteUnguarded, |scene| check_changed(scene, Some("old"), Some("new")));
+    crash_everywhere(Operation::WriteWithoutLock, |scene| check_changed(scene, Some("old"), Some("new")));
 }
 
 #[test]

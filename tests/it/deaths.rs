@@ -1,4 +1,5 @@
-//! How soon a lock follows its process, whatever ended it and wherever it lived.
+//! How fast a lock is released after its process has died, for every kind of death, also in another PID
+//! namespace.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,15 +12,15 @@ use crate::support::{PATIENCE, millis, names_in, open, storm};
 
 pub(crate) const ROLES: &[Role] = &[("hold and die", hold_and_die), ("neighbour", neighbour)];
 
-/// Takes the lock when told, and ends as told, without any destructor.
+/// Acquires the lock, then ends as the parent requests. No destructor runs.
 fn hold_and_die(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
-    stage.tell("ready");
+    stage.send("ready");
     stage.expect("go");
     let _guard = store.lock("k", LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
-    stage.tell("held");
-    match stage.hear().as_str() {
+    stage.send("held");
+    match stage.receive().as_str() {
         "abort" => std::process::abort(),
         _ => std::process::exit(0),
     }
@@ -28,35 +29,35 @@ fn hold_and_die(stage: &Stage) {
 fn start(dir: &Path) -> Child {
     let mut child = Child::start("hold and die", &dir);
     child.expect("ready");
-    child.tell("go");
+    child.send("go");
     child
 }
 
-/// Waits for the lock in a thread, and tells when it was got.
+/// Waits for the lock in a thread. The thread returns the time at which it acquired the lock.
 fn wait_in_thread(dir: &Path) -> std::thread::JoinHandle<Instant> {
     let store = open(dir);
     let (tid, started) = std::sync::mpsc::channel();
     let waiter = std::thread::spawn(move || {
         tid.send(rustix::thread::gettid().as_raw_pid()).unwrap();
         let guard = store.lock("k", LockOptions::new()).unwrap();
-        let got = Instant::now();
+        let acquired = Instant::now();
         guard.release().unwrap();
-        got
+        acquired
     });
     until_asleep(std::process::id(), started.recv().unwrap());
-    // Deaths are reported to those who wait for longer than a moment.
+    // A waiter watches for deaths only after a short first sleep.
     std::thread::sleep(millis(20));
     waiter
 }
 
-/// Who finds out only by looking from time to time needs 125 ms on average.
+/// Asserts that the deaths were reported. A waiter that only polls every 250 ms needs 125 ms on average.
 fn assert_reported(mut times: Vec<Duration>) {
     times.sort_unstable();
     assert!(times[times.len() / 2] < millis(60), "{times:?}");
 }
 
 #[test]
-fn every_death_of_a_holder_is_noticed_at_once() {
+fn a_waiter_notices_every_kind_of_death_of_the_holder_at_once() {
     for manner in ["kill", "abort", "exit"] {
         let dir = tempdir().unwrap();
         let times = (0..storm(5)).map(|_| {
@@ -67,19 +68,19 @@ fn every_death_of_a_holder_is_noticed_at_once() {
             if manner == "kill" {
                 holder.kill();
             } else {
-                holder.tell(manner);
+                holder.send(manner);
             }
             waiter.join().unwrap() - start
         });
         assert_reported(times.collect());
         open(dir.path()).sweep().unwrap();
-        // Only this process is left, and it has one owner file.
+        // Only the owner file of this process is left.
         assert_eq!(names_in(&dir.path().join(".store/owners")).len(), 1);
     }
 }
 
 #[test]
-fn the_death_of_a_later_holder_is_noticed_as_well() {
+fn a_waiter_notices_the_death_of_a_later_holder() {
     let dir = tempdir().unwrap();
     let times = (0..storm(5)).map(|_| {
         let store = open(dir.path());
@@ -97,7 +98,7 @@ fn the_death_of_a_later_holder_is_noticed_as_well() {
 }
 
 #[test]
-fn one_who_was_called_and_killed_holds_nobody_up() {
+fn a_notified_waiter_that_is_killed_blocks_nobody() {
     let dir = tempdir().unwrap();
     let times = (0..storm(5)).map(|_| {
         let store = open(dir.path());
@@ -114,33 +115,33 @@ fn one_who_was_called_and_killed_holds_nobody_up() {
     assert_reported(times.collect());
 }
 
-/// A process that is number 1 of its own world, as every container's is.
+/// A process with pid 1 in its own PID namespace, like the first process of a container.
 fn neighbour(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
-    let me = Holder::current();
-    stage.tell(me.name());
+    let own = Holder::current();
+    stage.send(own.name());
     loop {
-        match stage.hear().as_str() {
-            "take" => {
+        match stage.receive().as_str() {
+            "acquire" => {
                 std::mem::forget(store.lock("k", LockOptions::new()).unwrap());
-                stage.tell("taken");
+                stage.send("acquired");
             }
-            "steal" => {
+            "try to steal" => {
                 assert!(store.is_locked("k").unwrap());
-                assert!(!store.is_lock_holder("k", &me).unwrap());
-                let release = store.release_lock("k", &me);
+                assert!(!store.is_lock_holder("k", &own).unwrap());
+                let release = store.release_lock("k", &own);
                 assert!(matches!(release, Err(Error::NotLockHolder { .. })), "{release:?}");
                 let write = store.write("k", "mine");
                 assert!(matches!(write, Err(Error::Locked { .. })), "{write:?}");
                 assert!(store.try_lock("k", LockOptions::new()).unwrap().is_none());
                 store.sweep().unwrap();
                 assert!(store.is_locked("k").unwrap());
-                stage.tell("cannot");
+                stage.send("refused");
             }
             "wait" => {
                 let guard = store.lock("k", LockOptions::new()).unwrap();
-                stage.tell("got it");
+                stage.send("acquired");
                 guard.release().unwrap();
             }
             other => panic!("{other}"),
@@ -149,23 +150,23 @@ fn neighbour(stage: &Stage) {
 }
 
 #[test]
-fn containers_on_one_directory_do_not_take_each_other_for_themselves() {
+fn containers_that_share_a_directory_have_different_identities() {
     let dir = tempdir().unwrap();
     let mut times = Vec::new();
     for _ in 0..storm(3) {
         let mut one = Child::start_in_pid_namespace("neighbour", &dir.path());
         let mut two = Child::start_in_pid_namespace("neighbour", &dir.path());
-        let names = (one.hear(), two.hear());
-        assert_eq!(names.0, names.1, "both are process 1 of one host: nothing in the name differs");
-        one.tell("take");
-        one.expect("taken");
-        two.tell("steal");
-        two.expect("cannot");
-        two.tell("wait");
+        let names = (one.receive(), two.receive());
+        assert_eq!(names.0, names.1, "both are process 1 on the same host, so their default names are equal");
+        one.send("acquire");
+        one.expect("acquired");
+        two.send("try to steal");
+        two.expect("refused");
+        two.send("wait");
         std::thread::sleep(millis(50));
         let start = Instant::now();
         one.kill();
-        two.expect("got it");
+        two.expect("acquired");
         times.push(start.elapsed());
     }
     assert_reported(times);

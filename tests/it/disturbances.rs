@@ -1,5 +1,5 @@
-//! What goes on around the store and must not matter to it: processes started by other threads,
-//! signals, holders that were asleep.
+//! External events that must not affect the store: processes started by other threads, signals, and
+//! holders that are stopped for longer than their lease.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,10 +15,10 @@ use crate::support::children::{Child, Role, Stage};
 use crate::support::{PATIENCE, as_named, millis, open, open_with, storm};
 
 pub(crate) const ROLES: &[Role] =
-    &[("be interrupted", be_interrupted), ("oversleep rounds", oversleep_rounds)];
+    &[("be interrupted", be_interrupted), ("outlast lease repeatedly", outlast_lease_repeatedly)];
 
 #[test]
-fn starting_processes_never_makes_a_lock_look_held() {
+fn starting_processes_never_makes_a_free_lock_appear_held() {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
     let done = AtomicBool::new(false);
@@ -40,7 +40,8 @@ fn starting_processes_never_makes_a_lock_look_held() {
     });
 }
 
-/// Works under a rain of signals whose handler has no `SA_RESTART`: every slow call is interrupted.
+/// Runs operations while signals arrive all the time. The handler has no `SA_RESTART`, so every slow system
+/// call is interrupted.
 #[expect(unsafe_code, reason = "a signal handler")]
 fn be_interrupted(stage: &Stage) {
     extern "C" fn ignore(_: i32) {}
@@ -49,7 +50,7 @@ fn be_interrupted(stage: &Stage) {
     // SAFETY: the handler does nothing.
     unsafe { sigaction(nix::sys::signal::Signal::SIGUSR1, &action) }.unwrap();
     let store = open(&dir);
-    stage.tell("ready");
+    stage.send("ready");
     for _ in 0..rounds {
         let guard = store.lock("k", LockOptions::new()).unwrap();
         let count = guard.read::<u64>().unwrap().map_or(0, |record| record.result);
@@ -59,15 +60,15 @@ fn be_interrupted(stage: &Stage) {
         assert!(store.read::<u64>("k").unwrap().is_some());
         assert!(store.read::<u64>("absent").unwrap().is_none());
     }
-    // A bounded wait is as long as it was asked to be.
+    // A wait with a timeout lasts for the whole timeout.
     let start = Instant::now();
     assert!(!store.wait_for_lock("held", Some(millis(300))).unwrap());
     assert!(start.elapsed() >= millis(300));
-    stage.tell("done");
+    stage.send("done");
 }
 
 #[test]
-fn signals_disturb_nothing() {
+fn signals_do_not_break_any_operation() {
     let dir = tempdir().unwrap();
     let rounds = storm(100);
     let store = open(dir.path());
@@ -100,41 +101,41 @@ fn signals_disturb_nothing() {
     assert_eq!(store.read::<u64>("k").unwrap().unwrap().result, 2 * rounds);
 }
 
-/// Takes a lock with a short lease, is stopped by the parent, and wakes up when it is over.
-fn oversleep_rounds(stage: &Stage) {
+/// Acquires a lock with a short lease, is stopped by the parent, and continues after the lease has expired.
+fn outlast_lease_repeatedly(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open_with(&dir, Durability::Relaxed);
     loop {
         let options = LockOptions::new().acquire_timeout(PATIENCE).hold_timeout(millis(20));
         let guard = store.lock("k", options).unwrap();
-        stage.tell("held");
+        stage.send("held");
         stage.expect("go");
         let outcomes =
             [guard.write("late"), guard.remove().map(drop), guard.renew(), guard.read::<String>().map(drop)];
         for outcome in outcomes.into_iter().chain([guard.release()]) {
             assert!(outcome.unwrap_err().is_lock_lost());
         }
-        stage.tell("refused");
+        stage.send("refused");
         stage.expect("again");
     }
 }
 
 #[test]
-fn a_late_holder_is_refused_every_time() {
+fn a_holder_is_always_refused_after_its_lease_has_expired() {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
-    let mut late = Child::start("oversleep rounds", &dir.path());
+    let mut late = Child::start("outlast lease repeatedly", &dir.path());
     for round in 0..200 * storm(1) {
         late.expect("held");
         late.stop();
         let successor = store.lock("k", as_named("successor").acquire_timeout(PATIENCE)).unwrap();
         successor.write(&round).unwrap();
         late.resume();
-        late.tell("go");
+        late.send("go");
         late.expect("refused");
         assert_eq!(successor.read::<u64>().unwrap().unwrap().result, round);
         assert_eq!(store.lock_info("k").unwrap().unwrap().token(), successor.token());
         successor.release().unwrap();
-        late.tell("again");
+        late.send("again");
     }
 }

@@ -1,4 +1,4 @@
-//! Records with a time to live, as files.
+//! Records with a time to live, in the file store.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -11,15 +11,16 @@ use tempfile::tempdir;
 
 use crate::support::{as_named, millis, names_in, open, open_with, storm};
 
-/// A file that is over, or is not, whatever the clock says.
-fn by_hand(dir: &Path, key: &str, expires_at: &str, rest: &str) {
+/// Writes a record file with the given expiry, independent of the current time.
+fn write_by_hand(dir: &Path, key: &str, expires_at: &str, rest: &str) {
     let path = dir.join(format!("{key}.json"));
     let expiry = format!("{{\"expires_at\":\"{expires_at}\"{rest}}}");
     std::fs::write(&path, format!("{{\"key\":\"{key}\",\"expiry\":{expiry},\"result\":1}}")).unwrap();
-    mark(&path);
+    set_expiry_bit(&path);
 }
 
-fn mark(path: &Path) {
+/// Sets the mode bit that marks a record file with an expiry.
+fn set_expiry_bit(path: &Path) {
     let mode = std::fs::metadata(path).unwrap().permissions().mode();
     std::fs::set_permissions(path, PermissionsExt::from_mode(mode | 0o100)).unwrap();
 }
@@ -27,8 +28,8 @@ fn mark(path: &Path) {
 const PAST: &str = "2001-01-01T00:00:00Z";
 const FUTURE: &str = "2999-01-01T00:00:00Z";
 
-/// Writes a record that is over when this returns.
-fn write_over(store: &FileSystemRecordStore, key: &str) {
+/// Writes a record, and returns when it has expired.
+fn write_expired(store: &FileSystemRecordStore, key: &str) {
     store.write_with(key, &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
     while store.exists(key).unwrap() {
         std::thread::sleep(millis(1));
@@ -36,7 +37,7 @@ fn write_over(store: &FileSystemRecordStore, key: &str) {
 }
 
 #[test]
-fn the_file_says_until_when() {
+fn the_record_file_contains_its_expiry() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     store.write_with("key", &1, WriteOptions::new().time_to_live(millis(3_600_000))).unwrap();
@@ -47,7 +48,7 @@ fn the_file_says_until_when() {
     assert_eq!(text["result"], 1);
     assert_ne!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o100, 0);
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
-    // The next one lives for ever, and looks it.
+    // The next record has no expiry, and its file shows none.
     store.write("key", &2).unwrap();
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert!(text.get("expiry").is_none());
@@ -55,40 +56,40 @@ fn the_file_says_until_when() {
 }
 
 #[test]
-fn the_boot_clock_decides_within_one_boot_and_the_wall_clock_across() {
+fn the_boot_clock_decides_within_one_boot_and_the_wall_clock_across_boots() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let time_ns = std::fs::read_link("/proc/self/ns/time").unwrap().to_string_lossy().into_owned();
     let time_ns = time_ns.trim_start_matches("time:[").trim_end_matches(']').to_owned();
-    let here = |deadline: u64| {
+    let this_boot = |deadline: u64| {
         format!(",\"boot_id\":\"{}\",\"time_ns\":{time_ns},\"deadline_ns\":{deadline}", boot.trim())
     };
-    let elsewhere = ",\"boot_id\":\"another\",\"time_ns\":1,\"deadline_ns\":1";
-    by_hand(dir.path(), "stepped-back", FUTURE, &here(1));
-    by_hand(dir.path(), "stepped-on", PAST, &here(u64::MAX));
-    by_hand(dir.path(), "other-boot", FUTURE, elsewhere);
-    by_hand(dir.path(), "other-boot-over", PAST, elsewhere);
-    by_hand(dir.path(), "date-only", FUTURE, "");
-    by_hand(dir.path(), "date-only-over", PAST, "");
-    for (key, is_there) in [
+    let other_boot = ",\"boot_id\":\"another\",\"time_ns\":1,\"deadline_ns\":1";
+    write_by_hand(dir.path(), "stepped-back", FUTURE, &this_boot(1));
+    write_by_hand(dir.path(), "stepped-forward", PAST, &this_boot(u64::MAX));
+    write_by_hand(dir.path(), "other-boot", FUTURE, other_boot);
+    write_by_hand(dir.path(), "other-boot-expired", PAST, other_boot);
+    write_by_hand(dir.path(), "date-only", FUTURE, "");
+    write_by_hand(dir.path(), "date-only-expired", PAST, "");
+    for (key, exists) in [
         ("stepped-back", false),
-        ("stepped-on", true),
+        ("stepped-forward", true),
         ("other-boot", true),
-        ("other-boot-over", false),
+        ("other-boot-expired", false),
         ("date-only", true),
-        ("date-only-over", false),
+        ("date-only-expired", false),
     ] {
-        assert_eq!(store.read::<i64>(key).unwrap().is_some(), is_there, "{key}");
-        assert_eq!(store.exists(key).unwrap(), is_there, "{key}");
+        assert_eq!(store.read::<i64>(key).unwrap().is_some(), exists, "{key}");
+        assert_eq!(store.exists(key).unwrap(), exists, "{key}");
     }
 }
 
 #[test]
-fn what_makes_no_sense_is_corrupt_and_stays() {
+fn a_record_with_an_invalid_expiry_is_corrupt_and_is_kept() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    by_hand(dir.path(), "date", "yesterday", "");
+    write_by_hand(dir.path(), "date", "yesterday", "");
     std::fs::write(dir.path().join("kind.json"), "{\"key\":\"kind\",\"expiry\":7,\"result\":1}").unwrap();
     std::fs::write(
         dir.path().join("sum.json"),
@@ -98,7 +99,7 @@ fn what_makes_no_sense_is_corrupt_and_stays() {
     )
     .unwrap();
     for key in ["date", "kind", "sum"] {
-        mark(&dir.path().join(format!("{key}.json")));
+        set_expiry_bit(&dir.path().join(format!("{key}.json")));
         assert!(matches!(store.read::<i64>(key), Err(Error::CorruptRecord { .. })), "{key}");
         assert!(store.exists(key).unwrap());
     }
@@ -107,42 +108,42 @@ fn what_makes_no_sense_is_corrupt_and_stays() {
 }
 
 #[test]
-fn a_sweep_removes_what_is_over_and_nothing_else() {
+fn a_sweep_removes_expired_records_and_nothing_else() {
     for durability in [Durability::Full, Durability::Relaxed] {
         let dir = tempdir().unwrap();
         let store = open_with(dir.path(), durability);
         let long = "x/".repeat(200);
-        for key in ["over", "held", &long] {
-            write_over(&store, key);
+        for key in ["expired", "held", &long] {
+            write_expired(&store, key);
         }
         let guard = store.lock("held", as_named("other")).unwrap();
-        store.write("stays", &1).unwrap();
-        store.write_with("lives", &1, WriteOptions::new().time_to_live(millis(3_600_000))).unwrap();
+        store.write("permanent", &1).unwrap();
+        store.write_with("live", &1, WriteOptions::new().time_to_live(millis(3_600_000))).unwrap();
         std::fs::write(dir.path().join("garbage.json"), "garbage").unwrap();
-        mark(&dir.path().join("garbage.json"));
+        set_expiry_bit(&dir.path().join("garbage.json"));
         let mut keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
         keys.sort();
-        assert_eq!(keys, ["garbage", "lives", "stays"]);
-        let over = |found: &record_store::Finding| matches!(found.problem, Problem::OverRecord);
-        assert_eq!(store.verify().map(std::result::Result::unwrap).filter(over).count(), 3);
+        assert_eq!(keys, ["garbage", "live", "permanent"]);
+        let expired = |finding: &record_store::Finding| matches!(finding.problem, Problem::OverRecord);
+        assert_eq!(store.verify().map(std::result::Result::unwrap).filter(expired).count(), 3);
         let swept = store.sweep().unwrap();
         assert_eq!((swept.records, swept.locks), (3, 0));
         assert_eq!(store.sweep().unwrap().records, 0);
-        // The holder goes on as if nothing had happened.
+        // The sweep does not affect the holder.
         assert!(guard.read::<i64>().unwrap().is_none());
         guard.write(&2).unwrap();
         guard.release().unwrap();
         let mut left: Vec<_> =
             names_in(dir.path()).into_iter().filter(|name| !name.starts_with('.')).collect();
         left.sort();
-        assert_eq!(left, ["garbage.json", "held.json", "lives.json", "stays.json"]);
+        assert_eq!(left, ["garbage.json", "held.json", "live.json", "permanent.json"]);
     }
 }
 
-/// Records end and are swept away all the time; nobody ever sees one that is over, or misses one that
-/// is not.
+/// Records expire and are removed by a concurrent sweep all the time. No reader sees an expired record, and
+/// no live record is missing.
 #[test]
-fn a_sweep_disturbs_nobody() {
+fn a_concurrent_sweep_does_not_affect_readers_and_writers() {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
     let done = AtomicBool::new(false);
@@ -161,31 +162,31 @@ fn a_sweep_disturbs_nobody() {
                 }
             }
         });
-        // Also where this panics: the others would go on for ever.
-        let _done = Done(&done);
+        // Stops the other threads also if this one panics. Otherwise they would run forever.
+        let _stop = SetOnDrop(&done);
         for number in 0..storm(300) {
             let guard = store.lock("key", LockOptions::new()).unwrap();
             guard.write_with(&number, WriteOptions::new().time_to_live(millis(1))).unwrap();
             guard.write(&number).unwrap();
-            assert_eq!(guard.read::<u64>().unwrap().expect("it lives for ever").result, number);
+            assert_eq!(guard.read::<u64>().unwrap().expect("a record without an expiry").result, number);
             guard.write_with(&number, WriteOptions::new().time_to_live(millis(number % 3))).unwrap();
         }
     });
 }
 
-struct Done<'a>(&'a AtomicBool);
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Done<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
 #[test]
-fn a_copy_without_permission_bits_still_reads_right() {
+fn a_copy_without_the_expiry_mode_bit_is_still_expired() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    write_over(&store, "key");
+    write_expired(&store, "key");
     let path = dir.path().join("key.json");
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
     assert!(store.read::<i64>("key").unwrap().is_none());
@@ -194,12 +195,12 @@ fn a_copy_without_permission_bits_still_reads_right() {
 }
 
 #[test]
-fn a_time_beyond_the_calendar_is_for_ever() {
+fn a_time_to_live_beyond_the_calendar_never_expires() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     store.write_with("key", &1, WriteOptions::new().time_to_live(std::time::Duration::MAX)).unwrap();
     assert!(!std::fs::read_to_string(dir.path().join("key.json")).unwrap().contains("expiry"));
-    // Nothing ends here, so nobody need look.
+    // No record in this store expires, so `exists` and `keys` need not check.
     assert!(!dir.path().join(".store/expiring").exists());
     store.write_with("key", &1, WriteOptions::new().time_to_live(std::time::Duration::ZERO)).unwrap();
     assert!(store.read::<i64>("key").unwrap().is_none());

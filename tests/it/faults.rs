@@ -1,7 +1,7 @@
-//! The conformance suite has teeth: stores with one fault each, and the check that finds it.
+//! The conformance suite finds faults: each test store has one fault, and a check must fail on it.
 //!
-//! Faults that only time would show (a waiter that is never woken) are left out: each would take
-//! as long as a check is patient.
+//! Faults that only a timeout reveals (a waiter that is never woken) are not included, because each would
+//! take the whole timeout of a check.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -14,35 +14,35 @@ use serde_json::value::RawValue;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
-    /// Not a fault: shows that the wrapper itself breaks nothing.
+    /// No fault: proves that the wrapper itself breaks no check.
     None,
     AcquireIgnoresOthers,
     AcquireKeepsTheLease,
     AcquireRepeatsTheToken,
-    BreakTellsNothing,
+    BreakReturnsFalse,
     ExpiredIsHeld,
     ExistsCountsLocks,
-    KeysFold,
-    KeysForget,
+    KeysIgnoreCase,
+    KeysOmitsOne,
     JsonIsReformatted,
-    LeaseIsCut,
-    LifeIsCut,
+    LeaseIsShortened,
+    TimeToLiveIsShortened,
     ReadIgnoresLocks,
-    ReadIgnoresMissing,
+    ReadOfMissingIgnoresLocks,
     ReadTimeoutIsNone,
-    ReentryIsNotTold,
+    ReentryIsNotReported,
     ReleaseIgnoresHolder,
-    ReleaseOfFreeIsFine,
+    ReleaseOfFreeSucceeds,
     RemoveIgnoresLocks,
     RenewKeepsTheLease,
     RenewRevives,
-    SlashIsDropped,
+    SlashIsReplaced,
     SwapIgnoresLocks,
     SwapIgnoresTheExpected,
-    SwapTellsNothing,
+    SwapReturnsTrue,
     TokenIsNotChecked,
     WaitIsAlwaysTrue,
-    WatchSeesTheOld,
+    WatchReturnsTheOldVersion,
     WriteIgnoresLocks,
     WriteLosesTheLock,
 }
@@ -60,14 +60,14 @@ impl Faulty {
 
     fn key(&self, key: &Key) -> Key {
         let text = match self.fault {
-            Fault::KeysFold => key.as_str().to_lowercase(),
-            Fault::SlashIsDropped => key.as_str().replace('/', "_"),
+            Fault::KeysIgnoreCase => key.as_str().to_lowercase(),
+            Fault::SlashIsReplaced => key.as_str().replace('/', "_"),
             _ => return key.clone(),
         };
         Key::new(text).unwrap()
     }
 
-    /// The claim of whoever may do it, where the fault is to let everyone do it.
+    /// Returns the claim of the current holder if the fault accepts every claim.
     fn claim(&self, key: &Key, claim: &Claim, ignored: bool) -> Claim {
         let by_token = matches!(claim, Claim::Token(_)) && self.has(Fault::TokenIsNotChecked);
         if !ignored && !by_token {
@@ -82,7 +82,7 @@ impl RecordStore for Faulty {
     fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
         let key = &self.key(key);
         let ignored = self.has(Fault::ReadIgnoresLocks)
-            || (self.has(Fault::ReadIgnoresMissing) && !self.inner.record_exists(key)?);
+            || (self.has(Fault::ReadOfMissingIgnoresLocks) && !self.inner.record_exists(key)?);
         match self.inner.read_json(key, &self.claim(key, claim, ignored), timeout) {
             Err(Error::LockTimeout { .. }) if self.has(Fault::ReadTimeoutIsNone) => Ok(None),
             outcome => outcome,
@@ -93,7 +93,9 @@ impl RecordStore for Faulty {
         let key = &self.key(key);
         let claim = &self.claim(key, claim, self.has(Fault::WriteIgnoresLocks));
         let options = &match options.get_time_to_live() {
-            Some(time) if self.has(Fault::LifeIsCut) => WriteOptions::new().time_to_live(time.mul_f64(0.4)),
+            Some(time) if self.has(Fault::TimeToLiveIsShortened) => {
+                WriteOptions::new().time_to_live(time.mul_f64(0.4))
+            }
             _ => options.clone(),
         };
         if self.has(Fault::JsonIsReformatted)
@@ -127,7 +129,7 @@ impl RecordStore for Faulty {
                 self.inner.write_json(key, result, claim, options)?;
                 Ok(true)
             }
-            swapped => Ok(swapped || self.has(Fault::SwapTellsNothing)),
+            swapped => Ok(swapped || self.has(Fault::SwapReturnsTrue)),
         }
     }
 
@@ -141,7 +143,7 @@ impl RecordStore for Faulty {
         seen: &RecordVersion,
         timeout: Option<Duration>,
     ) -> Result<Option<RecordVersion>> {
-        if self.has(Fault::WatchSeesTheOld) {
+        if self.has(Fault::WatchReturnsTheOldVersion) {
             return Ok(Some(seen.clone()));
         }
         self.inner.wait_for_change(key, seen, timeout)
@@ -160,7 +162,7 @@ impl RecordStore for Faulty {
     }
 
     fn all_keys(&self) -> Result<Listing<'_, Key>> {
-        Ok(Box::new(self.inner.all_keys()?.skip(usize::from(self.has(Fault::KeysForget)))))
+        Ok(Box::new(self.inner.all_keys()?.skip(usize::from(self.has(Fault::KeysOmitsOne)))))
     }
 
     fn supports_level(&self, level: IsolationLevel) -> bool {
@@ -170,7 +172,7 @@ impl RecordStore for Faulty {
     fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
         let key = &self.key(key);
         let mut options = options.clone();
-        if self.has(Fault::LeaseIsCut)
+        if self.has(Fault::LeaseIsShortened)
             && let Some(lease) = options.get_hold_timeout()
         {
             options = options.hold_timeout(lease.mul_f64(0.4));
@@ -189,7 +191,7 @@ impl RecordStore for Faulty {
             }
             outcome => outcome?,
         };
-        if self.has(Fault::ReentryIsNotTold) {
+        if self.has(Fault::ReentryIsNotReported) {
             acquired.reentrant = false;
         }
         if self.has(Fault::AcquireRepeatsTheToken) {
@@ -219,7 +221,7 @@ impl RecordStore for Faulty {
         let key = &self.key(key);
         let claim = self.claim(key, claim, self.has(Fault::ReleaseIgnoresHolder));
         match self.inner.release(key, &claim) {
-            Err(Error::NotLocked { .. }) if self.has(Fault::ReleaseOfFreeIsFine) => Ok(()),
+            Err(Error::NotLocked { .. }) if self.has(Fault::ReleaseOfFreeSucceeds) => Ok(()),
             outcome => outcome,
         }
     }
@@ -238,7 +240,7 @@ impl RecordStore for Faulty {
     }
 
     fn force_release(&self, key: &Key) -> Result<bool> {
-        Ok(self.inner.force_release(&self.key(key))? && !self.has(Fault::BreakTellsNothing))
+        Ok(self.inner.force_release(&self.key(key))? && !self.has(Fault::BreakReturnsFalse))
     }
 
     fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
@@ -248,7 +250,7 @@ impl RecordStore for Faulty {
     }
 }
 
-/// Whether the check of this name fails on a store with this fault.
+/// Whether the check `name` fails on a store with this fault.
 fn finds(name: &str, fault: Fault) -> bool {
     let check = conformance::checks().iter().find(|check| check.name() == name).expect(name);
     let store = Faulty { fault, inner: MemoryRecordStore::new() };
@@ -259,55 +261,55 @@ fn finds(name: &str, fault: Fault) -> bool {
 fn every_fault_is_found() {
     use Fault::*;
     let expected = [
-        (AcquireIgnoresOthers, "locks::another_holder_is_kept_out"),
+        (AcquireIgnoresOthers, "locks::another_holder_cannot_acquire_a_live_lock"),
         (AcquireIgnoresOthers, "guards::a_failed_lock_is_an_error"),
         (AcquireIgnoresOthers, "guards::try_lock_does_not_wait"),
-        (AcquireKeepsTheLease, "leases::the_same_holder_starts_the_lease_anew"),
+        (AcquireKeepsTheLease, "leases::acquiring_again_restarts_the_lease"),
         (AcquireRepeatsTheToken, "locks::tokens_only_grow"),
-        (BreakTellsNothing, "locks::a_broken_lock_is_free"),
-        (ExpiredIsHeld, "leases::an_expired_lock_is_no_lock"),
-        (ExpiredIsHeld, "locks::locks_lists_who_holds_what"),
+        (BreakReturnsFalse, "locks::break_lock_frees_the_key"),
+        (ExpiredIsHeld, "leases::an_expired_lock_is_not_a_lock"),
+        (ExpiredIsHeld, "locks::locks_lists_every_live_lock_once"),
         (ExistsCountsLocks, "records::exists_ignores_locks"),
-        (KeysFold, "keys::case_and_form_are_kept_apart"),
-        (KeysForget, "records::keys_lists_each_record_once"),
-        (JsonIsReformatted, "records::json_is_kept_to_the_byte"),
-        (LeaseIsCut, "leases::a_lease_runs_out"),
-        (LeaseIsCut, "waiting::a_wait_sees_the_end_of_a_lease"),
-        (LifeIsCut, "expiry::a_record_lives_for_its_time"),
+        (KeysIgnoreCase, "keys::case_and_unicode_form_are_significant"),
+        (KeysOmitsOne, "records::keys_lists_each_record_once"),
+        (JsonIsReformatted, "records::json_text_is_kept_byte_for_byte"),
+        (LeaseIsShortened, "leases::a_lease_expires"),
+        (LeaseIsShortened, "waiting::wait_for_lock_is_true_when_the_lease_expires"),
+        (TimeToLiveIsShortened, "expiry::a_record_expires_on_time"),
         (ReadIgnoresLocks, "waiting::a_read_returns_what_the_holder_commits"),
-        (ReadIgnoresLocks, "waiting::a_read_in_time_or_not_at_all"),
-        (ReadIgnoresMissing, "waiting::a_read_waits_for_a_first_record"),
-        (ReadTimeoutIsNone, "waiting::a_read_in_time_or_not_at_all"),
-        (ReentryIsNotTold, "locks::the_same_holder_again"),
-        (ReentryIsNotTold, "guards::only_the_outermost_guard_releases"),
+        (ReadIgnoresLocks, "waiting::a_read_timeout_is_an_error"),
+        (ReadOfMissingIgnoresLocks, "waiting::a_read_waits_for_the_first_record"),
+        (ReadTimeoutIsNone, "waiting::a_read_timeout_is_an_error"),
+        (ReentryIsNotReported, "locks::acquiring_again_keeps_the_token"),
+        (ReentryIsNotReported, "guards::only_the_outermost_guard_releases"),
         (ReleaseIgnoresHolder, "locks::release_needs_the_holder"),
-        (ReleaseIgnoresHolder, "guards::a_late_guard_leaves_the_next_alone"),
-        (ReleaseOfFreeIsFine, "locks::release_needs_a_lock"),
-        (RemoveIgnoresLocks, "records::others_are_refused"),
-        (RenewKeepsTheLease, "leases::renewal_moves_the_end"),
-        (RenewRevives, "leases::an_expired_lock_is_no_lock"),
-        (RenewRevives, "leases::renewal_needs_the_holder"),
-        (SlashIsDropped, "keys::awkward_keys_side_by_side"),
-        (SwapIgnoresLocks, "swaps::a_swap_is_refused_by_a_lock"),
-        (SwapIgnoresTheExpected, "swaps::a_swap_needs_what_is_expected"),
-        (SwapIgnoresTheExpected, "swaps::of_many_swaps_one_succeeds"),
-        (SwapTellsNothing, "swaps::a_record_is_written_once"),
-        (TokenIsNotChecked, "fencing::a_token_dies_with_its_lease"),
-        (TokenIsNotChecked, "fencing::a_token_dies_with_a_take_over"),
-        (TokenIsNotChecked, "fencing::a_token_dies_with_its_release"),
-        (TokenIsNotChecked, "fencing::a_broken_token_is_lost"),
-        (TokenIsNotChecked, "fencing::a_wrong_token_is_lost"),
-        (WaitIsAlwaysTrue, "waiting::a_wait_that_is_over_is_false"),
-        (WatchSeesTheOld, "watching::nothing_new_is_none"),
-        (WriteIgnoresLocks, "records::others_are_refused"),
-        (WriteLosesTheLock, "records::removal_leaves_the_lock"),
+        (ReleaseIgnoresHolder, "guards::a_guard_that_lost_its_lock_does_not_release_the_next"),
+        (ReleaseOfFreeSucceeds, "locks::release_needs_a_lock"),
+        (RemoveIgnoresLocks, "records::other_holders_cannot_write_or_remove"),
+        (RenewKeepsTheLease, "leases::renew_restarts_the_lease"),
+        (RenewRevives, "leases::an_expired_lock_is_not_a_lock"),
+        (RenewRevives, "leases::renew_needs_the_holder"),
+        (SlashIsReplaced, "keys::unusual_keys_do_not_collide"),
+        (SwapIgnoresLocks, "changes::a_swap_respects_locks"),
+        (SwapIgnoresTheExpected, "changes::a_swap_needs_the_expected_result"),
+        (SwapIgnoresTheExpected, "changes::one_of_many_concurrent_swaps_succeeds"),
+        (SwapReturnsTrue, "changes::write_if_absent_keeps_an_existing_record"),
+        (TokenIsNotChecked, "fencing::a_token_is_refused_after_expiry"),
+        (TokenIsNotChecked, "fencing::a_token_is_refused_after_a_takeover"),
+        (TokenIsNotChecked, "fencing::a_token_is_refused_after_release"),
+        (TokenIsNotChecked, "fencing::a_token_is_refused_after_break_lock"),
+        (TokenIsNotChecked, "fencing::an_unknown_token_is_refused"),
+        (WaitIsAlwaysTrue, "waiting::wait_for_lock_is_false_at_the_timeout"),
+        (WatchReturnsTheOldVersion, "watching::a_watch_without_a_change_times_out"),
+        (WriteIgnoresLocks, "records::other_holders_cannot_write_or_remove"),
+        (WriteLosesTheLock, "records::writes_and_removals_keep_the_lock"),
     ];
     std::thread::scope(|scope| {
-        let looks = expected.map(|(fault, name)| {
+        let runs = expected.map(|(fault, name)| {
             (fault, name, scope.spawn(move || (finds(name, fault), finds(name, Fault::None))))
         });
-        for (fault, name, look) in looks {
-            let (found, false_alarm) = look.join().unwrap();
+        for (fault, name, run) in runs {
+            let (found, false_alarm) = run.join().unwrap();
             assert!(found, "{name} does not find {fault:?}");
             assert!(!false_alarm, "{name} fails without a fault");
         }

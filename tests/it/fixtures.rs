@@ -1,4 +1,4 @@
-//! What an earlier version wrote is read for ever: every file in `fixtures/`, to the byte.
+//! Every version reads the files of earlier versions, to the byte: all files in `fixtures/`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,28 +9,28 @@ use record_store::{
     OpenMode, RecordStoreExt,
 };
 
-use crate::soon::soon;
 use crate::tree;
+use crate::watchdog::abort_if_hung;
 
-const MARK: &str = ".store/format.json";
+const FORMAT_FILE: &str = ".store/format.json";
 
-/// The first token in the fixtures; the others count up from it. It is also the time at which all of
-/// the locks were acquired, in microseconds.
-const TOKEN: u64 = 1_715_938_200_000_000;
+/// The first token in the fixtures; the other tokens follow it. It is also the time at which all locks
+/// were acquired, in microseconds.
+const FIRST_TOKEN: u64 = 1_715_938_200_000_000;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1").join(name)
 }
 
-/// The fixture as it lies there, to read only, and a copy to do anything with.
-fn each_way(name: &str, check: impl Fn(&FileSystemRecordStore)) {
+/// Runs `check` on the fixture itself, opened read-only, and on a writable copy.
+fn check_both(name: &str, check: impl Fn(&FileSystemRecordStore)) {
     let before = tree::snapshot(&fixture(name));
     let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(fixture(name)).unwrap();
-    soon("questions to a reader", || check(&reader));
+    abort_if_hung("checks of a reader", || check(&reader));
     tree::assert_unchanged(&fixture(name), &before, "reading changed the fixture");
 
     let (_dir, store) = copy_of(name);
-    soon("questions to a copy", || check(&store));
+    abort_if_hung("checks of a copy", || check(&store));
 }
 
 fn copy_of(name: &str) -> (tempfile::TempDir, FileSystemRecordStore) {
@@ -40,14 +40,14 @@ fn copy_of(name: &str) -> (tempfile::TempDir, FileSystemRecordStore) {
     (dir, store)
 }
 
-/// Name of the file, its key, and the exact text of its result.
+/// The name of each file, its key, and the exact text of its result.
 fn records() -> Vec<(String, String, &'static str)> {
     let spaced = "{\n    \"of\": [ 1,\t2 ],\n    \"spaces\": true\n  }";
     let exact = r#"[null,true,-0.0,1.50,1e400,123456789012345678901234567890,"\u00e9\ud83d\ude00\u0000",{"a":{},"a b":[]}]"#;
     let invoice = r#"{"lines":[{"price":3.5,"text":"tea"}],"paid":false,"total":12}"#;
     let rows = [
         ("invoice-42", "invoice-42", invoice),
-        // Keys of every kind, each of which is its own result.
+        // Keys of every kind. The result of each is the key itself.
         ("a.b", "a.b", r#""a.b""#),
         ("a.c", "a.c", r#""a.c""#),
         ("%2E.%2Fx", "../x", r#""../x""#),
@@ -63,11 +63,11 @@ fn records() -> Vec<(String, String, &'static str)> {
         // Results of every kind.
         ("null", "null", "null"),
         ("exact-json", "exact-json", exact),
-        // Written by other hands.
+        // Not written by the library.
         ("by-hand", "by-hand", r#"["written", "in", "an", "editor"]"#),
         ("more-fields", "more-fields", r#"{"kept":true}"#),
         ("spaced", "spaced", spaced),
-        // Beside locks that do not count.
+        // Beside locks that are not live.
         ("expired", "expired", "2"),
         ("abandoned", "abandoned", "3"),
         ("unfinished", "unfinished", "4"),
@@ -100,13 +100,13 @@ struct Locked {
 }
 
 fn locks() -> Vec<Locked> {
-    const YEAR_2977: u64 = 31_778_697_600 - TOKEN / 1_000_000;
+    const YEAR_2977: u64 = 31_778_697_600 - FIRST_TOKEN / 1_000_000;
     let hash = "efdb7a05fbbadfdb19cc9f6cb141f6a8966356e7728323fb11dad3dcf3e4e64d";
     let hashed = format!("{}locked%~{hash}", "locked%2F".repeat(14));
     let row = |stem: &str, key: &str, number, state, expires| Locked {
         file: format!("{stem}.lock"),
         key: key.to_owned(),
-        token: TOKEN + number,
+        token: FIRST_TOKEN + number,
         state,
         bound: key == "abandoned",
         expires,
@@ -122,7 +122,7 @@ fn locks() -> Vec<Locked> {
     ]
 }
 
-/// Lock files that hold nothing: their creator died, or the power failed, before they were written.
+/// Lock files without content: their creator died, or the power failed, before they were written.
 const UNFINISHED: [&str; 2] = ["unfinished.lock", "zeroed.lock"];
 
 fn job() -> Holder {
@@ -131,7 +131,7 @@ fn job() -> Holder {
 
 #[test]
 fn every_sound_record_reads_back_to_the_byte() {
-    each_way("sound", |store| {
+    check_both("sound", |store| {
         for (file, key, json) in records() {
             assert_eq!(format!("{}.json", Key::new(&*key).unwrap().file_stem()), file);
             assert!(store.exists(&key).unwrap(), "{file}");
@@ -143,7 +143,7 @@ fn every_sound_record_reads_back_to_the_byte() {
 
 #[test]
 fn every_sound_record_is_listed() {
-    each_way("sound", |store| {
+    check_both("sound", |store| {
         let listed: BTreeSet<String> =
             store.keys().unwrap().map(|key| key.unwrap().as_str().to_owned()).collect();
         let expected = records().into_iter().map(|(_, key, _)| key).chain(["held".to_owned()]);
@@ -152,11 +152,11 @@ fn every_sound_record_is_listed() {
 }
 
 #[test]
-fn records_end_when_their_file_says() {
-    each_way("expiring", |store| {
+fn records_expire_at_the_time_in_their_file() {
+    check_both("expiring", |store| {
         assert!(store.try_read::<Json>("ended", Duration::ZERO).unwrap().is_none());
         assert!(!store.exists("ended").unwrap());
-        let lives = store.try_read::<Json>("lives", Duration::ZERO).unwrap().expect("it lives");
+        let lives = store.try_read::<Json>("lives", Duration::ZERO).unwrap().expect("it has not expired");
         assert_eq!(lives.result.get(), "\"still here\"");
         assert!(store.exists("lives").unwrap());
         let listed: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
@@ -169,7 +169,7 @@ fn records_end_when_their_file_says() {
 
 #[test]
 fn every_sound_lock_is_understood() {
-    each_way("sound", |store| {
+    check_both("sound", |store| {
         let mut listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
         for expected in locks() {
             let file = &expected.file;
@@ -180,7 +180,7 @@ fn every_sound_lock_is_understood() {
             let holder = if expected.bound { "build-host:4242:4242:main" } else { "nightly-report" };
             assert_eq!(info.holder().name(), holder, "{file}");
             assert_eq!(info.owner_alive(), Some(false), "{file}");
-            let acquired = SystemTime::UNIX_EPOCH + Duration::from_micros(TOKEN);
+            let acquired = SystemTime::UNIX_EPOCH + Duration::from_micros(FIRST_TOKEN);
             assert_eq!(info.acquired_at(), acquired, "{file}");
             let expires = expected.expires.map(|seconds| acquired + Duration::from_secs(seconds));
             assert_eq!(info.expires_at(), expires, "{file}");
@@ -191,23 +191,23 @@ fn every_sound_lock_is_understood() {
             assert_eq!(live.map(|live| live.token()), held.then_some(info.token()), "{file}");
             assert_eq!(store.wait_for_lock(&expected.key, Some(Duration::ZERO)).unwrap(), !held, "{file}");
         }
-        assert_eq!(listed, [], "locks that are in no table");
+        assert_eq!(listed, [], "locks that are missing from the table");
     });
 }
 
 #[test]
-fn a_held_record_is_for_its_holder_alone() {
-    each_way("sound", |store| {
+fn only_the_holder_can_read_a_held_record() {
+    check_both("sound", |store| {
         let error = store.try_read::<u8>("held", Duration::ZERO).unwrap_err();
         assert!(matches!(&error, Error::LockTimeout { holder: Some(by), .. } if *by == job()), "{error}");
-        for claim in [record_store::Claim::from(job()), LockToken::new(TOKEN + 3).into()] {
+        for claim in [record_store::Claim::from(job()), LockToken::new(FIRST_TOKEN + 3).into()] {
             assert_eq!(store.read_as::<u8>("held", claim).unwrap().unwrap().result, 1);
         }
     });
 }
 
 #[test]
-fn every_sound_lock_can_be_worked_with() {
+fn every_sound_lock_can_be_renewed_released_and_acquired() {
     let (_dir, store) = copy_of("sound");
     for Locked { key, token, state, .. } in locks() {
         if state == LockState::Held {
@@ -227,10 +227,10 @@ fn every_sound_lock_can_be_worked_with() {
     }
 }
 
-/// Whether an error is the one that is expected.
+/// Whether an error is the expected one.
 type Shape = fn(&Error) -> bool;
 
-/// The file, its key, and how its error looks.
+/// The file, its key, and a check of its error.
 type Damaged = (String, String, Shape);
 
 fn damaged_records() -> Vec<Damaged> {
@@ -297,8 +297,8 @@ fn assert_damage(error: &Error, shape: Shape, store: &FileSystemRecordStore, fil
 }
 
 #[test]
-fn every_damaged_record_is_told_and_can_be_healed() {
-    each_way("damaged", |store| {
+fn every_damaged_record_is_reported_and_can_be_replaced() {
+    check_both("damaged", |store| {
         for (file, key, shape) in damaged_records() {
             assert_damage(&store.read::<Json>(&key).unwrap_err(), shape, store, &file);
             assert!(store.exists(&key).unwrap(), "{file}");
@@ -307,14 +307,14 @@ fn every_damaged_record_is_told_and_can_be_healed() {
     });
     let (_dir, store) = copy_of("damaged");
     for (_, key, _) in damaged_records() {
-        store.write(&key, "healed").unwrap();
-        assert_eq!(store.read::<String>(&key).unwrap().unwrap().result, "healed");
+        store.write(&key, "replaced").unwrap();
+        assert_eq!(store.read::<String>(&key).unwrap().unwrap().result, "replaced");
     }
 }
 
 #[test]
-fn every_damaged_lock_is_told_and_can_be_broken() {
-    each_way("damaged", |store| {
+fn every_damaged_lock_is_reported_and_can_be_broken() {
+    check_both("damaged", |store| {
         for (file, key, shape) in damaged_locks() {
             let read = store.read::<Json>(&key).unwrap_err();
             let info = store.lock_info(&key).unwrap_err();
@@ -330,13 +330,13 @@ fn every_damaged_lock_is_told_and_can_be_broken() {
         assert_damage(&store.acquire_lock(&key, &now).unwrap_err(), shape, &store, &file);
         assert_damage(&store.write(&key, "never").unwrap_err(), shape, &store, &file);
         assert!(store.break_lock(&key).unwrap(), "{file}");
-        store.lock(&key, LockOptions::new()).unwrap().write("healed").unwrap();
+        store.lock(&key, LockOptions::new()).unwrap().write("replaced").unwrap();
     }
 }
 
 #[test]
 fn damage_does_not_end_a_listing() {
-    each_way("damaged", |store| {
+    check_both("damaged", |store| {
         let (mut keys, mut errors) = (BTreeSet::new(), Vec::new());
         for item in store.keys().unwrap() {
             match item {
@@ -344,7 +344,7 @@ fn damage_does_not_end_a_listing() {
                 Err(error) => errors.push(error),
             }
         }
-        // A plain name tells the key without a look inside; a hashed one does not.
+        // A plain name gives the key without reading the file; a hashed name does not.
         let hashed = "report/".repeat(100);
         let expected = damaged_records().into_iter().map(|(_, key, _)| key).chain(["good".to_owned()]);
         assert_eq!(keys, expected.filter(|key| *key != hashed).collect());
@@ -370,18 +370,18 @@ fn damage_does_not_end_a_listing() {
 }
 
 #[test]
-fn no_fixture_goes_unread() {
+fn every_sound_or_damaged_fixture_is_in_a_table() {
     let names = |rows: Vec<Damaged>| rows.into_iter().map(|(file, ..)| file);
     let damaged = names(damaged_records()).chain(names(damaged_locks()));
-    let damaged = damaged.chain([MARK, "good.json", "lock-good.lock"].map(str::to_owned));
+    let damaged = damaged.chain([FORMAT_FILE, "good.json", "lock-good.lock"].map(str::to_owned));
     assert_eq!(BTreeSet::from_iter(tree::files(&fixture("damaged"))), damaged.collect());
 
     let sound = records().into_iter().map(|(file, ..)| file);
     let sound = sound.chain(locks().into_iter().map(|lock| lock.file));
-    let sound = sound.chain(UNFINISHED.into_iter().chain([MARK, "held.json"]).map(str::to_owned));
+    let sound = sound.chain(UNFINISHED.into_iter().chain([FORMAT_FILE, "held.json"]).map(str::to_owned));
     assert_eq!(BTreeSet::from_iter(tree::files(&fixture("sound"))), sound.collect());
 
-    // A new version of the format gets new tables.
+    // A new format version needs new tables.
     let versions = std::fs::read_dir(fixture("..")).unwrap().map(|entry| entry.unwrap().file_name());
     let versions: BTreeSet<_> =
         versions.filter(|name| name.to_str().is_some_and(|n| n.starts_with('v'))).collect();

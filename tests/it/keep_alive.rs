@@ -1,4 +1,4 @@
-//! The lease in the background: kept while the guard lives, and its loss reported.
+//! Keep-alive: a background thread renews the lease while the guard lives, and reports a lost lock.
 
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -16,16 +16,16 @@ fn with_each_store(check: impl Fn(&dyn Fn() -> Box<dyn Checks>)) {
     check(&|| Box::new(store.clone()));
 }
 
-/// The checks, for stores of either type.
+/// The checks, for both types of stores.
 trait Checks {
-    fn outlives_its_lease(&self);
-    fn ends_with_its_guard(&self);
-    fn reports_a_loss(&self);
-    fn is_not_needed_without_a_lease(&self);
+    fn lock_outlives_its_lease(&self);
+    fn renewal_ends_with_the_guard(&self);
+    fn loss_is_reported(&self);
+    fn lease_is_optional(&self);
 }
 
 impl<S: RecordStore + Clone + 'static> Checks for S {
-    fn outlives_its_lease(&self) {
+    fn lock_outlives_its_lease(&self) {
         let lease = millis(600);
         let mut guard = self.lock("kept", LockOptions::new().hold_timeout(lease)).unwrap();
         let (lost, losses) = channel();
@@ -33,7 +33,7 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
         let start = Instant::now();
         while start.elapsed() < lease * 3 {
             std::thread::sleep(millis(50));
-            // A machine that stands still for so long loses the lease, and says so.
+            // A machine that is stalled for a whole lease loses the lock. The loss must be reported.
             if let Ok(error) = losses.try_recv() {
                 assert!(error.is_lock_lost());
                 assert!(!guard.is_held().unwrap());
@@ -44,10 +44,10 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
         assert!(guard.remaining().unwrap().unwrap() <= lease);
         guard.write("done").unwrap();
         guard.release().unwrap();
-        assert!(losses.recv().is_err(), "a release is no loss");
+        assert!(losses.recv().is_err(), "a release was reported as a loss");
     }
 
-    fn ends_with_its_guard(&self) {
+    fn renewal_ends_with_the_guard(&self) {
         let mut guard = self.lock("ended", LockOptions::new().hold_timeout(millis(30))).unwrap();
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
@@ -56,13 +56,14 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
         let successor = self.lock("ended", as_named("successor")).unwrap();
         std::thread::sleep(millis(100));
         assert_eq!(self.lock_info("ended").unwrap().unwrap().token(), successor.token());
-        // The sender went with the thread; it reported at most that a busy machine was too slow.
+        // The thread drops the sender when it ends. Before that, it reports at most that it was too slow to
+        // renew.
         while let Ok(error) = losses.recv_timeout(PATIENCE) {
             assert!(error.is_lock_lost());
         }
     }
 
-    fn reports_a_loss(&self) {
+    fn loss_is_reported(&self) {
         let mut guard = self.lock("lost", LockOptions::new().hold_timeout(millis(300))).unwrap();
         assert!(guard.is_held().unwrap());
         let (lost, losses) = channel();
@@ -75,35 +76,35 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
         assert!(guard.write("late").unwrap_err().is_lock_lost());
     }
 
-    fn is_not_needed_without_a_lease(&self) {
-        let mut guard = self.lock("for ever", LockOptions::new()).unwrap();
+    fn lease_is_optional(&self) {
+        let mut guard = self.lock("forever", LockOptions::new()).unwrap();
         guard.keep_alive(|error| panic!("{error}")).unwrap();
         assert_eq!(guard.remaining().unwrap(), None::<Duration>);
     }
 }
 
 #[test]
-fn a_kept_lock_outlives_its_lease() {
-    with_each_store(|store| store().outlives_its_lease());
+fn a_lock_with_keep_alive_outlives_its_lease() {
+    with_each_store(|store| store().lock_outlives_its_lease());
 }
 
 #[test]
-fn keeping_ends_with_the_guard() {
-    with_each_store(|store| store().ends_with_its_guard());
+fn keep_alive_ends_with_the_guard() {
+    with_each_store(|store| store().renewal_ends_with_the_guard());
 }
 
 #[test]
-fn a_loss_is_reported() {
-    with_each_store(|store| store().reports_a_loss());
+fn a_lost_lock_is_reported() {
+    with_each_store(|store| store().loss_is_reported());
 }
 
 #[test]
-fn a_lock_without_a_lease_is_kept_anyway() {
-    with_each_store(|store| store().is_not_needed_without_a_lease());
+fn keep_alive_accepts_a_lock_without_a_lease() {
+    with_each_store(|store| store().lease_is_optional());
 }
 
 #[test]
-fn a_shared_store_of_any_kind_can_keep_its_locks() {
+fn keep_alive_works_on_a_shared_dyn_store() {
     let dir = tempdir().unwrap();
     let store: std::sync::Arc<dyn RecordStore> =
         std::sync::Arc::new(FileSystemRecordStore::open(dir.path()).unwrap());

@@ -1,7 +1,7 @@
-//! The store as its users meet it: files good and bad, and several real processes, killed, stopped,
-//! forked and raced.
+//! Integration tests of the public API. They use valid and damaged files, and several real processes
+//! that are killed, stopped, forked and raced against each other.
 //!
-//! `RECORD_STORE_STORM=10 cargo test --test it` makes the storms ten times as long.
+//! `RECORD_STORE_STORM=10 cargo test --test it` makes the stress tests run ten times as long.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
@@ -12,6 +12,7 @@ mod bad_input;
 mod cancellation;
 #[cfg(feature = "cli")]
 mod cli;
+mod compute;
 mod conformance;
 mod crash;
 mod deaths;
@@ -30,20 +31,19 @@ mod power_loss;
 mod processes;
 mod protocol_model;
 mod schedules;
-mod soon;
 mod storms;
 mod support;
 #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
 mod system_calls;
-mod together;
 #[cfg(feature = "tracing")]
 mod tracing;
 mod transactions;
 mod tree;
 mod verify;
 mod waiting;
+mod watchdog;
 
-/// Everything that a child process can be told to do.
+/// All roles that a child process can play.
 fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
         crash::ROLES,
@@ -61,7 +61,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         storms::ROLES,
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
-        together::ROLES,
+        compute::ROLES,
         #[cfg(feature = "tracing")]
         tracing::ROLES,
         waiting::ROLES,

@@ -1,6 +1,6 @@
-//! The file store does what the memory store does: random sequences of operations, every outcome
-//! compared. Time plays no part: nothing waits, and a lease is over at once, hours long or without
-//! a term.
+//! The file store behaves like the memory store: random sequences of operations run on both, and every
+//! outcome is compared. Time plays no part: nothing waits, and a lease expires at once, after an hour,
+//! or never.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,35 +11,35 @@ use record_store::{
     MemoryRecordStore, RecordStore, RecordStoreExt,
 };
 
-/// How many keys and named holders take part: few, so that they meet.
+/// The number of keys and of holders: few, so that operations conflict.
 const FEW: usize = 3;
 
 #[derive(Clone, Debug)]
-enum By {
+enum ClaimBy {
     Holder(usize),
-    /// The key's n-th acquisition, counted from the newest; a token never given where there are
-    /// fewer.
+    /// The token of the key's n-th acquisition, counted from the newest. A token that was never issued
+    /// if there are fewer.
     Acquisition(usize),
 }
 
 #[derive(Clone, Debug)]
 enum Lease {
-    OverAtOnce,
-    Hour,
-    NoTerm,
+    ExpiresAtOnce,
+    OneHour,
+    Endless,
 }
 
 #[derive(Clone, Debug)]
 enum Action {
-    Read(By),
-    Write(By, i32),
-    WriteNan(By),
-    Remove(By),
+    Read(ClaimBy),
+    Write(ClaimBy, i32),
+    WriteNan(ClaimBy),
+    Remove(ClaimBy),
     Exists,
     Acquire(usize, Lease),
     TryLockAndDrop(usize, Lease),
-    Renew(By, Lease),
-    Release(By),
+    Renew(ClaimBy, Lease),
+    Release(ClaimBy),
     Break,
     Wait,
     Info,
@@ -48,12 +48,12 @@ enum Action {
     Locks,
 }
 
-fn by() -> impl Strategy<Value = By> {
-    prop_oneof![(0..FEW).prop_map(By::Holder), (0..FEW).prop_map(By::Acquisition)]
+fn by() -> impl Strategy<Value = ClaimBy> {
+    prop_oneof![(0..FEW).prop_map(ClaimBy::Holder), (0..FEW).prop_map(ClaimBy::Acquisition)]
 }
 
 fn lease() -> impl Strategy<Value = Lease> {
-    prop_oneof![1 => Just(Lease::OverAtOnce), 2 => Just(Lease::Hour), 2 => Just(Lease::NoTerm)]
+    prop_oneof![1 => Just(Lease::ExpiresAtOnce), 2 => Just(Lease::OneHour), 2 => Just(Lease::Endless)]
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -76,8 +76,8 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// One of the two stores, with what is needed to compare it to the other: tokens are numbers of the
-/// store's own choice, so they are compared by the acquisition that they came from.
+/// One of the two stores. Each store chooses its own token numbers, so tokens are compared by the
+/// acquisition that they belong to.
 struct Side<'a> {
     store: &'a dyn RecordStore,
     tokens: BTreeMap<Key, Vec<LockToken>>,
@@ -88,9 +88,9 @@ impl<'a> Side<'a> {
         Self { store, tokens: BTreeMap::new() }
     }
 
-    /// Does it, and says what came of it.
+    /// Performs the action, and describes its outcome.
     fn act(&mut self, key: &Key, action: &Action) -> String {
-        self.attempt(key, action).unwrap_or_else(|error| self.say(&error))
+        self.attempt(key, action).unwrap_or_else(|error| self.describe_error(&error))
     }
 
     fn attempt(&mut self, key: &Key, action: &Action) -> Result<String, Error> {
@@ -100,57 +100,57 @@ impl<'a> Side<'a> {
                 Some(json) => format!("record {json}"),
                 None => "no record".to_owned(),
             },
-            Action::Write(by, value) => said(store.write_as(key, value, self.claim(key, by))?),
-            Action::WriteNan(by) => said(store.write_as(key, &f64::NAN, self.claim(key, by))?),
-            Action::Remove(by) => said(store.remove_as(key, self.claim(key, by))?),
-            Action::Exists => said(store.exists(key)?),
-            Action::Acquire(who, lease) => {
-                let acquired = store.acquire(key, &holder(*who), &options(*who, lease))?;
+            Action::Write(by, value) => text(store.write_as(key, value, self.claim(key, by))?),
+            Action::WriteNan(by) => text(store.write_as(key, &f64::NAN, self.claim(key, by))?),
+            Action::Remove(by) => text(store.remove_as(key, self.claim(key, by))?),
+            Action::Exists => text(store.exists(key)?),
+            Action::Acquire(number, lease) => {
+                let acquired = store.acquire(key, &holder(*number), &options(*number, lease))?;
                 let ordinal = self.ordinal_of_acquired(key, acquired.token);
                 format!("acquisition {ordinal}, reentrant: {}", acquired.reentrant)
             }
-            Action::TryLockAndDrop(who, lease) => {
-                let token = store.try_lock(key, options(*who, lease))?.map(|guard| guard.token());
-                said(token.map(|token| self.ordinal_of_acquired(key, token)))
+            Action::TryLockAndDrop(number, lease) => {
+                let token = store.try_lock(key, options(*number, lease))?.map(|guard| guard.token());
+                text(token.map(|token| self.ordinal_of_acquired(key, token)))
             }
-            Action::Renew(by, lease) => said(store.renew(key, self.claim(key, by), hold_timeout(lease))?),
-            Action::Release(by) => said(store.release_lock(key, self.claim(key, by))?),
-            // Whether a lock that no longer counts is still there to be broken is the store's affair.
+            Action::Renew(by, lease) => text(store.renew(key, self.claim(key, by), hold_timeout(lease))?),
+            Action::Release(by) => text(store.release_lock(key, self.claim(key, by))?),
+            // A store may or may not still keep a lock that is no longer live.
             Action::Break => {
                 let was_live = store.is_locked(key)?;
                 let broken = store.break_lock(key)?;
                 assert!(broken || !was_live, "a live lock was not broken");
-                said(was_live)
+                text(was_live)
             }
-            Action::Wait => said(store.wait_for_lock(key, Some(Duration::ZERO))?),
-            Action::Info => said(store.lock_info(key)?.map(|info| self.describe(&info))),
-            Action::IsLockHolder(who) => said(store.is_lock_holder(key, &holder(*who))?),
+            Action::Wait => text(store.wait_for_lock(key, Some(Duration::ZERO))?),
+            Action::Info => text(store.lock_info(key)?.map(|info| self.describe_lock(&info))),
+            Action::IsLockHolder(number) => text(store.is_lock_holder(key, &holder(*number))?),
             Action::Keys => {
                 let mut keys = store.keys()?.collect::<Result<Vec<_>, _>>()?;
                 keys.sort();
-                said(keys)
+                text(keys)
             }
             Action::Locks => {
                 let infos = store.locks()?.collect::<Result<Vec<_>, _>>()?;
                 let live = infos.iter().filter(|info| info.state() == LockState::Held);
-                let mut live: Vec<_> = live.map(|info| self.describe(info)).collect();
+                let mut live: Vec<_> = live.map(|info| self.describe_lock(info)).collect();
                 live.sort();
-                said(live)
+                text(live)
             }
         })
     }
 
-    fn claim(&self, key: &Key, by: &By) -> Claim {
+    fn claim(&self, key: &Key, by: &ClaimBy) -> Claim {
         match by {
-            By::Holder(who) => Claim::from(holder(*who)),
-            By::Acquisition(back) => {
+            ClaimBy::Holder(number) => Claim::from(holder(*number)),
+            ClaimBy::Acquisition(back) => {
                 let token = self.tokens.get(key).and_then(|tokens| tokens.iter().nth_back(*back));
                 Claim::from(token.copied().unwrap_or(LockToken::new(u64::MAX)))
             }
         }
     }
 
-    /// Which of the key's acquisitions this is; a new one must have the greatest token so far.
+    /// The position of this token among the key's acquisitions. A new token must be the greatest so far.
     fn ordinal_of_acquired(&mut self, key: &Key, token: LockToken) -> usize {
         let tokens = self.tokens.entry(key.clone()).or_default();
         if let Some(ordinal) = tokens.iter().position(|known| *known == token) {
@@ -165,9 +165,9 @@ impl<'a> Side<'a> {
         self.tokens.get(key)?.iter().position(|known| *known == token)
     }
 
-    fn describe(&self, info: &LockInfo) -> String {
+    fn describe_lock(&self, info: &LockInfo) -> String {
         format!(
-            "{} has {}, acquisition {:?}, {:?}, with a term: {} {}",
+            "{} has {}, acquisition {:?}, {:?}, has an expiry: {} {}",
             info.holder(),
             info.key(),
             self.ordinal(info.key(), info.token()),
@@ -177,8 +177,8 @@ impl<'a> Side<'a> {
         )
     }
 
-    /// The error without what is the store's own: paths, times and the numbers of tokens.
-    fn say(&self, error: &Error) -> String {
+    /// The error without paths, times and token numbers, which differ between stores.
+    fn describe_error(&self, error: &Error) -> String {
         match error {
             Error::Locked { operation, key, holder, .. } => format!("{operation} {key}: Locked by {holder}"),
             Error::LockTimeout { operation, key, holder, .. } => {
@@ -192,18 +192,18 @@ impl<'a> Side<'a> {
                 format!("{operation} {key}: NotLockHolder, {holder} for {current}")
             }
             Error::Encode { operation, key, .. } => format!("{operation} {key}: Encode"),
-            other => panic!("no operation here may fail like this: {other:?}"),
+            other => panic!("no operation may return this error here: {other:?}"),
         }
     }
 }
 
-fn said(outcome: impl std::fmt::Debug) -> String {
+fn text(outcome: impl std::fmt::Debug) -> String {
     format!("{outcome:?}")
 }
 
-fn holder(who: usize) -> Holder {
-    // The default holder takes part: it is bound to the process, but not to be treated otherwise.
-    if who == 0 { Holder::current() } else { Holder::named(format!("holder {who}")).unwrap() }
+fn holder(number: usize) -> Holder {
+    // The default holder is bound to the process, but behaves like a named one here.
+    if number == 0 { Holder::current() } else { Holder::named(format!("holder {number}")).unwrap() }
 }
 
 fn key(which: usize) -> Key {
@@ -212,14 +212,14 @@ fn key(which: usize) -> Key {
 
 fn hold_timeout(lease: &Lease) -> Option<Duration> {
     match lease {
-        Lease::OverAtOnce => Some(Duration::ZERO),
-        Lease::Hour => Some(Duration::from_hours(1)),
-        Lease::NoTerm => None,
+        Lease::ExpiresAtOnce => Some(Duration::ZERO),
+        Lease::OneHour => Some(Duration::from_hours(1)),
+        Lease::Endless => None,
     }
 }
 
-fn options(who: usize, lease: &Lease) -> LockOptions {
-    let options = LockOptions::new().holder(holder(who)).acquire_timeout(Duration::ZERO);
+fn options(number: usize, lease: &Lease) -> LockOptions {
+    let options = LockOptions::new().holder(holder(number)).acquire_timeout(Duration::ZERO);
     match hold_timeout(lease) {
         Some(hold_timeout) => options.hold_timeout(hold_timeout),
         None => options,
@@ -230,7 +230,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn the_file_store_does_what_the_memory_store_does(
+    fn the_file_store_behaves_like_the_memory_store(
         actions in prop::collection::vec((0..FEW, action()), 1..60)
     ) {
         let directory = tempfile::tempdir().unwrap();

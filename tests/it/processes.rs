@@ -1,5 +1,5 @@
-//! What becomes of a lock when its process is killed, stopped or forked, and how its release reaches
-//! another process.
+//! Locks of processes that are killed, stopped or forked, and waiters in other processes that are woken by a
+//! release.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,17 +18,18 @@ use crate::support::{PATIENCE, as_named, latch_of, millis, named, open, open_wit
 
 pub(crate) const ROLES: &[Role] = &[
     ("hold", hold),
-    ("wait-for-it", wait_for_it),
-    ("oversleep", oversleep),
+    ("acquire-repeatedly", acquire_repeatedly),
+    ("outlast-lease", outlast_lease),
     ("fork", fork),
     ("fork-while-writing", fork_while_writing),
-    ("sit-in-latch", sit_in_latch),
+    ("stay-in-latch", stay_in_latch),
 ];
 
-/// What a busy machine may add to anything.
+/// The delay that a busy machine may add to any operation.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// Takes the lock, under a name or the default holder, and keeps it.
+/// Acquires the lock for a named holder or the default holder, and keeps it until the parent requests the
+/// release.
 fn hold(stage: &Stage) {
     let (dir, name, lease): (PathBuf, Option<String>, Option<u64>) = stage.argument();
     let store = open(&dir);
@@ -39,40 +40,40 @@ fn hold(stage: &Stage) {
     if let Some(lease) = lease {
         options = options.hold_timeout(millis(lease));
     }
-    stage.tell("ready");
+    stage.send("ready");
     stage.expect("go");
     let guard = store.lock("k", options).unwrap();
-    stage.tell("held");
+    stage.send("held");
     stage.expect("release");
     guard.release().unwrap();
 }
 
-/// Starts a child that [`hold`]s. The moment before it took the lock comes along.
+/// Starts a child that runs [`hold`]. Also returns a time before the lock was acquired.
 fn start_holding(dir: &Path, name: Option<&str>, lease: Option<u64>) -> (Child, Instant) {
     let mut child = Child::start("hold", &(dir, name, lease));
     child.expect("ready");
     let before = Instant::now();
-    child.tell("go");
+    child.send("go");
     child.expect("held");
     (child, before)
 }
 
-/// Acquires again and again, and says when it has.
-fn wait_for_it(stage: &Stage) {
+/// Acquires the lock in each round, reports it, and releases it when the parent requests it.
+fn acquire_repeatedly(stage: &Stage) {
     let (dir, rounds): (PathBuf, u32) = stage.argument();
     let store = open(&dir);
-    stage.tell(&rustix::thread::gettid().as_raw_pid().to_string());
+    stage.send(&rustix::thread::gettid().as_raw_pid().to_string());
     for _ in 0..rounds {
         stage.expect("go");
         let guard = store.lock("k", LockOptions::new()).unwrap();
-        stage.tell("got it");
+        stage.send("acquired");
         stage.expect("release");
         guard.release().unwrap();
-        stage.tell("released");
+        stage.send("released");
     }
 }
 
-/// A waiting process: its thread sleeps in the kernel.
+/// A child that waits for the lock, and the thread that sleeps.
 struct Waiter {
     child: Child,
     thread: String,
@@ -80,26 +81,26 @@ struct Waiter {
 
 impl Waiter {
     fn start(dir: &Path, rounds: u32) -> Self {
-        let mut child = Child::start("wait-for-it", &(dir, rounds));
-        let thread = child.hear();
+        let mut child = Child::start("acquire-repeatedly", &(dir, rounds));
+        let thread = child.receive();
         Self { child, thread }
     }
 
-    /// Lets it begin to wait, and sees it sleep on the event counter.
+    /// Makes the child wait for the lock, and returns when it sleeps on a futex.
     fn wait(&mut self) {
-        self.child.tell("go");
+        self.child.send("go");
         let call = format!("/proc/{}/task/{}/syscall", self.child.pid().as_raw_pid(), self.thread);
         let futex = nix::libc::SYS_futex.to_string();
         let start = Instant::now();
         while std::fs::read_to_string(&call).unwrap().split(' ').next() != Some(&futex) {
-            assert!(start.elapsed() < PATIENCE, "does not sleep on a futex");
+            assert!(start.elapsed() < PATIENCE, "the waiter does not sleep on a futex");
             std::thread::yield_now();
         }
     }
 }
 
 #[test]
-fn a_killed_holder_makes_way_for_the_next() {
+fn the_lock_of_a_killed_holder_goes_to_the_waiter() {
     let dir = tempdir().unwrap();
     let (holder, _) = start_holding(dir.path(), None, None);
     let mut waiter = Waiter::start(dir.path(), 1);
@@ -108,37 +109,37 @@ fn a_killed_holder_makes_way_for_the_next() {
     let token = store.lock_info("k").unwrap().expect("the holder's lock").token();
     let start = Instant::now();
     holder.kill();
-    // Free as soon as the process is gone; by now the waiter may have it.
+    // The lock is free as soon as the process is dead. The waiter may have acquired it already.
     let lock = store.lock_info("k").unwrap();
-    assert!(lock.is_none_or(|lock| lock.token() > token), "still the dead one's");
-    waiter.child.expect("got it");
+    assert!(lock.is_none_or(|lock| lock.token() > token), "still held by the dead process");
+    waiter.child.expect("acquired");
     assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
-    waiter.child.tell("release");
+    waiter.child.send("release");
     waiter.child.expect("released");
     waiter.child.finish();
 }
 
 #[test]
-fn a_named_lock_outlives_its_process_until_its_lease_is_over() {
+fn a_named_lock_outlives_its_process_until_its_lease_expires() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let lease = millis(1_500);
     let (holder, before) = start_holding(dir.path(), Some("job"), Some(1_500));
     holder.kill();
     store.sweep().unwrap();
-    // Both fail early only where this machine is so slow that the lease is over.
+    // On a very slow machine the lease may have expired already.
     assert!(store.is_locked("k").unwrap() || before.elapsed() >= lease);
     match store.acquire_lock("k", &LockOptions::new().acquire_timeout(Duration::ZERO)) {
         Err(Error::LockTimeout { holder, .. }) => assert_eq!(holder, Some(named("job"))),
         other => assert!(before.elapsed() >= lease, "{other:?}"),
     }
     store.acquire_lock("k", &LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
-    assert!(before.elapsed() >= lease, "taken before the lease was over");
+    assert!(before.elapsed() >= lease, "acquired before the lease expired");
     assert!(before.elapsed() < lease + SLACK);
 }
 
 #[test]
-fn a_named_lock_passes_to_another_process_of_that_name() {
+fn a_named_lock_passes_to_another_process_with_the_same_name() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let (holder, _) = start_holding(dir.path(), Some("job"), None);
@@ -164,21 +165,21 @@ fn a_release_wakes_a_waiting_process() {
             waiter.wait();
             let start = Instant::now();
             guard.release().unwrap();
-            waiter.child.expect("got it");
+            waiter.child.expect("acquired");
             let time = start.elapsed();
-            waiter.child.tell("release");
+            waiter.child.send("release");
             waiter.child.expect("released");
             time
         })
         .collect();
     waiter.child.finish();
     times.sort_unstable();
-    // Without a wake it would look again only after 250 ms.
+    // A waiter that is not woken re-checks only after 250 ms.
     assert!(times[times.len() / 2] < millis(100), "{times:?}");
 }
 
-/// Every way to use a guard, each refused because the lock is lost.
-fn assert_worthless(guard: LockGuard<'_, FileSystemRecordStore>) {
+/// Asserts that every method of the guard fails because the lock is lost.
+fn assert_lost(guard: LockGuard<'_, FileSystemRecordStore>) {
     let lost = |error: Error| assert!(error.is_lock_lost(), "{error}: {error:?}");
     lost(guard.read::<String>().unwrap_err());
     lost(guard.write("late").unwrap_err());
@@ -189,23 +190,23 @@ fn assert_worthless(guard: LockGuard<'_, FileSystemRecordStore>) {
 }
 
 #[test]
-fn a_holder_that_overslept_its_lease_changes_nothing() {
-    // A named successor is kept apart by its token alone.
+fn a_holder_that_outlasts_its_lease_changes_nothing() {
+    // If both holders are named, only the token distinguishes the late one.
     for (name, next) in
         [(None, named("next")), (Some("job"), named("next")), (Some("job"), Holder::current())]
     {
         let dir = tempdir().unwrap();
         let store = open(dir.path());
-        let mut sleeper = Child::start("oversleep", &(dir.path(), name));
-        sleeper.expect("held");
-        sleeper.stop();
+        let mut late = Child::start("outlast-lease", &(dir.path(), name));
+        late.expect("held");
+        late.stop();
         let options = LockOptions::new().holder(next).acquire_timeout(PATIENCE);
         let successor = store.lock("k", options).unwrap();
         successor.write("successor").unwrap();
-        sleeper.resume();
-        sleeper.tell("go");
-        sleeper.expect("all refused");
-        sleeper.finish();
+        late.resume();
+        late.send("go");
+        late.expect("all refused");
+        late.finish();
         let info = store.lock_info("k").unwrap().expect("the successor's lock");
         assert_eq!(info.token(), successor.token());
         assert_eq!(successor.read::<String>().unwrap().unwrap().result, "successor");
@@ -213,30 +214,30 @@ fn a_holder_that_overslept_its_lease_changes_nothing() {
     }
 }
 
-fn oversleep(stage: &Stage) {
+fn outlast_lease(stage: &Stage) {
     let (dir, name): (PathBuf, Option<String>) = stage.argument();
     let store = open(&dir);
     let holder = name.map_or_else(Holder::current, |name| named(&name));
     let options = LockOptions::new().holder(holder.clone()).hold_timeout(millis(200));
     let guard = store.lock("k", options.clone()).unwrap();
     let other = store.lock("dropped", options).unwrap();
-    stage.tell("held");
+    stage.send("held");
     stage.expect("go");
     for outcome in [store.release_lock("k", &holder), store.renew("k", &holder, None)] {
         assert!(matches!(outcome, Err(Error::NotLockHolder { .. })), "{outcome:?}");
     }
     let write = store.write_as("k", "late", &holder);
     assert!(matches!(write, Err(Error::Locked { .. })), "{write:?}");
-    assert_worthless(guard);
+    assert_lost(guard);
     drop(other);
-    stage.tell("all refused");
+    stage.send("all refused");
 }
 
 #[test]
-fn a_forked_child_has_no_part_in_its_parents_locks() {
+fn a_forked_child_cannot_use_its_parents_locks() {
     let dir = tempdir().unwrap();
     let mut parent = Child::start("fork", &dir.path());
-    parent.expect("unharmed");
+    parent.expect("unaffected");
     parent.finish();
 }
 
@@ -248,26 +249,26 @@ fn fork(stage: &Stage) {
     let dropped = store.lock("dropped", LockOptions::new()).unwrap();
     bound.write("parent").unwrap();
     named_guard.write("parent").unwrap();
-    let me = Holder::current();
+    let own = Holder::current();
     let [bound, named_guard, dropped] =
         in_fork([bound, named_guard, dropped], |[bound, named_guard, dropped]| {
             let zero = LockOptions::new().acquire_timeout(Duration::ZERO);
-            // The parent's holder, by name: not even that helps.
-            for claim in [Claim::Holder(me.clone()), Claim::Token(bound.token())] {
+            // Claims with the parent's holder name or token are refused too.
+            for claim in [Claim::Holder(own.clone()), Claim::Token(bound.token())] {
                 assert!(store.release_lock("bound", claim.clone()).is_err());
                 assert!(store.renew("bound", claim.clone(), None).is_err());
                 assert!(store.write_as("bound", "child", claim.clone()).is_err());
                 assert!(store.remove_as("bound", claim).is_err());
             }
-            assert!(!store.is_lock_holder("bound", &me).unwrap());
+            assert!(!store.is_lock_holder("bound", &own).unwrap());
             assert!(store.acquire_lock("bound", &zero).unwrap_err().is_timeout());
-            assert!(store.acquire_lock("bound", &zero.clone().holder(me)).unwrap_err().is_timeout());
-            assert_worthless(bound);
-            assert_worthless(named_guard);
+            assert!(store.acquire_lock("bound", &zero.clone().holder(own)).unwrap_err().is_timeout());
+            assert_lost(bound);
+            assert_lost(named_guard);
             drop(dropped);
             let own = store.lock("child's own", zero).unwrap();
             own.write("child").unwrap();
-            // Left locked: the lock must end with the child.
+            // Not released: the lock must become stale when the child ends.
             std::mem::forget(own);
         });
     for guard in [&bound, &named_guard, &dropped] {
@@ -279,18 +280,18 @@ fn fork(stage: &Stage) {
     for guard in [bound, named_guard, dropped] {
         guard.release().unwrap();
     }
-    stage.tell("unharmed");
+    stage.send("unaffected");
 }
 
-/// Forks; the child does its work with its copy of `shared` and ends, the parent gets the original
-/// back.
+/// Forks. The child runs `work` with its copy of `shared` and ends. The parent waits for it and gets the
+/// original back.
 #[expect(unsafe_code, reason = "fork")]
 fn in_fork<T>(shared: T, work: impl FnOnce(T)) -> T {
-    // SAFETY: of the other threads, only the test runner's is there, and it waits on a channel: it
-    // holds no lock that the child could need.
+    // SAFETY: the only other thread is the test runner's. It waits on a channel and holds no lock that the
+    // child could need.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Child => {
-            // Whatever becomes of it, it is not left behind.
+            // The child must not outlive its parent, even if the parent is killed.
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(shared)));
             std::process::exit(i32::from(done.is_err()));
@@ -304,15 +305,15 @@ fn in_fork<T>(shared: T, work: impl FnOnce(T)) -> T {
 }
 
 #[test]
-fn a_forked_child_keeps_no_latch() {
+fn a_forked_child_does_not_keep_a_latch_held() {
     let dir = tempdir().unwrap();
     let mut parent = Child::start("fork-while-writing", &dir.path());
-    parent.expect("unharmed");
+    parent.expect("unaffected");
     parent.finish();
 }
 
-/// Forks again and again while another thread is in and out of a latch. The children have copies of
-/// all that is open, and live on.
+/// Forks repeatedly while another thread enters and leaves a latch. The children inherit all open files, and
+/// stay alive.
 fn fork_while_writing(stage: &Stage) {
     const CHILDREN: usize = 40;
     let dir: PathBuf = stage.argument();
@@ -330,10 +331,10 @@ fn fork_while_writing(stage: &Stage) {
     let mut children = Vec::new();
     for _ in 0..CHILDREN {
         let goal = writes.load(Ordering::Relaxed) + 3;
-        children.push(fork_a_sleeper());
+        children.push(fork_idle_child());
         let start = Instant::now();
         while writes.load(Ordering::Relaxed) < goal {
-            assert!(start.elapsed() < SLACK, "a child has the latch");
+            assert!(start.elapsed() < SLACK, "a child holds the latch");
             std::thread::yield_now();
         }
     }
@@ -341,13 +342,13 @@ fn fork_while_writing(stage: &Stage) {
         nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
         nix::sys::wait::waitpid(child, None).unwrap();
     }
-    stage.tell("unharmed");
+    stage.send("unaffected");
 }
 
 #[expect(unsafe_code, reason = "fork")]
-fn fork_a_sleeper() -> nix::unistd::Pid {
-    // SAFETY: the child makes two system calls and nothing else, whatever its parent's threads were
-    // at.
+fn fork_idle_child() -> nix::unistd::Pid {
+    // SAFETY: the child only makes system calls (`prctl` and `pause`), so the state of its parent's other
+    // threads does not matter.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Parent { child } => child,
         nix::unistd::ForkResult::Child => {
@@ -359,23 +360,23 @@ fn fork_a_sleeper() -> nix::unistd::Pid {
     }
 }
 
-/// Enters a key's latch as the library does, and stays.
+/// Enters a key's latch as the library does, and stays inside.
 #[expect(clippy::disallowed_methods, reason = "this stands in for the library")]
-fn sit_in_latch(stage: &Stage) {
+fn stay_in_latch(stage: &Stage) {
     let (dir, key): (PathBuf, String) = stage.argument();
     let file = File::options().read(true).write(true).open(dir.join(latch_of(&key))).unwrap();
     file.lock().unwrap();
-    stage.tell("inside");
-    stage.hear();
+    stage.send("inside");
+    stage.receive();
 }
 
-/// Runs `work` while a process is stopped inside the key's latch. Whatever happens, the
-/// latch is free again in the end, so that a call without a bound fails instead of hanging.
+/// Runs `work` while a process is stopped inside the key's latch. If `work` hangs, that process is killed
+/// after a while, so that the test fails instead of hanging.
 fn while_stopped_in_latch(dir: &Path, key: &str, work: impl FnOnce()) {
-    let mut sitter = Child::start("sit-in-latch", &(dir, key));
-    sitter.expect("inside");
-    sitter.stop();
-    let pid = sitter.pid();
+    let mut child = Child::start("stay-in-latch", &(dir, key));
+    child.expect("inside");
+    child.stop();
+    let pid = child.pid();
     let (done, is_done) = std::sync::mpsc::channel::<()>();
     let rescue = std::thread::spawn(move || {
         if is_done.recv_timeout(PATIENCE).is_err() {
@@ -385,10 +386,10 @@ fn while_stopped_in_latch(dir: &Path, key: &str, work: impl FnOnce()) {
     work();
     done.send(()).unwrap();
     rescue.join().unwrap();
-    sitter.kill();
+    child.kill();
 }
 
-/// The time that a call took, which must be at least `from` and not much more.
+/// Asserts that a call takes at least `from`, and at most `SLACK` more.
 fn assert_bounded(from: Duration, call: impl FnOnce()) {
     let start = Instant::now();
     call();
@@ -397,10 +398,10 @@ fn assert_bounded(from: Duration, call: impl FnOnce()) {
 }
 
 #[test]
-fn calls_with_a_timeout_return_by_it_while_a_process_is_stopped_in_the_latch() {
+fn calls_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    // So that the latch exists, and one record does not.
+    // After this the latch file exists, but the record does not.
     store.write("k", "old").unwrap();
     store.remove("k").unwrap();
     let options = |timeout| LockOptions::new().acquire_timeout(timeout);
@@ -411,7 +412,7 @@ fn calls_with_a_timeout_return_by_it_while_a_process_is_stopped_in_the_latch() {
             };
             assert_bounded(timeout, || timed_out(store.acquire_lock("k", &options(timeout)).unwrap_err()));
             assert_bounded(timeout, || timed_out(store.lock("k", options(timeout)).unwrap_err()));
-            // That there is no record can only be told under the latch.
+            // The read must enter the latch to confirm that the record does not exist.
             assert_bounded(timeout, || timed_out(store.try_read::<String>("k", timeout).unwrap_err()));
         }
         assert_bounded(Duration::ZERO, || {
@@ -423,7 +424,7 @@ fn calls_with_a_timeout_return_by_it_while_a_process_is_stopped_in_the_latch() {
 }
 
 #[test]
-fn looking_and_reading_need_no_latch() {
+fn lock_queries_and_reads_need_no_latch() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     store.write("k", "old").unwrap();
@@ -444,7 +445,7 @@ fn looking_and_reading_need_no_latch() {
         });
         let (timeout, other) = (millis(300), as_named("other"));
         assert_bounded(timeout, || {
-            // Held, so the latch does not matter, and the error names the holder.
+            // The lock is held, so the waiter does not need the latch, and the error names the holder.
             let error = store.acquire_lock("k", &other.acquire_timeout(timeout)).unwrap_err();
             assert!(
                 matches!(&error, Error::LockTimeout { holder: Some(holder), .. } if holder == guard.holder())

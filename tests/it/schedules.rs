@@ -1,5 +1,5 @@
-//! Two processes, every order. One is stopped between two of its system calls while the other does
-//! something whole; then the first goes on. Tried at each of its stops.
+//! Interleavings of two processes. One process, the actor, is stopped at one of its system calls while the
+//! other completes an operation. Then the actor continues. Each test tries every such stop.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -15,26 +15,25 @@ use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, perform};
 use crate::support::{PATIENCE, as_named, millis, open_with};
 
-pub(crate) const ROLES: &[Role] = &[("act", act)];
+pub(crate) const ROLES: &[Role] = &[("actor", run_actor)];
 
 type Guard<'a> = LockGuard<'a, FileSystemRecordStore>;
 
-/// Long enough to take a few steps in, short enough to wait for.
+/// Long enough for a few steps, short enough to wait for its end.
 const LEASE: Duration = Duration::from_millis(60);
 const ZERO: Duration = Duration::ZERO;
 
-/// What the stopped process does.
+/// The operation of the actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Act {
+enum Operation {
     Acquire,
-    /// As long as it takes.
-    Await,
+    AcquireWithoutTimeout,
     Read,
-    Look,
+    IsLocked,
     WaitForLock,
     Write,
     Remove,
-    /// The rest is claimed by the token of a lock whose lease is over soon.
+    /// This one and the following ones claim by the token of a lock whose lease expires after [`LEASE`].
     WriteAs,
     RemoveAs,
     Renew,
@@ -45,50 +44,51 @@ enum Act {
 struct Task {
     dir: PathBuf,
     key: String,
-    act: Act,
+    operation: Operation,
 }
 
-fn act(stage: &Stage) {
-    let Task { dir, key, act } = stage.argument();
+fn run_actor(stage: &Stage) {
+    let Task { dir, key, operation } = stage.argument();
     let store = open_with(&dir, Durability::Relaxed);
-    let fenced = matches!(act, Act::WriteAs | Act::RemoveAs | Act::Renew | Act::Release);
+    let fenced =
+        matches!(operation, Operation::WriteAs | Operation::RemoveAs | Operation::Renew | Operation::Release);
     let token = fenced.then(|| store.acquire_lock(&key, &as_named("late").hold_timeout(LEASE)).unwrap());
     let claim = token.map_or_else(|| Claim::Holder(Holder::current()), Claim::Token);
-    let done = perform(stage, "", || told(play(&store, &key, act, claim)));
-    stage.tell(&done);
-    // A lock that it took is its own until the parent has looked.
-    stage.hear();
+    let done = perform(stage, "", || describe(execute(&store, &key, operation, claim)));
+    stage.send(&done);
+    // A lock that the actor acquired ends with its process, so stay alive until the parent has checked.
+    stage.receive();
 }
 
-fn play(store: &FileSystemRecordStore, key: &str, act: Act, claim: Claim) -> Result<String> {
-    let answer = match act {
-        Act::Acquire => {
+fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim: Claim) -> Result<String> {
+    let answer = match operation {
+        Operation::Acquire => {
             store.acquire_lock(key, &LockOptions::new().acquire_timeout(ZERO))?;
             "done"
         }
-        Act::Await => {
+        Operation::AcquireWithoutTimeout => {
             store.acquire_lock(key, &LockOptions::new())?;
             "done"
         }
-        Act::Read => {
+        Operation::Read => {
             let record = store.try_read::<String>(key, ZERO)?;
             return Ok(record.map_or_else(|| "nothing".into(), |record| record.result));
         }
-        Act::Look => locked_or_free(store.is_locked(key)?),
-        Act::WaitForLock => locked_or_free(!store.wait_for_lock(key, Some(ZERO))?),
-        Act::Write | Act::WriteAs => {
+        Operation::IsLocked => locked_or_free(store.is_locked(key)?),
+        Operation::WaitForLock => locked_or_free(!store.wait_for_lock(key, Some(ZERO))?),
+        Operation::Write | Operation::WriteAs => {
             store.write_as(key, "actor's", claim)?;
             "done"
         }
-        Act::Remove | Act::RemoveAs => {
+        Operation::Remove | Operation::RemoveAs => {
             store.remove_as(key, claim)?;
             "done"
         }
-        Act::Renew => {
+        Operation::Renew => {
             store.renew(key, claim, None)?;
             "done"
         }
-        Act::Release => {
+        Operation::Release => {
             store.release_lock(key, claim)?;
             "done"
         }
@@ -100,8 +100,8 @@ fn locked_or_free(locked: bool) -> &'static str {
     if locked { "locked" } else { "free" }
 }
 
-/// How an act went, in a word.
-fn told(outcome: Result<String>) -> String {
+/// The outcome of an operation as one word.
+fn describe(outcome: Result<String>) -> String {
     match outcome {
         Ok(answer) => answer,
         Err(Error::Locked { .. }) => "refused".into(),
@@ -111,31 +111,32 @@ fn told(outcome: Result<String>) -> String {
     }
 }
 
-/// A process in the middle of an act.
+/// A process that is stopped in the middle of its operation.
 struct Actor {
-    act: Act,
+    operation: Operation,
     traced: Traced,
-    /// The act has returned.
-    over: bool,
+    /// The operation has returned.
+    completed: bool,
 }
 
-/// What an act told in the end.
+/// The outcome of the actor's operation.
 struct Outcome {
-    told: String,
-    /// Where it had stood, for messages.
-    at: String,
-    over: bool,
-    /// Ends, and with it the locks that it took, when dropped.
+    answer: String,
+    /// The system call at which the actor was stopped, for messages.
+    position: String,
+    completed: bool,
+    /// Ends when dropped. The locks that it acquired end with it.
     _child: Child,
 }
 
 impl Actor {
     fn advance(&mut self, steps: usize) {
-        self.over = self.over || self.traced.advance(steps) == At::End;
+        self.completed = self.completed || self.traced.advance(steps) == At::End;
     }
 
-    /// Does `work`, and moves the actor on only where that has to wait for it: for its latch.
-    fn beside<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
+    /// Runs `work`. If `work` makes no progress because the actor holds the latch, advances the actor step by
+    /// step.
+    fn run_beside<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let (sender, done) = channel();
             scope.spawn(move || sender.send(work()));
@@ -149,16 +150,16 @@ impl Actor {
     }
 
     fn finish(self) -> Outcome {
-        let at = format!("{:?} at system call {}", self.act, self.traced.describe().trim_end());
+        let position = format!("{:?} at system call {}", self.operation, self.traced.describe().trim_end());
         let mut child = self.traced.release();
-        Outcome { told: child.hear(), at, over: self.over, _child: child }
+        Outcome { answer: child.receive(), position, completed: self.completed, _child: child }
     }
 }
 
-/// Tries schedules, each with a key of its own, until one does not stop the act any more. `before`
-/// makes the key ready, before the actor does.
+/// Runs one schedule for each step of the operation, each with a new key, until the operation completes
+/// before the stop. `before` prepares the key before the actor starts.
 fn at_every_step(
-    act: Act,
+    operation: Operation,
     before: impl Fn(&FileSystemRecordStore, &str),
     run: impl Fn(&FileSystemRecordStore, &str, Actor, usize) -> Outcome,
 ) {
@@ -167,19 +168,19 @@ fn at_every_step(
     for step in 1.. {
         let key = format!("key-{step}");
         before(&store, &key);
-        let task = Task { dir: dir.path().to_owned(), key: key.clone(), act };
-        let Some((traced, _)) = Traced::attach(Child::start("act", &task)) else { return };
-        let outcome = run(&store, &key, Actor { act, traced, over: false }, step);
-        if outcome.over {
-            assert!(step > 5, "{act:?} was over after {step} steps");
+        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation };
+        let Some((traced, _)) = Traced::attach(Child::start("actor", &task)) else { return };
+        let outcome = run(&store, &key, Actor { operation, traced, completed: false }, step);
+        if outcome.completed {
+            assert!(step > 5, "{operation:?} completed after {step} steps");
             return;
         }
     }
 }
 
-fn nothing(_: &FileSystemRecordStore, _: &str) {}
+fn prepare_nothing(_: &FileSystemRecordStore, _: &str) {}
 
-fn leave_record(store: &FileSystemRecordStore, key: &str) {
+fn write_first(store: &FileSystemRecordStore, key: &str) {
     store.write(key, "first").unwrap();
 }
 
@@ -196,14 +197,14 @@ fn value(guard: &Guard<'_>) -> Option<String> {
     guard.read().unwrap().map(|record| record.result)
 }
 
-/// One of two gets the lock, never both.
-fn one_lock_for_two(before: impl Fn(&FileSystemRecordStore, &str)) {
-    at_every_step(Act::Acquire, before, |store, key, mut actor, step| {
+/// Exactly one of two concurrent acquires gets the lock.
+fn one_lock_for_two_acquires(before: impl Fn(&FileSystemRecordStore, &str)) {
+    at_every_step(Operation::Acquire, before, |store, key, mut actor, step| {
         actor.advance(step);
-        let mine = try_lock(store, key);
+        let guard = try_lock(store, key);
         let outcome = actor.finish();
-        assert_eq!(outcome.told, if mine.is_some() { "timeout" } else { "done" }, "{}", outcome.at);
-        if let Some(guard) = mine {
+        assert_eq!(outcome.answer, if guard.is_some() { "timeout" } else { "done" }, "{}", outcome.position);
+        if let Some(guard) = guard {
             guard.release().unwrap();
         }
         outcome
@@ -211,55 +212,60 @@ fn one_lock_for_two(before: impl Fn(&FileSystemRecordStore, &str)) {
 }
 
 #[test]
-fn two_acquire() {
-    one_lock_for_two(nothing);
+fn only_one_of_two_acquires_gets_the_lock() {
+    one_lock_for_two_acquires(prepare_nothing);
 }
 
 #[test]
-fn two_take_over() {
-    one_lock_for_two(leave_expired);
+fn only_one_of_two_acquires_gets_an_expired_lock() {
+    one_lock_for_two_acquires(leave_expired);
 }
 
-/// A change without the lock happens before the lock is taken, or not at all.
-fn change_against_lock(act: Act) {
-    at_every_step(act, leave_record, |store, key, mut actor, step| {
+/// A change without the lock takes effect before another process acquires the lock, or is refused.
+fn change_against_lock(operation: Operation) {
+    at_every_step(operation, write_first, |store, key, mut actor, step| {
         actor.advance(step);
-        let mine = try_lock(store, key);
-        let before = mine.as_ref().map(|guard| {
+        let guard = try_lock(store, key);
+        let before = guard.as_ref().map(|guard| {
             let before = value(guard);
             guard.write("holder's").unwrap();
             before
         });
         let outcome = actor.finish();
-        match (&mine, before) {
+        match (&guard, before) {
             (Some(guard), Some(before)) => {
                 let was_first = before.as_deref() != Some("first");
-                assert_eq!(outcome.told, if was_first { "done" } else { "refused" }, "{}", outcome.at);
-                assert_eq!(value(guard).as_deref(), Some("holder's"), "{}", outcome.at);
+                assert_eq!(
+                    outcome.answer,
+                    if was_first { "done" } else { "refused" },
+                    "{}",
+                    outcome.position
+                );
+                assert_eq!(value(guard).as_deref(), Some("holder's"), "{}", outcome.position);
             }
-            _ => assert_eq!(outcome.told, "done", "{}", outcome.at),
+            _ => assert_eq!(outcome.answer, "done", "{}", outcome.position),
         }
         outcome
     });
 }
 
 #[test]
-fn a_write_against_a_lock() {
-    change_against_lock(Act::Write);
+fn a_write_takes_effect_before_a_concurrent_lock_or_is_refused() {
+    change_against_lock(Operation::Write);
 }
 
 #[test]
-fn a_removal_against_a_lock() {
-    change_against_lock(Act::Remove);
+fn a_removal_takes_effect_before_a_concurrent_lock_or_is_refused() {
+    change_against_lock(Operation::Remove);
 }
 
-/// A holder is stopped until its lease is over and a successor has the lock. What it does from then
-/// on is refused; what it says is done was done before.
-fn late_against_successor(act: Act) {
-    at_every_step(act, leave_record, |store, key, mut actor, step| {
+/// A holder is stopped until its lease has expired and a successor has the lock. From then on its operation
+/// is refused. If it reports success, it took effect before.
+fn late_against_successor(operation: Operation) {
+    at_every_step(operation, write_first, |store, key, mut actor, step| {
         actor.advance(step);
         std::thread::sleep(LEASE);
-        // Named: only its token keeps the late one out.
+        // Both holders are named, so only the token distinguishes the late one.
         let successor = store.try_lock(key, as_named("successor")).unwrap();
         let before = successor.as_ref().map(|guard| {
             let before = value(guard);
@@ -268,201 +274,212 @@ fn late_against_successor(act: Act) {
         });
         let outcome = actor.finish();
         if let (Some(guard), Some(before)) = (&successor, before) {
-            let took_effect = match act {
-                Act::Renew => false,
-                // Whether by its release or by its lease, the lock was free.
-                Act::Release => outcome.told == "done",
+            let took_effect = match operation {
+                Operation::Renew => false,
+                // Both answers are correct: the lock is free after the release, and after its lease expired.
+                Operation::Release => outcome.answer == "done",
                 _ => before.as_deref() != Some("first"),
             };
-            assert_eq!(outcome.told, if took_effect { "done" } else { "lost" }, "{}", outcome.at);
+            assert_eq!(outcome.answer, if took_effect { "done" } else { "lost" }, "{}", outcome.position);
             let info = store.lock_info(key).unwrap().expect("the successor's lock");
-            assert_eq!(info.token(), guard.token(), "{}", outcome.at);
-            assert_eq!(value(guard).as_deref(), Some("successor's"), "{}", outcome.at);
+            assert_eq!(info.token(), guard.token(), "{}", outcome.position);
+            assert_eq!(value(guard).as_deref(), Some("successor's"), "{}", outcome.position);
         } else {
-            // Renewed in time, or inside the latch.
-            assert!(matches!(&*outcome.told, "done" | "lost"), "{}: {}", outcome.at, outcome.told);
+            // No successor: the lock was renewed in time, or the actor is inside the latch.
+            assert!(matches!(&*outcome.answer, "done" | "lost"), "{}: {}", outcome.position, outcome.answer);
         }
         outcome
     });
 }
 
 #[test]
-fn a_late_write_against_a_successor() {
-    late_against_successor(Act::WriteAs);
+fn a_late_write_is_refused_after_a_successor_acquired_the_lock() {
+    late_against_successor(Operation::WriteAs);
 }
 
 #[test]
-fn a_late_removal_against_a_successor() {
-    late_against_successor(Act::RemoveAs);
+fn a_late_removal_is_refused_after_a_successor_acquired_the_lock() {
+    late_against_successor(Operation::RemoveAs);
 }
 
 #[test]
-fn a_late_renewal_against_a_successor() {
-    late_against_successor(Act::Renew);
+fn a_late_renewal_is_refused_after_a_successor_acquired_the_lock() {
+    late_against_successor(Operation::Renew);
 }
 
 #[test]
-fn a_late_release_against_a_successor() {
-    late_against_successor(Act::Release);
+fn a_late_release_is_refused_after_a_successor_acquired_the_lock() {
+    late_against_successor(Operation::Release);
 }
 
-/// A holder is stopped in the middle of a write until its lease is over. Whoever then reads sees what
-/// stays: the write was done before, or is refused.
+/// A holder is stopped in the middle of a write until its lease has expired. A reader then sees the final
+/// value: the write took effect before the read, or is refused.
 #[test]
-fn a_read_against_a_late_write() {
-    at_every_step(Act::WriteAs, leave_record, |store, key, mut actor, step| {
+fn a_late_write_does_not_take_effect_after_a_read_has_seen_the_old_record() {
+    at_every_step(Operation::WriteAs, write_first, |store, key, mut actor, step| {
         actor.advance(step);
         assert!(store.wait_for_lock(key, None).unwrap());
-        let seen = actor.beside(|| store.try_read::<String>(key, PATIENCE).unwrap().unwrap().result);
+        let seen = actor.run_beside(|| store.try_read::<String>(key, PATIENCE).unwrap().unwrap().result);
         let outcome = actor.finish();
         let expected = if seen == "first" { "lost" } else { "done" };
-        assert_eq!(outcome.told, expected, "{}: {seen} was read", outcome.at);
+        assert_eq!(outcome.answer, expected, "{}: {seen} was read", outcome.position);
         outcome
     });
 }
 
-/// A reader stands at one step when a holder begins and has put `uncommitted` in the place of what
-/// was there, and at a later step when the holder ends and leaves `committed`.
-fn read_against_section(initial: Option<&str>, uncommitted: Option<&str>, committed: Option<&str>) {
+/// The reader is stopped at one step while a holder acquires the lock and changes the record from `initial`
+/// to `uncommitted`. It is stopped at a later step while the holder changes the record to `committed` and
+/// releases.
+fn read_against_holder(initial: Option<&str>, uncommitted: Option<&str>, committed: Option<&str>) {
     let put = |guard: &Guard<'_>, value: Option<&str>| match value {
         Some(value) => guard.write(value).unwrap(),
         None => assert!(guard.remove().unwrap()),
     };
     let allowed = [initial, committed].map(|value| value.unwrap_or("nothing"));
-    let ready = |store: &FileSystemRecordStore, key: &str| {
+    let before = |store: &FileSystemRecordStore, key: &str| {
         if let Some(initial) = initial {
             store.write(key, initial).unwrap();
         }
     };
-    for apart in [1, 2, 4, 7, 12] {
-        at_every_step(Act::Read, ready, |store, key, mut actor, step| {
+    for distance in [1, 2, 4, 7, 12] {
+        at_every_step(Operation::Read, before, |store, key, mut actor, step| {
             actor.advance(step - 1);
             let guard = try_lock(store, key);
             if let Some(guard) = &guard {
                 put(guard, uncommitted);
             }
-            actor.advance(apart);
+            actor.advance(distance);
             if let Some(guard) = guard {
-                actor.beside(|| {
+                actor.run_beside(|| {
                     put(&guard, committed);
                     guard.release().unwrap();
                 });
             }
             let outcome = actor.finish();
-            let told = &*outcome.told;
-            assert!(told == "timeout" || allowed.contains(&told), "{}: {told}", outcome.at);
+            let answer = &*outcome.answer;
+            assert!(answer == "timeout" || allowed.contains(&answer), "{}: {answer}", outcome.position);
             outcome
         });
     }
 }
 
 #[test]
-fn a_read_against_a_section() {
-    read_against_section(Some("first"), Some("halfway"), Some("second"));
+fn a_read_never_returns_an_uncommitted_write() {
+    read_against_holder(Some("first"), Some("halfway"), Some("second"));
 }
 
 #[test]
-fn a_read_against_a_section_that_removes_for_a_while() {
-    read_against_section(Some("first"), None, Some("second"));
+fn a_read_never_returns_an_uncommitted_removal() {
+    read_against_holder(Some("first"), None, Some("second"));
 }
 
 #[test]
-fn a_read_against_a_section_that_removes() {
-    read_against_section(Some("first"), Some("halfway"), None);
+fn a_read_never_returns_an_uncommitted_write_before_a_removal() {
+    read_against_holder(Some("first"), Some("halfway"), None);
 }
 
 #[test]
-fn a_read_of_nothing_against_a_section() {
-    read_against_section(None, Some("halfway"), None);
+fn a_read_of_a_missing_record_never_returns_an_uncommitted_write() {
+    read_against_holder(None, Some("halfway"), None);
 }
 
-/// A reader stands at one step in a section that has removed the record for a while, and at a later
-/// step in another one. It may not take the two absences for one that is outside of both.
+/// The reader is stopped at one step while one holder has removed the record for a short time, and at a later
+/// step while another holder has removed it. The reader must not treat these two uncommitted absences as a
+/// committed one (I5).
 #[test]
-fn a_read_against_two_sections_that_remove_for_a_while() {
-    for apart in [1, 2, 4, 7, 12] {
-        at_every_step(Act::Read, leave_record, |store, key, mut actor, step| {
+fn a_read_never_returns_one_of_two_uncommitted_removals() {
+    for distance in [1, 2, 4, 7, 12] {
+        at_every_step(Operation::Read, write_first, |store, key, mut actor, step| {
             let guard = store.lock(key, LockOptions::new()).unwrap();
             assert!(guard.remove().unwrap());
             actor.advance(step - 1);
             guard.write("second").unwrap();
             guard.release().unwrap();
-            actor.advance(apart);
-            actor.beside(|| {
+            actor.advance(distance);
+            actor.run_beside(|| {
                 let token = store.acquire_lock(key, &as_named("next")).unwrap();
                 assert!(store.remove_as(key, token).unwrap());
             });
             let outcome = actor.finish();
-            assert!(matches!(&*outcome.told, "second" | "timeout"), "{}: {}", outcome.at, outcome.told);
+            assert!(
+                matches!(&*outcome.answer, "second" | "timeout"),
+                "{}: {}",
+                outcome.position,
+                outcome.answer
+            );
             outcome
         });
     }
 }
 
-/// A holder is stopped in the middle of a renewal until its lease is over. If anyone sees it over, the
-/// renewal is refused.
+/// A holder is stopped in the middle of a renewal until its lease has expired. If another process has seen
+/// the lock free, the renewal is refused.
 #[test]
-fn a_look_against_a_late_renewal() {
-    at_every_step(Act::Renew, nothing, |store, key, mut actor, step| {
+fn a_late_renewal_is_refused_after_the_lock_was_seen_free() {
+    at_every_step(Operation::Renew, prepare_nothing, |store, key, mut actor, step| {
         actor.advance(step);
         std::thread::sleep(LEASE);
-        let seen_over = !store.is_locked(key).unwrap();
+        let seen_free = !store.is_locked(key).unwrap();
         let outcome = actor.finish();
-        assert!(!seen_over || outcome.told == "lost", "{}: {}", outcome.at, outcome.told);
+        assert!(!seen_free || outcome.answer == "lost", "{}: {}", outcome.position, outcome.answer);
         outcome
     });
 }
 
-/// A holder renews its lease while another process is stopped, and that one goes on only after the
-/// old lease would have been over. The lock was live all the time.
-fn against_renewal(act: Act, expected: &str) {
-    at_every_step(act, leave_record, |store, key, mut actor, step| {
+/// A holder renews its lease while the actor is stopped. The actor continues only after the old lease would
+/// have expired. The lock was live all the time, so the actor must see it as held.
+fn against_renewal(operation: Operation, expected: &str) {
+    at_every_step(operation, write_first, |store, key, mut actor, step| {
         let guard = store.lock(key, as_named("holder").hold_timeout(LEASE)).unwrap();
         actor.advance(step);
-        // On a busy machine the lease may be over already: then this says nothing.
-        let renewed = actor.beside(|| store.renew(key, guard.token(), Some(PATIENCE)));
+        // On a busy machine the lease may have expired before the renewal. Then this schedule proves nothing.
+        let renewed = actor.run_beside(|| store.renew(key, guard.token(), Some(PATIENCE)));
         std::thread::sleep(LEASE);
         let outcome = actor.finish();
         if renewed.is_ok() {
-            assert_eq!(outcome.told, expected, "{}", outcome.at);
+            assert_eq!(outcome.answer, expected, "{}", outcome.position);
         }
         outcome
     });
 }
 
 #[test]
-fn a_read_against_a_renewal() {
-    against_renewal(Act::Read, "timeout");
+fn a_read_sees_a_concurrently_renewed_lock_as_held() {
+    against_renewal(Operation::Read, "timeout");
 }
 
 #[test]
-fn a_look_against_a_renewal() {
-    against_renewal(Act::Look, "locked");
+fn is_locked_sees_a_concurrently_renewed_lock_as_held() {
+    against_renewal(Operation::IsLocked, "locked");
 }
 
 #[test]
-fn a_wait_against_a_renewal() {
-    against_renewal(Act::WaitForLock, "locked");
+fn wait_for_lock_sees_a_concurrently_renewed_lock_as_held() {
+    against_renewal(Operation::WaitForLock, "locked");
 }
 
 #[test]
-fn an_acquisition_against_a_renewal() {
-    against_renewal(Act::Acquire, "timeout");
+fn an_acquire_sees_a_concurrently_renewed_lock_as_held() {
+    against_renewal(Operation::Acquire, "timeout");
 }
 
-/// How long after the release the waiter has the lock, if the release comes at this step of its way
-/// to sleep; and whether that was the last step. `None` where nothing can be traced.
+/// The time from a release until the waiter has the lock, if the release happens at this step of the waiter's
+/// way to sleep. Also returns whether this was the last step. `None` where tracing is not possible.
 fn time_from_release(store: &FileSystemRecordStore, key: &str, step: usize) -> Option<(Duration, bool)> {
-    let task = Task { dir: store.path().to_owned(), key: key.to_owned(), act: Act::Await };
-    let (mut traced, _) = Traced::attach(Child::start("act", &task))?;
+    let task = Task {
+        dir: store.path().to_owned(),
+        key: key.to_owned(),
+        operation: Operation::AcquireWithoutTimeout,
+    };
+    let (mut traced, _) = Traced::attach(Child::start("actor", &task))?;
     let guard = store.lock(key, as_named("holder")).unwrap();
     let (mut watches, mut sleeps) = (false, false);
     for _ in 0..step {
         traced.step();
         let call = traced.describe();
-        // The first sleep is a short one, and then deaths are reported.
+        // The first sleep is short. The waiter watches for deaths (inotify) only after it.
         watches |= call.starts_with(&format!("{} ", nix::libc::SYS_inotify_add_watch));
-        // Among processes: a thread's own locks wait on private ones.
+        // The wait table uses a shared futex (operation 0). The mutexes of the process use private ones.
         let futex = (call.split(' ').next(), call.split(' ').nth(2));
         sleeps = watches && futex == (Some(&nix::libc::SYS_futex.to_string()), Some("0x0"));
         if sleeps {
@@ -476,13 +493,14 @@ fn time_from_release(store: &FileSystemRecordStore, key: &str, step: usize) -> O
     Some((start.elapsed(), sleeps))
 }
 
-/// A release wakes also whoever is just about to sleep.
+/// A release also wakes a waiter that is about to sleep.
 #[test]
-fn a_wait_against_a_release() {
+fn a_release_wakes_a_waiter_that_is_about_to_sleep() {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
     for step in 1.. {
-        // Who slept through it looks after 250 ms. A busy machine is so slow once, but not every time.
+        // A waiter that missed the wake re-checks after 250 ms. A busy machine can be that slow once, but not
+        // in every attempt.
         let mut times = Vec::new();
         let is_last = loop {
             let key = format!("key-{step}-{}", times.len());
@@ -491,7 +509,7 @@ fn a_wait_against_a_release() {
             if time < millis(200) {
                 break is_last;
             }
-            assert!(times.len() < 4, "slept through the release at step {step}: {times:?}");
+            assert!(times.len() < 4, "missed the wake of the release at step {step}: {times:?}");
         };
         if is_last {
             assert!(step > 5, "slept after {step} steps");

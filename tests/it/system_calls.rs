@@ -1,5 +1,5 @@
-//! What each operation asks of the kernel, call by call: where the time of a small operation goes,
-//! counted without a clock. `cargo test system_calls -- --nocapture` prints the table.
+//! The system calls of each operation. They take most of the time of a small operation, and counting
+//! them needs no clock. `cargo test system_calls -- --nocapture` prints the table.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -13,120 +13,130 @@ use crate::support::{as_named, in_memory, open, open_with};
 
 pub(crate) const ROLES: &[Role] = &[("counted", counted)];
 
-/// Records of the listing, besides those of the other operations.
+/// Records for the listing, in addition to those of the other operations.
 const RECORDS: usize = 1_000;
 
 /// The store of the child, opened twice.
 struct Stores {
     durable: FileSystemRecordStore,
     relaxed: FileSystemRecordStore,
-    /// Of the locks that are taken in the first turn and in the second.
+    /// The tokens of the locks that the first run and the second run acquire.
     tokens: [Cell<LockToken>; 2],
 }
 
-/// An operation: its name, its system calls in their order (a `+` stands for one after the other of
-/// the same kind), and how it is done for the n-th time.
+/// An operation: its name, its system calls in order (a `+` stands for repeated calls of the same
+/// kind), and the function that performs it for the n-th time.
 struct Operation(&'static str, &'static str, fn(&Stores, usize));
 
-/// In this order: some need what those before them left.
+/// The order matters: some operations need the results of earlier ones.
 const OPERATIONS: &[Operation] = &[
-    Operation("read", "getpid openat fstat newfstatat newfstatat read close", |at, _| {
-        assert!(at.durable.read::<String>("present").unwrap().is_some());
+    Operation("read", "getpid openat fstat newfstatat newfstatat read close", |stores, _| {
+        assert!(stores.durable.read::<String>("present").unwrap().is_some());
     }),
     Operation(
         "read, absent",
         "getpid openat newfstatat openat flock fstat newfstatat newfstatat flock close",
-        |at, _| {
-            assert!(at.durable.read::<String>("absent").unwrap().is_none());
+        |stores, _| {
+            assert!(stores.durable.read::<String>("absent").unwrap().is_none());
         },
     ),
-    Operation("exists", "newfstatat", |at, _| assert!(at.durable.exists("present").unwrap())),
+    Operation("exists", "newfstatat", |stores, _| assert!(stores.durable.exists("present").unwrap())),
     Operation(
         "write, durable, new",
         "getpid getpid fstat openat write fdatasync close openat flock fstat newfstatat renameat flock close fsync",
-        |at, n| at.durable.write(format!("durable-{n}"), "new").unwrap(),
+        |stores, n| stores.durable.write(format!("durable-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, durable, existing",
         "getpid getpid fstat openat write fdatasync close openat flock fstat newfstatat renameat flock close fsync",
-        |at, _| at.durable.write("present", "newer").unwrap(),
+        |stores, _| stores.durable.write("present", "newer").unwrap(),
     ),
     Operation(
         "write, relaxed, new",
         "getpid getpid fstat openat write close openat flock fstat newfstatat newfstatat renameat flock close",
-        |at, n| at.relaxed.write(format!("relaxed-{n}"), "new").unwrap(),
+        |stores, n| stores.relaxed.write(format!("relaxed-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, relaxed, existing",
         "getpid getpid fstat openat write close openat flock fstat newfstatat newfstatat renameat2 unlinkat flock close",
-        |at, _| at.relaxed.write("present", "newer").unwrap(),
+        |stores, _| stores.relaxed.write("present", "newer").unwrap(),
     ),
     Operation(
         "acquire_lock",
         "getpid newfstatat getpid fstat openat flock fstat newfstatat getpid openat write close flock close",
-        |at, n| {
-            at.tokens[n].set(at.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap());
+        |stores, n| {
+            stores.tokens[n]
+                .set(stores.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap());
         },
     ),
     Operation(
         "renew",
         "getpid fstat openat flock fstat getpid openat fstat read getpid close getpid getpid openat write close newfstatat renameat2 unlinkat getpid flock close",
-        |at, n| at.durable.renew(format!("lock-{n}"), at.tokens[n].get(), None).unwrap(),
+        |stores, n| stores.durable.renew(format!("lock-{n}"), stores.tokens[n].get(), None).unwrap(),
     ),
     Operation(
         "write_as, relaxed, new",
         "getpid fstat openat write close openat flock fstat getpid openat fstat read getpid close getpid newfstatat renameat flock close",
-        |at, n| at.relaxed.write_as(format!("lock-{n}"), "newer", at.tokens[n].get()).unwrap(),
+        |stores, n| stores.relaxed.write_as(format!("lock-{n}"), "newer", stores.tokens[n].get()).unwrap(),
     ),
     Operation(
         "read_as",
         "openat fstat getpid openat fstat read getpid close getpid newfstatat read close",
-        |at, n| {
-            assert!(at.relaxed.read_as::<String>(format!("lock-{n}"), at.tokens[n].get()).unwrap().is_some());
+        |stores, n| {
+            assert!(
+                stores
+                    .relaxed
+                    .read_as::<String>(format!("lock-{n}"), stores.tokens[n].get())
+                    .unwrap()
+                    .is_some()
+            );
         },
     ),
     Operation(
         "release_lock",
         "openat flock fstat getpid openat fstat read getpid close getpid unlinkat flock close futex",
-        |at, n| at.durable.release_lock(format!("lock-{n}"), at.tokens[n].get()).unwrap(),
+        |stores, n| stores.durable.release_lock(format!("lock-{n}"), stores.tokens[n].get()).unwrap(),
     ),
-    Operation("try_lock, held by name", "getpid newfstatat getpid openat fstat read close", |at, _| {
-        assert!(at.durable.try_lock("named", LockOptions::new()).unwrap().is_none());
+    Operation("try_lock, held by name", "getpid newfstatat getpid openat fstat read close", |stores, _| {
+        assert!(stores.durable.try_lock("named", LockOptions::new()).unwrap().is_none());
     }),
     Operation(
         "try_lock, held by a process",
         "getpid newfstatat getpid openat fstat read getpid openat flock close close",
-        |at, _| assert!(at.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
+        |stores, _| assert!(stores.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
     ),
-    Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |at, _| {
-        assert!(at.durable.keys().unwrap().flatten().count() >= RECORDS);
+    Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |stores, _| {
+        assert!(stores.durable.keys().unwrap().flatten().count() >= RECORDS);
     }),
-    Operation("remove", "getpid openat flock fstat newfstatat newfstatat unlinkat flock close", |at, n| {
-        assert!(at.relaxed.remove(format!("relaxed-{n}")).unwrap());
-    }),
+    Operation(
+        "remove",
+        "getpid openat flock fstat newfstatat newfstatat unlinkat flock close",
+        |stores, n| {
+            assert!(stores.relaxed.remove(format!("relaxed-{n}")).unwrap());
+        },
+    ),
 ];
 
-/// The child: does each operation once, so that all is as it will be from then on, and once more to
-/// be counted.
+/// The child: runs each operation once to warm up, and once more to be counted.
 fn counted(stage: &Stage) {
     let dir: PathBuf = stage.argument();
-    let at = Stores {
+    let stores = Stores {
         durable: open(&dir),
         relaxed: open_with(&dir, Durability::Relaxed),
         tokens: [0; 2].map(|none| Cell::new(LockToken::new(none))),
     };
     perform(stage, "", || {
         for Operation(_, _, run) in OPERATIONS {
-            run(&at, 0);
+            run(&stores, 0);
             mark();
-            run(&at, 1);
+            run(&stores, 1);
             mark();
         }
     });
 }
 
 #[test]
-fn system_calls_of_each_operation() {
+fn each_operation_makes_exactly_the_listed_system_calls() {
     let dir = in_memory();
     let store = open_with(dir.path(), Durability::Relaxed);
     store.write("present", "old").unwrap();
@@ -137,7 +147,7 @@ fn system_calls_of_each_operation() {
     let _bound = store.lock("bound", LockOptions::new()).unwrap();
     let Some((mut traced, _)) = Traced::attach(Child::start("counted", &dir.path())) else { return };
     println!("| operation | calls | which |\n| --- | --: | --- |");
-    let mut others = Vec::new();
+    let mut different = Vec::new();
     for Operation(name, calls, _) in OPERATIONS {
         calls_to_mark(&mut traced);
         let made = calls_to_mark(&mut traced);
@@ -145,14 +155,14 @@ fn system_calls_of_each_operation() {
         println!("| {name} | {} | {which} |", made.len());
         let most = calls.split(' ').count() + RECORDS / 100;
         if which != *calls || made.len() > most {
-            others.push(name);
+            different.push(name);
         }
     }
-    // Whoever makes an operation ask less of the kernel writes it down above.
-    assert!(others.is_empty(), "not the system calls that are written down: {others:?}");
+    // If you change the system calls of an operation, update the list above.
+    assert!(different.is_empty(), "not the listed system calls: {different:?}");
 }
 
-/// Calls of one kind after another as one.
+/// Shows repeated `getdents64` calls as one.
 fn in_runs(made: &[String]) -> String {
     let runs = made.chunk_by(|one, next| one == next && one == "getdents64");
     runs.map(|run| if run.len() > 1 { format!("{}+", run[0]) } else { run[0].clone() })
@@ -164,7 +174,7 @@ fn in_runs(made: &[String]) -> String {
 fn calls_to_mark(traced: &mut Traced) -> Vec<String> {
     let mut made = Vec::new();
     loop {
-        // Each system call is two stops, before and after.
+        // Each system call has two stops, before and after it.
         let at = traced.step();
         let call = traced.describe();
         traced.step();
@@ -176,7 +186,7 @@ fn calls_to_mark(traced: &mut Traced) -> Vec<String> {
     }
 }
 
-/// In debug builds the standard library sees that a descriptor is open before it closes it.
+/// In debug builds the standard library checks that a descriptor is open before it closes it.
 fn is_of_debug_builds(call: &str) -> bool {
     let mut words = call.split(' ');
     let number = words.next().and_then(|number| number.parse().ok());

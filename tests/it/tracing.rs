@@ -1,4 +1,4 @@
-//! What the feature `tracing` tells of waits, take-overs, dead owners and lost locks.
+//! The spans and events of the feature `tracing`: waits, take-overs, dead owners and lost locks.
 
 use std::fmt::{Debug, Write};
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ pub(crate) const ROLES: &[Role] = &[("hold for a trace", hold)];
 fn hold(stage: &Stage) {
     let store = open(&stage.argument::<PathBuf>());
     let _guard = store.lock("key", LockOptions::new()).unwrap();
-    stage.tell("held");
-    stage.hear();
+    stage.send("held");
+    stage.receive();
 }
 
-/// Writes down all that is told, a line each.
+/// Records each span and each event as a line of text.
 #[derive(Clone, Default)]
-struct Listener {
+struct Recorder {
     lines: Arc<Mutex<Vec<String>>>,
     spans: Arc<AtomicU64>,
 }
@@ -38,8 +38,8 @@ impl Visit for Line {
     }
 }
 
-impl Listener {
-    fn note(&self, metadata: &Metadata<'_>, fields: impl FnOnce(&mut Line)) {
+impl Recorder {
+    fn add(&self, metadata: &Metadata<'_>, fields: impl FnOnce(&mut Line)) {
         let mut line = Line(format!("{} {}:", metadata.level(), metadata.target()));
         if metadata.is_span() {
             write!(line.0, " {}", metadata.name()).unwrap();
@@ -48,22 +48,22 @@ impl Listener {
         self.lines.lock().unwrap().push(line.0);
     }
 
-    /// What is told while `work` is done on this thread.
-    fn hear(work: impl FnOnce()) -> Vec<String> {
-        let listener = Self::default();
-        let lines = Arc::clone(&listener.lines);
-        tracing::subscriber::with_default(listener, work);
+    /// Returns the lines that are recorded while `work` runs on this thread.
+    fn capture(work: impl FnOnce()) -> Vec<String> {
+        let recorder = Self::default();
+        let lines = Arc::clone(&recorder.lines);
+        tracing::subscriber::with_default(recorder, work);
         std::mem::take(&mut lines.lock().unwrap())
     }
 }
 
-impl Subscriber for Listener {
+impl Subscriber for Recorder {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
     fn new_span(&self, span: &Attributes<'_>) -> Id {
-        self.note(span.metadata(), |line| span.record(line));
+        self.add(span.metadata(), |line| span.record(line));
         Id::from_u64(self.spans.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
@@ -72,7 +72,7 @@ impl Subscriber for Listener {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        self.note(event.metadata(), |line| event.record(line));
+        self.add(event.metadata(), |line| event.record(line));
     }
 
     fn enter(&self, _: &Id) {}
@@ -80,15 +80,15 @@ impl Subscriber for Listener {
     fn exit(&self, _: &Id) {}
 }
 
-fn assert_told(lines: &[String], parts: &[&str]) {
-    let told = lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
-    assert!(told, "{parts:?} in {lines:#?}");
+fn assert_recorded(lines: &[String], parts: &[&str]) {
+    let found = lines.iter().any(|line| parts.iter().all(|part| line.contains(part)));
+    assert!(found, "{parts:?} are missing in {lines:#?}");
 }
 
 #[test]
-fn what_needs_no_wait_is_silent() {
+fn operations_without_a_wait_are_silent() {
     let dir = tempdir().unwrap();
-    let lines = Listener::hear(|| {
+    let lines = Recorder::capture(|| {
         let store = open(dir.path());
         let guard = store.lock("key", LockOptions::new()).unwrap();
         guard.write(&1).unwrap();
@@ -99,41 +99,47 @@ fn what_needs_no_wait_is_silent() {
 }
 
 #[test]
-fn a_wait_is_a_span_with_an_end() {
+fn a_wait_is_a_span_and_its_outcome_an_event() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let other = store.lock("key", as_named("other").hold_timeout(millis(30))).unwrap();
-    let lines = Listener::hear(|| {
+    let lines = Recorder::capture(|| {
         let short = as_named("me").acquire_timeout(millis(5));
         assert!(store.acquire_lock("key", &short).unwrap_err().is_timeout());
         store.acquire_lock("key", &as_named("me")).unwrap();
     });
-    assert_told(&lines, &["DEBUG record_store: wait", "\"acquire_lock\"", "key=\"key\"", "holder=\"other\""]);
-    assert_told(&lines, &["gave up", "waited=", "error="]);
-    assert_told(&lines, &["the wait is over"]);
-    assert_told(&lines, &["INFO record_store:", "took over a lock whose lease ran out", "holder=\"other\""]);
-    let lost = Listener::hear(|| assert!(other.write(&1).unwrap_err().is_lock_lost()));
-    assert_told(&lost, &["WARN record_store:", "the lock is lost", "\"write\"", "key=\"key\"", "token="]);
+    assert_recorded(
+        &lines,
+        &["DEBUG record_store: wait", "\"acquire_lock\"", "key=\"key\"", "holder=\"other\""],
+    );
+    assert_recorded(&lines, &["gave up", "waited=", "error="]);
+    assert_recorded(&lines, &["the wait is over"]);
+    assert_recorded(
+        &lines,
+        &["INFO record_store:", "took over a lock whose lease ran out", "holder=\"other\""],
+    );
+    let lost = Recorder::capture(|| assert!(other.write(&1).unwrap_err().is_lock_lost()));
+    assert_recorded(&lost, &["WARN record_store:", "the lock is lost", "\"write\"", "key=\"key\"", "token="]);
 }
 
 #[test]
-fn a_dead_owner_is_told() {
+fn a_dead_owner_is_reported() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let mut child = Child::start("hold for a trace", &dir.path());
     child.expect("held");
     child.kill();
-    let lines = Listener::hear(|| drop(store.lock("key", LockOptions::new()).unwrap()));
-    assert_told(&lines, &["took over the lock of a dead owner", "key=\"key\""]);
-    let lines = Listener::hear(|| assert_eq!(store.sweep().unwrap().owners, 1));
-    assert_told(&lines, &["cleared away what was left behind", "owners=1"]);
+    let lines = Recorder::capture(|| drop(store.lock("key", LockOptions::new()).unwrap()));
+    assert_recorded(&lines, &["took over the lock of a dead owner", "key=\"key\""]);
+    let lines = Recorder::capture(|| assert_eq!(store.sweep().unwrap().owners, 1));
+    assert_recorded(&lines, &["cleared away what was left behind", "owners=1"]);
 }
 
 #[test]
-fn the_store_in_memory_tells_of_lost_locks() {
+fn the_memory_store_reports_lost_locks() {
     let store = MemoryRecordStore::new();
     let token = store.acquire_lock("key", &as_named("me")).unwrap();
     store.release_lock("key", named("me")).unwrap();
-    let lines = Listener::hear(|| assert!(store.write_as("key", &1, token).unwrap_err().is_lock_lost()));
-    assert_told(&lines, &["the lock is lost"]);
+    let lines = Recorder::capture(|| assert!(store.write_as("key", &1, token).unwrap_err().is_lock_lost()));
+    assert_recorded(&lines, &["the lock is lost"]);
 }

@@ -1,4 +1,4 @@
-//! Transactions, rule by rule.
+//! The rules of transactions: states, hooks, children and isolation levels.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -13,42 +13,42 @@ use tempfile::tempdir;
 use crate::support::children::until_asleep;
 use crate::support::{as_named, millis, open};
 
-/// What happened, in order.
+/// The hooks that ran, in order.
 #[derive(Clone, Default)]
-struct Diary(Arc<Mutex<Vec<String>>>);
+struct HookLog(Arc<Mutex<Vec<String>>>);
 
 type Hook = Box<dyn FnOnce(&Key) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send>;
 
-impl Diary {
-    fn note(&self, what: &str) -> Hook {
-        let (diary, what) = (self.clone(), what.to_owned());
+impl HookLog {
+    fn hook(&self, what: &str) -> Hook {
+        let (log, what) = (self.clone(), what.to_owned());
         Box::new(move |key| {
-            diary.0.lock().unwrap().push(format!("{what} {key}"));
+            log.0.lock().unwrap().push(format!("{what} {key}"));
             Ok(())
         })
     }
 
-    fn fail(&self, what: &str) -> Hook {
-        let note = self.note(what);
-        Box::new(move |key| note(key).and_then(|()| Err("on purpose".into())))
+    fn failing_hook(&self, what: &str) -> Hook {
+        let hook = self.hook(what);
+        Box::new(move |key| hook(key).and_then(|()| Err("on purpose".into())))
     }
 
-    fn panic(&self, what: &str) -> Hook {
-        let note = self.note(what);
+    fn panicking_hook(&self, what: &str) -> Hook {
+        let hook = self.hook(what);
         Box::new(move |key| {
-            let _ = note(key);
+            let _ = hook(key);
             panic!("on purpose")
         })
     }
 
-    fn read(&self) -> Vec<String> {
+    fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
 
-fn hooks<S: RecordStore>(transaction: &mut Transaction<'_, '_, S>, diary: &Diary) {
-    transaction.on_commit(diary.note("commit"));
-    transaction.on_rollback(diary.note("rollback"));
+fn add_hooks<S: RecordStore>(transaction: &mut Transaction<'_, '_, S>, log: &HookLog) {
+    transaction.on_commit(log.hook("commit"));
+    transaction.on_rollback(log.hook("rollback"));
 }
 
 fn result_of(store: &impl RecordStore, key: &str) -> Option<i64> {
@@ -56,7 +56,7 @@ fn result_of(store: &impl RecordStore, key: &str) -> Option<i64> {
 }
 
 #[test]
-fn the_states_in_their_order() {
+fn a_transaction_passes_through_its_states_in_order() {
     let store = MemoryRecordStore::new();
     let pending = store.transaction("key").unwrap();
     assert_eq!(pending.state(), TransactionState::Pending);
@@ -72,57 +72,57 @@ fn the_states_in_their_order() {
 }
 
 #[test]
-fn an_existing_record_is_committed_already() {
+fn a_transaction_of_an_existing_record_is_already_committed() {
     let store = MemoryRecordStore::new();
     store.write("key", &1).unwrap();
-    let diary = Diary::default();
+    let log = HookLog::default();
     store
         .transaction("key")
         .unwrap()
         .run(|transaction| {
             assert!(transaction.is_committed());
-            hooks(transaction, &diary);
+            add_hooks(transaction, &log);
             transaction.stage(&2)?;
             assert_eq!(transaction.read::<i64>()?.unwrap().result, 1);
             Ok::<_, Error>(())
         })
         .unwrap();
     assert_eq!(result_of(&store, "key"), Some(1));
-    assert!(diary.read().is_empty(), "hooks ran where there was nothing to do");
+    assert!(log.take().is_empty(), "hooks ran although nothing was committed");
 }
 
 #[test]
-fn overwrite_does_the_work_again() {
+fn overwrite_replaces_an_existing_record() {
     let store = MemoryRecordStore::new();
     store.write("key", &1).unwrap();
-    let diary = Diary::default();
+    let log = HookLog::default();
     let again = store.transaction("key").unwrap().overwrite(true);
     again
         .run(|transaction| {
             assert_eq!(transaction.state(), TransactionState::Active);
-            hooks(transaction, &diary);
+            add_hooks(transaction, &log);
             transaction.stage(&2)
         })
         .unwrap();
     assert_eq!(result_of(&store, "key"), Some(2));
-    assert_eq!(diary.read(), ["commit key"]);
+    assert_eq!(log.take(), ["commit key"]);
 }
 
 #[test]
-fn hooks_run_in_order_at_the_commit_and_backwards_at_the_rollback() {
+fn hooks_run_in_order_on_commit_and_in_reverse_on_rollback() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
+    let log = HookLog::default();
     for commits in [true, false] {
         let mut transaction = store.transaction("key").unwrap().overwrite(true).begin().unwrap();
         for number in ["1", "2"] {
-            transaction.on_commit(diary.note(number));
-            transaction.on_rollback(diary.note(number));
+            transaction.on_commit(log.hook(number));
+            transaction.on_rollback(log.hook(number));
         }
         transaction.stage(&1).unwrap();
         let ends = if commits { transaction.commit() } else { transaction.rollback() };
         ends.unwrap();
         let order = if commits { ["1 key", "2 key"] } else { ["2 key", "1 key"] };
-        assert_eq!(diary.read(), order);
+        assert_eq!(log.take(), order);
     }
 }
 
@@ -143,81 +143,81 @@ fn the_record_is_written_after_the_commit_hooks() {
 #[test]
 fn a_failed_commit_hook_rolls_back() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
-    for fails in [diary.fail("fails"), diary.panic("fails")] {
+    let log = HookLog::default();
+    for fails in [log.failing_hook("fails"), log.panicking_hook("fails")] {
         let mut transaction = store.transaction("key").unwrap().begin().unwrap();
-        hooks(&mut transaction, &diary);
+        add_hooks(&mut transaction, &log);
         transaction.on_commit(fails);
-        transaction.on_commit(diary.note("never"));
+        transaction.on_commit(log.hook("never"));
         transaction.stage(&1).unwrap();
         let error = transaction.commit().unwrap_err();
         assert!(matches!(&error, Error::Hook { operation: "commit", .. }), "{error}");
         assert!(std::error::Error::source(&error).unwrap().to_string().contains("on purpose"));
-        assert_eq!(diary.read(), ["commit key", "fails key", "rollback key"]);
+        assert_eq!(log.take(), ["commit key", "fails key", "rollback key"]);
         assert!(!store.exists("key").unwrap());
     }
 }
 
 #[test]
-fn every_rollback_hook_runs_and_the_first_failure_is_told() {
+fn every_rollback_hook_runs_and_the_first_failure_is_returned() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
+    let log = HookLog::default();
     let mut transaction = store.transaction("key").unwrap().begin().unwrap();
-    transaction.on_rollback(diary.note("first"));
-    transaction.on_rollback(diary.panic("panics"));
-    transaction.on_rollback(diary.fail("fails"));
+    transaction.on_rollback(log.hook("first"));
+    transaction.on_rollback(log.panicking_hook("panics"));
+    transaction.on_rollback(log.failing_hook("fails"));
     let error = transaction.rollback().unwrap_err();
     assert!(
         matches!(&error, Error::Hook { operation: "rollback", source, .. } if source.to_string() == "on purpose")
     );
-    assert_eq!(diary.read(), ["fails key", "panics key", "first key"]);
+    assert_eq!(log.take(), ["fails key", "panics key", "first key"]);
 }
 
 #[test]
-fn a_dropped_transaction_rolls_back_on_panic_too() {
+fn a_dropped_transaction_rolls_back_also_on_panic() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
+    let log = HookLog::default();
     let serializable = || store.transaction("key").unwrap().isolation_level(IsolationLevel::Serializable);
     {
         let mut transaction = serializable().begin().unwrap();
-        hooks(&mut transaction, &diary);
+        add_hooks(&mut transaction, &log);
         transaction.stage(&1).unwrap();
     }
-    assert_eq!(diary.read(), ["rollback key"]);
+    assert_eq!(log.take(), ["rollback key"]);
     let panics = || {
         serializable().run(|transaction| -> Result<()> {
-            hooks(transaction, &diary);
-            // A second panic in the middle of the first would end the process.
-            transaction.on_rollback(diary.panic("panics"));
-            panic!("in the middle")
+            add_hooks(transaction, &log);
+            // A panic while another one unwinds would abort the process.
+            transaction.on_rollback(log.panicking_hook("panics"));
+            panic!("on purpose")
         })
     };
     assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
-    assert_eq!(diary.read(), ["panics key", "rollback key"]);
+    assert_eq!(log.take(), ["panics key", "rollback key"]);
     let fails = serializable().run(|transaction| {
-        hooks(transaction, &diary);
+        add_hooks(transaction, &log);
         transaction.stage(&1)?;
         Err::<(), _>(Error::Unsupported { method: "this" })
     });
     assert!(matches!(fails, Err(Error::Unsupported { .. })));
-    assert_eq!(diary.read(), ["rollback key"]);
+    assert_eq!(log.take(), ["rollback key"]);
     assert!(!store.exists("key").unwrap());
     assert!(!store.is_locked("key").unwrap());
 }
 
-/// A parent with two children that are left to it, the second of which has one as well.
-fn family<'s>(store: &'s MemoryRecordStore, diary: &Diary) -> Transaction<'s, 's, MemoryRecordStore> {
+/// A parent with two children that end together with it. The second child has a child of its own.
+fn family<'s>(store: &'s MemoryRecordStore, log: &HookLog) -> Transaction<'s, 's, MemoryRecordStore> {
     let mut parent = store.transaction("parent").unwrap().begin().unwrap();
-    hooks(&mut parent, diary);
+    add_hooks(&mut parent, log);
     parent.stage(&0).unwrap();
     for key in ["first", "second"] {
         let child = parent.child(key).unwrap();
         child
             .run(|child| {
-                hooks(child, diary);
+                add_hooks(child, log);
                 if key == "second" {
                     child.child("grandchild")?.run(|grandchild| {
-                        hooks(grandchild, diary);
+                        add_hooks(grandchild, log);
                         grandchild.stage(&2)
                     })?;
                 }
@@ -225,52 +225,52 @@ fn family<'s>(store: &'s MemoryRecordStore, diary: &Diary) -> Transaction<'s, 's
             })
             .unwrap();
     }
-    assert!(diary.read().is_empty(), "a child ended before its parent");
+    assert!(log.take().is_empty(), "a child ended before its parent");
     parent
 }
 
 #[test]
 fn children_end_before_their_parent() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
-    family(&store, &diary).rollback().unwrap();
-    assert_eq!(diary.read(), ["rollback grandchild", "rollback second", "rollback first", "rollback parent"]);
-    drop(family(&store, &diary));
-    assert_eq!(diary.read().len(), 4);
+    let log = HookLog::default();
+    family(&store, &log).rollback().unwrap();
+    assert_eq!(log.take(), ["rollback grandchild", "rollback second", "rollback first", "rollback parent"]);
+    drop(family(&store, &log));
+    assert_eq!(log.take().len(), 4);
     assert_eq!(store.keys().unwrap().count(), 0);
-    family(&store, &diary).commit().unwrap();
-    assert_eq!(diary.read(), ["commit first", "commit grandchild", "commit second", "commit parent"]);
+    family(&store, &log).commit().unwrap();
+    assert_eq!(log.take(), ["commit first", "commit grandchild", "commit second", "commit parent"]);
     assert_eq!(store.keys().unwrap().count(), 4);
 }
 
 #[test]
-fn an_eager_child_stays_when_its_parent_rolls_back() {
+fn an_eager_child_stays_committed_when_its_parent_rolls_back() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
+    let log = HookLog::default();
     let mut parent = store.transaction("parent").unwrap().begin().unwrap();
     let eager = parent.child("eager").unwrap().commit_mode(CommitMode::Eager);
     eager
         .run(|child| {
-            hooks(child, &diary);
+            add_hooks(child, &log);
             child.stage(&1)
         })
         .unwrap();
-    assert_eq!(diary.read(), ["commit eager"]);
+    assert_eq!(log.take(), ["commit eager"]);
     parent.rollback().unwrap();
-    assert!(diary.read().is_empty());
+    assert!(log.take().is_empty());
     assert_eq!(result_of(&store, "eager"), Some(1));
 }
 
 #[test]
-fn off_commits_only_when_told_to_or_with_its_parent() {
+fn commit_mode_off_commits_only_explicitly_or_with_the_parent() {
     let store = MemoryRecordStore::new();
     let off = |key: &str| store.transaction(key).unwrap().commit_mode(CommitMode::Off);
     off("alone").run(|alone| alone.stage(&1)).unwrap();
     assert!(!store.exists("alone").unwrap());
-    let mut told = off("told").begin().unwrap();
-    told.stage(&1).unwrap();
-    told.commit().unwrap();
-    assert!(store.exists("told").unwrap());
+    let mut explicit = off("explicit").begin().unwrap();
+    explicit.stage(&1).unwrap();
+    explicit.commit().unwrap();
+    assert!(store.exists("explicit").unwrap());
     let mut parent = off("parent").begin().unwrap();
     parent.child("child").unwrap().run(|child| child.stage(&1)).unwrap();
     parent.stage(&1).unwrap();
@@ -279,22 +279,22 @@ fn off_commits_only_when_told_to_or_with_its_parent() {
 }
 
 #[test]
-fn a_child_that_fails_rolls_its_parent_back() {
+fn a_child_that_fails_rolls_back_its_parent() {
     let store = MemoryRecordStore::new();
-    let diary = Diary::default();
-    let mut parent = family(&store, &diary);
+    let log = HookLog::default();
+    let mut parent = family(&store, &log);
     let mut last = parent.child("last").unwrap().begin().unwrap();
-    last.on_commit(diary.fail("fails"));
+    last.on_commit(log.failing_hook("fails"));
     last.finish().unwrap();
     assert!(matches!(parent.commit(), Err(Error::Hook { key, .. }) if key.as_str() == "last"));
-    let diary = diary.read();
-    assert_eq!(diary.last().unwrap(), "rollback parent");
-    // What was committed before is committed.
+    let hooks_run = log.take();
+    assert_eq!(hooks_run.last().unwrap(), "rollback parent");
+    // A child that was committed earlier stays committed.
     assert!(store.exists("first").unwrap() && !store.exists("parent").unwrap());
 }
 
 #[test]
-fn a_child_takes_after_its_parent() {
+fn a_child_inherits_the_isolation_level_of_its_parent() {
     let store = MemoryRecordStore::new();
     let mut parent =
         store.transaction("parent").unwrap().isolation_level(IsolationLevel::Serializable).begin().unwrap();
@@ -307,14 +307,14 @@ fn a_child_takes_after_its_parent() {
 }
 
 #[test]
-fn nothing_staged_is_nothing_written() {
+fn a_commit_without_a_staged_result_writes_nothing() {
     let store = MemoryRecordStore::new();
     store.transaction("key").unwrap().begin().unwrap().commit().unwrap();
     assert!(!store.exists("key").unwrap());
 }
 
 #[test]
-fn serializable_is_one_at_a_time_and_fenced() {
+fn serializable_transactions_are_exclusive_and_fenced() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let serializable = |options: LockOptions| {
@@ -325,7 +325,7 @@ fn serializable_is_one_at_a_time_and_fenced() {
     assert!(store.wait_for_lock("key", None).unwrap());
     assert!(late.commit().unwrap_err().is_lock_lost());
     assert!(!store.exists("key").unwrap());
-    // Who comes second finds the work done.
+    // The second transaction finds the record already committed.
     std::thread::scope(|scope| {
         let mut first = serializable(LockOptions::new()).begin().unwrap();
         let (tid, started) = std::sync::mpsc::channel();
@@ -341,7 +341,7 @@ fn serializable_is_one_at_a_time_and_fenced() {
 }
 
 #[test]
-fn read_committed_takes_no_lock_and_respects_others() {
+fn read_committed_acquires_no_lock_and_respects_locks_of_others() {
     let store = MemoryRecordStore::new();
     let mut transaction = store.transaction("key").unwrap().begin().unwrap();
     assert!(!store.is_locked("key").unwrap());
@@ -352,7 +352,7 @@ fn read_committed_takes_no_lock_and_respects_others() {
 }
 
 #[test]
-fn what_cannot_be_staged_is_told_at_once() {
+fn staging_a_result_that_cannot_be_encoded_fails_at_once() {
     let store = MemoryRecordStore::new();
     let mut transaction = store.transaction("key").unwrap().begin().unwrap();
     transaction.stage(&1.5).unwrap();
@@ -380,7 +380,7 @@ impl RecordStore for Plain {
 }
 
 #[test]
-fn an_unsupported_level_is_an_error_at_the_beginning() {
+fn an_unsupported_isolation_level_is_an_error_at_begin() {
     for level in [IsolationLevel::ReadCommitted, IsolationLevel::Serializable] {
         let error = Plain.transaction("key").unwrap().isolation_level(level).begin().unwrap_err();
         assert!(matches!(error, Error::UnsupportedIsolationLevel { level: named, .. } if named == level));

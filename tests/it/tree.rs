@@ -1,26 +1,28 @@
-//! Directory trees: to copy one, and to see that nothing in one has changed.
+//! Directory trees: copies, and snapshots that show whether anything has changed.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// All that can be seen of one file without opening what may hang, except when it was last read.
+/// The metadata (without the access time) and the content of one file. Only regular files are opened, because
+/// opening a FIFO can hang.
 #[derive(PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct FileState {
     mode: u32,
     inode: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    /// What a regular file holds, or where a link points.
+    /// The bytes of a regular file, or the target of a symbolic link.
     content: Vec<u8>,
 }
 
-/// A tree as it was.
-pub(crate) type Snapshot = BTreeMap<PathBuf, Seen>;
+/// The state of a directory tree at one moment.
+pub(crate) type Snapshot = BTreeMap<PathBuf, FileState>;
 
-/// Sees that nothing below `dir` has come, gone or changed, and names what has.
+/// Asserts that no file below `dir` was added, removed or changed since `before`. The message lists the
+/// differences.
 #[track_caller]
 pub(crate) fn assert_unchanged(dir: &Path, before: &Snapshot, what: &str) {
     let after = snapshot(dir);
@@ -32,27 +34,28 @@ pub(crate) fn assert_unchanged(dir: &Path, before: &Snapshot, what: &str) {
     assert!(changed.is_empty(), "{what}: changed: {changed:#?}");
 }
 
-/// Everything below `dir`, and `dir` itself.
+/// Takes a snapshot of `dir` and of everything below it.
 pub(crate) fn snapshot(dir: &Path) -> Snapshot {
-    let mut seen = BTreeMap::new();
+    let mut states = BTreeMap::new();
     let mut to_visit = vec![dir.to_owned()];
     while let Some(path) = to_visit.pop() {
-        let about = fs::symlink_metadata(&path).unwrap();
-        let content = if about.is_file() && about.len() < 1 << 20 {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        let content = if metadata.is_file() && metadata.len() < 1 << 20 {
             fs::read(&path).unwrap_or_default()
-        } else if about.is_symlink() {
+        } else if metadata.is_symlink() {
             fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
         } else {
             Vec::new()
         };
-        if about.is_dir() {
+        if metadata.is_dir() {
             to_visit.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
-        let (modified, changed) = ((about.mtime(), about.mtime_nsec()), (about.ctime(), about.ctime_nsec()));
-        let (mode, inode, size) = (about.mode(), about.ino(), about.len());
-        seen.insert(path, Seen { mode, inode, size, modified, changed, content });
+        let (modified, changed) =
+            ((metadata.mtime(), metadata.mtime_nsec()), (metadata.ctime(), metadata.ctime_nsec()));
+        let (mode, inode, size) = (metadata.mode(), metadata.ino(), metadata.len());
+        states.insert(path, FileState { mode, inode, size, modified, changed, content });
     }
-    seen
+    states
 }
 
 /// The paths below `dir`, relative to it.

@@ -1,4 +1,4 @@
-//! `verify` finds what is wrong, takes nothing for wrong that is not, and changes nothing.
+//! `verify` finds every problem, reports no false ones, and changes nothing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -27,7 +27,7 @@ fn findings(store: &FileSystemRecordStore) -> Vec<Finding> {
     store.verify().map(Result::unwrap).collect()
 }
 
-/// The one finding, which is about the file of this name.
+/// Returns the only finding, which must be about the file of this name.
 #[track_caller]
 fn only(store: &FileSystemRecordStore, name: &str) -> Problem {
     let mut found = findings(store);
@@ -57,7 +57,7 @@ fn a_store_in_use_is_sound() {
 }
 
 #[test]
-fn unsound_records() {
+fn unsound_records_are_found() {
     let (_dir, store) = new_store();
     let sound = fs::read_to_string(store.path().join("sound.json")).unwrap();
     let hashed = format!("a%~{}.json", "0".repeat(64));
@@ -74,7 +74,7 @@ fn unsound_records() {
         let problem = only(&store, name);
         assert!(problem.is_damage() && matches!(problem, Problem::UnsoundRecord(_)), "{text}: {problem:?}");
         let key = name.strip_suffix(".json").unwrap();
-        // What is found is what a read would complain of.
+        // The finding contains the error that a read returns.
         if name != hashed {
             let refused = store.read::<u32>(key).unwrap_err().to_string();
             assert_eq!(problem.cause().unwrap().to_string(), refused.replacen("read", "verify", 1));
@@ -87,7 +87,7 @@ fn unsound_records() {
 }
 
 #[test]
-fn a_record_over_the_limit() {
+fn a_record_over_the_size_limit_is_found() {
     let (_dir, store) = new_store();
     store.write("large", &"x".repeat(1_000)).unwrap();
     assert!(findings(&store).is_empty());
@@ -96,7 +96,7 @@ fn a_record_over_the_limit() {
 }
 
 #[test]
-fn unsound_and_dead_locks() {
+fn unsound_and_stale_locks_are_found() {
     let (_dir, store) = new_store();
     let path = store.path().join("k.lock");
     for text in ["not a lock", "{}", "{\"key\":\"k\"}\0"] {
@@ -130,7 +130,7 @@ fn unsound_and_dead_locks() {
 }
 
 #[test]
-fn strange_files() {
+fn unknown_files_are_found() {
     let (_dir, store) = new_store();
     for name in [
         "notes",
@@ -157,7 +157,7 @@ fn strange_files() {
 }
 
 #[test]
-fn what_dead_processes_leave() {
+fn leftovers_of_dead_processes_are_found() {
     let (_dir, store) = new_store();
     let staged = store.path().join(".store/tmp/1-dead.0");
     fs::write(&staged, "{").unwrap();
@@ -170,11 +170,11 @@ fn what_dead_processes_leave() {
 }
 
 #[test]
-fn what_stands_in_the_place_of_the_stores_own() {
+fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
     for name in ["latches/00", "owners/1-x", "events", "tmp", "format.json"] {
         let (_dir, store) = new_store();
         let path = store.path().join(".store").join(name);
-        // The store is open: it does not look at them any more.
+        // The store is open already, so it does not read these files again.
         let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir_all(&path));
         symlink("/nowhere", &path).unwrap();
         let problem = only(&store, &format!(".store/{name}"));
@@ -188,7 +188,7 @@ fn what_stands_in_the_place_of_the_stores_own() {
 }
 
 #[test]
-fn it_only_reads() {
+fn verify_changes_nothing() {
     let (_dir, store) = new_store();
     store.acquire_lock("late", &as_named("job").hold_timeout(Duration::ZERO)).unwrap();
     fs::write(store.path().join("bad.json"), "").unwrap();
@@ -202,7 +202,7 @@ fn it_only_reads() {
 }
 
 #[test]
-fn a_change_is_never_taken_for_damage() {
+fn a_concurrent_change_is_never_reported_as_damage() {
     let (_dir, store) = new_store();
     let relaxed = open_with(store.path(), Durability::Relaxed);
     let done = AtomicBool::new(false);
@@ -227,7 +227,7 @@ fn a_change_is_never_taken_for_damage() {
         let mut seen = 0;
         for _ in 0..storm(100) {
             for finding in findings(&store) {
-                // A blank lock is left for the next in line, who may be slow.
+                // A release leaves a blank lock file for the next waiter, which may be slow.
                 assert!(matches!(finding.problem, Problem::BlankLock), "{finding:?}");
             }
             seen += store.locks().unwrap().count();

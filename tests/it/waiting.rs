@@ -1,7 +1,8 @@
-//! Waiting: woken and not polling, in turn, bounded, and without wasting the processor.
+//! Waiting: waiters are woken instead of polling, acquire in FIFO order, return by their timeout, and use
+//! almost no processor time.
 //!
-//! `RUSTFLAGS="--cfg record_store_elsewhere"` tests how it is done where there is no futex: by naps,
-//! and in no order.
+//! `RUSTFLAGS="--cfg record_store_elsewhere"` tests the implementation for systems without futexes: it
+//! polls, and keeps no order.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,61 +17,62 @@ use crate::support::children::{Child, Role, Stage, until_asleep};
 use crate::support::{PATIENCE, as_named, millis, open, storm};
 
 pub(crate) const ROLES: &[Role] =
-    &[("take turns", take_turns), ("wait once", wait_once), ("wait to read", wait_to_read)];
+    &[("compete", compete), ("wait once", wait_once), ("wait to read", wait_to_read)];
 
-/// Takes and releases the lock in a tight loop, and tells how often and how long it waited.
-fn take_turns(stage: &Stage) {
+/// Acquires and releases the lock in a tight loop. Sends the number of acquisitions, and the longest and
+/// the average wait in microseconds.
+fn compete(stage: &Stage) {
     let (dir, time): (PathBuf, Duration) = stage.argument();
     let store = open(&dir);
-    stage.tell("ready");
+    stage.send("ready");
     stage.expect("go");
-    let start = Instant::now();
-    let (mut turns, mut longest, mut total) = (0_u32, Duration::ZERO, Duration::ZERO);
-    while start.elapsed() < time {
-        let asked = Instant::now();
+    let begin = Instant::now();
+    let (mut acquisitions, mut longest, mut total) = (0_u32, Duration::ZERO, Duration::ZERO);
+    while begin.elapsed() < time {
+        let start = Instant::now();
         let guard = store.lock("k", LockOptions::new()).unwrap();
-        let waited = asked.elapsed();
-        (turns, longest, total) = (turns + 1, longest.max(waited), total + waited);
+        let waited = start.elapsed();
+        (acquisitions, longest, total) = (acquisitions + 1, longest.max(waited), total + waited);
         guard.release().unwrap();
     }
-    stage.tell(&format!("{turns} {} {}", longest.as_micros(), (total / turns).as_micros()));
+    stage.send(&format!("{acquisitions} {} {}", longest.as_micros(), (total / acquisitions).as_micros()));
 }
 
 #[test]
 #[cfg(not(record_store_elsewhere))]
-fn no_one_starves_where_many_take_turns() {
+fn nobody_starves_when_many_processes_compete() {
     let dir = tempdir().unwrap();
     let time = millis(storm(1_500));
-    let mut children: Vec<_> = (0..8).map(|_| Child::start("take turns", &(dir.path(), time))).collect();
+    let mut children: Vec<_> = (0..8).map(|_| Child::start("compete", &(dir.path(), time))).collect();
     for child in &mut children {
         child.expect("ready");
     }
     for child in &mut children {
-        child.tell("go");
+        child.send("go");
     }
-    let told: Vec<[u64; 3]> = children
+    let reports: Vec<[u64; 3]> = children
         .iter_mut()
         .map(|child| {
-            let line = child.hear();
+            let line = child.receive();
             let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
             numbers.try_into().unwrap()
         })
         .collect();
-    let turns = || told.iter().map(|[turns, ..]| *turns);
-    let (most, least) = (turns().max().unwrap(), turns().min().unwrap());
-    assert!(most <= 2 * least, "{told:?}");
+    let acquisitions = || reports.iter().map(|[acquisitions, ..]| *acquisitions);
+    let (most, least) = (acquisitions().max().unwrap(), acquisitions().min().unwrap());
+    assert!(most <= 2 * least, "{reports:?}");
 }
 
 #[test]
-fn looking_on_never_sees_a_part_of_a_lock() {
+fn an_observer_never_sees_a_partial_lock_file() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    store.write("k", "there").unwrap();
+    store.write("k", "value").unwrap();
     let time = millis(storm(1_000));
-    let mut children: Vec<_> = (0..3).map(|_| Child::start("take turns", &(dir.path(), time))).collect();
+    let mut children: Vec<_> = (0..3).map(|_| Child::start("compete", &(dir.path(), time))).collect();
     for child in &mut children {
         child.expect("ready");
-        child.tell("go");
+        child.send("go");
     }
     let start = Instant::now();
     let (mut held, mut listed) = (0, 0);
@@ -78,22 +80,22 @@ fn looking_on_never_sees_a_part_of_a_lock() {
         held += u32::from(store.lock_info("k").unwrap().is_some());
         listed += store.locks().unwrap().map(Result::unwrap).count();
         match store.try_read::<String>("k", Duration::ZERO) {
-            Ok(record) => assert_eq!(record.unwrap().result, "there"),
+            Ok(record) => assert_eq!(record.unwrap().result, "value"),
             Err(error) => assert!(error.is_timeout(), "{error}"),
         }
     }
-    assert!(held > 0 && listed > 0, "nobody took a turn");
+    assert!(held > 0 && listed > 0, "the lock was never seen");
     for child in &mut children {
-        child.hear();
+        child.receive();
     }
-    assert_eq!(crate::support::names_in(dir.path()).len(), 2, "no lock file stays");
+    assert_eq!(crate::support::names_in(dir.path()).len(), 2, "no lock file is left");
 }
 
-/// The next lock is written into the file of the last one where it fits. Where it does not, there is
-/// a new file: while a file grows, a reader can find its text cut off.
+/// The lock of the next waiter is written into the existing lock file if it fits. Otherwise a new file is
+/// created, because a reader can find a truncated text while a file grows.
 #[test]
 #[cfg(not(record_store_elsewhere))]
-fn a_lock_file_changes_hands_in_place_but_never_grows() {
+fn a_lock_file_is_reused_in_place_but_never_grows() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let inode = || std::fs::metadata(dir.path().join("k.lock")).unwrap().ino();
@@ -116,11 +118,11 @@ fn a_lock_file_changes_hands_in_place_but_never_grows() {
     }
 }
 
-/// Waits for the lock, tells that it has it, and releases when told.
+/// Waits for the lock, reports the outcome, and releases the lock when the parent requests it.
 fn wait_once(stage: &Stage) {
     let (dir, timeout): (PathBuf, Option<Duration>) = stage.argument();
     let store = open(&dir);
-    stage.tell("ready");
+    stage.send("ready");
     stage.expect("go");
     let mut options = LockOptions::new();
     if let Some(timeout) = timeout {
@@ -128,61 +130,61 @@ fn wait_once(stage: &Stage) {
     }
     match store.lock("k", options) {
         Ok(guard) => {
-            stage.tell("got it");
+            stage.send("acquired");
             stage.expect("release");
             guard.release().unwrap();
-            stage.tell("released");
+            stage.send("released");
         }
-        Err(error) => stage.tell(if error.is_timeout() { "timed out" } else { "failed" }),
+        Err(error) => stage.send(if error.is_timeout() { "timed out" } else { "failed" }),
     }
 }
 
-/// Starts a process that waits for the lock, and sees it wait: its place in line is taken.
+/// Starts a process that waits for the lock, and returns when it sleeps: it is in the wait queue then.
 fn start_waiting(dir: &Path, timeout: Option<Duration>) -> Child {
     let mut child = Child::start("wait once", &(dir, timeout));
     child.expect("ready");
-    child.tell("go");
+    child.send("go");
     child.until_asleep();
     child
 }
 
 #[test]
 #[cfg(not(record_store_elsewhere))]
-fn who_waits_is_served_in_the_order_of_arrival() {
+fn waiters_acquire_in_the_order_of_arrival() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let guard = store.lock("k", LockOptions::new()).unwrap();
     let mut waiters: Vec<_> = (0..5).map(|_| start_waiting(dir.path(), None)).collect();
     guard.release().unwrap();
     for waiter in &mut waiters {
-        waiter.expect("got it");
-        // The one who has it is the only one.
+        waiter.expect("acquired");
+        // Nobody else can acquire it now.
         assert!(store.try_lock("k", as_named("another")).unwrap().is_none());
-        waiter.tell("release");
+        waiter.send("release");
         waiter.expect("released");
     }
 }
 
 #[test]
 #[cfg(not(record_store_elsewhere))]
-fn who_releases_and_asks_again_does_not_overtake() {
+fn a_holder_that_releases_and_acquires_again_does_not_overtake_a_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let guard = store.lock("k", LockOptions::new()).unwrap();
     let mut waiter = start_waiting(dir.path(), None);
     guard.release().unwrap();
-    let asker = std::thread::spawn({
+    let again = std::thread::spawn({
         let store = store.clone();
         move || store.lock("k", as_named("again").acquire_timeout(PATIENCE)).map(drop)
     });
-    waiter.expect("got it");
-    assert!(!asker.is_finished());
-    waiter.tell("release");
-    asker.join().unwrap().unwrap();
+    waiter.expect("acquired");
+    assert!(!again.is_finished());
+    waiter.send("release");
+    again.join().unwrap().unwrap();
 }
 
 #[test]
-fn the_line_survives_the_killed_the_stopped_and_the_timed_out() {
+fn the_wait_queue_survives_killed_stopped_and_timed_out_waiters() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let guard = store.lock("k", LockOptions::new()).unwrap();
@@ -195,23 +197,23 @@ fn the_line_survives_the_killed_the_stopped_and_the_timed_out() {
     timed_out.expect("timed out");
     let start = Instant::now();
     guard.release().unwrap();
-    last.expect("got it");
-    // Whoever would have to wait for the stopped one waits for ever.
+    last.expect("acquired");
+    // A queue that waited for the stopped process would wait forever.
     assert!(start.elapsed() < PATIENCE / 2);
     stopped.resume();
-    last.tell("release");
+    last.send("release");
     last.expect("released");
-    stopped.expect("got it");
-    stopped.tell("release");
+    stopped.expect("acquired");
+    stopped.send("release");
     stopped.expect("released");
-    // Nobody is left whose turn it could be.
-    store.try_lock("k", LockOptions::new()).unwrap().expect("free, and nobody waits").release().unwrap();
-    assert_eq!(crate::support::names_in(dir.path()), [".store"], "no lock file stays");
+    // The wait queue is empty.
+    store.try_lock("k", LockOptions::new()).unwrap().expect("a free lock without waiters").release().unwrap();
+    assert_eq!(crate::support::names_in(dir.path()), [".store"], "no lock file is left");
 }
 
 #[test]
 #[cfg(not(record_store_elsewhere))]
-fn idle_waiters_use_no_processor() {
+fn idle_waiters_use_almost_no_processor_time() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let _guard = store.lock("k", LockOptions::new()).unwrap();
@@ -219,28 +221,28 @@ fn idle_waiters_use_no_processor() {
     let waiters: Vec<_> = (0..count).map(|_| start_waiting(dir.path(), None)).collect();
     let used = |waiters: &[Child]| waiters.iter().map(Child::processor_time).sum::<Duration>();
     let (before, start) = (used(&waiters), Instant::now());
-    // Time is the subject here.
+    // The test measures a rate, so it needs a fixed time.
     std::thread::sleep(Duration::from_secs(3));
     let (used, time) = (used(&waiters).saturating_sub(before), start.elapsed());
-    // 1 % of a core for 50, in an optimised build. The clock ticks in steps of 10 ms, and this build
-    // may not be optimised: allow for both. Polling every millisecond takes ten times as much.
+    // In an optimised build, 50 waiters use 1 % of a core. The bound also allows for the clock's resolution
+    // of 10 ms and for a build that is not optimised. Polling every millisecond would use ten times as much.
     let bound = time / 100 * u32::try_from(count).unwrap() / 10;
     assert!(used <= bound, "{count} waiters used {used:?} in {time:?}, more than {bound:?}");
 }
 
-/// Waits for a record with a handle that cannot write.
+/// Waits for a record on a store that is opened read-only.
 fn wait_to_read(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir).unwrap();
-    stage.tell("ready");
+    stage.send("ready");
     stage.expect("go");
     let record = store.read::<String>("k").unwrap().expect("a record");
     assert!(store.wait_for_lock("k", None).unwrap());
-    stage.tell(&record.result);
+    stage.send(&record.result);
 }
 
 #[test]
-fn a_read_only_store_is_woken_too() {
+fn a_reader_on_a_read_only_store_is_woken() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let mut times: Vec<_> = (0..7)
@@ -248,28 +250,28 @@ fn a_read_only_store_is_woken_too() {
             let guard = store.lock("k", LockOptions::new()).unwrap();
             let mut reader = Child::start("wait to read", &dir.path());
             reader.expect("ready");
-            reader.tell("go");
+            reader.send("go");
             reader.until_asleep();
-            guard.write("at last").unwrap();
+            guard.write("committed").unwrap();
             let start = Instant::now();
             guard.release().unwrap();
-            reader.expect("at last");
+            reader.expect("committed");
             start.elapsed()
         })
         .collect();
     times.sort_unstable();
-    assert!(times[times.len() / 2] < millis(100), "not by looking every 250 ms: {times:?}");
+    assert!(times[times.len() / 2] < millis(100), "polled every 250 ms instead of being woken: {times:?}");
 }
 
 #[test]
-fn waiting_for_one_key_does_not_hold_up_another_of_the_same_hash() {
-    // The CRC-32 of these two is the same.
+fn a_waiter_does_not_block_another_key_with_the_same_hash() {
+    // These two keys have the same CRC-32.
     let (key, twin) = ("plumless", "buckeroo");
     assert_eq!(crc32fast::hash(key.as_bytes()), crc32fast::hash(twin.as_bytes()));
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let guard = store.lock(key, LockOptions::new()).unwrap();
-    let (tid, started) = std::sync::mpsc::channel();
+    let (tid, started) = channel();
     let waiter = std::thread::spawn({
         let store = store.clone();
         move || {
@@ -277,22 +279,22 @@ fn waiting_for_one_key_does_not_hold_up_another_of_the_same_hash() {
             store.lock(key, LockOptions::new()).map(drop).unwrap();
         }
     });
-    crate::support::children::until_asleep(std::process::id(), started.recv().unwrap());
+    until_asleep(std::process::id(), started.recv().unwrap());
     for _ in 0..3 {
-        store.try_lock(twin, LockOptions::new()).unwrap().expect("nobody has it").release().unwrap();
+        store.try_lock(twin, LockOptions::new()).unwrap().expect("a free lock").release().unwrap();
     }
     guard.release().unwrap();
     waiter.join().unwrap();
 }
 
 #[test]
-fn a_thread_is_woken_by_a_thread() {
+fn a_release_wakes_a_thread_of_the_same_process() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let mut times: Vec<_> = (0..7)
         .map(|_| {
             let guard = store.lock("k", LockOptions::new()).unwrap();
-            let (tid, started) = std::sync::mpsc::channel();
+            let (tid, started) = channel();
             let waiter = std::thread::spawn({
                 let store = store.clone();
                 move || {
@@ -301,18 +303,18 @@ fn a_thread_is_woken_by_a_thread() {
                     Instant::now()
                 }
             });
-            crate::support::children::until_asleep(std::process::id(), started.recv().unwrap());
+            until_asleep(std::process::id(), started.recv().unwrap());
             let start = Instant::now();
             guard.release().unwrap();
             waiter.join().unwrap() - start
         })
         .collect();
     times.sort_unstable();
-    assert!(times[times.len() / 2] < millis(100), "not by looking every 250 ms: {times:?}");
+    assert!(times[times.len() / 2] < millis(100), "polled every 250 ms instead of being woken: {times:?}");
 }
 
 #[test]
-fn an_expired_lease_wakes_who_waits_for_it() {
+fn an_expired_lease_wakes_its_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let start = Instant::now();
@@ -324,12 +326,12 @@ fn an_expired_lease_wakes_who_waits_for_it() {
 }
 
 #[test]
-fn a_broken_lock_wakes_who_waits_for_it() {
+fn a_broken_lock_wakes_its_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    store.acquire_lock("k", &as_named("for ever")).unwrap();
+    store.acquire_lock("k", &as_named("forever")).unwrap();
     let mut waiter = start_waiting(dir.path(), None);
     assert!(store.break_lock("k").unwrap());
-    waiter.expect("got it");
+    waiter.expect("acquired");
     waiter.signal(Signal::KILL);
 }

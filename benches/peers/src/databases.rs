@@ -1,4 +1,4 @@
-//! Who keeps all values in one file.
+//! Peers that store all values in one file.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior};
 
 use crate::work::{About, Job, Peer, Work, changed, decode, encode};
 
-/// One database of each kind.
+/// One database for each durability.
 pub(crate) struct Sqlite {
     full: Connection,
     normal: Connection,
@@ -48,7 +48,7 @@ impl Peer for Sqlite {
     fn about(&self) -> About {
         About {
             name: "SQLite",
-            writers: "yes, one after the other",
+            writers: "yes, one at a time",
             compared: "WAL. Durable is `synchronous=FULL`: a commit appends pages to the log and syncs that one \
                        file. Relaxed is `NORMAL`: no sync until a checkpoint. No locks, but transactions",
         }
@@ -63,14 +63,17 @@ impl Peer for Sqlite {
                 black_box(decode(&sqlite_get(normal, key)).number);
             }),
             Work::Exists => Box::new(|key, _| {
-                let mut look =
+                let mut exists =
                     normal.prepare_cached("SELECT 1 FROM records WHERE key = ?1").expect("a statement");
-                let found: Option<u8> = look.query_row([key], |row| row.get(0)).optional().expect("looked");
+                let found: Option<u8> =
+                    exists.query_row([key], |row| row.get(0)).optional().expect("checked");
                 assert!(found.is_some());
             }),
             Work::Lock => return None,
             Work::Update => Box::new(|key, _| {
-                let change = normal.transaction_with_behavior(TransactionBehavior::Immediate).expect("begun");
+                let change = normal
+                    .transaction_with_behavior(TransactionBehavior::Immediate)
+                    .expect("the transaction begins");
                 let text = sqlite_get(&change, key);
                 sqlite_put(&change, key, &changed(&text));
                 change.commit().expect("committed");
@@ -89,7 +92,7 @@ impl Redb {
     }
 
     fn change(&self, key: &str, durability: redb::Durability, new: impl FnOnce(Option<Vec<u8>>) -> Vec<u8>) {
-        let mut change = self.0.begin_write().expect("begun");
+        let mut change = self.0.begin_write().expect("the transaction begins");
         change.set_durability(durability).expect("a setting");
         {
             let mut table = change.open_table(RECORDS).expect("a table");
@@ -99,10 +102,10 @@ impl Redb {
         change.commit().expect("committed");
     }
 
-    fn look<T>(&self, key: &str, seen: impl FnOnce(&[u8]) -> T) -> T {
-        let look = self.0.begin_read().expect("begun");
-        let value = look.open_table(RECORDS).expect("a table").get(key).expect("read");
-        seen(value.expect("a value").value())
+    fn read<T>(&self, key: &str, use_value: impl FnOnce(&[u8]) -> T) -> T {
+        let reader = self.0.begin_read().expect("the transaction begins");
+        let value = reader.open_table(RECORDS).expect("a table").get(key).expect("read");
+        use_value(value.expect("a value").value())
     }
 }
 
@@ -110,9 +113,9 @@ impl Peer for Redb {
     fn about(&self) -> About {
         About {
             name: "redb",
-            writers: "no: one process has the file",
-            compared: "durable is `Durability::Immediate`, relaxed is `None`, which a crash of the process \
-                       already loses. No locks, but transactions",
+            writers: "no: one process has the file open",
+            compared: "durable is `Durability::Immediate`, relaxed is `None`, which even a crash of the \
+                       process loses. No locks, but transactions",
         }
     }
 
@@ -125,9 +128,9 @@ impl Peer for Redb {
             Work::Put(Durability::Full) => put(redb::Durability::Immediate),
             Work::Put(Durability::Relaxed) => put(redb::Durability::None),
             Work::Get => Box::new(|key, _| {
-                black_box(this.look(key, |text| decode(text).number));
+                black_box(this.read(key, |text| decode(text).number));
             }),
-            Work::Exists => Box::new(|key, _| this.look(key, |_| ())),
+            Work::Exists => Box::new(|key, _| this.read(key, |_| ())),
             Work::Lock => return None,
             Work::Update => Box::new(|key, _| {
                 this.change(key, redb::Durability::None, |old| changed(&old.expect("a value")));
@@ -136,7 +139,7 @@ impl Peer for Redb {
     }
 }
 
-/// One environment of each kind.
+/// One environment for each durability.
 pub(crate) struct Lmdb {
     full: Environment,
     relaxed: Environment,
@@ -152,29 +155,29 @@ impl Environment {
         std::fs::create_dir_all(dir).expect("a directory");
         let mut options = EnvOpenOptions::new();
         options.map_size(1 << 30);
-        // SAFETY: nobody else knows of these files, and each is opened once. Without syncs a crash of
-        // the machine may damage them, and then nobody reads them.
+        // SAFETY: no other process knows these files, and each is opened once. Without syncs a crash of
+        // the machine may damage them, but nothing reads them afterwards.
         #[allow(unsafe_code, reason = "LMDB maps its file")]
         let env = unsafe {
             options.flags(flags);
             options.open(dir).expect("the environment opens")
         };
-        let mut change = env.write_txn().expect("begun");
+        let mut change = env.write_txn().expect("the transaction begins");
         let records = env.create_database(&mut change, None).expect("a database");
         change.commit().expect("committed");
         Self { env, records }
     }
 
     fn change(&self, key: &str, new: impl FnOnce(Option<&[u8]>) -> Vec<u8>) {
-        let mut change = self.env.write_txn().expect("begun");
+        let mut change = self.env.write_txn().expect("the transaction begins");
         let text = new(self.records.get(&change, key).expect("read"));
         self.records.put(&mut change, key, &text).expect("written");
         change.commit().expect("committed");
     }
 
-    fn look<T>(&self, key: &str, seen: impl FnOnce(&[u8]) -> T) -> T {
-        let look = self.env.read_txn().expect("begun");
-        seen(self.records.get(&look, key).expect("read").expect("a value"))
+    fn read<T>(&self, key: &str, use_value: impl FnOnce(&[u8]) -> T) -> T {
+        let reader = self.env.read_txn().expect("the transaction begins");
+        use_value(self.records.get(&reader, key).expect("read").expect("a value"))
     }
 }
 
@@ -191,9 +194,9 @@ impl Peer for Lmdb {
     fn about(&self) -> About {
         About {
             name: "LMDB (heed)",
-            writers: "yes, one after the other",
-            compared: "durable as it is by default; relaxed is `NO_SYNC`, with which a power loss may damage \
-                       the whole file. Reads are of mapped memory. No locks, but transactions",
+            writers: "yes, one at a time",
+            compared: "durable is the default; relaxed is `NO_SYNC`, with which a power loss may damage the \
+                       whole file. Reads use mapped memory. No locks, but transactions",
         }
     }
 
@@ -203,9 +206,9 @@ impl Peer for Lmdb {
             Work::Put(Durability::Full) => Box::new(|key, value| full.change(key, |_| encode(value))),
             Work::Put(Durability::Relaxed) => Box::new(|key, value| relaxed.change(key, |_| encode(value))),
             Work::Get => Box::new(|key, _| {
-                black_box(relaxed.look(key, |text| decode(text).number));
+                black_box(relaxed.read(key, |text| decode(text).number));
             }),
-            Work::Exists => Box::new(|key, _| relaxed.look(key, |_| ())),
+            Work::Exists => Box::new(|key, _| relaxed.read(key, |_| ())),
             Work::Lock => return None,
             Work::Update => Box::new(|key, _| relaxed.change(key, |old| changed(old.expect("a value")))),
         })

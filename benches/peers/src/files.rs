@@ -1,4 +1,4 @@
-//! Who keeps each value in a file of its own.
+//! Peers that store each value in its own file.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -19,7 +19,7 @@ pub(crate) struct Floor {
 
 impl Floor {
     pub(crate) fn new(dir: &Path) -> Self {
-        // What a record is, and a lock of about the same size, encoded beforehand.
+        // The bytes of a record and, with about the same size, of a lock, encoded beforehand.
         let result = String::from_utf8(encode(&invoice(SHORT))).expect("JSON is text");
         let record = format!(r#"{{"key":"invoice-000","crc32":"00000000","result":{result}}}"#);
         Self { raw: RawDir::open(dir), record: record.into_bytes() }
@@ -39,8 +39,8 @@ impl Peer for Floor {
         About {
             name: "system calls",
             writers: "-",
-            compared: "what no store of one file a record can do without: create, write, rename, and two \
-                       syncs where it has to last; open, fstat, read, close, parse; stat; create by `O_EXCL`, \
+            compared: "what every store with one file per record needs: create, write, rename, and two syncs \
+                       if durable; open, fstat, read, close, parse; stat; create by `O_EXCL`, \
                        write, close, unlink",
         }
     }
@@ -83,7 +83,7 @@ impl Peer for Ours {
     fn about(&self) -> About {
         About {
             name: "record-store",
-            writers: "yes, each key by itself",
+            writers: "yes, each key independently",
             compared: "`write` under `Durability::Full` and `Relaxed`, `read`, `exists`, `lock` and `release`, \
                        `lock` with `read` and `write`",
         }
@@ -100,7 +100,7 @@ impl Peer for Ours {
                 let record = relaxed.read::<Invoice>(key).expect("read");
                 black_box(record.expect("a record").result.number);
             }),
-            Work::Exists => Box::new(|key, _| assert!(relaxed.exists(key).expect("looked"))),
+            Work::Exists => Box::new(|key, _| assert!(relaxed.exists(key).expect("checked"))),
             Work::Lock => Box::new(|key, _| {
                 let guard = relaxed.lock(key, LockOptions::new()).expect("locked");
                 guard.release().expect("released");
@@ -116,16 +116,16 @@ impl Peer for Ours {
     }
 }
 
-/// A staged file, renamed: what many programs do by hand.
+/// A temporary file that is renamed, as many programs do it themselves.
 pub(crate) struct Tempfile(pub(crate) PathBuf);
 
 impl Peer for Tempfile {
     fn about(&self) -> About {
         About {
             name: "tempfile",
-            writers: "yes, the last one wins",
-            compared: "`NamedTempFile` in the same directory, `persist`; if it has to last with `sync_data` \
-                       and `fsync` of the directory; no checksum, no locks",
+            writers: "yes, the last write wins",
+            compared: "`NamedTempFile` in the same directory, `persist`; if durable, with `sync_data` and \
+                       `fsync` of the directory; no checksum, no locks",
         }
     }
 
@@ -133,7 +133,7 @@ impl Peer for Tempfile {
         let dir = &self.0;
         Some(match work {
             Work::Put(durability) => Box::new(move |key, value| {
-                let mut file = tempfile::NamedTempFile::new_in(dir).expect("staged");
+                let mut file = tempfile::NamedTempFile::new_in(dir).expect("created");
                 file.write_all(&encode(value)).expect("written");
                 if durability == Durability::Full {
                     file.as_file().sync_data().expect("synced");
@@ -158,9 +158,9 @@ impl Peer for Cacache {
     fn about(&self) -> About {
         About {
             name: "cacache",
-            writers: "yes, the last one wins",
-            compared: "`write_sync` of a new content, `read_sync`, `metadata_sync`: a file by its hash and a \
-                       line in an index, never synced, read back with its hash checked",
+            writers: "yes, the last write wins",
+            compared: "`write_sync` of new content, `read_sync`, `metadata_sync`: a file named by its hash and \
+                       an index entry, never synced; a read checks the hash",
         }
     }
 
@@ -174,7 +174,7 @@ impl Peer for Cacache {
                 black_box(decode(&cacache::read_sync(dir, key).expect("read")).number);
             }),
             Work::Exists => Box::new(move |key, _| {
-                assert!(cacache::metadata_sync(dir, key).expect("looked").is_some());
+                assert!(cacache::metadata_sync(dir, key).expect("checked").is_some());
             }),
             Work::Put(Durability::Full) | Work::Lock | Work::Update => return None,
         })

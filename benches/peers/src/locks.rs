@@ -1,4 +1,4 @@
-//! Who keeps locks, and no values.
+//! Peers that provide locks but store no values.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,7 +9,7 @@ use record_store::Durability;
 
 use crate::work::{About, Job, Peer, Work, changed, encode};
 
-/// Lock files as git has them: the new content is staged in the lock file itself.
+/// Lock files as in git: the new content is written to the lock file itself.
 pub(crate) struct Gix(pub(crate) PathBuf);
 
 impl Gix {
@@ -23,9 +23,9 @@ impl Peer for Gix {
     fn about(&self) -> About {
         About {
             name: "gix-lock",
-            writers: "yes, each file by itself",
-            compared: "lock files as in git, whose commit is a write; never synced, and a killed holder's lock \
-                       stays for ever",
+            writers: "yes, each file independently",
+            compared: "lock files as in git, whose commit is the write; never synced, and the lock of a killed \
+                       holder stays forever",
         }
     }
 
@@ -63,8 +63,8 @@ impl Peer for FdLock {
         About {
             name: "fd-lock",
             writers: "-",
-            compared: "open a file of the key's own, `flock` it, let go, close; it has no lease, no token, and \
-                       does not say who holds it",
+            compared: "open the key's file, `flock` it, unlock, close; no lease, no token, and the holder is \
+                       not reported",
         }
     }
 
@@ -90,7 +90,7 @@ impl Peer for Fs2 {
             Box::new(|key, _| {
                 let file = lock_file(&self.0, key);
                 fs2::FileExt::lock_exclusive(&file).expect("locked");
-                fs2::FileExt::unlock(&file).expect("let go");
+                fs2::FileExt::unlock(&file).expect("unlocked");
             })
         })
     }

@@ -1,55 +1,55 @@
-//! The same work done by this crate and by others, turn by turn in one run, beside the bare system
-//! calls. Prints Markdown tables and draws a picture. See `benches/README.md`.
+//! The same operations on this crate, on other crates and servers, and as bare system calls, measured
+//! alternately in one run. Prints Markdown tables and draws a chart. See `benches/README.md`.
 
-#![allow(clippy::disallowed_methods, reason = "what the library does is measured against others")]
+#![allow(clippy::disallowed_methods, reason = "the peers call them directly")]
 
+mod chart;
 mod databases;
 mod files;
-#[path = "../../paired/invoice.rs"]
+#[path = "../../common/invoice.rs"]
 #[allow(dead_code, reason = "shared with the other benchmarks")]
 mod invoice;
 mod locks;
-mod picture;
-#[path = "../../paired/place.rs"]
-#[allow(dead_code, reason = "shared with the other benchmarks")]
-mod place;
-#[path = "../../paired/raw.rs"]
+#[path = "../../common/raw.rs"]
 mod raw;
-#[path = "../../paired/reading.rs"]
+#[path = "../../common/reading.rs"]
 mod reading;
 mod servers;
+#[path = "../../common/setup.rs"]
+#[allow(dead_code, reason = "shared with the other benchmarks")]
+mod setup;
 mod table;
 mod work;
 
 use std::path::Path;
 
-use place::Pace;
+use setup::RunMode;
 use table::Results;
-use work::{Peer, ROUNDS, measure};
+use work::{Peer, WORKLOADS, measure};
 
 fn main() {
     let quick = std::env::args().any(|arg| arg == "--test");
-    let pace = if quick { Pace::Quick } else { Pace::Full };
-    let scratch = place::scratch();
+    let mode = if quick { RunMode::Quick } else { RunMode::Full };
+    let scratch = setup::scratch();
     let mut peers = peers(scratch.path());
-    let mut results = Results::new(place::machine(scratch.path()), &peers);
-    for round in ROUNDS {
-        results.add(round, &measure(round, &mut peers, pace));
+    let mut results = Results::new(setup::machine(scratch.path()), &peers);
+    for workload in WORKLOADS {
+        results.add(workload, &measure(workload, &mut peers, mode));
     }
     println!("{results}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../peers.svg");
-    let drawn = picture::draw(&results);
-    if pace == Pace::Full {
-        std::fs::write(&path, drawn).expect("the picture is saved");
-        println!("The picture is in benches/peers.svg.");
+    let svg = chart::draw(&results);
+    if mode == RunMode::Full {
+        std::fs::write(&path, svg).expect("the chart is saved");
+        println!("The chart is in benches/peers.svg.");
     }
 }
 
-/// Everybody who is there, the bare system calls first and then this crate.
+/// All available peers: first the bare system calls, then this crate.
 fn peers(dir: &Path) -> Vec<Box<dyn Peer>> {
     let at = |name: &str| {
         let dir = dir.join(name);
-        std::fs::create_dir_all(&dir).expect("a directory of its own");
+        std::fs::create_dir_all(&dir).expect("the peer's directory is created");
         dir
     };
     let mut peers: Vec<Box<dyn Peer>> = vec![
@@ -66,11 +66,15 @@ fn peers(dir: &Path) -> Vec<Box<dyn Peer>> {
     ];
     match servers::Redis::start(&at("redis")) {
         Some(redis) => peers.push(Box::new(redis)),
-        None => eprintln!("Left out: Redis. Its server is in Debian's package redis-server."),
+        None => {
+            eprintln!("Skipping Redis: its server is not installed. It is in Debian's package redis-server.")
+        }
     }
     match servers::Etcd::start(&at("etcd")) {
         Some(etcd) => peers.push(Box::new(etcd)),
-        None => eprintln!("Left out: etcd. Its server is in Debian's package etcd-server."),
+        None => {
+            eprintln!("Skipping etcd: its server is not installed. It is in Debian's package etcd-server.")
+        }
     }
     peers
 }

@@ -1,103 +1,104 @@
-//! What is done, by whom, and how it is measured.
+//! The operations, the peers that run them, and how they are measured.
 
 use std::time::{Duration, Instant};
 
 use record_store::Durability;
 
 use crate::invoice::{Invoice, SHORT, invoice};
-use crate::place::Pace;
+use crate::setup::RunMode;
 
-/// Something that every peer may be able to do with one key.
+/// An operation on one key. A peer may support it or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Make the value the key's, so that it lasts.
+    /// Store a value, with this durability.
     Put(Durability),
-    /// Read and decode it.
+    /// Read and decode the value.
     Get,
-    /// Tell whether there is one.
+    /// Check whether the key has a value.
     Exists,
-    /// Take the key's lock, and give it back.
+    /// Acquire and release the key's lock.
     Lock,
-    /// Under the lock or in a transaction: read, change by one, write relaxed.
+    /// Under the lock or in a transaction: read, increment, write relaxed.
     Update,
 }
 
-/// Which keys.
+/// Which keys a workload uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keys {
     New,
     Existing,
 }
 
-/// One line of the results.
-pub(crate) struct Round {
+/// An operation to measure: one column of the result table.
+pub(crate) struct Workload {
     pub(crate) name: &'static str,
     pub(crate) work: Work,
     pub(crate) keys: Keys,
-    /// How often in a full run.
-    times: usize,
+    /// The number of rounds in a full run.
+    rounds: usize,
 }
 
-const fn round(name: &'static str, work: Work, keys: Keys, times: usize) -> Round {
-    Round { name, work, keys, times }
+const fn workload(name: &'static str, work: Work, keys: Keys, rounds: usize) -> Workload {
+    Workload { name, work, keys, rounds }
 }
 
-pub(crate) const ROUNDS: &[Round] = &[
-    round("durable write, new key", Work::Put(Durability::Full), Keys::New, 300),
-    round("durable write, existing key", Work::Put(Durability::Full), Keys::Existing, 300),
-    round("relaxed write, new key", Work::Put(Durability::Relaxed), Keys::New, 2_000),
-    round("relaxed write, existing key", Work::Put(Durability::Relaxed), Keys::Existing, 2_000),
-    round("read, 300 B", Work::Get, Keys::Existing, 5_000),
-    round("exists", Work::Exists, Keys::Existing, 5_000),
-    round("lock and unlock", Work::Lock, Keys::Existing, 2_000),
-    round("guarded read-modify-write", Work::Update, Keys::Existing, 1_000),
+pub(crate) const WORKLOADS: &[Workload] = &[
+    workload("durable write, new key", Work::Put(Durability::Full), Keys::New, 300),
+    workload("durable write, existing key", Work::Put(Durability::Full), Keys::Existing, 300),
+    workload("relaxed write, new key", Work::Put(Durability::Relaxed), Keys::New, 2_000),
+    workload("relaxed write, existing key", Work::Put(Durability::Relaxed), Keys::Existing, 2_000),
+    workload("read, 300 B", Work::Get, Keys::Existing, 5_000),
+    workload("exists", Work::Exists, Keys::Existing, 5_000),
+    workload("lock and unlock", Work::Lock, Keys::Existing, 2_000),
+    workload("guarded read-modify-write", Work::Update, Keys::Existing, 1_000),
 ];
 
-/// What there is to say of a peer besides its times.
+/// The description of a peer.
 pub(crate) struct About {
     pub(crate) name: &'static str,
-    /// Whether several processes may write at once.
+    /// Whether several processes can write concurrently.
     pub(crate) writers: &'static str,
-    /// What exactly is compared with the store's operation.
+    /// The exact operations that are measured.
     pub(crate) compared: &'static str,
 }
 
-/// A piece of work, ready to be done with any key and value.
+/// An operation that can be run with any key and value.
 pub(crate) type Job<'a> = Box<dyn FnMut(&str, &Invoice) + 'a>;
 
 pub(crate) trait Peer {
     fn about(&self) -> About;
 
-    /// `None` where the peer cannot do this work.
+    /// `None` if the peer does not support this operation.
     fn job(&mut self, work: Work) -> Option<Job<'_>>;
 }
 
-/// Keys that take turns, where they exist.
+/// The number of existing keys, which are used in turn.
 const KEYS: usize = 100;
-/// Rounds of a quick run.
+/// The number of keys and of rounds in a quick run.
 const QUICK: usize = 3;
 
-/// Has all peers do the work, each once a round. Returns their times, round by round; nothing for
-/// who cannot do it. A tenth of the rounds comes first and is not counted.
-pub(crate) fn measure(round: &Round, peers: &mut [Box<dyn Peer>], pace: Pace) -> Vec<Vec<Duration>> {
+/// Runs a workload: each peer runs the operation once in each round. Returns the times of each peer,
+/// round by round; the list is empty for a peer that does not support the operation. Additional
+/// warm-up rounds, a tenth of the number, run first and are not counted.
+pub(crate) fn measure(workload: &Workload, peers: &mut [Box<dyn Peer>], mode: RunMode) -> Vec<Vec<Duration>> {
     let mut value = invoice(SHORT);
-    if round.keys == Keys::Existing {
+    if workload.keys == Keys::Existing {
         for peer in &mut *peers {
             for durability in [Durability::Full, Durability::Relaxed] {
                 let Some(mut put) = peer.job(Work::Put(durability)) else { continue };
-                (0..pace.pick(KEYS, QUICK)).for_each(|n| put(&existing(n, pace), &value));
+                (0..mode.choose(KEYS, QUICK)).for_each(|n| put(&existing(n, mode), &value));
             }
         }
     }
     let count = peers.len();
     let mut times = vec![Vec::new(); count];
     let mut order: Vec<usize> = (0..count).collect();
-    let mut jobs: Vec<_> = peers.iter_mut().map(|peer| peer.job(round.work)).collect();
-    let warm = pace.pick(round.times / 10, 0);
-    for n in 0..warm + pace.pick(round.times, QUICK) {
-        let key = match round.keys {
+    let mut jobs: Vec<_> = peers.iter_mut().map(|peer| peer.job(workload.work)).collect();
+    let warm = mode.choose(workload.rounds / 10, 0);
+    for n in 0..warm + mode.choose(workload.rounds, QUICK) {
+        let key = match workload.keys {
             Keys::New => format!("new-{n:06}"),
-            Keys::Existing => existing(n, pace),
+            Keys::Existing => existing(n, mode),
         };
         value.number = n as u64;
         shuffle(&mut order, n as u64);
@@ -114,8 +115,8 @@ pub(crate) fn measure(round: &Round, peers: &mut [Box<dyn Peer>], pace: Pace) ->
     times
 }
 
-/// Another order for each round: who always came after the same one would always find the caches as
-/// that one leaves them.
+/// A different order in each round. In a fixed order, a peer would always find the caches as the same
+/// predecessor leaves them.
 fn shuffle(order: &mut [usize], seed: u64) {
     let mut state = seed;
     for last in (1..order.len()).rev() {
@@ -125,11 +126,11 @@ fn shuffle(order: &mut [usize], seed: u64) {
     }
 }
 
-fn existing(n: usize, pace: Pace) -> String {
-    format!("invoice-{:03}", n % pace.pick(KEYS, QUICK))
+fn existing(n: usize, mode: RunMode) -> String {
+    format!("invoice-{:03}", n % mode.choose(KEYS, QUICK))
 }
 
-/// The value as a peer that knows only bytes stores it.
+/// The value for a peer that stores only bytes.
 pub(crate) fn encode(value: &Invoice) -> Vec<u8> {
     serde_json::to_vec(value).expect("JSON can hold an invoice")
 }

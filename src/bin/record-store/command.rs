@@ -1,4 +1,5 @@
-//! The command of `run`: started in a process group of its own, watched, and ended if need be.
+//! The command of `run`: starts it in its own process group, monitors it and terminates it if
+//! necessary.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, PipeReader, Read};
@@ -15,64 +16,67 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, wa
 use crate::failure::{Failure, USAGE};
 use crate::value;
 
-/// Between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(5);
+/// The time between SIGTERM and SIGKILL.
+const TERM_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Killed processes are gone in a moment. Only who left the process group is still there then, and
-/// is not waited for.
-const GONE: Duration = Duration::from_secs(1);
+/// The time to wait after SIGKILL. The processes of the group end almost immediately. A descendant
+/// that left the group may still run after this time, and is not waited for.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What can happen while a command runs.
+/// An event while a command runs.
 pub(crate) enum Event {
-    /// Its standard output came to its end.
+    /// Standard output reached its end.
     Output(io::Result<Vec<u8>>),
     /// The command itself exited. It is not reaped yet.
     Exited,
-    /// The command and all its descendants are gone.
-    Gone,
-    /// This program is asked to end.
+    /// The command and all its descendants have ended.
+    AllEnded,
+    /// This program received a signal to terminate.
     Signal(i32),
 }
 
-/// How a command came to its end.
+/// The reason why a command ended.
 pub(crate) enum Ended {
-    Itself { status: ExitStatus, output: Vec<u8> },
-    HeldTooLong,
-    BySignal(i32),
+    Exited { status: ExitStatus, output: Vec<u8> },
+    HoldExceeded,
+    Signalled(i32),
 }
 
-/// A command that runs.
+/// A running command.
 pub(crate) struct Running {
     child: Child,
-    /// Stands for this command's processes until the child is reaped: until then nobody else can
-    /// get the same number.
+    /// The command's process group. The system does not reuse its number before the child is reaped.
     group: Pid,
     exited: bool,
-    gone: bool,
+    all_ended: bool,
 }
 
 impl Running {
-    /// Starts the command. It and its descendants inherit `owner`, and this process lets go of it.
-    pub(crate) fn start(words: &[OsString], owner: OwnedFd, events: &Sender<Event>) -> Result<Self, Failure> {
-        let Some((program, arguments)) = words.split_first() else {
+    /// Starts the command. It and its descendants inherit `owner`. This process closes its own copy.
+    pub(crate) fn start(
+        command_line: &[OsString],
+        owner: OwnedFd,
+        events: &Sender<Event>,
+    ) -> Result<Self, Failure> {
+        let Some((program, arguments)) = command_line.split_first() else {
             return Err(Failure::new(USAGE, "no command"));
         };
-        let failed = |error: io::Error| Failure::io("cannot watch the command", &error);
-        // The end of this pipe tells that everyone who inherited it is gone.
-        let (life, writer) = io::pipe().map_err(failed)?;
-        // A copy, because only a copy is inherited.
-        let alive = rustix::io::dup(&writer).map_err(|errno| failed(errno.into()))?;
+        let failed = |error: io::Error| Failure::io("cannot monitor the command", &error);
+        // A read from this pipe returns when all processes that inherited the writing end have ended.
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        // `writer` is close-on-exec. Its duplicate is not, so the command inherits the duplicate.
+        let inherited = rustix::io::dup(&writer).map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(program);
         command.args(arguments).stdout(Stdio::piped()).process_group(0);
         if io::stdin().is_terminal() {
-            // A process group in the background is stopped when it reads the terminal.
+            // The system stops a background process group that reads from the terminal.
             command.stdin(Stdio::null());
         }
-        let child = command.spawn().map_err(|error| Failure::start(program, &error))?;
-        drop((writer, alive, owner));
+        let child = command.spawn().map_err(|error| Failure::spawn(program, &error))?;
+        drop((writer, inherited, owner));
         let group = Pid::from_child(&child);
-        let mut running = Self { child, group, exited: false, gone: false };
-        if let Err(error) = running.watch(life, events) {
+        let mut running = Self { child, group, exited: false, all_ended: false };
+        if let Err(error) = running.monitor(reader, events) {
             running.signal(Signal::KILL);
             let _ = running.child.wait();
             return Err(failed(error));
@@ -80,11 +84,11 @@ impl Running {
         Ok(running)
     }
 
-    /// Has everything that can happen told as an event.
-    fn watch(&mut self, mut life: PipeReader, events: &Sender<Event>) -> io::Result<()> {
+    /// Starts threads that send [`Event::Output`], [`Event::Exited`] and [`Event::AllEnded`].
+    fn monitor(&mut self, mut pipe: PipeReader, events: &Sender<Event>) -> io::Result<()> {
         let spawn = |work: Box<dyn FnOnce() -> Event + Send>| {
             let events = events.clone();
-            // Nobody listens any more when the program is about to end.
+            // The receiver may be gone if this program is about to exit.
             thread::Builder::new().spawn(move || drop(events.send(work()))).map(drop)
         };
         if let Some(stdout) = self.child.stdout.take() {
@@ -92,25 +96,25 @@ impl Running {
         }
         let group = self.group;
         spawn(Box::new(move || {
-            // Looks, but leaves the zombie, so that the number of the group stays taken.
-            let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            while matches!(waitid(WaitId::Pid(group), look), Err(Errno::INTR)) {}
+            // NOWAIT keeps the zombie, so that the number of the group is not reused.
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(waitid(WaitId::Pid(group), options), Err(Errno::INTR)) {}
             Event::Exited
         }))?;
         spawn(Box::new(move || {
-            let _ = life.read(&mut [0]);
-            Event::Gone
+            let _ = pipe.read(&mut [0]);
+            Event::AllEnded
         }))
     }
 
-    /// Waits for the end of the command and of its output, and brings it about after `hold` or at a
-    /// signal.
+    /// Waits until the command has exited and its output is complete. Terminates the command after
+    /// `hold` or at a signal.
     pub(crate) fn finish(
         mut self,
         events: &Receiver<Event>,
         hold: Option<Duration>,
     ) -> Result<Ended, Failure> {
-        let end = hold.and_then(|hold| Instant::now().checked_add(hold));
+        let deadline = hold.and_then(|hold| Instant::now().checked_add(hold));
         let mut output = None;
         loop {
             if self.exited
@@ -118,46 +122,47 @@ impl Running {
             {
                 let status =
                     self.child.wait().map_err(|error| Failure::io("cannot wait for the command", &error))?;
-                return Ok(Ended::Itself { status, output });
+                return Ok(Ended::Exited { status, output });
             }
-            match next(events, end) {
+            match next(events, deadline) {
                 Some(Event::Output(Ok(bytes))) => output = Some(bytes),
                 Some(Event::Output(Err(error))) => {
-                    self.end(events);
-                    return Err(Failure::output(&error));
+                    self.terminate(events);
+                    return Err(Failure::command_output(&error));
                 }
                 Some(Event::Exited) => self.exited = true,
-                Some(Event::Gone) => self.gone = true,
+                Some(Event::AllEnded) => self.all_ended = true,
                 Some(Event::Signal(signal)) => {
-                    self.end(events);
-                    return Ok(Ended::BySignal(signal));
+                    self.terminate(events);
+                    return Ok(Ended::Signalled(signal));
                 }
                 None => {
-                    self.end(events);
-                    return Ok(Ended::HeldTooLong);
+                    self.terminate(events);
+                    return Ok(Ended::HoldExceeded);
                 }
             }
         }
     }
 
-    /// Ends the whole process group, first with a word, then without.
-    fn end(mut self, events: &Receiver<Event>) {
+    /// Terminates the whole process group, first with SIGTERM and then with SIGKILL.
+    fn terminate(mut self, events: &Receiver<Event>) {
         self.signal(Signal::TERM);
-        // A stopped process hears nothing else.
+        // A stopped process handles SIGTERM only after SIGCONT.
         self.signal(Signal::CONT);
-        self.await_end(events, GRACE);
+        self.await_end(events, TERM_TIMEOUT);
         self.signal(Signal::KILL);
-        self.await_end(events, GONE);
+        self.await_end(events, KILL_TIMEOUT);
         let _ = self.child.wait();
     }
 
-    /// Waits until nobody is left, but not longer than `patience`, and not after another signal.
-    fn await_end(&mut self, events: &Receiver<Event>, patience: Duration) {
-        let end = Instant::now() + patience;
-        while !(self.exited && self.gone) {
-            match next(events, Some(end)) {
+    /// Waits until the command and all its descendants have ended, until `timeout`, or until another
+    /// signal arrives.
+    fn await_end(&mut self, events: &Receiver<Event>, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while !(self.exited && self.all_ended) {
+            match next(events, Some(deadline)) {
                 Some(Event::Exited) => self.exited = true,
-                Some(Event::Gone) => self.gone = true,
+                Some(Event::AllEnded) => self.all_ended = true,
                 Some(Event::Output(_)) => {}
                 Some(Event::Signal(_)) | None => return,
             }
@@ -165,13 +170,13 @@ impl Running {
     }
 
     fn signal(&self, signal: Signal) {
-        // That nobody is there to get it is what is wanted in the end.
+        // An error means that no process is left, which is the desired state.
         let _ = kill_process_group(self.group, signal);
     }
 }
 
-/// The next event. `None`: the time is up.
-fn next(events: &Receiver<Event>, end: Option<Instant>) -> Option<Event> {
-    let Some(end) = end else { return events.recv().ok() };
-    events.recv_timeout(end.saturating_duration_since(Instant::now())).ok()
+/// The next event. `None` after the deadline.
+fn next(events: &Receiver<Event>, deadline: Option<Instant>) -> Option<Event> {
+    let Some(deadline) = deadline else { return events.recv().ok() };
+    events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
 }

@@ -1,4 +1,4 @@
-//! `completions`: what shells ask for.
+//! `completions`: prints a completion script for a shell.
 
 use clap::CommandFactory;
 use clap_complete::generate;

@@ -1,19 +1,19 @@
-//! `export`: all records as JSON Lines.
+//! `export`: writes all records as JSON Lines.
 
 use record_store::{Claim, FileSystemRecordStore, Json, Key, RecordStore, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::ExportArgs;
 use crate::failure::Failure;
+use crate::format::json;
 use crate::progress::Progress;
 use crate::records::open_to_read;
 use crate::target::Target;
-use crate::words::json;
 
 pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
     let mut target = Target::open(args.file.as_deref())?;
-    let mut progress = Progress::begin(|| Some(store.keys().ok()?.count() as u64));
+    let mut progress = Progress::start(|| Some(store.keys().ok()?.count() as u64));
     let mut outcome = Ok(());
     let (mut done, mut records) = (0, 0);
     for key in store.keys()? {
@@ -24,17 +24,17 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
                 target.line(&line)?;
                 records += 1;
             }
-            // It was removed just now.
+            // The record was removed after it was listed.
             Ok(None) => {}
             Err(failure) => {
                 progress.clear();
                 if !args.keep_going {
                     return Err(failure);
                 }
-                outcome = outcome.and(Err(failure.said()));
+                outcome = outcome.and(Err(failure.printed()));
             }
         }
-        progress.step(done, records);
+        progress.update(done, records);
     }
     target.finish()?;
     outcome
@@ -48,6 +48,6 @@ fn line(store: &FileSystemRecordStore, key: &Key, args: &ExportArgs) -> Result<O
     }
     let result = store.read_json(key, &Claim::current(), args.wait)?;
     let line = result.map(|result| json(&Line { key: key.as_str(), result: &result })).transpose()?;
-    // Strings hold no bare line feed: what there is stands between values, where it is but a space.
+    // JSON strings contain no raw line feed. A line feed between values is only white space.
     Ok(line.map(|line| line.replace(['\n', '\r'], " ")))
 }

@@ -1,4 +1,4 @@
-//! How this program fails: with an exit code, and mostly with a line on standard error.
+//! Failures of this program: an exit code and usually a message on standard error.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -7,37 +7,39 @@ use std::process::ExitCode;
 
 use record_store::Error;
 
-/// Why this program does not end with 0, or, for a closed pipe, why it ends early.
+/// The reason why this program exits with a code other than 0. A closed output pipe is also a
+/// `Failure`, with code 0: it ends the program early.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
-    /// Nothing for what the user did, or the command has said already.
+    /// `None` if a message would add nothing: the user ended the program, or the reason is already
+    /// printed, by the command or by this program.
     message: Option<String>,
 }
 
 pub(crate) const NOT_FOUND: u8 = 1;
-/// Also clap's.
+/// clap exits with the same code.
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const BAD_DATA: u8 = 65;
-/// An import met a key that has a record.
+/// `import` found a key that already has a record.
 pub(crate) const EXISTS: u8 = 73;
 const IO: u8 = 74;
 pub(crate) const LOCKED: u8 = 75;
-pub(crate) const HELD_TOO_LONG: u8 = 124;
-const CANNOT_RUN: u8 = 126;
-const NO_SUCH_COMMAND: u8 = 127;
+pub(crate) const HOLD_EXCEEDED: u8 = 124;
+const CANNOT_EXECUTE: u8 = 126;
+const COMMAND_NOT_FOUND: u8 = 127;
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
         Self { code, message: Some(message.into()) }
     }
 
-    /// A failure that needs no words.
+    /// A failure that prints no message.
     pub(crate) fn silent(code: u8) -> Self {
         Self { code, message: None }
     }
 
-    /// Input or output that is not of the form it should have.
+    /// Data with an invalid format.
     pub(crate) fn bad_data(what: &str, error: &dyn StdError) -> Self {
         Self::new(BAD_DATA, format!("{what}: {}", chain(error)))
     }
@@ -46,7 +48,8 @@ impl Failure {
         Self::new(IO, format!("{what}: {error}"))
     }
 
-    /// Whoever reads our output may stop at any time; that is no failure.
+    /// A failed write to standard output. A closed pipe is not an error: the reader may stop at any
+    /// time.
     pub(crate) fn stdout(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
             return Self::silent(0);
@@ -54,16 +57,16 @@ impl Failure {
         Self::io("cannot write to standard output", error)
     }
 
-    /// A command that could not be started, with the exit codes of a shell.
-    pub(crate) fn start(command: &std::ffi::OsStr, error: &io::Error) -> Self {
-        let code = if error.kind() == io::ErrorKind::NotFound { NO_SUCH_COMMAND } else { CANNOT_RUN };
+    /// The command could not be started. The exit codes are those of a shell.
+    pub(crate) fn spawn(command: &std::ffi::OsStr, error: &io::Error) -> Self {
+        let code = if error.kind() == io::ErrorKind::NotFound { COMMAND_NOT_FOUND } else { CANNOT_EXECUTE };
         Self::new(code, format!("cannot run {}: {error}", command.display()))
     }
 
-    /// A command's output that could not be taken.
-    pub(crate) fn output(error: &io::Error) -> Self {
+    /// The command's output could not be read.
+    pub(crate) fn command_output(error: &io::Error) -> Self {
         let code = if error.kind() == io::ErrorKind::FileTooLarge { BAD_DATA } else { IO };
-        Self::new(code, format!("cannot take the command's output: {error}"))
+        Self::new(code, format!("cannot read the command's output: {error}"))
     }
 
     /// An error and its causes, on one line.
@@ -71,28 +74,29 @@ impl Failure {
         chain(error)
     }
 
-    /// The end by a signal, as a shell shows it.
+    /// Termination by a signal. The exit code is that of a shell.
     pub(crate) fn signal(number: i32) -> Self {
         Self::silent(signal_code(number))
     }
 
-    /// Says where it went wrong.
-    pub(crate) fn at(mut self, place: &str) -> Self {
-        self.message = self.message.map(|message| format!("{place}: {message}"));
+    /// Adds the position of the failure to the message.
+    pub(crate) fn at(mut self, position: &str) -> Self {
+        self.message = self.message.map(|message| format!("{position}: {message}"));
         self
     }
 
-    /// Says what went wrong, now. A closed standard error is nothing to fail over.
-    pub(crate) fn said(mut self) -> Self {
+    /// Prints the message immediately and keeps only the exit code. Ignores write errors, because
+    /// standard error may be closed.
+    pub(crate) fn printed(mut self) -> Self {
         if let Some(message) = self.message.take() {
             let _ = writeln!(io::stderr(), "record-store: {message}");
         }
         self
     }
 
-    /// Says what went wrong, if it is not said yet.
+    /// Prints the message, unless it is already printed, and returns the exit code.
     pub(crate) fn report(self) -> ExitCode {
-        ExitCode::from(self.said().code)
+        ExitCode::from(self.printed().code)
     }
 }
 
@@ -112,7 +116,7 @@ impl From<Error> for Failure {
             | Error::NotARegularFile { .. }
             | Error::UnsupportedFormat { .. } => BAD_DATA,
             Error::NotAStore { .. } => NOT_FOUND,
-            // A read-only open of a directory that is not there.
+            // A read-only open of a directory that does not exist.
             Error::Io { operation: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 NOT_FOUND
             }

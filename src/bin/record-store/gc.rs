@@ -1,14 +1,14 @@
-//! `gc`: clearing away what counts for nothing any more.
+//! `gc`: removes expired records, stale locks and leftovers.
 
 use record_store::{FileSystemOptions, OpenMode};
 use serde::Serialize;
 
 use crate::args::GcArgs;
 use crate::failure::Failure;
+use crate::format::json;
 use crate::output::Output;
-use crate::words::json;
 
-/// What was removed. The names of the fields are part of the interface.
+/// The counts of removed items. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct Removed {
     records: usize,

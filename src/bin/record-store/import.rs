@@ -1,4 +1,4 @@
-//! `import`: records from JSON Lines.
+//! `import`: stores records from JSON Lines.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -11,19 +11,19 @@ use serde::Deserialize;
 use crate::args::{Existing, ImportArgs};
 use crate::failure::{BAD_DATA, EXISTS, Failure};
 use crate::progress::Progress;
-use crate::records::open_to_change;
+use crate::records::open_to_write;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     let mut lines = Lines::open(args.file.as_deref())?;
     let size = lines.size;
-    let mut progress = Progress::begin(|| size);
+    let mut progress = Progress::start(|| size);
     let mut outcome = Ok(());
     let mut store = None;
     let mut records = 0;
     while let Some(line) = lines.next()? {
         let imported = match (line, &store) {
             (Ok(line), Some(store)) => import_one(store, &line, args),
-            // Before a store is made: bad input leaves nothing behind.
+            // The first valid line opens the store, so that invalid input creates no store.
             (Ok(line), None) => import_one(store.insert(open(args)?), &line, args),
             (Err(failure), _) => Err(failure),
         };
@@ -31,16 +31,16 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
             Ok(()) => records += 1,
             Err(failure) => {
                 progress.clear();
-                let failure = failure.at(&lines.place());
+                let failure = failure.at(&lines.position());
                 if !args.keep_going {
                     return Err(failure);
                 }
-                outcome = outcome.and(Err(failure.said()));
+                outcome = outcome.and(Err(failure.printed()));
             }
         }
-        progress.step(lines.bytes, records);
+        progress.update(lines.bytes, records);
     }
-    // Of an empty store, too, an import is a copy.
+    // Empty input creates an empty store: the copy of an empty store.
     if store.is_none() && outcome.is_ok() {
         open(args)?;
     }
@@ -48,10 +48,10 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
 }
 
 fn open(args: &ImportArgs) -> Result<FileSystemRecordStore, Failure> {
-    Ok(open_to_change(&args.store, &args.change, OpenMode::Create)?)
+    Ok(open_to_write(&args.store, &args.durability, OpenMode::Create)?)
 }
 
-/// A record, as a line has it.
+/// One line of the input.
 #[derive(Deserialize)]
 struct Line {
     key: Key,
@@ -60,43 +60,43 @@ struct Line {
 
 fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> Result<(), Failure> {
     let Line { key, result } = line;
-    // What is skipped anyway need not be waited for.
+    // Do not wait for the lock of a record that would be skipped.
     if args.existing == Existing::Skip && store.exists(key)? {
         return Ok(());
     }
-    // The lock makes the look and the change one step.
+    // The lock makes the check and the write atomic.
     let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait))?;
     match args.existing {
         Existing::Overwrite => guard.write(result)?,
         _ if !store.exists(key)? => guard.write(result)?,
         Existing::Skip => {}
         Existing::Fail => {
-            let advice = "choose --existing skip or overwrite";
-            return Err(Failure::new(EXISTS, format!("{:?} has a record; {advice}", key.as_str())));
+            let advice = "use --existing skip or --existing overwrite";
+            return Err(Failure::new(EXISTS, format!("{:?} already has a record; {advice}", key.as_str())));
         }
     }
     Ok(guard.release()?)
 }
 
-/// The longest line: the largest record, with room for a key in which every character is escaped.
+/// The longest line: the largest record, and space for a key in which every character is escaped.
 const MAX_BYTES: u64 = (1 << 30) + (1 << 20);
 
-/// Lines with a record each.
+/// The lines of the input, with one record each.
 struct Lines {
     input: BufReader<Box<dyn Read>>,
-    /// What the input is called in errors.
+    /// The name of the input in error messages.
     name: String,
-    /// Its size, where it has one.
+    /// The size of the input, if it is a file.
     size: Option<u64>,
-    /// Of the line that came last.
+    /// The number of the current line.
     number: u64,
-    /// How much was read.
+    /// The number of bytes read so far.
     bytes: u64,
     line: Vec<u8>,
 }
 
 impl Lines {
-    /// Nothing and `-` mean standard input.
+    /// `None` and `-` mean standard input.
     fn open(file: Option<&Path>) -> Result<Self, Failure> {
         let (name, input) = match file.filter(|file| *file != Path::new("-")) {
             None => {
@@ -106,12 +106,12 @@ impl Lines {
             Some(file) => (file.display().to_string(), File::open(file)),
         };
         let input = input.map_err(|error| Failure::io(&format!("cannot open {name}"), &error))?;
-        let size = input.metadata().ok().filter(std::fs::Metadata::is_file).map(|about| about.len());
+        let size = input.metadata().ok().filter(std::fs::Metadata::is_file).map(|metadata| metadata.len());
         let input = BufReader::new(Box::new(input) as Box<dyn Read>);
         Ok(Self { input, name, size, number: 0, bytes: 0, line: vec![] })
     }
 
-    /// The next line that is not empty: a record, or what is wrong with it. `None` at the end.
+    /// The next line that is not empty: a record, or the reason why it is invalid. `None` at the end.
     fn next(&mut self) -> Result<Option<Result<Line, Failure>>, Failure> {
         loop {
             self.line.clear();
@@ -123,8 +123,8 @@ impl Lines {
             self.number += 1;
             self.bytes += read as u64;
             if read as u64 == MAX_BYTES {
-                // The rest of it cannot be told from the next line.
-                return Err(Failure::new(BAD_DATA, "a line over 1 GiB").at(&self.place()));
+                // An error even with --keep-going: the rest of the line would be read as the next line.
+                return Err(Failure::new(BAD_DATA, "line longer than 1 GiB").at(&self.position()));
             }
             let line = self.line.trim_ascii();
             if !line.is_empty() {
@@ -133,12 +133,13 @@ impl Lines {
         }
     }
 
-    fn place(&self) -> String {
+    fn position(&self) -> String {
         format!("{} line {}", self.name, self.number)
     }
 }
 
-/// The parser sees one line only: what it calls the first need not be that of the input.
+/// Removes the line number from the parser's message: the parser sees only one line, so it always says
+/// "line 1".
 fn not_a_record(error: &serde_json::Error) -> Failure {
     let message = error.to_string().replace(" at line 1 column ", " at column ");
     Failure::new(BAD_DATA, format!("not a record: {message}"))

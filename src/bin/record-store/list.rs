@@ -1,14 +1,14 @@
-//! `ls` and `locks`: what there is.
+//! `ls` and `locks`: list keys and locks.
 
 use record_store::{LockInfo, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::{ListArgs, LocksArgs};
 use crate::failure::Failure;
+use crate::format::{json, owner_cell, rfc3339, state, state_cell};
 use crate::output::Output;
 use crate::records::open_to_read;
-use crate::style::{Cell, Ink, heading, printable, table};
-use crate::words::{json, owner_cell, rfc3339, state, state_cell};
+use crate::style::{Cell, Colour, heading, printable, table};
 
 pub(crate) fn keys(args: &ListArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
@@ -20,7 +20,7 @@ pub(crate) fn keys(args: &ListArgs) -> Result<(), Failure> {
             Ok(key) if args.json => out.line(&json(key.as_str())?)?,
             Ok(key) if out.is_terminal() => out.line(&style.printable(key.as_str()))?,
             Ok(key) => out.line(key.as_str())?,
-            Err(error) => outcome = Err(reported(error)),
+            Err(error) => outcome = Err(printed(error)),
         }
     }
     out.finish()?;
@@ -36,11 +36,11 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
         match lock {
             Ok(lock) if args.json => out.line(&json(&JsonLock::new(&lock))?)?,
             Ok(lock) => rows.push(row(&lock)),
-            Err(error) => outcome = Err(reported(error)),
+            Err(error) => outcome = Err(printed(error)),
         }
     }
     if !rows.is_empty() {
-        // By key, for people.
+        // A table for people is sorted by key.
         rows.sort_by(|a, b| a[0].text.cmp(&b[0].text));
         rows.insert(0, heading(["KEY", "STATE", "OWNER", "SINCE", "UNTIL", "TOKEN", "HOLDER"]));
         out.lines(&table(&rows, out.style()))?;
@@ -49,10 +49,10 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
     outcome
 }
 
-/// Says what is wrong with one item, so that the listing can go on. Only the exit code is left to
-/// tell in the end.
-pub(crate) fn reported(error: record_store::Error) -> Failure {
-    Failure::from(error).said()
+/// Prints the error of one item, so that the listing can continue. The result keeps the exit code for
+/// the end.
+pub(crate) fn printed(error: record_store::Error) -> Failure {
+    Failure::from(error).printed()
 }
 
 fn row(lock: &LockInfo) -> [Cell; 7] {
@@ -61,13 +61,14 @@ fn row(lock: &LockInfo) -> [Cell; 7] {
         state_cell(lock),
         owner_cell(lock),
         rfc3339(lock.acquired_at()).into(),
-        lock.expires_at().map_or_else(|| Cell::ink("released", Ink::Faint), |time| rfc3339(time).into()),
+        lock.expires_at()
+            .map_or_else(|| Cell::coloured("released", Colour::Dim), |time| rfc3339(time).into()),
         lock.token().to_string().into(),
         printable(lock.holder().name()).into(),
     ]
 }
 
-/// A lock as programs see it. The names of the fields are part of the interface.
+/// A lock as JSON. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct JsonLock<'a> {
     key: &'a str,

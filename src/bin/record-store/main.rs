@@ -1,10 +1,11 @@
-//! The command line `record-store`: records and their locks for shell scripts.
+//! The command line program `record-store`: records and locks for shell scripts.
 
 mod args;
 mod command;
 mod completions;
 mod export;
 mod failure;
+mod format;
 mod gc;
 mod import;
 mod list;
@@ -19,7 +20,6 @@ mod unlock;
 mod value;
 mod verify;
 mod watch;
-mod words;
 
 use std::process::ExitCode;
 

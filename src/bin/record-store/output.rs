@@ -1,11 +1,12 @@
-//! Standard output, for programs and for people.
+//! Standard output.
 
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use crate::failure::Failure;
 use crate::style::Style;
 
-/// Standard output with a buffer. What is written may appear late, so call [`Output::finish`].
+/// Buffered standard output. Call [`Output::finish`] at the end, which flushes the buffer and reports
+/// errors.
 pub(crate) struct Output {
     out: BufWriter<StdoutLock<'static>>,
     terminal: bool,
@@ -18,12 +19,11 @@ impl Output {
         Self { out: BufWriter::new(out), terminal }
     }
 
-    /// True if people read it.
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Whether it takes colours.
+    /// The style for this output: coloured or plain.
     pub(crate) fn style(&self) -> Style {
         Style::of(self.terminal)
     }
@@ -41,7 +41,6 @@ impl Output {
         lines.iter().try_for_each(|line| self.line(line))
     }
 
-    /// Has what was written so far appear.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         self.out.flush().map_err(|error| Failure::stdout(&error))
     }

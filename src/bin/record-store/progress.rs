@@ -1,50 +1,51 @@
-//! A line on a terminal that tells how far a long task is.
+//! A progress bar for long tasks, drawn on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Only who takes longer than this has anything to tell.
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Between two drawings.
-const PAUSE: Duration = Duration::from_millis(100);
-/// The length of the bar.
+/// A task that is shorter than this shows no progress.
+const DELAY: Duration = Duration::from_millis(500);
+/// The minimum time between two drawings.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+/// The width of the bar.
 const BAR: usize = 30;
 
 pub(crate) struct Progress {
-    /// Whether anybody sees it.
-    seen: bool,
-    /// What makes the whole, if that is known.
+    /// Standard error is a terminal.
+    visible: bool,
+    /// The size of the whole task, if known.
     total: Option<u64>,
-    begun: Instant,
-    next: Instant,
+    started: Instant,
+    next_draw: Instant,
     drawn: bool,
 }
 
 impl Progress {
-    /// Of a task with so many parts, on standard error, if that is a terminal.
-    pub(crate) fn begin(total: impl FnOnce() -> Option<u64>) -> Self {
-        let seen = io::stderr().is_terminal();
-        let total = if seen { total().filter(|total| *total > 0) } else { None };
-        let begun = Instant::now();
-        Self { seen, total, begun, next: begun + PATIENCE, drawn: false }
+    /// Starts the progress of a task with `total` parts. Calls `total` only if standard error is a
+    /// terminal.
+    pub(crate) fn start(total: impl FnOnce() -> Option<u64>) -> Self {
+        let visible = io::stderr().is_terminal();
+        let total = if visible { total().filter(|total| *total > 0) } else { None };
+        let started = Instant::now();
+        Self { visible, total, started, next_draw: started + DELAY, drawn: false }
     }
 
-    /// So many parts are done, and so many records.
-    pub(crate) fn step(&mut self, done: u64, records: u64) {
-        if !self.seen {
+    /// Shows that `done` parts of the task and `records` records are done.
+    pub(crate) fn update(&mut self, done: u64, records: u64) {
+        if !self.visible {
             return;
         }
         let now = Instant::now();
-        if now >= self.next {
-            self.next = now + PAUSE;
+        if now >= self.next_draw {
+            self.next_draw = now + REDRAW_INTERVAL;
             self.drawn = true;
-            let line = line(done, self.total, records, now - self.begun);
-            // Nothing depends on it.
+            let line = line(done, self.total, records, now - self.started);
+            // A failure to draw must not fail the task.
             let _ = write!(io::stderr(), "\r{line}\x1b[K");
         }
     }
 
-    /// Leaves the line to others. Before anything else is said.
+    /// Erases the progress line. Call this before other output to the terminal.
     pub(crate) fn clear(&mut self) {
         if self.drawn {
             self.drawn = false;
@@ -59,14 +60,14 @@ impl Drop for Progress {
     }
 }
 
-fn line(done: u64, total: Option<u64>, records: u64, taken: Duration) -> String {
-    let per_second = u128::from(records) * 1_000 / taken.as_millis().max(1);
+fn line(done: u64, total: Option<u64>, records: u64, elapsed: Duration) -> String {
+    let per_second = u128::from(records) * 1_000 / elapsed.as_millis().max(1);
     let count = format!("{records} records, {per_second}/s");
     let Some(total) = total else { return count };
-    // Files grow while they are read.
+    // `done` can exceed `total`: the input may grow while it is read.
     let percent = usize::try_from(u128::from(done.min(total)) * 100 / u128::from(total)).unwrap_or(100);
-    let full = percent * BAR / 100;
-    format!("[{:<BAR$}] {percent:3} %  {count}", "#".repeat(full))
+    let filled = percent * BAR / 100;
+    format!("[{:<BAR$}] {percent:3} %  {count}", "#".repeat(filled))
 }
 
 #[cfg(test)]
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines() {
+    fn the_line_shows_the_rate_and_at_most_100_percent() {
         let second = Duration::from_secs(1);
         assert_eq!(line(7, None, 7, second), "7 records, 7/s");
         assert_eq!(

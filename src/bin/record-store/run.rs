@@ -1,4 +1,4 @@
-//! `run`: a command once per key, over all processes.
+//! `run`: runs a command once per key, across all processes.
 
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -10,8 +10,8 @@ use record_store::{Error, FileSystemRecordStore, LockGuard, LockOptions, OpenMod
 
 use crate::args::RunArgs;
 use crate::command::{Ended, Event, Running};
-use crate::failure::{Failure, HELD_TOO_LONG, signal_code};
-use crate::records::{open_to_change, open_to_read};
+use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
+use crate::records::{open_to_read, open_to_write};
 use crate::signals::Signals;
 use crate::value::{Form, Value};
 
@@ -22,7 +22,7 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
 struct Run {
     args: RunArgs,
     form: Form,
-    begun: Instant,
+    started: Instant,
     signals: Signals,
     sender: Sender<Event>,
     events: Receiver<Event>,
@@ -34,23 +34,23 @@ impl Run {
         let signals = Signals::watch(sender.clone())
             .map_err(|error| Failure::io("cannot watch for signals", &error))?;
         let form = Form::of(args.text);
-        Ok(Self { args, form, begun: Instant::now(), signals, sender, events })
+        Ok(Self { args, form, started: Instant::now(), signals, sender, events })
     }
 
     fn result(&self) -> Result<Value, Failure> {
-        if let Some(value) = self.stored()? {
+        if let Some(value) = self.read_now()? {
             return Ok(value);
         }
-        let store = open_to_change(&self.args.record.store, &self.args.change, OpenMode::Create)?;
+        let store = open_to_write(&self.args.record.store, &self.args.durability, OpenMode::Create)?;
         loop {
-            if let Some(value) = self.wait(&store)? {
+            if let Some(value) = self.await_unlocked(&store)? {
                 return Ok(value);
             }
-            self.signals.hold_back();
-            let outcome = self.try_make(&store);
-            self.signals.let_through();
-            // Whatever came of it, the user wanted an end.
-            if let Some(signal) = self.held_back() {
+            self.signals.defer();
+            let outcome = self.try_compute(&store);
+            self.signals.stop_deferring();
+            // A signal has priority over any outcome, because the user requested termination.
+            if let Some(signal) = self.deferred_signal() {
                 return Err(Failure::signal(signal));
             }
             if let Some(value) = outcome? {
@@ -59,9 +59,9 @@ impl Run {
         }
     }
 
-    /// One look that needs nothing but the right to read. A store that cannot be opened so is for
-    /// the next step to make, or to complain of.
-    fn stored(&self) -> Result<Option<Value>, Error> {
+    /// Reads the stored result without waiting. This needs only read permission. If the store cannot be
+    /// opened, this returns `None`: the next step creates the store or reports the error.
+    fn read_now(&self) -> Result<Option<Value>, Error> {
         let record = &self.args.record;
         if self.args.refresh {
             return Ok(None);
@@ -73,9 +73,9 @@ impl Run {
         }
     }
 
-    /// Waits until the key is free; then returns what is stored. All who wait read at once, rather
-    /// than to take the lock one after the other.
-    fn wait(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Error> {
+    /// Waits until the key is free and returns the stored result. All waiters read concurrently,
+    /// instead of acquiring the lock one after the other.
+    fn await_unlocked(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
             store.wait_for_lock(key, self.time_left())?;
@@ -84,25 +84,26 @@ impl Run {
         Value::read(self.form, store, key, self.time_left())
     }
 
-    /// Takes the lock, if it is free, and makes the result. `None`: another was faster.
+    /// Computes the result if the lock is free. Returns `None` if another holder acquired it first.
     ///
-    /// Does not wait for the lock: meanwhile a signal could not end the program.
-    fn try_make(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Failure> {
-        let time_is_up = self.time_left() == Some(Duration::ZERO);
+    /// Does not wait for the lock, because signals are deferred now and could not end the wait.
+    fn try_compute(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Failure> {
+        let timed_out = self.time_left() == Some(Duration::ZERO);
         match store.lock(&self.args.record.key, LockOptions::new().acquire_timeout(Duration::ZERO)) {
-            Ok(guard) => self.make(store, guard).map(Some),
-            Err(error) if error.is_timeout() && !time_is_up => Ok(None),
+            Ok(guard) => self.compute(store, guard).map(Some),
+            Err(error) if error.is_timeout() && !timed_out => Ok(None),
             Err(mut error) => {
                 if let Error::LockTimeout { waited, .. } = &mut error {
-                    *waited = self.begun.elapsed();
+                    *waited = self.started.elapsed();
                 }
                 Err(error.into())
             }
         }
     }
 
-    /// Makes the result under the lock. Every way out frees it, and none before the command ended.
-    fn make(
+    /// Computes the result under the lock. Every return releases the lock, and no return happens while
+    /// the command still runs.
+    fn compute(
         &self,
         store: &FileSystemRecordStore,
         guard: LockGuard<'_, FileSystemRecordStore>,
@@ -112,33 +113,36 @@ impl Run {
         {
             return Ok(value);
         }
-        // With it the lock stays the command's when this process is killed.
+        // The command inherits the owner file, so that it keeps the lock if this process is killed.
         let owner = store.share_owner()?;
         let command = Running::start(&self.args.command, owner, &self.sender)?;
         let output = match command.finish(&self.events, self.args.hold)? {
-            Ended::Itself { status, output } if status.success() => output,
-            Ended::Itself { status, output } => {
-                pass_on(&output);
-                return Err(Failure::silent(code(status)));
+            Ended::Exited { status, output } if status.success() => output,
+            Ended::Exited { status, output } => {
+                print_to_stderr(&output);
+                return Err(Failure::silent(exit_code(status)));
             }
-            Ended::HeldTooLong => {
-                let message = format!("the command was ended after {:?}", self.args.hold.unwrap_or_default());
-                return Err(Failure::new(HELD_TOO_LONG, message));
+            Ended::HoldExceeded => {
+                let hold = self.args.hold.unwrap_or_default();
+                return Err(Failure::new(
+                    HOLD_EXCEEDED,
+                    format!("the command was terminated after {hold:?}"),
+                ));
             }
-            Ended::BySignal(signal) => return Err(Failure::signal(signal)),
+            Ended::Signalled(signal) => return Err(Failure::signal(signal)),
         };
         let value = Value::parse(self.form, output, "the command's output")?;
-        value.write_locked(&guard, self.args.life.options())?;
+        value.write_locked(&guard, self.args.expiry.options())?;
         guard.release()?;
         Ok(value)
     }
 
     fn time_left(&self) -> Option<Duration> {
-        self.args.wait.map(|wait| wait.saturating_sub(self.begun.elapsed()))
+        self.args.wait.map(|wait| wait.saturating_sub(self.started.elapsed()))
     }
 
-    /// The signal that came while the program was at work, if any.
-    fn held_back(&self) -> Option<i32> {
+    /// A signal that arrived while signals were deferred.
+    fn deferred_signal(&self) -> Option<i32> {
         self.events.try_iter().find_map(|event| match event {
             Event::Signal(signal) => Some(signal),
             _ => None,
@@ -146,14 +150,14 @@ impl Run {
     }
 }
 
-/// What a failed command has printed: no result, but it may say why. Standard output is for results
-/// only.
-fn pass_on(output: &[u8]) {
+/// Prints the output of a failed command. It may explain the failure, but it is not a result, and
+/// standard output is only for results.
+fn print_to_stderr(output: &[u8]) {
     let _ = io::stderr().write_all(output);
 }
 
-/// The exit code of a command that failed, as a shell shows it.
-fn code(status: ExitStatus) -> u8 {
+/// The exit code of a failed command, as a shell shows it.
+fn exit_code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
         (None, Some(signal)) => signal_code(signal),

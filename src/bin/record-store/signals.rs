@@ -1,8 +1,8 @@
-//! Signals that ask this program to end.
+//! Signals that terminate this program.
 //!
-//! While it only waits or prints, such a signal ends it at once. From the moment at which it goes
-//! for the lock until the lock is released, signals are passed to whoever is at work, so that the
-//! command is ended and the key freed first.
+//! While this program only waits or prints, such a signal terminates it immediately. While it may hold
+//! the lock, the signal is deferred: it becomes an event, so that the command is terminated and the
+//! lock is released first.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,67 +12,70 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use signal_hook::iterator::Signals as Arrivals;
+use signal_hook::iterator::Signals as SignalIterator;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::command::Event;
 use crate::failure::signal_code;
 
-/// A command in a process group of its own does not see the terminal's Ctrl-C and Ctrl-\.
-const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+/// SIGINT and SIGQUIT are included because the terminal sends them, on Ctrl-C and Ctrl-\, only to the
+/// foreground process group, and the command has its own process group.
+const TERMINATING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 
-/// The signals that ask this program to end.
+/// The handling of terminating signals during `run`.
 pub(crate) struct Signals {
-    mood: Arc<Mutex<Mood>>,
+    mode: Arc<Mutex<Mode>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mood {
-    /// There is nothing to clean up.
-    Idle,
-    /// The lock may be held.
-    Busy,
+enum Mode {
+    /// A signal terminates the program: there is nothing to clean up.
+    Exit,
+    /// A signal becomes an event: the lock may be held.
+    Defer,
 }
 
 impl Signals {
-    /// Watches for signals from now on.
+    /// Starts to watch for signals.
     pub(crate) fn watch(events: Sender<Event>) -> io::Result<Self> {
-        // What was ignored when this program began is meant to be ignored: `nohup`, and the
-        // background jobs of a script.
+        // A signal that was ignored when this program started stays ignored: `nohup` and background
+        // jobs of scripts depend on it.
         let ignored = ignored();
-        let mut arrivals = Arrivals::new(ENDING.iter().filter(|&&signal| !ignored.contains(signal)))?;
-        let mood = Arc::new(Mutex::new(Mood::Idle));
-        let seen = Arc::clone(&mood);
+        let mut signals =
+            SignalIterator::new(TERMINATING.iter().filter(|&&signal| !ignored.contains(signal)))?;
+        let mode = Arc::new(Mutex::new(Mode::Exit));
+        let shared_mode = Arc::clone(&mode);
         thread::Builder::new().name("signals".into()).spawn(move || {
-            for signal in &mut arrivals {
-                let mood = lock(&seen);
-                // The other end lives as long as the program.
-                if *mood == Mood::Idle || events.send(Event::Signal(signal)).is_err() {
+            for signal in &mut signals {
+                let mode = lock(&shared_mode);
+                // The receiver lives as long as the program.
+                if *mode == Mode::Exit || events.send(Event::Signal(signal)).is_err() {
                     std::process::exit(signal_code(signal).into());
                 }
             }
         })?;
-        Ok(Self { mood })
+        Ok(Self { mode })
     }
 
-    /// From now on a signal is an [`Event::Signal`].
-    pub(crate) fn hold_back(&self) {
-        *lock(&self.mood) = Mood::Busy;
+    /// Turns each later signal into an [`Event::Signal`].
+    pub(crate) fn defer(&self) {
+        *lock(&self.mode) = Mode::Defer;
     }
 
-    /// From now on a signal ends the program. See that none was held back.
-    pub(crate) fn let_through(&self) {
-        *lock(&self.mood) = Mood::Idle;
+    /// Lets each later signal terminate the program. The caller must then check the events for a
+    /// deferred signal.
+    pub(crate) fn stop_deferring(&self) {
+        *lock(&self.mode) = Mode::Exit;
     }
 }
 
-/// Has `cleanup` run before a signal ends this program.
-pub(crate) fn before_the_end(cleanup: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Runs `cleanup` if a signal terminates this program.
+pub(crate) fn run_before_exit(cleanup: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let ignored = ignored();
-    let mut arrivals = Arrivals::new(ENDING.iter().filter(|&&signal| !ignored.contains(signal)))?;
+    let mut signals = SignalIterator::new(TERMINATING.iter().filter(|&&signal| !ignored.contains(signal)))?;
     thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = arrivals.forever().next() {
+        if let Some(signal) = signals.forever().next() {
             cleanup();
             std::process::exit(signal_code(signal).into());
         }
@@ -80,22 +83,22 @@ pub(crate) fn before_the_end(cleanup: impl FnOnce() + Send + 'static) -> io::Res
     Ok(())
 }
 
-/// Signals that wait until they are asked for.
-pub(crate) struct Inbox {
+/// A queue of received signals, for use with `poll`.
+pub(crate) struct SignalQueue {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
 }
 
-impl Inbox {
-    /// Gathers the signals that ask this program to end, and some more.
+impl SignalQueue {
+    /// Collects the terminating signals and the signals in `more`.
     pub(crate) fn open(more: &[i32]) -> io::Result<Self> {
         let ignored = ignored();
-        let ending = ENDING.iter().filter(|&&signal| !ignored.contains(signal));
+        let terminating = TERMINATING.iter().filter(|&&signal| !ignored.contains(signal));
         let (read, write) = UnixStream::pair()?;
-        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, ending.chain(more))?;
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, terminating.chain(more))?;
         Ok(Self { delivery })
     }
 
-    /// Can be read when there are some.
+    /// A descriptor that is readable while the queue is not empty.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.delivery.get_read().as_fd()
     }
@@ -104,17 +107,16 @@ impl Inbox {
         self.delivery.pending().collect()
     }
 
-    /// Whether a signal asks this program to end.
-    pub(crate) fn is_ending(signal: i32) -> bool {
-        ENDING.contains(&signal)
+    pub(crate) fn is_terminating(signal: i32) -> bool {
+        TERMINATING.contains(&signal)
     }
 }
 
-fn lock(mood: &Mutex<Mood>) -> MutexGuard<'_, Mood> {
-    mood.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(mode: &Mutex<Mode>) -> MutexGuard<'_, Mode> {
+    mode.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A set of signals, a bit each.
+/// A set of signals, one bit per signal.
 struct Ignored(u64);
 
 impl Ignored {
@@ -123,7 +125,8 @@ impl Ignored {
     }
 }
 
-/// The signals that are ignored now. Only Linux tells without unsafe code; elsewhere none seem to be.
+/// The signals that are currently ignored. Without unsafe code, only Linux reports them; on other
+/// systems the set is empty.
 fn ignored() -> Ignored {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,65 +1,65 @@
-//! Colours, where people see them: on a terminal that knows them, unless `NO_COLOR` asks for none.
+//! Colours and tables. Colours are used only on a terminal that supports them, and not if `NO_COLOR`
+//! is set.
 
 use std::borrow::Cow;
 use std::env;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 
-/// What a colour is to say.
+/// A colour, named by its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ink {
-    /// As it should be.
+pub(crate) enum Colour {
+    /// Normal state.
     Good,
-    /// Worth a look.
-    Odd,
-    /// Wrong.
+    /// Unusual, but not an error.
+    Warning,
+    /// An error.
     Bad,
-    /// A heading.
-    Head,
-    /// Of less weight.
-    Faint,
+    Heading,
+    /// Less important text.
+    Dim,
 }
 
-impl Ink {
+impl Colour {
     fn code(self) -> &'static str {
         match self {
-            Ink::Good => "32",
-            Ink::Odd => "33",
-            Ink::Bad => "31",
-            Ink::Head => "1",
-            Ink::Faint => "2",
+            Colour::Good => "32",
+            Colour::Warning => "33",
+            Colour::Bad => "31",
+            Colour::Heading => "1",
+            Colour::Dim => "2",
         }
     }
 }
 
-/// Whether there are colours.
+/// Says whether output is coloured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Style {
     colours: bool,
 }
 
 impl Style {
-    /// For what goes to a terminal, or does not.
+    /// The style for a terminal, or for an output that is not one.
     pub(crate) fn of(terminal: bool) -> Self {
         let (no_color, term) = (env::var_os("NO_COLOR"), env::var_os("TERM"));
-        Self { colours: terminal && wanted(no_color.as_deref(), term.as_deref()) }
+        Self { colours: terminal && colours_enabled(no_color.as_deref(), term.as_deref()) }
     }
 
-    pub(crate) fn paint(self, ink: Ink, text: &str) -> Cow<'_, str> {
+    pub(crate) fn paint(self, colour: Colour, text: &str) -> Cow<'_, str> {
         if self.colours && !text.is_empty() {
-            Cow::Owned(format!("\x1b[{}m{text}\x1b[0m", ink.code()))
+            Cow::Owned(format!("\x1b[{}m{text}\x1b[0m", colour.code()))
         } else {
             Cow::Borrowed(text)
         }
     }
 
-    /// Text without control characters, which could move the cursor. Colours tell what is escaped
-    /// from what only looks so.
+    /// Escapes control characters, which could move the cursor. The colour distinguishes an escaped
+    /// character from text that looks the same.
     pub(crate) fn printable(self, text: &str) -> String {
         let mut shown = String::with_capacity(text.len());
         for char in text.chars() {
             if char.is_control() {
-                shown.push_str(&self.paint(Ink::Odd, &char.escape_debug().to_string()));
+                shown.push_str(&self.paint(Colour::Warning, &char.escape_debug().to_string()));
             } else {
                 shown.push(char);
             }
@@ -68,41 +68,41 @@ impl Style {
     }
 }
 
-/// As <https://no-color.org> has it; a terminal without a name is taken to be a plain one.
-fn wanted(no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
+/// Follows <https://no-color.org>. Without `TERM`, the terminal is assumed to support no colours.
+fn colours_enabled(no_color: Option<&OsStr>, term: Option<&OsStr>) -> bool {
     no_color.is_none_or(OsStr::is_empty) && term.is_some_and(|term| !term.is_empty() && term != "dumb")
 }
 
-/// Text without control characters, and without colours.
+/// Escapes control characters, without colours.
 pub(crate) fn printable(text: &str) -> String {
     Style { colours: false }.printable(text)
 }
 
-/// One place of a table.
+/// One cell of a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Cell {
     pub(crate) text: String,
-    ink: Option<Ink>,
+    colour: Option<Colour>,
 }
 
 impl Cell {
-    pub(crate) fn ink(text: impl Into<String>, ink: Ink) -> Self {
-        Self { text: text.into(), ink: Some(ink) }
+    pub(crate) fn coloured(text: impl Into<String>, colour: Colour) -> Self {
+        Self { text: text.into(), colour: Some(colour) }
     }
 }
 
 impl From<String> for Cell {
     fn from(text: String) -> Self {
-        Self { text, ink: None }
+        Self { text, colour: None }
     }
 }
 
-/// A heading of a table.
+/// The heading row of a table.
 pub(crate) fn heading<const N: usize>(names: [&str; N]) -> [Cell; N] {
-    names.map(|name| Cell::ink(name, Ink::Head))
+    names.map(|name| Cell::coloured(name, Colour::Heading))
 }
 
-/// Rows as columns that line up, a line each. The last column is not filled up.
+/// Formats rows as lines with aligned columns. The last column is not padded.
 pub(crate) fn table<const N: usize>(rows: &[[Cell; N]], style: Style) -> Vec<String> {
     let mut widths = [0; N];
     for row in rows {
@@ -116,13 +116,13 @@ pub(crate) fn table<const N: usize>(rows: &[[Cell; N]], style: Style) -> Vec<Str
 fn line<const N: usize>(row: &[Cell; N], widths: &[usize; N], style: Style) -> String {
     let mut line = String::new();
     for (width, cell) in widths.iter().zip(row) {
-        let fill = width + 2 - cell.text.chars().count();
-        match cell.ink {
-            Some(ink) => line.push_str(&style.paint(ink, &cell.text)),
+        let padding = width + 2 - cell.text.chars().count();
+        match cell.colour {
+            Some(colour) => line.push_str(&style.paint(colour, &cell.text)),
             None => line.push_str(&cell.text),
         }
         // Writing to a `String` cannot fail.
-        let _ = write!(line, "{:fill$}", "");
+        let _ = write!(line, "{:padding$}", "");
     }
     line.truncate(line.trim_end().len());
     line
@@ -136,16 +136,16 @@ mod tests {
     const COLOURS: Style = Style { colours: true };
 
     #[test]
-    fn control_characters_are_escaped_and_nothing_else() {
+    fn only_control_characters_are_escaped() {
         let text = "a\n\u{1b}[2J\u{9b}\"é\\";
         assert_eq!(printable(text), "a\\n\\u{1b}[2J\\u{9b}\"é\\");
         assert!(COLOURS.printable(text).starts_with("a\x1b[33m\\n\x1b[0m"));
     }
 
     #[test]
-    fn columns_line_up_by_characters() {
-        let rows =
-            [["KEY", "STATE"], ["größe", "held"]].map(|row| row.map(|cell| Cell::ink(cell, Ink::Good)));
+    fn columns_are_aligned_by_characters() {
+        let rows = [["KEY", "STATE"], ["größe", "held"]]
+            .map(|row| row.map(|cell| Cell::coloured(cell, Colour::Good)));
         assert_eq!(table(&rows, PLAIN), ["KEY    STATE", "größe  held"]);
         let without = |line: &String| line.replace("\x1b[32m", "").replace("\x1b[0m", "");
         let coloured = table(&rows, COLOURS);
@@ -154,12 +154,12 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_colours() {
-        let wants = |no_color: Option<&str>, term: Option<&str>| {
-            wanted(no_color.map(OsStr::new), term.map(OsStr::new))
+    fn colours_depend_on_no_color_and_term() {
+        let enabled = |no_color: Option<&str>, term: Option<&str>| {
+            colours_enabled(no_color.map(OsStr::new), term.map(OsStr::new))
         };
-        assert!(wants(None, Some("xterm")) && wants(Some(""), Some("xterm")));
-        assert!(!wants(Some("1"), Some("xterm")) && !wants(Some("0"), Some("xterm")));
-        assert!(!wants(None, Some("dumb")) && !wants(None, Some("")) && !wants(None, None));
+        assert!(enabled(None, Some("xterm")) && enabled(Some(""), Some("xterm")));
+        assert!(!enabled(Some("1"), Some("xterm")) && !enabled(Some("0"), Some("xterm")));
+        assert!(!enabled(None, Some("dumb")) && !enabled(None, Some("")) && !enabled(None, None));
     }
 }

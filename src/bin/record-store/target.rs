@@ -1,4 +1,4 @@
-//! Where an export goes to.
+//! The destination of an export.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -12,94 +12,95 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::signals;
 
-/// Where lines go to. A file appears, or changes, only when [`Target::finish`] is called.
+/// The destination of lines. A file is created or replaced only by [`Target::finish`].
 pub(crate) enum Target {
     Stdout(Output),
-    /// A new file, which gets its name at the end.
+    /// A temporary file, which is renamed to `path` at the end.
     File {
-        new: Box<BufWriter<NamedTempFile>>,
-        name: PathBuf,
+        staged: Box<BufWriter<NamedTempFile>>,
+        path: PathBuf,
     },
     /// A device or a pipe, which cannot be replaced.
     Special {
         out: BufWriter<File>,
-        name: PathBuf,
+        path: PathBuf,
     },
 }
 
 impl Target {
-    /// Nothing and `-` mean standard output.
+    /// `None` and `-` mean standard output.
     pub(crate) fn open(file: Option<&Path>) -> Result<Self, Failure> {
         let Some(file) = file.filter(|file| *file != Path::new("-")) else {
             return Ok(Self::Stdout(Output::open()));
         };
         let failed = |error| failed(file, &error);
-        let name = match file.metadata() {
-            Ok(about) if !about.is_file() => {
+        let path = match file.metadata() {
+            Ok(metadata) if !metadata.is_file() => {
                 let out = OpenOptions::new().write(true).open(file).map_err(failed)?;
-                return Ok(Self::Special { out: BufWriter::new(out), name: file.to_owned() });
+                return Ok(Self::Special { out: BufWriter::new(out), path: file.to_owned() });
             }
-            // A link stays a link: it is what it leads to that is replaced.
+            // A symbolic link is kept: the file that it points to is replaced.
             Ok(_) => file.canonicalize().map_err(failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => file.to_owned(),
             Err(error) => return Err(failed(error)),
         };
-        // The mode of a file that was there; else that of any new one.
-        let mode = name.metadata().map_or(0o666, |old| old.permissions().mode() & 0o777);
-        let new = discarded_by_signals(|| {
+        // Keeps the mode of an existing file. A new file gets the usual default mode.
+        let mode = path.metadata().map_or(0o666, |old| old.permissions().mode() & 0o777);
+        let staged = removed_on_signals(|| {
             tempfile::Builder::new()
                 .prefix(".record-store-")
                 .suffix(".tmp")
                 .permissions(Permissions::from_mode(mode))
-                .tempfile_in(dir_of(&name))
+                .tempfile_in(parent_dir(&path))
         })
         .map_err(failed)?;
-        Ok(Self::File { new: Box::new(BufWriter::new(new)), name })
+        Ok(Self::File { staged: Box::new(BufWriter::new(staged)), path })
     }
 
     pub(crate) fn line(&mut self, line: &str) -> Result<(), Failure> {
         match self {
             Self::Stdout(out) => out.line(line),
-            Self::File { new, name } => writeln!(new, "{line}").map_err(|error| failed(name, &error)),
-            Self::Special { out, name } => writeln!(out, "{line}").map_err(|error| failed(name, &error)),
+            Self::File { staged, path } => writeln!(staged, "{line}").map_err(|error| failed(path, &error)),
+            Self::Special { out, path } => writeln!(out, "{line}").map_err(|error| failed(path, &error)),
         }
     }
 
-    /// All is written.
+    /// Completes the output and publishes the file.
     pub(crate) fn finish(self) -> Result<(), Failure> {
         match self {
             Self::Stdout(out) => out.finish(),
-            Self::File { new, name } => publish(*new, &name).map_err(|error| failed(&name, &error)),
-            Self::Special { mut out, name } => out.flush().map_err(|error| failed(&name, &error)),
+            Self::File { staged, path } => publish(*staged, &path).map_err(|error| failed(&path, &error)),
+            Self::Special { mut out, path } => out.flush().map_err(|error| failed(&path, &error)),
         }
     }
 }
 
-/// Makes a file that is gone when a signal ends this program, from its first moment on.
-fn discarded_by_signals(make: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
+/// Creates a temporary file that is removed if a signal terminates this program, even during its
+/// creation.
+fn removed_on_signals(create: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
     let path: Arc<Mutex<Option<PathBuf>>> = Arc::default();
-    let to_discard = Arc::clone(&path);
-    signals::before_the_end(move || {
-        // Waits for a file that is just being made.
-        if let Some(path) = &*to_discard.lock().unwrap_or_else(PoisonError::into_inner) {
+    let path_to_remove = Arc::clone(&path);
+    signals::run_before_exit(move || {
+        // The mutex is held during the creation, so this waits for the path.
+        if let Some(path) = &*path_to_remove.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = std::fs::remove_file(path);
         }
     })?;
     let mut path = path.lock().unwrap_or_else(PoisonError::into_inner);
-    let new = make()?;
-    *path = Some(new.path().to_owned());
-    Ok(new)
+    let file = create()?;
+    *path = Some(file.path().to_owned());
+    Ok(file)
 }
 
-/// On the disk first, so that a power loss leaves no empty file of that name.
-fn publish(new: BufWriter<NamedTempFile>, name: &Path) -> io::Result<()> {
-    let new = new.into_inner()?;
-    new.as_file().sync_all()?;
-    new.persist(name)?;
-    File::open(dir_of(name))?.sync_all()
+/// Syncs the file before the rename, so that a power loss leaves no empty file at `path`.
+fn publish(staged: BufWriter<NamedTempFile>, path: &Path) -> io::Result<()> {
+    let staged = staged.into_inner()?;
+    staged.as_file().sync_all()?;
+    staged.persist(path)?;
+    File::open(parent_dir(path))?.sync_all()
 }
 
-fn dir_of(file: &Path) -> &Path {
+fn parent_dir(file: &Path) -> &Path {
     file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

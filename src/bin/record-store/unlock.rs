@@ -1,74 +1,75 @@
-//! `unlock`: a lock taken away by hand.
+//! `unlock`: releases another holder's lock.
 
 use std::io::{self, BufRead, IsTerminal};
 
 use record_store::{Error, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStoreExt};
 
-use crate::args::{Change, UnlockArgs};
+use crate::args::{DurabilityArgs, UnlockArgs};
 use crate::failure::{Failure, LOCKED, NOT_FOUND, USAGE};
+use crate::format::{age, duration, owner_cell, rfc3339};
 use crate::output::Output;
-use crate::records::open_to_change;
-use crate::style::{Cell, Ink, printable, table};
-use crate::words::{ago, owner_cell, rfc3339, span};
+use crate::records::open_to_write;
+use crate::style::{Cell, Colour, printable, table};
 
 pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     let key = &args.record.key;
-    let store = open_to_change(&args.record.store, &Change { relaxed: false }, OpenMode::Existing)?;
-    let seen = Seen::look(&store, key)?;
+    let durability = DurabilityArgs { relaxed: false };
+    let store = open_to_write(&args.record.store, &durability, OpenMode::Existing)?;
+    let found = Found::read(&store, key)?;
     let mut out = Output::open();
-    let somebody_there = out.is_terminal() && io::stdin().is_terminal();
-    if !args.force && !somebody_there {
-        let advice = "to take the lock away without being asked, add --force";
-        return Err(Failure::new(USAGE, format!("{}; {advice}", seen.summary(key))));
+    let interactive = out.is_terminal() && io::stdin().is_terminal();
+    if !args.force && !interactive {
+        let advice = "add --force to release the lock without confirmation";
+        return Err(Failure::new(USAGE, format!("{}; {advice}", found.summary(key))));
     }
-    out.lines(&table(&seen.rows(key), out.style()))?;
-    if !args.force && !agreed(&mut out)? {
+    out.lines(&table(&found.rows(key), out.style()))?;
+    if !args.force && !confirmed(&mut out)? {
         return Err(Failure::new(LOCKED, format!("{:?} stays locked", key.as_str())));
     }
     out.flush()?;
-    seen.take_away(&store, key)?;
+    found.release(&store, key)?;
     out.finish()
 }
 
-/// What is to be taken away.
-enum Seen {
+/// The state of the key before the confirmation.
+enum Found {
     Lock(Box<LockInfo>),
-    /// A lock file that nobody understands, so that nobody can take the lock.
-    Unsound(Error),
+    /// A corrupt lock file. It blocks the key, because no process can acquire the lock.
+    Corrupt(Error),
 }
 
-impl Seen {
-    fn look(store: &FileSystemRecordStore, key: &Key) -> Result<Self, Failure> {
+impl Found {
+    fn read(store: &FileSystemRecordStore, key: &Key) -> Result<Self, Failure> {
         match store.lock_info(key) {
             Ok(Some(lock)) => Ok(Self::Lock(Box::new(lock))),
             Ok(None) => {
-                let place = store.path().display();
-                Err(Failure::new(NOT_FOUND, format!("{:?} is not locked ({place})", key.as_str())))
+                let dir = store.path().display();
+                Err(Failure::new(NOT_FOUND, format!("{:?} is not locked ({dir})", key.as_str())))
             }
-            Err(error @ Error::CorruptLock { .. }) => Ok(Self::Unsound(error)),
+            Err(error @ Error::CorruptLock { .. }) => Ok(Self::Corrupt(error)),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// On one line.
+    /// A description on one line.
     fn summary(&self, key: &Key) -> String {
         match self {
             Self::Lock(lock) => {
                 let owner = owner_cell(lock).text;
                 format!("{:?} is locked by {} (owner: {owner})", key.as_str(), lock.holder())
             }
-            Self::Unsound(error) => error.to_string(),
+            Self::Corrupt(error) => error.to_string(),
         }
     }
 
     fn rows(&self, key: &Key) -> Vec<[Cell; 2]> {
-        let row = |name: &str, cell: Cell| [Cell::ink(name, Ink::Head), cell];
+        let row = |name: &str, cell: Cell| [Cell::coloured(name, Colour::Heading), cell];
         let mut rows = vec![row("KEY", printable(key.as_str()).into())];
         match self {
             Self::Lock(lock) => {
-                let since = format!("{} ({} ago)", rfc3339(lock.acquired_at()), ago(lock.acquired_at()));
+                let since = format!("{} ({} ago)", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
                 let until = match lock.expires_at().zip(lock.remaining()) {
-                    Some((end, left)) => format!("{} (in {})", rfc3339(end), span(left)),
+                    Some((end, left)) => format!("{} (in {})", rfc3339(end), duration(left)),
                     None => "released".to_owned(),
                 };
                 rows.push(row("HOLDER", printable(lock.holder().name()).into()));
@@ -77,39 +78,39 @@ impl Seen {
                 rows.push(row("UNTIL", until.into()));
                 rows.push(row("TOKEN", lock.token().to_string().into()));
             }
-            Self::Unsound(error) => rows.push(row("LOCK", Cell::ink(error.to_string(), Ink::Bad))),
+            Self::Corrupt(error) => rows.push(row("LOCK", Cell::coloured(error.to_string(), Colour::Bad))),
         }
         rows
     }
 
-    /// Takes away what was seen, and nothing else that has come since.
-    fn take_away(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), Failure> {
+    /// Releases the lock that was found. A lock that another holder acquired since then stays.
+    fn release(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), Failure> {
         match self {
             Self::Lock(lock) if store.break_lock_by_token(key, lock.token())? => Ok(()),
-            Self::Unsound(_) if matches!(store.lock_info(key), Err(Error::CorruptLock { .. })) => {
+            Self::Corrupt(_) if matches!(store.lock_info(key), Err(Error::CorruptLock { .. })) => {
                 store.break_lock(key)?;
                 Ok(())
             }
             _ => match store.lock_info(key)? {
                 Some(now) => {
-                    let message = format!("{:?} is locked by {} meanwhile", key.as_str(), now.holder());
+                    let message = format!("{:?} is now locked by {}", key.as_str(), now.holder());
                     Err(Failure::new(LOCKED, message))
                 }
-                // It came free by itself.
+                // The lock was released or expired in the meantime.
                 None => Ok(()),
             },
         }
     }
 }
 
-fn agreed(out: &mut Output) -> Result<bool, Failure> {
-    out.write(b"Take the lock away? [y/N] ")?;
+fn confirmed(out: &mut Output) -> Result<bool, Failure> {
+    out.write(b"Release this lock? [y/N] ")?;
     out.flush()?;
     let mut answer = String::new();
     let read = io::stdin().lock().read_line(&mut answer);
     read.map_err(|error| Failure::io("cannot read standard input", &error))?;
     if !answer.ends_with('\n') {
-        // The end of the input, which leaves the cursor in the line.
+        // After the end of input (Ctrl-D), the cursor is still behind the question.
         out.line("")?;
     }
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))

@@ -1,4 +1,4 @@
-//! A result in one of the two forms in which shells speak of it: JSON, or plain text.
+//! A result as shells use it: JSON or plain text.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -10,11 +10,11 @@ use record_store::{
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// How a result goes in and comes out.
+/// The form of a result in input and output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     Json,
-    /// A JSON string in the store, its bare text outside.
+    /// A JSON string in the store, and its unquoted text in input and output.
     Text,
 }
 
@@ -24,28 +24,27 @@ impl Form {
     }
 }
 
-/// A result.
 #[derive(Debug)]
 pub(crate) enum Value {
     Json(Json),
     Text(String),
 }
 
-/// The largest input that is taken: the limit of the store itself.
+/// The largest accepted input: the size limit of a record.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Reads to the end, but not more than a record can hold.
+/// Reads to the end. An input that is too large for a record is an error.
 pub(crate) fn read_to_end(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if read as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "over 1 GiB"));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 GiB"));
     }
     Ok(bytes)
 }
 
 impl Value {
-    /// A result from outside. `what` names it in errors.
+    /// Parses input. `what` names the input in error messages.
     pub(crate) fn parse(form: Form, bytes: Vec<u8>, what: &str) -> Result<Self, Failure> {
         match form {
             Form::Json => serde_json::from_slice(&bytes)
@@ -57,7 +56,8 @@ impl Value {
         }
     }
 
-    /// A result from the store, after a wait for another's lock. `None`: there is no record.
+    /// Reads from the store. Waits while another holder has the lock. Returns `None` if there is no
+    /// record.
     pub(crate) fn read(
         form: Form,
         store: &FileSystemRecordStore,
@@ -65,19 +65,19 @@ impl Value {
         timeout: Option<Duration>,
     ) -> Result<Option<Self>, record_store::Error> {
         let json = store.read_json(key, &Claim::current(), timeout)?;
-        json.map(|json| Self::stored(form, key, json)).transpose()
+        json.map(|json| Self::from_json(form, key, json)).transpose()
     }
 
-    /// A result from the store, by the holder of its lock.
+    /// Reads from the store as the holder of the lock.
     pub(crate) fn read_locked(
         form: Form,
         guard: &LockGuard<'_, FileSystemRecordStore>,
     ) -> Result<Option<Self>, record_store::Error> {
         let record = guard.read::<Json>()?;
-        record.map(|record| Self::stored(form, guard.key(), record.result)).transpose()
+        record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
     }
 
-    fn stored(form: Form, key: &Key, json: Json) -> Result<Self, record_store::Error> {
+    fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, record_store::Error> {
         match form {
             Form::Json => Ok(Value::Json(json)),
             Form::Text => serde_json::from_str(json.get()).map(Value::Text).map_err(|source| {
@@ -86,7 +86,7 @@ impl Value {
         }
     }
 
-    /// Stores it under a lock.
+    /// Writes to the store as the holder of the lock.
     pub(crate) fn write_locked(
         &self,
         guard: &LockGuard<'_, FileSystemRecordStore>,
@@ -98,7 +98,7 @@ impl Value {
         }
     }
 
-    /// Stores it without a lock, unless another has it.
+    /// Writes to the store without a lock. Fails while another holder has the lock.
     pub(crate) fn write(
         &self,
         store: &FileSystemRecordStore,
@@ -111,7 +111,7 @@ impl Value {
         }
     }
 
-    /// Prints it: JSON as a line, text to the byte.
+    /// Prints JSON with a line feed, and text byte for byte.
     pub(crate) fn print(&self) -> Result<(), Failure> {
         let mut out = Output::open();
         match self {

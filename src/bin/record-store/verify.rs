@@ -1,15 +1,15 @@
-//! `verify`: whether all is well with a store.
+//! `verify`: checks the files of a store.
 
 use record_store::{Checked, Finding, Problem};
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::failure::{BAD_DATA, Failure};
-use crate::list::reported;
+use crate::format::json;
+use crate::list::printed;
 use crate::output::Output;
 use crate::records::open_to_read;
-use crate::style::Ink;
-use crate::words::json;
+use crate::style::Colour;
 
 pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
@@ -25,7 +25,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
             }
             Err(error) => {
                 summary.unchecked += 1;
-                outcome = Err(reported(error));
+                outcome = Err(printed(error));
             }
         }
     }
@@ -37,7 +37,7 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     outcome
 }
 
-/// How grave a finding is.
+/// The kind of a finding. The names are part of the JSON interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
@@ -54,7 +54,7 @@ fn kind(problem: &Problem) -> Kind {
     }
 }
 
-/// A finding as programs see it. The names of the fields are part of the interface.
+/// A finding as JSON. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct JsonFinding {
     path: String,
@@ -72,22 +72,22 @@ fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failu
     }
     let style = out.style();
     let word = match kind {
-        Kind::Damage => style.paint(Ink::Bad, "damage"),
-        Kind::Strange => style.paint(Ink::Odd, "strange"),
-        Kind::Leftover => style.paint(Ink::Faint, "leftover"),
+        Kind::Damage => style.paint(Colour::Bad, "damage"),
+        Kind::Strange => style.paint(Colour::Warning, "strange"),
+        Kind::Leftover => style.paint(Colour::Dim, "leftover"),
     };
-    // A cause names the path.
-    let said = cause.unwrap_or_else(|| format!("{problem} ({path})"));
-    out.line(&format!("{word}: {}", style.printable(&said)))
+    // The cause already contains the path.
+    let message = cause.unwrap_or_else(|| format!("{problem} ({path})"));
+    out.line(&format!("{word}: {}", style.printable(&message)))
 }
 
-/// What came of it all. The names of the fields are part of the interface.
+/// The number of findings. The field names are part of the JSON interface.
 #[derive(Default, Serialize)]
 struct Summary {
     damage: u64,
     strange: u64,
     leftover: u64,
-    /// What could not be checked.
+    /// The number of files and directories that could not be checked.
     unchecked: u64,
 }
 
@@ -114,12 +114,12 @@ impl Summary {
             return out.line(&json(&All { files, records, locks, summary: self })?);
         }
         let Summary { damage, strange, leftover, unchecked } = self;
-        let ink = if damage + unchecked == 0 { Ink::Good } else { Ink::Bad };
-        let damaged = out.style().paint(ink, &format!("{damage} damaged")).into_owned();
+        let colour = if damage + unchecked == 0 { Colour::Good } else { Colour::Bad };
+        let damaged = out.style().paint(colour, &format!("{damage} damaged")).into_owned();
         let unchecked = if *unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
         out.line(&format!(
-            "{files} files checked, {records} records and {locks} locks among them: \
-             {damaged}, {strange} strange, {leftover} left over{unchecked}"
+            "{files} files checked ({records} records, {locks} locks): \
+             {damaged}, {strange} strange, {leftover} leftover{unchecked}"
         ))
     }
 }

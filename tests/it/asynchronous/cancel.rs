@@ -1,4 +1,4 @@
-//! Futures that are dropped: no lock stays, no place in the line, and no thread.
+//! A dropped future leaves no lock, no waiter and no thread behind.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -15,11 +15,11 @@ use record_store::{
 use tempfile::tempdir;
 use tokio::time::{sleep, timeout};
 
-use super::{Store, narrow, open, patient, until, until_in_line, wide};
+use super::{Store, long_timeout, multi_threaded, open, single_threaded, wait_until, wait_until_queued};
 use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
-/// Polls so many times, then drops the future, whatever it is in the middle of.
-async fn polled<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
+/// Polls the future at most this many times, then drops it, whatever its state is.
+async fn poll_then_drop<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = times;
     let polls = poll_fn(|context| {
@@ -33,27 +33,27 @@ async fn polled<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
             Poll::Pending => Poll::Pending,
         }
     });
-    // The last await may be one that takes for ever.
+    // The last poll may have reached an await that never completes.
     timeout(millis(15), polls).await.unwrap_or(None)
 }
 
-/// The same holder gets a lock that is really its own.
-async fn gets_a_lock_that_stays(store: &Store, key: &str) {
-    let guard = store.lock(key, patient()).await.unwrap();
-    // What the dropped future left behind would go now.
+/// Checks that the same holder can acquire the lock, and that no late release takes it from the guard.
+async fn assert_lock_is_usable(store: &Store, key: &str) {
+    let guard = store.lock(key, long_timeout()).await.unwrap();
+    // A late release on behalf of the dropped future would happen now.
     sleep(millis(2)).await;
     guard.write(&1).await.unwrap();
     guard.release().await.unwrap();
     assert!(!store.is_locked(key).await.unwrap());
 }
 
-/// Drops a future after every number of polls, until it is once done.
-async fn dropped_everywhere<T, F: Future<Output = T>>(store: &Store, make: impl Fn() -> F) {
+/// Drops a future after each possible number of polls, until one future completes.
+async fn drop_after_each_poll<T, F: Future<Output = T>>(store: &Store, make: impl Fn() -> F) {
     for times in 0..40 {
         for pause in [Duration::ZERO, Duration::from_micros(300)] {
-            let done = polled(times, make()).await.is_some();
+            let done = poll_then_drop(times, make()).await.is_some();
             sleep(pause).await;
-            gets_a_lock_that_stays(store, "k").await;
+            assert_lock_is_usable(store, "k").await;
             if done {
                 return;
             }
@@ -62,36 +62,36 @@ async fn dropped_everywhere<T, F: Future<Output = T>>(store: &Store, make: impl 
 }
 
 #[test]
-fn every_await_of_every_operation_is_safe_to_be_the_last() {
+fn every_operation_can_be_dropped_at_every_await() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    for runtime in [narrow(), wide()] {
+    for runtime in [single_threaded(), multi_threaded()] {
         runtime.block_on(async {
             let options = LockOptions::new;
-            dropped_everywhere(&store, || store.lock("k", options())).await;
-            dropped_everywhere(&store, || store.try_lock("k", options())).await;
-            dropped_everywhere(&store, || store.lock_all(["a", "k", "z"], options())).await;
-            dropped_everywhere(&store, async || store.lock("k", options()).await?.release().await).await;
-            dropped_everywhere(&store, || {
+            drop_after_each_poll(&store, || store.lock("k", options())).await;
+            drop_after_each_poll(&store, || store.try_lock("k", options())).await;
+            drop_after_each_poll(&store, || store.lock_all(["a", "k", "z"], options())).await;
+            drop_after_each_poll(&store, async || store.lock("k", options()).await?.release().await).await;
+            drop_after_each_poll(&store, || {
                 store.update("k", options(), async |old: Option<u8>| old_or_one(old))
             })
             .await;
-            dropped_everywhere(&store, async || {
+            drop_after_each_poll(&store, async || {
                 store.remove("k").await?;
                 store.get_or_compute("k", options(), async || old_or_one(None)).await
             })
             .await;
-            dropped_everywhere(&store, async || {
+            drop_after_each_poll(&store, async || {
                 let mut guard = store.lock("k", options().hold_timeout(PATIENCE)).await?;
                 guard.keep_alive(|_| ()).await?;
                 guard.renew().await
             })
             .await;
-            dropped_everywhere(&store, || store.write("k", &2)).await;
-            dropped_everywhere(&store, || store.read::<u8>("k")).await;
+            drop_after_each_poll(&store, || store.write("k", &2)).await;
+            drop_after_each_poll(&store, || store.read::<u8>("k")).await;
         });
     }
-    until_no_lock_file(&narrow(), &store);
+    wait_until_no_lock_file(&single_threaded(), &store);
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "a computation may fail")]
@@ -99,48 +99,50 @@ fn old_or_one(old: Option<u8>) -> Result<u8> {
     Ok(old.unwrap_or(1))
 }
 
-fn until_no_lock_file(runtime: &tokio::runtime::Runtime, store: &Store) {
+fn wait_until_no_lock_file(runtime: &tokio::runtime::Runtime, store: &Store) {
     let dir = store.inner().path();
-    let no_lock = async || !names_in(dir).iter().any(|name| name.contains(".lock"));
-    runtime.block_on(until("no lock file stays", no_lock));
+    let no_lock_file = async || !names_in(dir).iter().any(|name| name.contains(".lock"));
+    runtime.block_on(wait_until("all lock files to be removed", no_lock_file));
 }
 
 #[test]
-fn a_dropped_wait_leaves_no_lock_and_no_place() {
+fn a_dropped_wait_leaves_no_lock_and_no_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    for runtime in [narrow(), wide()] {
+    for runtime in [single_threaded(), multi_threaded()] {
         runtime.block_on(async {
             for times in 0..8 {
                 let guard = store.lock("k", as_named("other")).await.unwrap();
-                assert!(polled(times, store.lock("k", LockOptions::new())).await.is_none());
-                assert!(polled(times, store.lock_all(["a", "k"], LockOptions::new())).await.is_none());
+                assert!(poll_then_drop(times, store.lock("k", LockOptions::new())).await.is_none());
+                assert!(
+                    poll_then_drop(times, store.lock_all(["a", "k"], LockOptions::new())).await.is_none()
+                );
                 let start = Instant::now();
                 guard.release().await.unwrap();
-                // Nobody is in line for it: else this would be another's turn.
-                let waits = store.lock("k", as_named("next").acquire_timeout(PATIENCE)).await.unwrap();
+                // No abandoned waiter may be queued: it would come before this one.
+                let next = store.lock("k", as_named("next").acquire_timeout(PATIENCE)).await.unwrap();
                 assert!(start.elapsed() < PATIENCE / 2);
-                waits.release().await.unwrap();
-                gets_a_lock_that_stays(&store, "k").await;
-                gets_a_lock_that_stays(&store, "a").await;
+                next.release().await.unwrap();
+                assert_lock_is_usable(&store, "k").await;
+                assert_lock_is_usable(&store, "a").await;
             }
         });
     }
-    until_no_lock_file(&narrow(), &store);
+    wait_until_no_lock_file(&single_threaded(), &store);
 }
 
 #[test]
-fn tasks_aborted_at_random_moments_harm_nobody() {
+fn tasks_aborted_at_random_moments_do_not_disturb_others() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let rounds = storm(50);
-    wide().block_on(async {
+    multi_threaded().block_on(async {
         let steady: Vec<_> = (0..4)
             .map(|_| {
                 let store = store.clone();
                 tokio::spawn(async move {
                     for _ in 0..rounds {
-                        let guard = store.lock("k", patient()).await.unwrap();
+                        let guard = store.lock("k", long_timeout()).await.unwrap();
                         let count = guard.read::<u64>().await.unwrap().map_or(0, |record| record.result);
                         guard.write(&(count + 1)).await.unwrap();
                         guard.release().await.unwrap();
@@ -163,37 +165,37 @@ fn tasks_aborted_at_random_moments_harm_nobody() {
         for task in steady {
             task.await.unwrap();
         }
-        until("the lock is free", async || !store.is_locked("k").await.unwrap()).await;
+        wait_until("the lock to be free", async || !store.is_locked("k").await.unwrap()).await;
         assert_eq!(store.read::<u64>("k").await.unwrap().unwrap().result, rounds * 4);
         let guard = store.try_lock("k", as_named("next")).await.unwrap();
-        guard.expect("free, and nobody waits").release().await.unwrap();
+        guard.expect("the lock is free and has no waiter").release().await.unwrap();
     });
-    until_no_lock_file(&narrow(), &store);
+    wait_until_no_lock_file(&single_threaded(), &store);
 }
 
 #[test]
-fn those_behind_an_aborted_task_keep_their_order() {
+fn waiters_behind_an_aborted_task_keep_their_order() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         for aborted in 0..3 {
             let guard = store.lock("k", LockOptions::new()).await.unwrap();
-            let (tell, mut served) = tokio::sync::mpsc::unbounded_channel();
+            let (sender, mut acquired) = tokio::sync::mpsc::unbounded_channel();
             let mut tasks = Vec::new();
             for number in 0..4 {
-                let (store, tell) = (store.clone(), tell.clone());
+                let (store, sender) = (store.clone(), sender.clone());
                 tasks.push(tokio::spawn(async move {
-                    let guard = store.lock("k", patient()).await.unwrap();
-                    tell.send(number).unwrap();
+                    let guard = store.lock("k", long_timeout()).await.unwrap();
+                    sender.send(number).unwrap();
                     guard.release().await.unwrap();
                 }));
             }
-            until_in_line(&store).await;
+            wait_until_queued(&store).await;
             tasks[aborted].abort();
             guard.release().await.unwrap();
-            drop(tell);
+            drop(sender);
             let mut order = Vec::new();
-            while let Some(number) = served.recv().await {
+            while let Some(number) = acquired.recv().await {
                 order.push(number);
             }
             let expected: Vec<_> = (0..4).filter(|number| *number != aborted).collect();
@@ -203,14 +205,14 @@ fn those_behind_an_aborted_task_keep_their_order() {
 }
 
 #[test]
-fn a_cancellation_ends_a_wait_wherever_it_is() {
+fn a_cancellation_ends_a_wait_with_and_without_a_thread() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let guard = store.lock("k", as_named("other")).await.unwrap();
         let shutdown = Cancellation::new();
         let options = || LockOptions::new().cancellation(&shutdown);
-        // One has the thread, the others stand behind it.
+        // One waiter occupies the pool's thread, the others are queued behind it.
         let mut waiters = tokio::task::JoinSet::new();
         for _ in 0..5 {
             let (store, options) = (store.clone(), options());
@@ -230,22 +232,22 @@ fn a_cancellation_ends_a_wait_wherever_it_is() {
         assert!(start.elapsed() < PATIENCE / 2);
         assert!(store.lock("free", options()).await.unwrap_err().is_cancelled());
         guard.release().await.unwrap();
-        gets_a_lock_that_stays(&store, "k").await;
+        assert_lock_is_usable(&store, "k").await;
     });
 }
 
-/// A store that knows how many are inside of it.
+/// A store that counts its calls in progress.
 #[derive(Clone, Debug, Default)]
 struct Counting {
     store: MemoryRecordStore,
-    inside: Arc<AtomicUsize>,
+    in_progress: Arc<AtomicUsize>,
 }
 
 impl Counting {
     fn counted<T>(&self, work: impl FnOnce(&MemoryRecordStore) -> T) -> T {
-        self.inside.fetch_add(1, Ordering::SeqCst);
+        self.in_progress.fetch_add(1, Ordering::SeqCst);
         let outcome = work(&self.store);
-        self.inside.fetch_sub(1, Ordering::SeqCst);
+        self.in_progress.fetch_sub(1, Ordering::SeqCst);
         outcome
     }
 }
@@ -267,7 +269,7 @@ impl RecordStore for Counting {
         self.store.record_exists(key)
     }
     fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
-        // As one that knows nothing of cancellations, but has a slow moment.
+        // Like a store that does not support cancellation, and that sometimes returns late.
         let acquired = self.counted(|store| store.acquire(key, holder, options));
         std::thread::sleep(Duration::from_millis(1));
         acquired
@@ -281,10 +283,10 @@ impl RecordStore for Counting {
 }
 
 #[test]
-fn no_thread_stays_with_a_dropped_wait() {
+fn a_dropped_wait_gives_up_its_thread() {
     let counting = Counting::default();
     let store = AsyncRecordStore::new(counting.clone());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let guard = store.lock("k", as_named("other")).await.unwrap();
         let mut waiters = tokio::task::JoinSet::new();
         for _ in 0..4 {
@@ -295,26 +297,27 @@ fn no_thread_stays_with_a_dropped_wait() {
             let waits = store.clone();
             waiters.spawn(async move { waits.wait_for_lock("k", None).await.map(drop) });
         }
-        until("they wait", async || counting.inside.load(Ordering::SeqCst) == 9).await;
+        wait_until("9 calls to be in progress", async || counting.in_progress.load(Ordering::SeqCst) == 9)
+            .await;
         waiters.shutdown().await;
         let start = Instant::now();
-        until("they are gone", async || counting.inside.load(Ordering::SeqCst) == 0).await;
+        wait_until("all calls to end", async || counting.in_progress.load(Ordering::SeqCst) == 0).await;
         assert!(start.elapsed() < PATIENCE / 2);
         guard.release().await.unwrap();
     });
 }
 
 #[test]
-fn a_lock_that_comes_too_late_is_released_before_its_holder_gets_another() {
+fn a_lock_acquired_too_late_is_released_before_its_holder_acquires_another() {
     let store = AsyncRecordStore::new(Counting::default());
-    for runtime in [narrow(), wide()] {
+    for runtime in [single_threaded(), multi_threaded()] {
         runtime.block_on(async {
             for _ in 0..storm(50) {
-                // The lock is there, and the thread on its way back, when nobody wants it any more.
-                assert!(polled(1, store.lock("k", LockOptions::new())).await.is_none());
+                // The future is dropped when the lock is acquired but the thread has not returned it yet.
+                assert!(poll_then_drop(1, store.lock("k", LockOptions::new())).await.is_none());
                 let guard = store.lock("k", LockOptions::new()).await.unwrap();
                 sleep(millis(3)).await;
-                guard.write(&1).await.unwrap_or_else(|error: Error| panic!("not its own: {error}"));
+                guard.write(&1).await.unwrap_or_else(|error: Error| panic!("the lock was released: {error}"));
                 guard.release().await.unwrap();
             }
         });

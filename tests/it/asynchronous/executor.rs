@@ -1,4 +1,4 @@
-//! The executor goes on while others wait, however small its pool is.
+//! A waiting operation never blocks the executor, even if the blocking pool has only one thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,10 +7,10 @@ use std::time::Instant;
 use record_store::{LockOptions, RecordChange};
 use tempfile::tempdir;
 
-use super::{Store, narrow, open, patient, until_in_line};
+use super::{Store, long_timeout, open, single_threaded, wait_until_queued};
 use crate::support::{PATIENCE, as_named, millis, storm};
 
-/// Counts while the executor has time.
+/// Counts how often the executor runs this task.
 async fn ticks(count: Arc<AtomicU32>) {
     loop {
         tokio::task::yield_now().await;
@@ -18,74 +18,77 @@ async fn ticks(count: Arc<AtomicU32>) {
     }
 }
 
-/// Something waits while this store's lock of `k` is held; the executor goes on, and it ends when
-/// the lock is released.
-fn goes_on<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
-    waits: impl FnOnce(Store) -> F,
+/// Runs an operation that waits while the lock of `k` is held. Checks that the executor continues,
+/// and that the operation ends when the lock is released.
+fn check_executor_continues<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    operation: impl FnOnce(Store) -> F,
     check: impl FnOnce(T),
 ) {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let guard = store.lock("k", LockOptions::new()).await.unwrap();
-        let waiter = tokio::spawn(waits(store.clone()));
+        let waiter = tokio::spawn(operation(store.clone()));
         let count = Arc::new(AtomicU32::new(0));
         let ticks = tokio::spawn(ticks(Arc::clone(&count)));
-        // The pool of one thread is free for others meanwhile.
+        // Meanwhile other operations can use the pool's only thread.
         for number in 0..20 {
             store.write("other", &number).await.unwrap();
             tokio::time::sleep(millis(5)).await;
         }
-        assert!(count.load(Ordering::Relaxed) > 100, "the executor stood still");
+        assert!(count.load(Ordering::Relaxed) > 100, "the executor was blocked");
         assert!(!waiter.is_finished());
         guard.write("done").await.unwrap();
         guard.release().await.unwrap();
-        check(tokio::time::timeout(PATIENCE, waiter).await.expect("it ends").unwrap());
+        check(tokio::time::timeout(PATIENCE, waiter).await.expect("the operation ends").unwrap());
         ticks.abort();
     });
 }
 
 #[test]
-fn while_a_lock_is_waited_for() {
-    goes_on(
+fn the_executor_continues_while_a_task_waits_for_a_lock() {
+    check_executor_continues(
         |store| async move { store.lock("k", LockOptions::new()).await.unwrap().release().await },
         |outcome| outcome.unwrap(),
     );
 }
 
 #[test]
-fn while_a_read_waits() {
-    goes_on(
+fn the_executor_continues_while_a_read_waits() {
+    check_executor_continues(
         |store| async move { store.read::<String>("k").await },
         |outcome| assert_eq!(outcome.unwrap().unwrap().result, "done"),
     );
 }
 
 #[test]
-fn while_a_free_key_is_waited_for() {
-    goes_on(|store| async move { store.wait_for_lock("k", None).await }, |free| assert!(free.unwrap()));
+fn the_executor_continues_while_a_task_waits_until_a_key_is_free() {
+    check_executor_continues(
+        |store| async move { store.wait_for_lock("k", None).await },
+        |free| assert!(free.unwrap()),
+    );
 }
 
 #[test]
-fn while_a_record_is_watched() {
-    goes_on(
+fn the_executor_continues_while_a_record_is_watched() {
+    check_executor_continues(
         |store| async move { store.watch("k").await.unwrap().next(None).await },
         |change| assert_eq!(change.unwrap(), Some(RecordChange::Appeared)),
     );
 }
 
 #[test]
-fn two_hundred_tasks_take_turns_through_a_pool_of_one() {
+fn two_hundred_tasks_share_a_lock_through_one_pool_thread() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let tasks = storm(200);
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let first = store.lock("k", LockOptions::new()).await.unwrap();
         let counts: Vec<_> = (0..tasks)
             .map(|_| {
                 let store = store.clone();
                 tokio::spawn(async move {
-                    let guard = store.lock("k", patient()).await.unwrap();
+                    let guard = store.lock("k", long_timeout()).await.unwrap();
                     let count = guard.read::<u64>().await.unwrap().map_or(0, |record| record.result);
                     tokio::task::yield_now().await;
                     guard.write(&(count + 1)).await.unwrap();
@@ -102,21 +105,21 @@ fn two_hundred_tasks_take_turns_through_a_pool_of_one() {
 }
 
 #[test]
-fn more_wait_for_different_locks_than_there_are_threads() {
+fn more_tasks_than_threads_can_wait_for_different_locks() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let keys: Vec<_> = (0..80).map(|number| format!("k{number}")).collect();
         let guards = store.lock_all(&keys, LockOptions::new()).await.unwrap();
         let waiters: Vec<_> = keys
             .iter()
             .map(|key| {
                 let (store, key) = (store.clone(), key.clone());
-                tokio::spawn(async move { store.lock(key, patient()).await.map(drop) })
+                tokio::spawn(async move { store.lock(key, long_timeout()).await.map(drop) })
             })
             .collect();
         tokio::time::sleep(millis(100)).await;
-        // These need threads too, and get none.
+        // These need threads too, but none is free.
         let late = store.clone();
         let late = tokio::spawn(async move { late.try_read::<u8>("k7", millis(80)).await });
         assert!(late.await.unwrap().unwrap_err().is_timeout());
@@ -132,10 +135,10 @@ fn more_wait_for_different_locks_than_there_are_threads() {
 }
 
 #[test]
-fn timeouts_hold() {
+fn timeouts_are_respected() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let _guard = store.lock("k", LockOptions::new()).await.unwrap();
         let time = millis(60);
         let late = |start: Instant| assert!(start.elapsed() >= time && start.elapsed() < PATIENCE / 2);
@@ -161,24 +164,24 @@ fn timeouts_hold() {
 }
 
 #[test]
-fn tasks_are_served_in_the_order_in_which_they_asked() {
+fn tasks_acquire_the_lock_in_the_order_of_their_requests() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let guard = store.lock("k", LockOptions::new()).await.unwrap();
-        let (tell, mut served) = tokio::sync::mpsc::unbounded_channel();
+        let (sender, mut acquired) = tokio::sync::mpsc::unbounded_channel();
         for number in 0..5 {
-            let (store, tell) = (store.clone(), tell.clone());
+            let (store, sender) = (store.clone(), sender.clone());
             tokio::spawn(async move {
-                let guard = store.lock("k", patient()).await.unwrap();
-                tell.send(number).unwrap();
+                let guard = store.lock("k", long_timeout()).await.unwrap();
+                sender.send(number).unwrap();
                 guard.release().await.unwrap();
             });
         }
-        until_in_line(&store).await;
+        wait_until_queued(&store).await;
         guard.release().await.unwrap();
         for number in 0..5 {
-            assert_eq!(served.recv().await, Some(number));
+            assert_eq!(acquired.recv().await, Some(number));
         }
     });
 }

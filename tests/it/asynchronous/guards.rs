@@ -1,4 +1,4 @@
-//! Guards: whose they are, and what becomes of them.
+//! Guards: which holder they belong to, and what happens when they are dropped or lost.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Instant;
@@ -7,20 +7,20 @@ use record_store::tokio::{AsyncRecordStore, current_holder};
 use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
 use tempfile::tempdir;
 
-use super::{Guard, narrow, open, patient, until, wide};
+use super::{Guard, long_timeout, multi_threaded, open, single_threaded, wait_until};
 use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
 #[test]
 fn two_tasks_of_one_thread_exclude_each_other() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let tasks: Vec<_> = (0..2)
             .map(|_| {
                 let store = store.clone();
                 tokio::spawn(async move {
                     for _ in 0..storm(20) {
-                        let guard = store.lock("k", patient()).await.unwrap();
+                        let guard = store.lock("k", long_timeout()).await.unwrap();
                         let count = guard.read::<u64>().await.unwrap().map_or(0, |record| record.result);
                         tokio::task::yield_now().await;
                         guard.write(&(count + 1)).await.unwrap();
@@ -36,8 +36,8 @@ fn two_tasks_of_one_thread_exclude_each_other() {
 }
 
 #[test]
-fn the_holder_is_the_task() {
-    let runtime = wide();
+fn the_default_holder_is_the_current_task() {
+    let runtime = multi_threaded();
     let here = runtime.block_on(async { current_holder() });
     assert!(here.is_process_bound() && here.name().ends_with(":block_on"), "{here}");
     let pid = std::process::id().to_string();
@@ -54,16 +54,16 @@ fn the_holder_is_the_task() {
 }
 
 #[test]
-fn a_holder_that_has_the_lock_gets_an_inner_guard() {
+fn a_holder_that_has_the_lock_can_lock_again() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let outer = store.lock("k", LockOptions::new()).await.unwrap();
-        let inner = store.try_lock("k", LockOptions::new()).await.unwrap().expect("it is the holder");
+        let inner = store.try_lock("k", LockOptions::new()).await.unwrap().expect("the same holder");
         assert_eq!(inner.token(), outer.token());
         inner.release().await.unwrap();
         assert!(outer.is_held().await.unwrap());
-        // Moved to another task, it stays with its holder.
+        // A guard that moves to another task keeps its holder.
         let moved = tokio::spawn(async move {
             outer.write("moved").await.unwrap();
             outer
@@ -76,13 +76,13 @@ fn a_holder_that_has_the_lock_gets_an_inner_guard() {
 }
 
 #[test]
-fn a_dropped_guard_releases_also_in_a_task_that_panics_or_is_aborted() {
+fn a_dropped_guard_releases_its_lock_also_after_a_panic_or_an_abort() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    wide().block_on(async {
+    multi_threaded().block_on(async {
         let free = async || !store.is_locked("k").await.unwrap();
         drop(store.lock("k", LockOptions::new()).await.unwrap());
-        until("a drop releases", free).await;
+        wait_until("the drop to release the lock", free).await;
         let task = tokio::spawn({
             let store = store.clone();
             async move {
@@ -91,40 +91,40 @@ fn a_dropped_guard_releases_also_in_a_task_that_panics_or_is_aborted() {
             }
         });
         assert!(task.await.unwrap_err().is_panic());
-        until("a panic releases", free).await;
-        let (tell, told) = tokio::sync::oneshot::channel();
+        wait_until("the panic to release the lock", free).await;
+        let (sender, locked) = tokio::sync::oneshot::channel();
         let task = tokio::spawn({
             let store = store.clone();
             async move {
                 let _guard = store.lock("k", LockOptions::new()).await.unwrap();
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
                 std::future::pending::<()>().await;
             }
         });
-        told.await.unwrap();
+        locked.await.unwrap();
         task.abort();
-        until("an abort releases", free).await;
+        wait_until("the abort to release the lock", free).await;
     });
-    assert_eq!(names_in(dir.path()), [".store"], "no lock file stays");
+    assert_eq!(names_in(dir.path()), [".store"], "a lock file is left");
 }
 
 #[test]
-fn a_runtime_that_ends_releases() {
+fn a_runtime_that_shuts_down_releases_the_locks_of_its_tasks() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    for runtime in [narrow, wide] {
+    for runtime in [single_threaded, multi_threaded] {
         for busy in [false, true] {
             let runtime = runtime();
-            let (tell, told) = channel();
+            let (sender, locked) = channel();
             let lock = store.clone();
             runtime.spawn(async move {
                 let _guard = lock.lock("k", LockOptions::new()).await.unwrap();
-                tell.send(()).unwrap();
+                sender.send(()).unwrap();
                 std::future::pending::<()>().await;
             });
-            runtime.block_on(until("it has the lock", async || told.try_recv().is_ok()));
+            runtime.block_on(wait_until("the task to acquire the lock", async || locked.try_recv().is_ok()));
             if busy {
-                // What is dropped now cannot begin in the pool.
+                // The pool is busy, so the release on drop cannot start there.
                 runtime.spawn_blocking(|| std::thread::sleep(millis(20)));
             }
             drop(runtime);
@@ -134,27 +134,30 @@ fn a_runtime_that_ends_releases() {
 }
 
 #[test]
-fn a_guard_dropped_outside_of_a_runtime_releases() {
+fn a_guard_dropped_outside_of_a_runtime_releases_its_lock() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let guard = narrow().block_on(store.lock("k", LockOptions::new())).unwrap();
+    let guard = single_threaded().block_on(store.lock("k", LockOptions::new())).unwrap();
     assert!(store.inner().is_locked("k").unwrap());
     drop(guard);
     assert!(!store.inner().is_locked("k").unwrap());
 }
 
 #[test]
-fn who_drops_a_guard_and_asks_again_gets_another_lock() {
+fn a_lock_after_a_dropped_guard_is_a_new_acquisition() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    for runtime in [narrow(), wide()] {
+    for runtime in [single_threaded(), multi_threaded()] {
         runtime.block_on(async {
             for _ in 0..storm(100) {
                 let first = store.lock("k", LockOptions::new()).await.unwrap();
                 let token = first.token();
                 drop(first);
-                let second =
-                    store.try_lock("k", LockOptions::new()).await.unwrap().expect("nobody else asks");
+                let second = store
+                    .try_lock("k", LockOptions::new())
+                    .await
+                    .unwrap()
+                    .expect("no other holder requests the lock");
                 assert!(second.token() > token);
                 second.write("it is mine").await.unwrap();
                 second.release().await.unwrap();
@@ -164,9 +167,9 @@ fn who_drops_a_guard_and_asks_again_gets_another_lock() {
 }
 
 #[test]
-fn a_lost_lock_is_lost() {
+fn every_operation_of_a_guard_reports_that_its_lock_is_lost() {
     let store = AsyncRecordStore::new(MemoryRecordStore::new());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let guard = store.lock("k", LockOptions::new()).await.unwrap();
         assert!(store.break_lock("k").await.unwrap());
         assert!(guard.read::<u8>().await.unwrap_err().is_lock_lost());
@@ -175,7 +178,7 @@ fn a_lost_lock_is_lost() {
         assert!(guard.remove().await.unwrap_err().is_lock_lost());
         assert!(guard.remaining().await.unwrap_err().is_lock_lost());
         assert!(!guard.is_held().await.unwrap());
-        // Another's lock stays.
+        // The lock of another holder stays.
         let other = store.lock("k", as_named("other")).await.unwrap();
         assert!(guard.release().await.unwrap_err().is_lock_lost());
         assert!(other.is_held().await.unwrap());
@@ -183,34 +186,34 @@ fn a_lost_lock_is_lost() {
 }
 
 #[test]
-fn a_lease_is_kept_alive() {
+fn keep_alive_renews_the_lease_while_the_executor_is_blocked() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         let lease = millis(400);
         let mut guard = store.lock("k", LockOptions::new().hold_timeout(lease)).await.unwrap();
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
         let start = Instant::now();
         while start.elapsed() < lease * 2 {
-            // The executor is blocked, but not the lock.
+            // This blocks the executor, but not the renewal.
             std::thread::sleep(millis(50));
         }
-        // A machine that stands still for so long loses the lease, and says so.
+        // A machine that stalls for longer than the lease loses the lock, and reports that.
         if losses.try_recv().is_err() {
             assert!(guard.remaining().await.unwrap() <= Some(lease));
         }
         drop(guard);
-        until("released", async || !store.is_locked("k").await.unwrap()).await;
+        wait_until("the lock to be released", async || !store.is_locked("k").await.unwrap()).await;
     });
 }
 
 #[test]
-fn a_lease_is_kept_no_longer_than_its_guard() {
+fn keep_alive_ends_with_its_guard() {
     let store = AsyncRecordStore::new(MemoryRecordStore::new());
-    narrow().block_on(async {
+    single_threaded().block_on(async {
         for released in [true, false] {
-            let (lost, is_lost) = channel();
+            let (lost, losses) = channel();
             let mut guard = store.lock("k", LockOptions::new().hold_timeout(millis(900))).await.unwrap();
             guard.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
             if released {
@@ -218,9 +221,9 @@ fn a_lease_is_kept_no_longer_than_its_guard() {
             } else {
                 drop(guard);
             }
-            // Whoever still renewed would find the lock lost. Who does not lets go of the sender.
-            let told = is_lost.recv_timeout(PATIENCE);
-            assert!(matches!(told, Err(RecvTimeoutError::Disconnected)), "{told:?}");
+            // A further renewal would report a lost lock. When the renewals end, the sender is dropped.
+            let outcome = losses.recv_timeout(PATIENCE);
+            assert!(matches!(outcome, Err(RecvTimeoutError::Disconnected)), "{outcome:?}");
         }
     });
 }

@@ -1,4 +1,4 @@
-//! The operations as futures: never in the executor's way, and safe to drop.
+//! The asynchronous operations: they never block the executor, and their futures are safe to drop.
 
 mod cancel;
 mod executor;
@@ -21,32 +21,33 @@ fn open(dir: &Path) -> Store {
     AsyncRecordStore::new(open_with(dir, Durability::Relaxed))
 }
 
-/// A runtime of one thread, with a blocking pool of one.
-fn narrow() -> Runtime {
+/// A runtime with one thread and a blocking pool of one thread.
+fn single_threaded() -> Runtime {
     Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap()
 }
 
-fn wide() -> Runtime {
+fn multi_threaded() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn patient() -> LockOptions {
+/// Options for an acquisition that must succeed.
+fn long_timeout() -> LockOptions {
     LockOptions::new().acquire_timeout(PATIENCE)
 }
 
-/// Until it is so: for what others do in the background.
-async fn until<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
-    let waits = async {
-        while !is_so().await {
+/// Waits until the condition holds. For effects of background work.
+async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let polling = async {
+        while !condition().await {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waits).await.unwrap_or_else(|_| panic!("never: {what}"));
+    tokio::time::timeout(PATIENCE, polling).await.unwrap_or_else(|_| panic!("timed out waiting for: {what}"));
 }
 
-/// Until the tasks that were spawned on a narrow runtime have had their first look: they were made in
-/// order, one by one, and so they stand in line.
-async fn until_in_line(store: &Store) {
+/// Waits until the tasks on a single-threaded runtime have made their first attempt. They run one
+/// after the other in the order in which they were spawned, so they are queued in that order.
+async fn wait_until_queued(store: &Store) {
     store.exists("k").await.unwrap();
     for _ in 0..10 {
         tokio::task::yield_now().await;

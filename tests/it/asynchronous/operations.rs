@@ -1,4 +1,4 @@
-//! Each operation does what the one that blocks does.
+//! Each asynchronous operation does the same as its blocking counterpart.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use record_store::{
 };
 use tempfile::tempdir;
 
-use super::{narrow, wide};
+use super::{multi_threaded, single_threaded};
 use crate::support::{PATIENCE, as_named, millis, named, open_with};
 
 type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
@@ -22,15 +22,15 @@ fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
     let stores: [Arc<dyn RecordStore>; 2] =
         [Arc::new(open_with(dir.path(), Durability::Relaxed)), Arc::new(MemoryRecordStore::new())];
     for store in stores {
-        narrow().block_on(check(AsyncRecordStore::new(store)));
+        single_threaded().block_on(check(AsyncRecordStore::new(store)));
     }
 }
 
 #[test]
-fn records() {
+fn records_can_be_read_written_and_removed() {
     with_each_store(async |store| {
         assert!(store.read::<u8>("k").await.unwrap().is_none());
-        // What is borrowed need not live for ever.
+        // A borrowed value need not be `'static`.
         let text = String::from("one");
         store.write("k", text.as_str()).await.unwrap();
         assert_eq!(store.read::<String>("k").await.unwrap().unwrap().result, "one");
@@ -51,11 +51,15 @@ fn records() {
 }
 
 #[test]
-fn locks() {
+fn locks_can_be_acquired_renewed_released_and_broken() {
     with_each_store(async |store| {
         let (me, other) = (current_holder(), named("other"));
         let token = store.acquire_lock("k", &LockOptions::new()).await.unwrap();
-        assert_eq!(store.acquire_lock("k", &LockOptions::new()).await.unwrap(), token, "it has it");
+        assert_eq!(
+            store.acquire_lock("k", &LockOptions::new()).await.unwrap(),
+            token,
+            "the holder has the lock already"
+        );
         assert!(store.is_locked("k").await.unwrap());
         assert!(store.is_lock_holder("k", &me).await.unwrap());
         assert!(!store.is_lock_holder("k", &other).await.unwrap());
@@ -79,7 +83,7 @@ fn locks() {
 }
 
 #[test]
-fn listings() {
+fn listings_return_all_keys_and_locks() {
     with_each_store(async |store| {
         let keys: BTreeSet<_> = (0..300).map(|number| format!("k{number}")).collect();
         for key in &keys {
@@ -92,7 +96,7 @@ fn listings() {
         }
         assert!(listing.next().await.is_none());
         assert_eq!(listed, keys);
-        // Those that nobody reads to the end are in nobody's way, however many.
+        // Any number of listings that are not read to the end must not block others.
         let mut unread = Vec::new();
         for _ in 0..70 {
             unread.push(store.keys().await.unwrap());
@@ -106,17 +110,17 @@ fn listings() {
 }
 
 #[test]
-fn what_a_store_does_not_support_is_an_error() {
+fn an_unsupported_operation_is_an_error() {
     #[derive(Clone, Debug)]
-    struct Poor;
-    impl RecordStore for Poor {
+    struct Minimal;
+    impl RecordStore for Minimal {
         fn read_json(
             &self,
             _: &record_store::Key,
             _: &record_store::Claim,
             _: Option<Duration>,
         ) -> record_store::Result<Option<record_store::Json>> {
-            panic!("poor");
+            panic!("on purpose");
         }
         fn write_json(
             &self,
@@ -131,18 +135,18 @@ fn what_a_store_does_not_support_is_an_error() {
             Ok(false)
         }
     }
-    let store = AsyncRecordStore::new(Poor);
-    narrow().block_on(async {
+    let store = AsyncRecordStore::new(Minimal);
+    single_threaded().block_on(async {
         assert!(matches!(store.keys().await, Err(Error::Unsupported { method: "keys" })));
         let lock = store.lock("k", LockOptions::new()).await;
         assert!(matches!(lock, Err(Error::Unsupported { method: "acquire_lock" })));
         let panics = tokio::spawn(async move { store.read::<u8>("k").await.map(drop) });
-        assert!(panics.await.unwrap_err().is_panic(), "a panic is the caller's");
+        assert!(panics.await.unwrap_err().is_panic(), "a panic reaches the caller");
     });
 }
 
 #[test]
-fn several_locks() {
+fn lock_all_acquires_all_locks_or_none() {
     with_each_store(async |store| {
         let hold = LockOptions::new().hold_timeout(PATIENCE);
         let guards = store.lock_all(["b", "a", "b"], hold).await.unwrap();
@@ -155,13 +159,16 @@ fn several_locks() {
         let error = store.lock_all(["0", "b"], late).await.unwrap_err();
         assert!(error.is_timeout() && error.key().unwrap().as_str() == "b");
         guards.release().await.unwrap();
-        super::until("all or none", async || !store.is_locked("0").await.unwrap()).await;
+        super::wait_until("the locks of a failed lock_all to be released", async || {
+            !store.is_locked("0").await.unwrap()
+        })
+        .await;
         assert!(!store.is_locked("a").await.unwrap());
     });
 }
 
 #[test]
-fn a_lock_waited_for_longer_than_a_lease_leaves_the_others_held() {
+fn lock_all_can_wait_longer_than_its_lease() {
     with_each_store(async |store| {
         let blocker = store.lock("b", as_named("other")).await.unwrap();
         let waits = tokio::spawn({
@@ -176,7 +183,7 @@ fn a_lock_waited_for_longer_than_a_lease_leaves_the_others_held() {
 }
 
 #[test]
-fn a_watch_misses_nothing() {
+fn a_watch_misses_no_change() {
     with_each_store(async |store| {
         let mut watch = store.watch("k").await.unwrap();
         assert_eq!(watch.next(Some(Duration::ZERO)).await.unwrap(), None);
@@ -184,7 +191,7 @@ fn a_watch_misses_nothing() {
         assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Appeared));
         store.write("k", &1).await.unwrap();
         assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Changed));
-        // A wait that is given up has not seen what comes after.
+        // A wait that was dropped does not consume a later change.
         assert!(tokio::time::timeout(millis(20), watch.next(None)).await.is_err());
         store.remove("k").await.unwrap();
         assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Removed));
@@ -195,16 +202,16 @@ fn a_watch_misses_nothing() {
         });
         tokio::time::sleep(millis(20)).await;
         store.write("k", &1).await.unwrap();
-        // It may have come before the wait began.
+        // The first write may have come before the wait began.
         store.write("k", &2).await.unwrap();
         assert!(waits.await.unwrap().unwrap());
     });
 }
 
 #[test]
-fn fifty_tasks_compute_once() {
+fn fifty_tasks_compute_a_result_once() {
     let dir = tempdir().unwrap();
-    for runtime in [narrow(), wide()] {
+    for runtime in [single_threaded(), multi_threaded()] {
         let store = super::open(dir.path());
         runtime.block_on(async {
             store.remove("k").await.unwrap();
@@ -213,7 +220,7 @@ fn fifty_tasks_compute_once() {
                 .map(|_| {
                     let (store, computed) = (store.clone(), Arc::clone(&computed));
                     tokio::spawn(async move {
-                        let options = UpdateOptions::new().lock(super::patient());
+                        let options = UpdateOptions::new().lock(super::long_timeout());
                         let compute = async || {
                             tokio::time::sleep(millis(30)).await;
                             Ok::<u32, Error>(7 + computed.fetch_add(1, Ordering::Relaxed))
@@ -242,16 +249,16 @@ fn a_failed_computation_stores_nothing() {
         let counts = async |old: Option<u8>| Ok::<u8, Error>(old.unwrap_or(0) + 1);
         assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 1);
         assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 2);
-        let never = async || panic!("it is there");
+        let never = async || panic!("the record exists");
         assert_eq!(store.get_or_compute::<u8, Error, _>("k", LockOptions::new(), never).await.unwrap(), 2);
     });
 }
 
 #[test]
-fn what_is_computed_in_no_time_is_computed_once_too() {
+fn a_fast_computation_runs_only_once_too() {
     let dir = tempdir().unwrap();
     let store = AsyncRecordStore::new(open_with(dir.path(), Durability::Relaxed));
-    wide().block_on(async {
+    multi_threaded().block_on(async {
         for round in 0..50 {
             let computed = Arc::new(AtomicU32::new(0));
             let tasks: Vec<_> = (0..8)

@@ -1,4 +1,4 @@
-//! What errors say: operation, key and path, and the cause only where it belongs.
+//! Error texts: they name operation, key and path, and leave the cause to `source`.
 
 use std::collections::HashMap;
 use std::error::Error as _;
@@ -7,70 +7,70 @@ use record_store::{Claim, Json, LockToken, OpenMode};
 
 use super::*;
 
-/// An error, and what its text has to contain.
-type Told = (Error, Vec<String>);
+/// An error, and the parts that its text must contain.
+type Sample = (Error, Vec<String>);
 
-/// One of each kind that a file store has, as it comes about.
-fn one_of_each() -> Vec<Told> {
-    let place = Place::with(relaxed().max_record_bytes(300));
-    let store = &place.store;
+/// At least one error of each kind that a file store can return, each from a real operation.
+fn samples() -> Vec<Sample> {
+    let setup = Setup::with(relaxed().max_record_bytes(300));
+    let store = &setup.store;
     let key = "a\nb \"c\"";
     let shown = format!("{key:?}");
-    let (record, lock) = (place.path("a%0Ab \"c\".json"), place.path("a%0Ab \"c\".lock"));
-    let mut told: Vec<Told> = Vec::new();
-    let mut tell = |error: Error, parts: &[&str], path: Option<&Path>| {
+    let (record, lock) = (setup.path("a%0Ab \"c\".json"), setup.path("a%0Ab \"c\".lock"));
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut add = |error: Error, parts: &[&str], path: Option<&Path>| {
         let parts = parts.iter().map(|part| (*part).to_owned());
-        told.push((error, parts.chain(path.map(|path| path.display().to_string())).collect()));
+        samples.push((error, parts.chain(path.map(|path| path.display().to_string())).collect()));
     };
 
-    tell(store.read::<Json>("").unwrap_err(), &["invalid key"], None);
-    tell(Holder::named("").unwrap_err(), &["invalid holder"], None);
-    tell(store.write(key, &f64::NAN).unwrap_err(), &["write", &shown], None);
-    tell(store.write(key, &"x".repeat(300)).unwrap_err(), &["write", &shown, "300"], Some(&record));
-    tell(store.release_lock(key, Claim::current()).unwrap_err(), &["release_lock", &shown], Some(&lock));
-    tell(store.renew(key, LockToken::new(77), None).unwrap_err(), &["renew", &shown, "77"], Some(&lock));
+    add(store.read::<Json>("").unwrap_err(), &["invalid key"], None);
+    add(Holder::named("").unwrap_err(), &["invalid holder"], None);
+    add(store.write(key, &f64::NAN).unwrap_err(), &["write", &shown], None);
+    add(store.write(key, &"x".repeat(300)).unwrap_err(), &["write", &shown, "300"], Some(&record));
+    add(store.release_lock(key, Claim::current()).unwrap_err(), &["release_lock", &shown], Some(&lock));
+    add(store.renew(key, LockToken::new(77), None).unwrap_err(), &["renew", &shown, "77"], Some(&lock));
     store.write(key, "text").unwrap();
-    tell(store.read::<u8>(key).unwrap_err(), &["read", &shown], None);
+    add(store.read::<u8>(key).unwrap_err(), &["read", &shown], None);
 
     store.acquire_lock(key, &once().holder(job())).unwrap();
-    tell(store.write(key, &1).unwrap_err(), &["write", &shown, "\"job\""], Some(&lock));
-    tell(store.acquire_lock(key, &once()).unwrap_err(), &["acquire_lock", &shown, "\"job\""], Some(&lock));
-    tell(
+    add(store.write(key, &1).unwrap_err(), &["write", &shown, "\"job\""], Some(&lock));
+    add(store.acquire_lock(key, &once()).unwrap_err(), &["acquire_lock", &shown, "\"job\""], Some(&lock));
+    add(
         store.release_lock(key, Claim::current()).unwrap_err(),
         &["release_lock", &shown, "\"job\""],
         Some(&lock),
     );
     fs::write(&lock, "{\"key\":").unwrap();
-    tell(store.lock_info(key).unwrap_err(), &["lock_info", &shown], Some(&lock));
+    add(store.lock_info(key).unwrap_err(), &["lock_info", &shown], Some(&lock));
     store.break_lock(key).unwrap();
 
     fs::write(&record, "{\"key\":").unwrap();
-    tell(store.read::<Json>(key).unwrap_err(), &["read", &shown], Some(&record));
+    add(store.read::<Json>(key).unwrap_err(), &["read", &shown], Some(&record));
     fs::write(&record, sound_record(key, "12").replace("12", "13")).unwrap();
-    tell(store.read::<Json>(key).unwrap_err(), &["read", &shown, "checksum"], Some(&record));
+    add(store.read::<Json>(key).unwrap_err(), &["read", &shown, "checksum"], Some(&record));
     fs::write(&record, sound_record("else", "12")).unwrap();
-    tell(store.read::<Json>(key).unwrap_err(), &["read", &shown, "\"else\""], Some(&record));
+    add(store.read::<Json>(key).unwrap_err(), &["read", &shown, "\"else\""], Some(&record));
     clear(&record);
     fs::create_dir(&record).unwrap();
-    tell(store.read::<Json>(key).unwrap_err(), &["read", &shown, "a directory"], Some(&record));
-    tell(store.write(key, &1).unwrap_err(), &["write", &shown, "rename"], Some(&record));
+    add(store.read::<Json>(key).unwrap_err(), &["read", &shown, "a directory"], Some(&record));
+    add(store.write(key, &1).unwrap_err(), &["write", &shown, "rename"], Some(&record));
 
     let reader = relaxed().mode(OpenMode::ReadOnly).open(store.path()).unwrap();
-    tell(reader.write(key, &1).unwrap_err(), &["write", &shown, "read-only"], Some(store.path()));
-    let empty = place.parent.path().join("elsewhere");
+    add(reader.write(key, &1).unwrap_err(), &["write", &shown, "read-only"], Some(store.path()));
+    let empty = setup.parent.path().join("elsewhere");
     let open = |path: &Path| relaxed().mode(OpenMode::Existing).open(path).map(drop).unwrap_err();
-    tell(open(&empty), &["open"], Some(&empty));
-    let format = place.path(".store/format.json");
+    add(open(&empty), &["open"], Some(&empty));
+    let format = setup.path(".store/format.json");
     fs::write(&format, "{\"version\":9}").unwrap();
-    tell(open(store.path()), &["open", "9"], Some(&format));
+    add(open(store.path()), &["open", "9"], Some(&format));
     fs::write(&format, "{\"version\":").unwrap();
-    tell(open(store.path()), &["open"], Some(&format));
-    told
+    add(open(store.path()), &["open"], Some(&format));
+    samples
 }
 
 #[test]
 fn every_error_names_operation_key_and_path_and_leaves_the_cause_to_source() {
-    for (error, parts) in one_of_each() {
+    for (error, parts) in samples() {
         let text = error.to_string();
         println!("{text}");
         for part in parts {
@@ -80,7 +80,7 @@ fn every_error_names_operation_key_and_path_and_leaves_the_cause_to_source() {
         assert!(!text.ends_with('.') && !text.contains("  "), "{text}");
         let mut cause = error.source();
         while let Some(inner) = cause {
-            println!("    because {inner}");
+            println!("    caused by: {inner}");
             assert!(!text.contains(&inner.to_string()), "repeated: {text}");
             cause = inner.source();
         }
@@ -90,12 +90,12 @@ fn every_error_names_operation_key_and_path_and_leaves_the_cause_to_source() {
 }
 
 #[test]
-fn every_kind_is_there() {
-    let kinds: std::collections::BTreeSet<String> = one_of_each()
+fn every_kind_of_error_has_a_sample() {
+    let kinds: std::collections::BTreeSet<String> = samples()
         .iter()
         .map(|(error, _)| format!("{error:?}").split([' ', '{']).next().unwrap().to_owned())
         .collect();
-    // Beside these there are two that need a file system without `flock`, or another store.
+    // Two more kinds need a file system without `flock`, or another implementation of a store.
     assert_eq!(kinds.len(), 19, "{kinds:#?}");
 }
 
@@ -105,34 +105,34 @@ struct Reading {
 }
 
 #[test]
-fn what_json_cannot_hold_is_refused_and_changes_nothing() {
-    let place = Place::new();
-    place.store.write("k", "old").unwrap();
-    let before = tree::snapshot(place.parent.path());
-    let pairs = HashMap::from([((1, 2), "a pair is no key")]);
+fn values_that_json_cannot_represent_are_refused_and_change_nothing() {
+    let setup = Setup::new();
+    setup.store.write("k", "old").unwrap();
+    let before = tree::snapshot(setup.parent.path());
+    let pairs = HashMap::from([((1, 2), "a pair cannot be a key")]);
     let refused = [
-        place.store.write("k", &f64::NAN),
-        place.store.write("k", &f32::INFINITY),
-        place.store.write("k", &[1.0, f64::NEG_INFINITY]),
-        place.store.write("k", &Reading { value: Some(f64::NAN) }),
-        place.store.write("k", &vec![HashMap::from([("deep", (0, Some(f64::NAN)))])]),
-        place.store.write("k", &pairs),
+        setup.store.write("k", &f64::NAN),
+        setup.store.write("k", &f32::INFINITY),
+        setup.store.write("k", &[1.0, f64::NEG_INFINITY]),
+        setup.store.write("k", &Reading { value: Some(f64::NAN) }),
+        setup.store.write("k", &vec![HashMap::from([("deep", (0, Some(f64::NAN)))])]),
+        setup.store.write("k", &pairs),
     ];
     for (at, result) in refused.into_iter().enumerate() {
         assert!(matches!(result, Err(Error::Encode { .. })), "value {at}: {result:?}");
     }
-    tree::assert_unchanged(place.parent.path(), &before, "refused values");
-    assert_eq!(place.store.read::<String>("k").unwrap().unwrap().result, "old");
+    tree::assert_unchanged(setup.parent.path(), &before, "refused values");
+    assert_eq!(setup.store.read::<String>("k").unwrap().unwrap().result, "old");
 }
 
 #[test]
-fn a_result_of_another_type_is_a_decode_error_and_stays() {
-    let place = Place::new();
-    place.store.write("k", &300).unwrap();
-    assert!(matches!(place.store.read::<u8>("k"), Err(Error::Decode { .. })));
-    assert!(matches!(place.store.read::<String>("k"), Err(Error::Decode { .. })));
-    let guard = place.store.lock("k", once()).unwrap();
+fn a_result_of_another_type_is_a_decode_error_and_stays_intact() {
+    let setup = Setup::new();
+    setup.store.write("k", &300).unwrap();
+    assert!(matches!(setup.store.read::<u8>("k"), Err(Error::Decode { .. })));
+    assert!(matches!(setup.store.read::<String>("k"), Err(Error::Decode { .. })));
+    let guard = setup.store.lock("k", once()).unwrap();
     assert!(matches!(guard.read::<Vec<u8>>(), Err(Error::Decode { .. })));
     drop(guard);
-    assert_eq!(place.store.read::<u16>("k").unwrap().unwrap().result, 300);
+    assert_eq!(setup.store.read::<u16>("k").unwrap().unwrap().result, 300);
 }

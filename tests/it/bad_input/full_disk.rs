@@ -1,11 +1,11 @@
-//! A disk that takes no more: old values stay whole, nothing is left behind, and as soon as there
-//! is room everything goes on.
+//! A full disk: old values stay intact, nothing is left behind, and all operations work again once there
+//! is room.
 
 use std::io::Write as _;
 
 use super::*;
 
-/// A small file system of its own. Only root may mount one.
+/// A separate small file system. Only root may mount one.
 struct SmallDisk {
     at: TempDir,
 }
@@ -19,11 +19,11 @@ impl SmallDisk {
         if mounted.is_ok_and(|output| output.status.success()) {
             return Some(Self { at });
         }
-        eprintln!("SKIPPED: no right to mount a small file system");
+        eprintln!("SKIPPED: mounting a small file system is not permitted");
         None
     }
 
-    /// Takes what room there is.
+    /// Uses up all free room.
     fn fill(&self) {
         let mut file = fs::File::create(self.at.path().join("filler")).unwrap();
         while file.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
@@ -56,7 +56,7 @@ fn leases() -> LockOptions {
 }
 
 #[test]
-fn a_full_disk_harms_nothing() {
+fn a_full_disk_damages_nothing() {
     let Some(disk) = SmallDisk::mount("256k") else { return };
     let root = disk.at.path().join("records");
     let store = FileSystemRecordStore::open(&root).unwrap();
@@ -67,22 +67,22 @@ fn a_full_disk_harms_nothing() {
     store.acquire_lock("broken", &leases()).unwrap();
     disk.fill();
     let before = tree::files(&root);
-    soon("a full disk", || {
+    abort_if_hung("a full disk", || {
         assert_full(store.write("k", &big), &root.join(".store/tmp"));
         assert_full(store.write("new", "small"), &root.join(".store/tmp"));
         assert_full(store.renew("mine", token, None), &root.join(".store/tmp"));
         assert_full(store.acquire_lock("k", &once()), &root);
         assert_full(store.acquire_lock("x".repeat(5_000), &once()), &root);
     });
-    // Latches that are opened for the first time may come to be. They hold nothing yet.
-    let came: Vec<_> = tree::files(&root).into_iter().filter(|file| !before.contains(file)).collect();
-    assert!(came.iter().all(|file| file.starts_with(".store/latches/")), "{came:?}");
+    // The first use of a latch may create its file, which is still empty.
+    let created: Vec<_> = tree::files(&root).into_iter().filter(|file| !before.contains(file)).collect();
+    assert!(created.iter().all(|file| file.starts_with(".store/latches/")), "{created:?}");
     assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "old");
     assert_eq!(store.lock_info("k").unwrap(), None);
     let lease = store.lock_info("mine").unwrap().unwrap();
     assert!(lease.remaining().is_some(), "a renewal that failed has changed the lease");
 
-    // What needs no room works.
+    // Operations that need no room must work.
     assert!(store.remove("gone").unwrap());
     assert!(store.break_lock("broken").unwrap());
     disk.fill();
@@ -96,22 +96,22 @@ fn a_full_disk_harms_nothing() {
 }
 
 #[test]
-fn a_store_cannot_be_made_on_a_full_disk_but_later() {
+fn a_store_cannot_be_created_until_the_disk_has_room() {
     let Some(disk) = SmallDisk::mount("64k") else { return };
     disk.fill();
     let root = disk.at.path().join("records");
     for _ in 0..2 {
-        assert_full(soon("open", || FileSystemRecordStore::open(&root)), &root);
+        assert_full(abort_if_hung("open", || FileSystemRecordStore::open(&root)), &root);
         assert_eq!(tree::files(&root), Vec::<String>::new());
     }
     disk.make_room();
     FileSystemRecordStore::open(&root).unwrap().write("k", &1).unwrap();
 }
 
-/// Backups may bring the event counters back as a file with a hole. To advance a counter where the
-/// disk has no room for it would kill the process.
+/// A backup may restore the event counters as a sparse file. Advancing a counter in a hole would kill the
+/// process if the disk has no room for it.
 #[test]
-fn event_counters_with_a_hole_kill_nobody() {
+fn event_counters_in_a_sparse_file_do_not_kill_the_process() {
     let Some(disk) = SmallDisk::mount("256k") else { return };
     let root = disk.at.path().join("records");
     drop(FileSystemRecordStore::open(&root).unwrap());
@@ -123,12 +123,12 @@ fn event_counters_with_a_hole_kill_nobody() {
 }
 
 #[test]
-#[ignore = "run in a process of its own, which it may kill"]
+#[ignore = "run in a separate process, which it may kill"]
 fn child_wakes_on_a_full_disk() {
     let Some(dir) = child_dir() else { return };
     let store = FileSystemRecordStore::open(dir.join("records")).unwrap();
     let mut filler = fs::File::create(dir.join("filler")).unwrap();
     while filler.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
-    // The first touch of the key's counter, and no lock file goes that would make room for it.
+    // This is the first access to the key's counter, and it removes no lock file, which would make room.
     assert!(!store.break_lock("k").unwrap());
 }

@@ -1,4 +1,4 @@
-//! Keys that would like to be paths, other files, or too much.
+//! Keys that look like paths, look like other files, or are too long.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use record_store::{Json, Key, LockToken};
 
 use super::*;
 
-/// Keys that differ little, or look like something else.
-fn awkward() -> Vec<String> {
+/// Keys that differ only slightly, or look like something else.
+fn awkward_keys() -> Vec<String> {
     let mut keys: Vec<String> = [
         ".",
         "..",
@@ -105,45 +105,45 @@ fn awkward() -> Vec<String> {
 }
 
 #[test]
-fn awkward_keys_live_side_by_side() {
-    let place = Place::new();
-    let (store, outside) = (&place.store, place.outside());
-    for key in awkward() {
+fn awkward_keys_coexist() {
+    let setup = Setup::new();
+    let (store, outside) = (&setup.store, setup.outside());
+    for key in awkward_keys() {
         assert!(!store.exists(&key).unwrap(), "{key:.50?}");
         assert!(store.read::<Json>(&key).unwrap().is_none(), "{key:.50?}");
         let guard = store.lock(&key, once().holder(job())).unwrap();
         guard.write(&key).unwrap();
-        // Not released: all locks, too, live side by side.
+        // Not released: all locks must coexist too.
         std::mem::forget(guard);
     }
-    let expected: BTreeSet<_> = awkward().into_iter().collect();
+    let expected: BTreeSet<_> = awkward_keys().into_iter().collect();
     let keys = store.keys().unwrap().map(|key| key.unwrap().as_str().to_owned()).collect();
     let locks = store.locks().unwrap().map(|info| info.unwrap().key().as_str().to_owned()).collect();
     assert_eq!((&keys, &locks), (&expected, &expected));
-    for key in awkward() {
+    for key in awkward_keys() {
         assert!(store.try_lock(&key, LockOptions::new()).unwrap().is_none(), "{key:.50?}");
         assert_eq!(store.read_as::<String>(&key, job()).unwrap().unwrap().result, key);
         store.release_lock(&key, job()).unwrap();
         assert_eq!(store.read::<String>(&key).unwrap().unwrap().result, key);
     }
-    for (gone, key) in awkward().into_iter().enumerate() {
+    for (gone, key) in awkward_keys().into_iter().enumerate() {
         assert!(store.remove(&key).unwrap(), "{key:.50?}");
         if gone % 16 == 0 {
             assert_eq!(store.keys().unwrap().count(), expected.len() - gone - 1);
         }
     }
-    place.assert_outside(&outside, "afterwards");
+    setup.assert_outside(&outside, "afterwards");
     let left: Vec<_> =
         tree::files(store.path()).into_iter().filter(|file| !file.starts_with(".store/")).collect();
     assert_eq!(left, Vec::<String>::new());
 }
 
 #[test]
-fn no_key_at_all() {
-    let place = Place::new();
-    let before = tree::snapshot(place.parent.path());
+fn an_invalid_key_is_refused_and_changes_nothing() {
+    let setup = Setup::new();
+    let before = tree::snapshot(setup.parent.path());
     for key in [String::new(), "x".repeat(10_001), "尺".repeat(10_001)] {
-        let (store, key, token) = (&place.store, &key, LockToken::new(1));
+        let (store, key, token) = (&setup.store, &key, LockToken::new(1));
         let refused = [
             store.read::<Json>(key).map(drop),
             store.read_as::<Json>(key, token).map(drop),
@@ -169,5 +169,5 @@ fn no_key_at_all() {
             assert!(matches!(result, Err(Error::InvalidKey { .. })), "operation {at}: {result:?}");
         }
     }
-    tree::assert_unchanged(place.parent.path(), &before, "invalid keys");
+    tree::assert_unchanged(setup.parent.path(), &before, "invalid keys");
 }

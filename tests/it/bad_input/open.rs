@@ -1,4 +1,4 @@
-//! Directories that hold no store, or one that this version does not know.
+//! Opening directories without a store, or with a store of an unknown format.
 
 use record_store::OpenMode;
 
@@ -14,11 +14,11 @@ fn with_format(text: &str) -> TempDir {
 }
 
 #[test]
-fn a_newer_version_is_left_alone() {
+fn a_newer_format_version_is_refused_and_nothing_changes() {
     for text in
         ["{\"version\":2}", "{\"version\":2,\"what\":[\"is\",\"new\"]}", "{\"version\":18446744073709551615}"]
     {
-        // A newer version may have no use for our directories.
+        // A newer version may not need this version's directories.
         let dir = with_format(text);
         fs::remove_dir_all(dir.path().join(".store/latches")).unwrap();
         for mode in MODES {
@@ -36,7 +36,7 @@ fn a_newer_version_is_left_alone() {
 }
 
 #[test]
-fn a_format_that_cannot_be_understood_is_left_alone() {
+fn an_invalid_format_file_is_refused_and_nothing_changes() {
     let long = format!("{{\"version\":1{}}}", " ".repeat(1 << 20));
     for text in [
         "",
@@ -66,7 +66,7 @@ fn a_format_that_cannot_be_understood_is_left_alone() {
 }
 
 #[test]
-fn what_is_no_store_is_not_made_one() {
+fn only_create_mode_turns_a_directory_into_a_store() {
     let parent = tempfile::tempdir().unwrap();
     let at = |name: &str| parent.path().join(name);
     fs::create_dir(at("empty")).unwrap();
@@ -83,23 +83,23 @@ fn what_is_no_store_is_not_made_one() {
             tree::assert_unchanged(parent.path(), &before, &format!("{name}, {mode:?}"));
         }
     }
-    // With leave to do so, records that are there already are taken over.
+    // In create mode, existing records become records of the new store.
     let store = relaxed().open(at("strangers")).unwrap();
     assert_eq!(store.keys().unwrap().count(), 1);
     relaxed().open(at("begun")).unwrap().write("k", &1).unwrap();
 }
 
 #[test]
-fn what_is_no_directory_is_left_alone() {
-    for (what, put) in IRREGULAR.into_iter().filter(|(what, _)| !what.contains("directory")) {
+fn a_root_that_is_no_directory_is_refused_and_nothing_changes() {
+    for (what, create) in NOT_REGULAR.into_iter().filter(|(what, _)| !what.contains("directory")) {
         for mode in MODES {
-            let place = Place::new();
-            let root = place.parent.path().join("root");
-            put(&place, &root);
-            let before = tree::snapshot(place.parent.path());
-            let error = soon(what, || relaxed().mode(mode).open(&root)).map(drop).unwrap_err();
+            let setup = Setup::new();
+            let root = setup.parent.path().join("root");
+            create(&setup, &root);
+            let before = tree::snapshot(setup.parent.path());
+            let error = abort_if_hung(what, || relaxed().mode(mode).open(&root)).map(drop).unwrap_err();
             assert_eq!(error.path(), Some(&*root), "{what}, {mode:?}: {error:?}");
-            tree::assert_unchanged(place.parent.path(), &before, &format!("{what}, {mode:?}"));
+            tree::assert_unchanged(setup.parent.path(), &before, &format!("{what}, {mode:?}"));
         }
     }
 }
@@ -115,10 +115,10 @@ fn impossible_paths_are_errors() {
 }
 
 #[test]
-fn a_store_may_be_reached_through_a_link() {
-    let place = Place::new();
-    let link = place.parent.path().join("link");
-    symlink(place.store.path(), &link).unwrap();
+fn a_store_can_be_opened_through_a_symbolic_link() {
+    let setup = Setup::new();
+    let link = setup.parent.path().join("link");
+    symlink(setup.store.path(), &link).unwrap();
     relaxed().mode(OpenMode::Existing).open(&link).unwrap().write("k", &1).unwrap();
-    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 1);
+    assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 1);
 }

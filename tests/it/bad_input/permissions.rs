@@ -1,4 +1,4 @@
-//! Files that may not be opened, and the rights of those that are made.
+//! Files that must not be opened, and the modes of new files.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -7,14 +7,14 @@ use record_store::{Json, OpenMode};
 
 use super::*;
 
-/// A user with no rights of their own.
+/// A user without any rights.
 const NOBODY: u32 = 65_534;
 
 pub(super) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Lets everybody read everything below `dir`, and nobody but its user write.
+/// Makes everything below `dir` readable for everyone, and writable only for its owner.
 pub(super) fn open_to_all(dir: &Path) {
     for path in std::iter::once(dir.to_owned()).chain(tree::paths(dir).into_iter().map(|path| dir.join(path)))
     {
@@ -23,7 +23,7 @@ pub(super) fn open_to_all(dir: &Path) {
     }
 }
 
-/// Runs an ignored test as that user.
+/// Runs an ignored test as the user `NOBODY`.
 #[track_caller]
 pub(super) fn assert_nobody_passes(test: &str, dir: &Path) {
     let mut command = child(test, dir, "");
@@ -34,27 +34,27 @@ pub(super) fn assert_nobody_passes(test: &str, dir: &Path) {
 }
 
 #[test]
-fn what_may_not_be_opened_is_named() {
+fn a_file_without_permission_is_named_in_the_error() {
     if !is_root() {
-        eprintln!("SKIPPED: only root can become somebody else");
+        eprintln!("SKIPPED: only root can change the user");
         return;
     }
-    let place = Place::new();
-    place.store.write("k", &1).unwrap();
-    place.store.write("locked", &1).unwrap();
-    place.store.acquire_lock("locked", &once().holder(job())).unwrap();
-    let closed_store = place.parent.path().join("closed");
+    let setup = Setup::new();
+    setup.store.write("k", &1).unwrap();
+    setup.store.write("locked", &1).unwrap();
+    setup.store.acquire_lock("locked", &once().holder(job())).unwrap();
+    let closed_store = setup.parent.path().join("closed");
     relaxed().open(&closed_store).unwrap();
-    open_to_all(place.parent.path());
-    for path in [place.path("k.json"), place.path("locked.lock"), closed_store] {
+    open_to_all(setup.parent.path());
+    for path in [setup.path("k.json"), setup.path("locked.lock"), closed_store] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     }
-    assert_nobody_passes("bad_input::permissions::child_may_not", place.store.path());
+    assert_nobody_passes("bad_input::permissions::child_without_permission", setup.store.path());
 }
 
 #[test]
-#[ignore = "run in a process of its own, as a user without rights"]
-fn child_may_not() {
+#[ignore = "run in a separate process, as a user without rights"]
+fn child_without_permission() {
     let Some(dir) = child_dir() else { return };
     let store = relaxed().mode(OpenMode::ReadOnly).open(&dir).unwrap();
     assert_io(store.read::<Json>("k"), &dir.join("k.json"), "record");
@@ -74,7 +74,7 @@ fn child_may_not() {
 }
 
 #[test]
-fn files_are_made_with_the_mode_less_the_umask() {
+fn new_files_have_the_configured_mode_without_the_bits_of_the_umask() {
     for (umask, mode, file, dir) in [
         ("000", "666", 0o666, 0o777),
         ("022", "666", 0o644, 0o755),
@@ -84,7 +84,7 @@ fn files_are_made_with_the_mode_less_the_umask() {
     ] {
         let parent = tempfile::tempdir().unwrap();
         let mut command =
-            child("bad_input::permissions::child_makes_files", parent.path(), &format!("umask {umask}"));
+            child("bad_input::permissions::child_creates_files", parent.path(), &format!("umask {umask}"));
         command.env("RECORD_STORE_TEST_MODE", mode);
         assert_child_passes(command);
         let root = parent.path().join("records");
@@ -101,8 +101,8 @@ fn files_are_made_with_the_mode_less_the_umask() {
 }
 
 #[test]
-#[ignore = "run in a process of its own, which has a umask of its own"]
-fn child_makes_files() {
+#[ignore = "run in a separate process, which has its own umask"]
+fn child_creates_files() {
     let Some(dir) = child_dir() else { return };
     let mode = std::env::var("RECORD_STORE_TEST_MODE").unwrap();
     let mode = u32::from_str_radix(&mode, 8).unwrap();

@@ -1,4 +1,4 @@
-//! The store's own files, below `.store/`.
+//! The store's private files, below `.store/`.
 
 use record_store::{Json, OpenMode};
 
@@ -6,25 +6,25 @@ use super::*;
 
 const MODES: [OpenMode; 3] = [OpenMode::Create, OpenMode::Existing, OpenMode::ReadOnly];
 
-fn open(place: &Place, mode: OpenMode) -> Result<FileSystemRecordStore, Error> {
-    relaxed().mode(mode).open(place.store.path())
+fn open(setup: &Setup, mode: OpenMode) -> Result<FileSystemRecordStore, Error> {
+    relaxed().mode(mode).open(setup.store.path())
 }
 
 #[test]
-fn something_irregular_in_the_place_of_a_latch() {
+fn a_file_that_is_not_regular_in_place_of_a_latch_is_refused() {
     let latch = latch_of("k");
-    for_each_irregular(&latch, |place, what| {
-        let (store, path) = (&place.store, place.path(&latch));
-        assert_irregular(store.write("k", &1), &path, what);
-        assert_irregular(store.remove("k"), &path, what);
-        assert_irregular(store.acquire_lock("k", &LockOptions::new()), &path, what);
-        assert_irregular(store.release_lock("k", job()), &path, what);
-        assert_irregular(store.renew("k", job(), None), &path, what);
-        assert_irregular(store.break_lock("k"), &path, what);
-        assert_irregular(store.read::<Json>("k"), &path, what);
-        place.assert_nothing_staged();
-        // A record that is there is read without a latch, and other keys have other latches.
-        fs::write(place.path("k.json"), sound_record("k", "7")).unwrap();
+    for_each_not_regular(&latch, |setup, what| {
+        let (store, path) = (&setup.store, setup.path(&latch));
+        assert_not_regular(store.write("k", &1), &path, what);
+        assert_not_regular(store.remove("k"), &path, what);
+        assert_not_regular(store.acquire_lock("k", &LockOptions::new()), &path, what);
+        assert_not_regular(store.release_lock("k", job()), &path, what);
+        assert_not_regular(store.renew("k", job(), None), &path, what);
+        assert_not_regular(store.break_lock("k"), &path, what);
+        assert_not_regular(store.read::<Json>("k"), &path, what);
+        setup.assert_nothing_staged();
+        // An existing record is read without a latch, and other keys have other latches.
+        fs::write(setup.path("k.json"), sound_record("k", "7")).unwrap();
         assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 7);
         assert!(store.exists("k").unwrap());
         assert_eq!(store.lock_info("k").unwrap(), None);
@@ -34,146 +34,146 @@ fn something_irregular_in_the_place_of_a_latch() {
 }
 
 #[test]
-fn a_key_that_has_no_token_left_says_so() {
-    let place = Place::new();
-    let expired = place.store.acquire_lock("k", &once().hold_timeout(Duration::ZERO)).unwrap();
-    let text = fs::read_to_string(place.path("k.lock")).unwrap();
+fn a_key_without_a_token_left_is_an_error() {
+    let setup = Setup::new();
+    let expired = setup.store.acquire_lock("k", &once().hold_timeout(Duration::ZERO)).unwrap();
+    let text = fs::read_to_string(setup.path("k.lock")).unwrap();
     let last = ((1_u64 << 53) - 1).to_string();
-    fs::write(place.path("k.lock"), text.replace(&expired.to_string(), &last)).unwrap();
-    match place.store.acquire_lock("k", &once()) {
-        Err(Error::CorruptStore { path, .. }) => assert_eq!(path, place.path(&latch_of("k"))),
+    fs::write(setup.path("k.lock"), text.replace(&expired.to_string(), &last)).unwrap();
+    match setup.store.acquire_lock("k", &once()) {
+        Err(Error::CorruptStore { path, .. }) => assert_eq!(path, setup.path(&latch_of("k"))),
         other => panic!("{other:?}"),
     }
-    assert!(!place.store.is_locked("k").unwrap());
-    place.store.write("k", &1).unwrap();
+    assert!(!setup.store.is_locked("k").unwrap());
+    setup.store.write("k", &1).unwrap();
 }
 
 #[test]
-fn something_irregular_in_the_place_of_the_format() {
-    for_each_irregular(".store/format.json", |place, what| {
-        let path = place.path(".store/format.json");
+fn a_file_that_is_not_regular_in_place_of_the_format_is_refused() {
+    for_each_not_regular(".store/format.json", |setup, what| {
+        let path = setup.path(".store/format.json");
         for mode in MODES {
-            let before = tree::snapshot(place.store.path());
-            assert_irregular(open(place, mode), &path, what);
-            tree::assert_unchanged(place.store.path(), &before, &format!("{what}, {mode:?}"));
+            let before = tree::snapshot(setup.store.path());
+            assert_not_regular(open(setup, mode), &path, what);
+            tree::assert_unchanged(setup.store.path(), &before, &format!("{what}, {mode:?}"));
         }
     });
 }
 
 #[test]
-fn something_irregular_in_the_place_of_the_event_counters() {
-    for_each_irregular(".store/events", |place, what| {
-        let path = place.path(".store/events");
-        assert_irregular(open(place, OpenMode::Create), &path, what);
-        assert_irregular(open(place, OpenMode::Existing), &path, what);
-        // A reader does without them, also where it has to wait.
-        let reader = open(place, OpenMode::ReadOnly).unwrap();
-        place.store.acquire_lock("k", &once().holder(job())).unwrap();
+fn a_file_that_is_not_regular_in_place_of_the_event_counters_is_refused_except_to_read() {
+    for_each_not_regular(".store/events", |setup, what| {
+        let path = setup.path(".store/events");
+        assert_not_regular(open(setup, OpenMode::Create), &path, what);
+        assert_not_regular(open(setup, OpenMode::Existing), &path, what);
+        // A reader does not need them, even to wait.
+        let reader = open(setup, OpenMode::ReadOnly).unwrap();
+        setup.store.acquire_lock("k", &once().holder(job())).unwrap();
         let error = reader.try_read::<Json>("k", Duration::from_millis(30)).unwrap_err();
         assert!(error.is_timeout(), "{what}: {error:?}");
     });
 }
 
 #[test]
-fn short_and_long_event_counters() {
-    let usual = fs::metadata(Place::new().path(".store/events")).unwrap().len();
+fn event_counters_of_any_size_are_usable() {
+    let usual = fs::metadata(Setup::new().path(".store/events")).unwrap().len();
     for size in [0, 1, usual - 1, usual, 1 << 40] {
-        let place = Place::new();
-        // Not truncated: the store that is open has it mapped.
-        fs::remove_file(place.path(".store/events")).unwrap();
-        fs::File::create(place.path(".store/events")).unwrap().set_len(size).unwrap();
+        let setup = Setup::new();
+        // Replaced instead of truncated, because the open store has the file mapped.
+        fs::remove_file(setup.path(".store/events")).unwrap();
+        fs::File::create(setup.path(".store/events")).unwrap().set_len(size).unwrap();
         for mode in [OpenMode::ReadOnly, OpenMode::Existing] {
-            let store = open(&place, mode).unwrap();
+            let store = open(&setup, mode).unwrap();
             assert!(store.wait_for_lock("k", Some(Duration::ZERO)).unwrap());
         }
-        let store = open(&place, OpenMode::Existing).unwrap();
+        let store = open(&setup, OpenMode::Existing).unwrap();
         store.lock("k", once()).unwrap().release().unwrap();
     }
 }
 
 #[test]
-fn something_irregular_in_the_place_of_a_private_directory() {
+fn a_subdirectory_of_the_private_directory_that_is_no_directory_is_refused() {
     for name in ["latches", "owners", "tmp"] {
         let name = format!(".store/{name}");
-        for (what, put) in IRREGULAR.into_iter().filter(|(what, _)| !what.starts_with("a directory")) {
-            let place = Place::new();
-            clear(&place.path(&name));
-            put(&place, &place.path(&name));
+        for (what, create) in NOT_REGULAR.into_iter().filter(|(what, _)| !what.starts_with("a directory")) {
+            let setup = Setup::new();
+            clear(&setup.path(&name));
+            create(&setup, &setup.path(&name));
             for mode in [OpenMode::Create, OpenMode::Existing] {
-                let before = tree::snapshot(place.parent.path());
-                let error = soon(what, || open(&place, mode)).map(drop).unwrap_err();
-                assert_eq!(error.path(), Some(&*place.path(&name)), "{what}, {mode:?}: {error:?}");
-                tree::assert_unchanged(place.parent.path(), &before, &format!("{what} at {name}, {mode:?}"));
+                let before = tree::snapshot(setup.parent.path());
+                let error = abort_if_hung(what, || open(&setup, mode)).map(drop).unwrap_err();
+                assert_eq!(error.path(), Some(&*setup.path(&name)), "{what}, {mode:?}: {error:?}");
+                tree::assert_unchanged(setup.parent.path(), &before, &format!("{what} at {name}, {mode:?}"));
             }
         }
     }
 }
 
 #[test]
-fn something_irregular_in_the_place_of_the_private_directory() {
-    for (what, put) in IRREGULAR.into_iter().filter(|(what, _)| !what.starts_with("a directory")) {
+fn a_private_directory_that_is_no_directory_is_refused() {
+    for (what, create) in NOT_REGULAR.into_iter().filter(|(what, _)| !what.starts_with("a directory")) {
         for mode in MODES {
-            let place = Place::new();
-            clear(&place.path(".store"));
-            put(&place, &place.path(".store"));
-            let before = tree::snapshot(place.parent.path());
-            let error = soon(what, || open(&place, mode)).map(drop).unwrap_err();
-            assert_eq!(error.path(), Some(&*place.path(".store")), "{what}, {mode:?}: {error:?}");
-            tree::assert_unchanged(place.parent.path(), &before, &format!("{what}, {mode:?}"));
+            let setup = Setup::new();
+            clear(&setup.path(".store"));
+            create(&setup, &setup.path(".store"));
+            let before = tree::snapshot(setup.parent.path());
+            let error = abort_if_hung(what, || open(&setup, mode)).map(drop).unwrap_err();
+            assert_eq!(error.path(), Some(&*setup.path(".store")), "{what}, {mode:?}: {error:?}");
+            tree::assert_unchanged(setup.parent.path(), &before, &format!("{what}, {mode:?}"));
         }
     }
 }
 
 #[test]
-fn a_sweep_takes_what_the_dead_left_and_nothing_else() {
-    let place = Place::new();
+fn a_sweep_removes_leftovers_of_dead_processes_and_nothing_else() {
+    let setup = Setup::new();
     for left in ["owners/1-dead", "tmp/1-dead.aaaaaa", "tmp/2-gone.bbbbbb"] {
-        fs::write(place.path(".store").join(left), "x").unwrap();
+        fs::write(setup.path(".store").join(left), "x").unwrap();
     }
-    for (at, (what, put)) in IRREGULAR.into_iter().enumerate() {
-        put(&place, &place.path(&format!(".store/owners/3-{at}")));
-        soon(what, || place.store.write("k", &1)).unwrap();
+    for (at, (what, create)) in NOT_REGULAR.into_iter().enumerate() {
+        create(&setup, &setup.path(&format!(".store/owners/3-{at}")));
+        abort_if_hung(what, || setup.store.write("k", &1)).unwrap();
     }
-    fs::create_dir(place.path(".store/tmp/4-dir.cccccc")).unwrap();
-    let outside = place.outside();
-    let swept = soon("sweep", || place.store.sweep()).unwrap();
+    fs::create_dir(setup.path(".store/tmp/4-dir.cccccc")).unwrap();
+    let outside = setup.outside();
+    let swept = abort_if_hung("sweep", || setup.store.sweep()).unwrap();
     assert_eq!((swept.owners, swept.staged), (1, 2));
-    place.assert_outside(&outside, "afterwards");
-    assert_eq!(tree::paths(&place.path(".store/tmp")), [Path::new("4-dir.cccccc")]);
-    assert_eq!(fs::read_dir(place.path(".store/owners")).unwrap().count(), 1 + IRREGULAR.len());
-    place.store.lock("k", once()).unwrap().release().unwrap();
+    setup.assert_outside(&outside, "afterwards");
+    assert_eq!(tree::paths(&setup.path(".store/tmp")), [Path::new("4-dir.cccccc")]);
+    assert_eq!(fs::read_dir(setup.path(".store/owners")).unwrap().count(), 1 + NOT_REGULAR.len());
+    setup.store.lock("k", once()).unwrap().release().unwrap();
 }
 
 #[test]
-fn private_directories_that_are_gone_are_made_again_at_the_next_opening() {
-    let place = Place::new();
-    place.store.write("k", &1).unwrap();
-    fs::remove_dir_all(place.path(".store/latches")).unwrap();
-    fs::remove_dir_all(place.path(".store/tmp")).unwrap();
-    // The store that is open now cannot work, and says what it misses.
-    let error = place.store.write("k", &2).unwrap_err();
-    assert_eq!(error.path(), Some(&*place.path(".store/tmp")), "{error:?}");
-    assert_io(place.store.acquire_lock("k", &once()), &place.path(&latch_of("k")), "no latches");
-    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 1);
+fn missing_private_directories_are_created_again_at_the_next_open() {
+    let setup = Setup::new();
+    setup.store.write("k", &1).unwrap();
+    fs::remove_dir_all(setup.path(".store/latches")).unwrap();
+    fs::remove_dir_all(setup.path(".store/tmp")).unwrap();
+    // The store that is already open cannot work, and its errors name the missing path.
+    let error = setup.store.write("k", &2).unwrap_err();
+    assert_eq!(error.path(), Some(&*setup.path(".store/tmp")), "{error:?}");
+    assert_io(setup.store.acquire_lock("k", &once()), &setup.path(&latch_of("k")), "no latches");
+    assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 1);
 
-    open(&place, OpenMode::Existing).unwrap().write("k", &2).unwrap();
-    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 2);
+    open(&setup, OpenMode::Existing).unwrap().write("k", &2).unwrap();
+    assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 2);
 }
 
 #[test]
-fn a_store_that_is_moved_while_open_stays_itself() {
-    let place = Place::new();
-    place.store.write("k", &1).unwrap();
-    let moved = place.parent.path().join("moved");
-    let mv = Command::new("mv").arg(place.store.path()).arg(&moved).status();
+fn a_store_that_is_moved_while_open_keeps_working() {
+    let setup = Setup::new();
+    setup.store.write("k", &1).unwrap();
+    let moved = setup.parent.path().join("moved");
+    let mv = Command::new("mv").arg(setup.store.path()).arg(&moved).status();
     assert!(mv.unwrap().success());
-    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 1);
-    // Another store takes its name. It is none of the first one's business.
-    let other = relaxed().open(place.store.path()).unwrap();
+    assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 1);
+    // Another store is created under the old name. The first store must not touch it.
+    let other = relaxed().open(setup.store.path()).unwrap();
     let before = tree::snapshot(other.path());
-    place.store.write("k", &2).unwrap();
-    place.store.lock("k", once()).unwrap().write(&3).unwrap();
+    setup.store.write("k", &2).unwrap();
+    setup.store.lock("k", once()).unwrap().write(&3).unwrap();
     tree::assert_unchanged(other.path(), &before, "unchanged");
-    assert_eq!(place.store.read::<u8>("k").unwrap().unwrap().result, 3);
+    assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 3);
     assert!(!other.exists("k").unwrap());
 }

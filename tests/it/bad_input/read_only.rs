@@ -1,31 +1,31 @@
-//! A store that is opened to read.
+//! A store that is opened read-only.
 
 use record_store::{Json, LockState, LockToken, OpenMode};
 
 use super::*;
 
-/// Records and locks of every standing.
-fn furnished() -> Place {
-    let place = Place::new();
+/// A store with records and locks in every state.
+fn populated() -> Setup {
+    let setup = Setup::new();
     let lease = |seconds| once().holder(job()).hold_timeout(Duration::from_secs(seconds));
     for key in ["free", "held", "expired", "abandoned"] {
-        place.store.write(key, key).unwrap();
+        setup.store.write(key, key).unwrap();
     }
-    place.store.acquire_lock("held", &lease(3600)).unwrap();
-    place.store.acquire_lock("expired", &lease(0)).unwrap();
-    place.store.acquire_lock("abandoned", &once()).unwrap();
-    let text = fs::read_to_string(place.path("abandoned.lock")).unwrap();
+    setup.store.acquire_lock("held", &lease(3600)).unwrap();
+    setup.store.acquire_lock("expired", &lease(0)).unwrap();
+    setup.store.acquire_lock("abandoned", &once()).unwrap();
+    let text = fs::read_to_string(setup.path("abandoned.lock")).unwrap();
     let mut lock: serde_json::Value = serde_json::from_str(&text).unwrap();
     lock["owner"] = "1-gone".into();
-    fs::write(place.path("abandoned.lock"), lock.to_string()).unwrap();
-    fs::write(place.path(".store/tmp/1-gone.aaaaaa"), "left by the dead").unwrap();
-    fs::write(place.path("corrupt.json"), "garbage").unwrap();
-    fs::write(place.path("corrupt.lock"), "garbage").unwrap();
-    place
+    fs::write(setup.path("abandoned.lock"), lock.to_string()).unwrap();
+    fs::write(setup.path(".store/tmp/1-gone.aaaaaa"), "left by a dead process").unwrap();
+    fs::write(setup.path("corrupt.json"), "garbage").unwrap();
+    fs::write(setup.path("corrupt.lock"), "garbage").unwrap();
+    setup
 }
 
-/// Everything that can be asked.
-fn ask_everything(store: &FileSystemRecordStore) {
+/// Makes every call that only reads.
+fn check_reads(store: &FileSystemRecordStore) {
     for key in ["free", "expired", "abandoned"] {
         assert_eq!(store.read::<String>(key).unwrap().unwrap().result, key);
         assert_eq!(store.lock_info(key).unwrap(), None);
@@ -50,8 +50,8 @@ fn ask_everything(store: &FileSystemRecordStore) {
     assert_eq!(bad.len(), 1);
 }
 
-/// Everything that would be a change.
-fn refuse_everything(store: &FileSystemRecordStore) {
+/// Makes every call that would change something. Each must be refused.
+fn check_changes_are_refused(store: &FileSystemRecordStore) {
     let token = LockToken::new(1);
     for key in ["free", "held", "expired", "abandoned", "corrupt", "absent"] {
         let refused = [
@@ -77,62 +77,62 @@ fn refuse_everything(store: &FileSystemRecordStore) {
 }
 
 #[test]
-fn reading_changes_nothing_and_changing_is_refused() {
-    let place = furnished();
-    let before = tree::snapshot(place.parent.path());
-    let reader = relaxed().mode(OpenMode::ReadOnly).open(place.store.path()).unwrap();
-    soon("questions", || ask_everything(&reader));
-    soon("changes", || refuse_everything(&reader));
+fn reads_change_nothing_and_changes_are_refused() {
+    let setup = populated();
+    let before = tree::snapshot(setup.parent.path());
+    let reader = relaxed().mode(OpenMode::ReadOnly).open(setup.store.path()).unwrap();
+    abort_if_hung("reads", || check_reads(&reader));
+    abort_if_hung("changes", || check_changes_are_refused(&reader));
     drop(reader);
-    tree::assert_unchanged(place.parent.path(), &before, "a reader");
+    tree::assert_unchanged(setup.parent.path(), &before, "a reader");
 }
 
 #[test]
-fn nothing_but_records_and_the_format_is_needed() {
-    let place = furnished();
+fn a_reader_needs_no_private_file_but_the_format() {
+    let setup = populated();
     for name in ["latches", "owners", "tmp", "events"] {
-        clear(&place.path(".store").join(name));
+        clear(&setup.path(".store").join(name));
     }
-    let before = tree::snapshot(place.parent.path());
-    let reader = relaxed().mode(OpenMode::ReadOnly).open(place.store.path()).unwrap();
-    soon("questions", || ask_everything(&reader));
-    tree::assert_unchanged(place.parent.path(), &before, "a reader");
+    let before = tree::snapshot(setup.parent.path());
+    let reader = relaxed().mode(OpenMode::ReadOnly).open(setup.store.path()).unwrap();
+    abort_if_hung("reads", || check_reads(&reader));
+    tree::assert_unchanged(setup.parent.path(), &before, "a reader");
 }
 
 #[test]
-fn a_reader_sees_what_is_written_meanwhile() {
-    let place = furnished();
-    let reader = relaxed().mode(OpenMode::ReadOnly).open(place.store.path()).unwrap();
+fn a_reader_sees_concurrent_writes() {
+    let setup = populated();
+    let reader = relaxed().mode(OpenMode::ReadOnly).open(setup.store.path()).unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| reader.read::<String>("held"));
-        place.store.write_as("held", "committed", job()).unwrap();
-        place.store.release_lock("held", job()).unwrap();
-        let seen = soon("the reader", || waiting.join()).unwrap().unwrap().unwrap();
+        setup.store.write_as("held", "committed", job()).unwrap();
+        setup.store.release_lock("held", job()).unwrap();
+        let seen = abort_if_hung("the reader", || waiting.join()).unwrap().unwrap().unwrap();
         assert_eq!(seen.result, "committed");
     });
 }
 
-/// The directory belongs to another user, and nobody else may write.
+/// The directory belongs to another user, and no other user may write to it.
 #[test]
-fn a_directory_that_cannot_be_written_is_enough_to_read() {
-    let place = furnished();
+fn a_reader_needs_no_write_permission() {
+    let setup = populated();
     if !super::permissions::is_root() {
-        eprintln!("SKIPPED: only root can become somebody else");
+        eprintln!("SKIPPED: only root can change the user");
         return;
     }
-    super::permissions::open_to_all(place.parent.path());
-    let before = tree::snapshot(place.parent.path());
-    super::permissions::assert_nobody_passes("bad_input::read_only::child_reads", place.store.path());
-    tree::assert_unchanged(place.parent.path(), &before, "a reader without rights");
+    super::permissions::open_to_all(setup.parent.path());
+    let before = tree::snapshot(setup.parent.path());
+    super::permissions::assert_nobody_passes("bad_input::read_only::child_reads", setup.store.path());
+    tree::assert_unchanged(setup.parent.path(), &before, "a reader without rights");
 }
 
 #[test]
-#[ignore = "run in a process of its own, as a user without rights"]
+#[ignore = "run in a separate process, as a user without rights"]
 fn child_reads() {
     let Some(dir) = child_dir() else { return };
     let reader = relaxed().mode(OpenMode::ReadOnly).open(&dir).unwrap();
-    ask_everything(&reader);
-    refuse_everything(&reader);
+    check_reads(&reader);
+    check_changes_are_refused(&reader);
     for mode in [OpenMode::Create, OpenMode::Existing] {
         let error = relaxed().mode(mode).open(&dir).map(drop).unwrap_err();
         assert_io::<()>(Err(error), &dir.join(".store/owners"), "open to write");

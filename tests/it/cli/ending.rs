@@ -1,11 +1,12 @@
-//! How `run` ends its command: at a signal, and when it is held too long.
+//! How `run` terminates its command: on a signal, and when the `--hold` time is exceeded.
 
 use super::*;
 
-/// Waits for good, and has a child in the background that does too.
-const FOR_GOOD: &str = "sleep 1000 & echo x > begun; sleep 1000";
+/// A script that never ends, with a background child that never ends either.
+const NEVER_ENDS: &str = "sleep 1000 & echo x > begun; sleep 1000";
 
-/// A signal that the test itself was started without (as under `nohup`) cannot be tested.
+/// Whether this process was started with the signal ignored, as under `nohup`. Children inherit
+/// that, so the signal cannot be tested.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
@@ -14,21 +15,21 @@ fn is_ignored(signal: Signal) -> bool {
 
 #[track_caller]
 fn assert_free(scratch: &Scratch) {
-    assert!(!is_there(&scratch.store().join("k.lock")));
+    assert!(!entry_exists(&scratch.store().join("k.lock")));
     assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "0"])), 1);
 }
 
 #[test]
-fn a_signal_ends_the_whole_group_and_frees_the_key() {
+fn a_signal_ends_the_whole_process_group_and_releases_the_key() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         if is_ignored(signal) {
             continue;
         }
         let scratch = Scratch::new();
-        let mut run = Background::start(&mut scratch.run(&["k"], FOR_GOOD));
+        let mut run = Background::start(&mut scratch.run(&["k"], NEVER_ENDS));
         scratch.wait_for_file("begun");
         run.signal(signal);
-        // Comes back only when the child in the background, which has it too, is gone.
+        // Returns only when the background child, which shares the output, has ended too.
         let ended = run.output();
         assert_code(&ended, 128 + signal.as_raw());
         assert_eq!((ended.stdout, ended.stderr), (vec![], vec![]));
@@ -37,32 +38,32 @@ fn a_signal_ends_the_whole_group_and_frees_the_key() {
 }
 
 #[test]
-fn the_command_may_clean_up_first() {
+fn the_command_may_clean_up_after_a_signal() {
     let scratch = Scratch::new();
-    // It is a child of the command that cleans up, after the command itself is gone.
+    // A child of the command cleans up, after the command itself has ended.
     let slow = format!(
-        "sh -c 'trap \"echo x > told; {} echo x > clean; exit\" TERM; echo x > begun; while :; do sleep 0.01; done' & wait",
+        "sh -c 'trap \"echo x > signalled; {} echo x > clean; exit\" TERM; echo x > begun; while :; do sleep 0.01; done' & wait",
         scratch.gate("go").replace('\'', "")
     );
     let mut run = Background::start(&mut scratch.run(&["k"], &slow));
     scratch.wait_for_file("begun");
     run.signal(Signal::TERM);
-    scratch.wait_for_file("told");
+    scratch.wait_for_file("signalled");
     assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "0"])), 75);
     scratch.touch("go");
     assert_code(&run.output(), 128 + 15);
-    assert!(is_there(&scratch.path("clean")));
+    assert!(entry_exists(&scratch.path("clean")));
     assert_free(&scratch);
 }
 
 #[test]
-fn a_second_signal_ends_the_patience() {
+fn a_second_signal_ends_the_grace_period() {
     let scratch = Scratch::new();
-    let stubborn = "trap 'echo x > told' TERM; echo x > begun; while :; do sleep 0.01; done";
+    let stubborn = "trap 'echo x > signalled' TERM; echo x > begun; while :; do sleep 0.01; done";
     let mut run = Background::start(&mut scratch.run(&["k"], stubborn));
     scratch.wait_for_file("begun");
     run.signal(Signal::TERM);
-    scratch.wait_for_file("told");
+    scratch.wait_for_file("signalled");
     let start = Instant::now();
     run.signal(Signal::TERM);
     assert_code(&run.output(), 128 + 15);
@@ -71,7 +72,7 @@ fn a_second_signal_ends_the_patience() {
 }
 
 #[test]
-fn a_signal_while_waiting_for_the_lock_ends_at_once() {
+fn a_signal_ends_a_wait_for_the_lock_at_once() {
     let scratch = Scratch::new();
     let script = format!("echo x > begun; {} echo 1", scratch.gate("go"));
     let holder = Background::start(&mut scratch.run(&["k"], &script));
@@ -79,7 +80,7 @@ fn a_signal_while_waiting_for_the_lock_ends_at_once() {
     let lock = fs::read(scratch.store().join("k.lock")).unwrap();
     for arguments in [&["k"][..], &["k", "--refresh"]] {
         let mut waiter = Background::start(&mut scratch.run(arguments, "echo x >> runs"));
-        scratch.wait_in_line(&mut waiter);
+        scratch.wait_until_opened(&mut waiter);
         waiter.signal(Signal::TERM);
         let ended = waiter.output();
         assert_code(&ended, 128 + 15);
@@ -92,19 +93,19 @@ fn a_signal_while_waiting_for_the_lock_ends_at_once() {
 }
 
 #[test]
-fn a_signal_ends_a_print_that_nobody_reads() {
+fn a_signal_ends_a_blocked_write_of_the_result() {
     let scratch = Scratch::new();
-    // More than a pipe holds.
+    // More than a pipe buffer holds.
     let mut run = Background::start(&mut scratch.run(&["k", "--text"], "head -c 1000000 /dev/zero"));
     let (record, lock) = (scratch.store().join("k.json"), scratch.store().join("k.lock"));
-    wait_for("the result to be stored", || is_there(&record) && !is_there(&lock));
+    wait_for("the result to be stored", || entry_exists(&record) && !entry_exists(&lock));
     run.signal(Signal::TERM);
-    wait_for("the end", || !run.is_running());
+    wait_for("the process to end", || !run.is_running());
     assert_code(&run.output(), 128 + 15);
 }
 
 #[test]
-fn what_was_ignored_from_the_start_stays_ignored() {
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     let scratch = Scratch::new();
     let script = format!("echo x > begun; {} echo 1", scratch.gate("go"));
     let mut nohup = Command::new("sh");
@@ -123,27 +124,27 @@ fn what_was_ignored_from_the_start_stays_ignored() {
 }
 
 #[test]
-fn who_is_held_too_long_is_ended() {
+fn a_command_that_exceeds_the_hold_time_is_terminated() {
     let scratch = Scratch::new();
     let start = Instant::now();
     let ended = output(&mut scratch.run(&["k", "--hold", "200ms"], "sleep 1000 & sleep 1000"));
     assert!(start.elapsed() >= Duration::from_millis(200));
-    let said = assert_fails(&ended, 124);
-    assert!(said.contains("200ms"), "{said}");
+    let message = assert_fails(&ended, 124);
+    assert!(message.contains("200ms"), "{message}");
     assert_free(&scratch);
-    // Who is fast enough is left alone.
+    // A command that is fast enough is not disturbed.
     assert_prints(&output(&mut scratch.run(&["k", "--hold", "1h"], "echo 1")), "1\n");
 }
 
 #[test]
-fn a_child_that_keeps_the_output_is_held_too_long_as_well() {
+fn a_child_that_keeps_the_output_open_is_subject_to_the_hold_time() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.run(&["k", "--hold", "200ms"], "sleep 1000 & echo 1")), 124);
     assert_free(&scratch);
 }
 
 #[test]
-fn who_closes_its_output_is_held_too_long_as_well() {
+fn a_command_that_closes_its_output_is_subject_to_the_hold_time() {
     let scratch = Scratch::new();
     let run = &mut scratch.run(&["k", "--hold", "200ms"], "echo 1; exec > /dev/null; sleep 1000");
     assert_fails(&output(run), 124);
@@ -151,21 +152,21 @@ fn who_closes_its_output_is_held_too_long_as_well() {
 }
 
 #[test]
-fn who_does_not_listen_is_killed_after_the_grace() {
+fn a_command_that_ignores_sigterm_is_killed_after_the_grace_period() {
     let scratch = Scratch::new();
-    let deaf = "trap '' TERM; sleep 1000 & sleep 1000";
+    let ignores_sigterm = "trap '' TERM; sleep 1000 & sleep 1000";
     let start = Instant::now();
-    assert_fails(&output(&mut scratch.run(&["k", "--hold", "100ms"], deaf)), 124);
+    assert_fails(&output(&mut scratch.run(&["k", "--hold", "100ms"], ignores_sigterm)), 124);
     assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
     assert_free(&scratch);
 }
 
 #[test]
-fn a_stopped_command_is_ended_too() {
+fn a_stopped_command_is_terminated_too() {
     let scratch = Scratch::new();
     let start = Instant::now();
-    let stopped = "trap 'echo x > told; exit' TERM; kill -STOP $$; sleep 1000";
+    let stopped = "trap 'echo x > signalled; exit' TERM; kill -STOP $$; sleep 1000";
     assert_fails(&output(&mut scratch.run(&["k", "--hold", "200ms"], stopped)), 124);
-    assert!(is_there(&scratch.path("told")));
+    assert!(entry_exists(&scratch.path("signalled")));
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }

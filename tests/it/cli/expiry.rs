@@ -5,7 +5,7 @@ use record_store::{LockOptions, RecordStoreExt, WriteOptions};
 use super::*;
 
 #[test]
-fn what_is_put_for_a_while_is_gone_after_it() {
+fn a_record_with_a_time_to_live_expires() {
     let scratch = Scratch::new();
     assert_prints(&feed(&mut scratch.cli("put", &["k", "--ttl", "1ms"]), b"1"), "");
     assert_prints(&feed(&mut scratch.cli("put", &["stays", "--ttl", "1day"]), b"2"), "");
@@ -19,7 +19,7 @@ fn what_is_put_for_a_while_is_gone_after_it() {
 }
 
 #[test]
-fn what_is_computed_for_a_while_is_computed_again() {
+fn an_expired_result_is_computed_again() {
     let scratch = Scratch::new();
     let run = |result: &str| output(&mut scratch.cli("run", &["k", "--ttl", "1ms", "--", "echo", result]));
     assert_prints(&run("1"), "1\n");
@@ -28,13 +28,13 @@ fn what_is_computed_for_a_while_is_computed_again() {
 }
 
 #[test]
-fn gc_removes_dead_locks_and_leaves_live_ones() {
+fn gc_removes_expired_records_and_locks_but_no_live_locks() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("gc", &[])), 1);
-    assert!(!is_there(&scratch.store()));
+    assert!(!entry_exists(&scratch.store()));
     let store = scratch.open();
     store.acquire_lock("live", &LockOptions::new()).unwrap();
-    store.acquire_lock("over", &LockOptions::new().hold_timeout(std::time::Duration::ZERO)).unwrap();
+    store.acquire_lock("expired", &LockOptions::new().hold_timeout(std::time::Duration::ZERO)).unwrap();
     store.write_with("live", &1, WriteOptions::new().time_to_live(std::time::Duration::ZERO)).unwrap();
     assert_prints(&output(&mut scratch.cli("gc", &[])), "1 records and 1 locks removed\n");
     assert!(store.is_locked("live").unwrap());

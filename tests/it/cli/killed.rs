@@ -1,13 +1,13 @@
-//! After `kill -9` of `run` its command is alone, but not without protection.
+//! The key stays locked while the command lives, also after `kill -9` of its `run` process.
 
 use std::os::unix::process::ExitStatusExt;
 
 use super::*;
 
-/// Kills the runner of `script`, which has made the file `begun`; sees that the key stays locked
-/// until the file `go` lets the script end, and that a waiter then gets the key.
-fn kill_the_runner_of(scratch: &Scratch, script: &str) {
-    // Nobody's output but the runner's, for the command outlives it.
+/// Waits until `script` has created the file `begun`, and kills its runner. Checks that the key
+/// stays locked until the file `go` lets the script end, and that a waiter then acquires the lock.
+fn check_lock_outlives_runner_of(scratch: &Scratch, script: &str) {
+    // No pipes: the command outlives the runner and would keep them open.
     let mut runner = scratch.run(&["k"], script).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     scratch.wait_for_file("begun");
     runner.kill().unwrap();
@@ -18,12 +18,12 @@ fn kill_the_runner_of(scratch: &Scratch, script: &str) {
     let lock: serde_json::Value = serde_json::from_slice(&locks.stdout).unwrap();
     assert_eq!((&lock["state"], &lock["owner_alive"]), (&"held".into(), &true.into()));
 
-    let script = "[ -e over ] && echo x >> runs && echo 1";
+    let script = "[ -e ended ] && echo x >> runs && echo 1";
     let mut waiter = Background::start(&mut scratch.run(&["k", "--wait", "50s"], script));
-    scratch.wait_in_line(&mut waiter);
+    scratch.wait_until_opened(&mut waiter);
     scratch.touch("go");
     let start = Instant::now();
-    // Its script sees to it that the first command was over.
+    // The waiter's script checks that the first command had ended.
     assert_prints(&waiter.output(), "1\n");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!(scratch.runs(), 1);
@@ -32,24 +32,24 @@ fn kill_the_runner_of(scratch: &Scratch, script: &str) {
 #[test]
 fn the_key_stays_locked_while_the_command_lives() {
     let scratch = Scratch::new();
-    let script = format!("echo x > begun; {} echo x > over", scratch.gate("go"));
-    kill_the_runner_of(&scratch, &script);
+    let script = format!("echo x > begun; {} echo x > ended", scratch.gate("go"));
+    check_lock_outlives_runner_of(&scratch, &script);
 }
 
 #[test]
 fn the_key_stays_locked_while_a_grandchild_lives() {
     let scratch = Scratch::new();
-    // The command ends as soon as its runner is killed. The grandchild keeps none of its standard
-    // streams; only by what it inherited beside them is it known.
-    let grandchild = format!("({} echo x > over) < /dev/null > /dev/null 2>&1", scratch.gate("go"));
+    // The command ends as soon as its runner is killed. The grandchild keeps none of the standard
+    // streams open: only another inherited descriptor shows that it lives.
+    let grandchild = format!("({} echo x > ended) < /dev/null > /dev/null 2>&1", scratch.gate("go"));
     let orphaned = "while kill -0 $PPID 2> /dev/null; do sleep 0.01; done";
     let script = format!("{grandchild} & echo x > begun; {orphaned}; echo x > orphaned");
-    kill_the_runner_of(&scratch, &script);
-    assert!(is_there(&scratch.path("orphaned")));
+    check_lock_outlives_runner_of(&scratch, &script);
+    assert!(entry_exists(&scratch.path("orphaned")));
 }
 
 #[test]
-fn the_key_is_free_when_the_command_died_with_its_runner() {
+fn the_key_is_free_when_the_command_dies_with_its_runner() {
     let scratch = Scratch::new();
     let killed = output(&mut scratch.run(&["k"], "kill -9 $PPID"));
     assert_eq!(killed.status.signal(), Some(9));

@@ -13,7 +13,7 @@ fn lines(output: &Output) -> BTreeSet<String> {
 }
 
 #[test]
-fn keys_come_one_a_line() {
+fn keys_are_printed_one_per_line() {
     let scratch = Scratch::new();
     let keys = ["plain", "a/b", "with\ttab", "größe", "two\nlines"];
     for key in keys {
@@ -30,10 +30,10 @@ fn keys_come_one_a_line() {
 }
 
 #[test]
-fn a_reader_may_stop_at_the_first_key() {
+fn a_reader_may_stop_after_the_first_key() {
     let scratch = Scratch::new();
     let store = FileSystemOptions::new().durability(Durability::Relaxed).open(scratch.store()).unwrap();
-    // More than a pipe holds.
+    // More than a pipe buffer holds.
     for number in 0..1500 {
         store.write(format!("{number:0>150}"), &number).unwrap();
     }
@@ -49,13 +49,13 @@ fn a_reader_may_stop_at_the_first_key() {
 }
 
 #[test]
-fn one_bad_record_does_not_end_the_list() {
+fn a_corrupt_record_does_not_end_the_list() {
     let scratch = Scratch::new();
     let long = "x".repeat(300);
     for key in ["first", "second", &long] {
         scratch.open().write(key, &1).unwrap();
     }
-    // Only the file itself knows a key as long as this.
+    // A key this long is stored only inside the file, not in its name.
     let path = scratch.store().join(format!("{}.json", record_store::Key::new(&*long).unwrap().file_stem()));
     fs::write(path, "{}").unwrap();
     let listed = output(&mut scratch.cli("ls", &[]));
@@ -64,8 +64,8 @@ fn one_bad_record_does_not_end_the_list() {
     assert!(String::from_utf8_lossy(&listed.stderr).starts_with("record-store: keys: corrupt record"));
 }
 
-/// A store in which `held` is held for good, `leased` for an hour, `late` no longer, and the holder
-/// of `left` is dead.
+/// A store with four locks: `held` has no lease, `leased` has a lease of one hour, the lease of
+/// `late` has expired, and the holder of `left` is dead.
 fn store_with_locks(scratch: &Scratch) -> FileSystemRecordStore {
     let store = scratch.open();
     let named = || LockOptions::new().holder(Holder::named("night job").unwrap());
@@ -74,12 +74,12 @@ fn store_with_locks(scratch: &Scratch) -> FileSystemRecordStore {
     store.acquire_lock("late", &named().hold_timeout(Duration::ZERO)).unwrap();
     let killed = output(&mut scratch.run(&["left"], "kill -9 $PPID"));
     assert_eq!(killed.status.code(), None);
-    wait_for("the owner of \"left\" to be gone", || !store.is_locked("left").unwrap());
+    wait_for("the owner of \"left\" to end", || !store.is_locked("left").unwrap());
     store
 }
 
 #[test]
-fn locks_for_people() {
+fn locks_are_printed_as_a_table() {
     let scratch = Scratch::new();
     store_with_locks(&scratch);
     let listed = output(&mut scratch.cli("locks", &[]));
@@ -93,7 +93,7 @@ fn locks_for_people() {
         ["held held alive", "late expired alive", "leased held alive", "left abandoned gone"],
         "{text}"
     );
-    // The columns stand one below the other.
+    // The columns are aligned.
     let at = text.find("HOLDER").unwrap();
     let starts: BTreeSet<&str> = text.lines().skip(1).map(|line| &line[at - 2..at]).collect();
     assert_eq!(starts, BTreeSet::from(["  "]), "{text}");
@@ -101,7 +101,7 @@ fn locks_for_people() {
 }
 
 #[test]
-fn no_locks_no_table() {
+fn without_locks_nothing_is_printed() {
     let scratch = Scratch::new();
     scratch.open();
     for arguments in [&[][..], &["--json"]] {
@@ -110,7 +110,7 @@ fn no_locks_no_table() {
 }
 
 #[test]
-fn locks_for_programs() {
+fn locks_are_printed_as_json_on_request() {
     let scratch = Scratch::new();
     let store = store_with_locks(&scratch);
     let listed = output(&mut scratch.cli("locks", &["--json"]));
@@ -130,15 +130,15 @@ fn locks_for_programs() {
     assert_eq!((&leased["holder"], &leased["process_bound"]), (&"night job".into(), &false.into()));
     let time = |name: &str| humantime::parse_rfc3339(leased[name].as_str().unwrap()).unwrap();
     assert_eq!(time("expires_at").duration_since(time("acquired_at")).unwrap(), Duration::from_hours(1));
-    let left = leased["remaining_seconds"].as_f64().unwrap();
-    assert!((1.0..=3600.0).contains(&left), "{left}");
+    let remaining = leased["remaining_seconds"].as_f64().unwrap();
+    assert!((1.0..=3600.0).contains(&remaining), "{remaining}");
 
     assert_eq!(lock("late")["state"], "expired");
     assert_eq!((&lock("left")["state"], &lock("left")["owner_alive"]), (&"abandoned".into(), &false.into()));
 }
 
 #[test]
-fn one_bad_lock_does_not_end_the_list() {
+fn a_corrupt_lock_does_not_end_the_list() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.acquire_lock("good", &LockOptions::new()).unwrap();

@@ -1,4 +1,4 @@
-//! `get`, `put` and `rm`, and how errors are told.
+//! `get`, `put` and `rm`, and how errors are reported.
 
 use std::os::unix::ffi::OsStringExt;
 
@@ -7,7 +7,7 @@ use record_store::{Holder, LockOptions, RecordStoreExt};
 use super::*;
 
 #[test]
-fn what_is_put_can_be_got_and_removed() {
+fn a_record_can_be_put_read_and_removed() {
     let scratch = Scratch::new();
     assert_prints(&feed(&mut scratch.cli("put", &["a/b", "--relaxed"]), b" {\"n\": 1.0}\n"), "");
     assert_prints(&output(&mut scratch.cli("get", &["a/b"])), "{\"n\": 1.0}\n");
@@ -17,41 +17,41 @@ fn what_is_put_can_be_got_and_removed() {
     assert_prints(&output(&mut scratch.cli("get", &["t", "--text"])), "line\n");
 
     assert_prints(&output(&mut scratch.cli("rm", &["a/b"])), "");
-    for task in ["rm", "get"] {
-        let said = assert_fails(&output(&mut scratch.cli(task, &["a/b"])), 1);
-        assert!(said.contains("a/b"), "{said}");
+    for subcommand in ["rm", "get"] {
+        let message = assert_fails(&output(&mut scratch.cli(subcommand, &["a/b"])), 1);
+        assert!(message.contains("a/b"), "{message}");
     }
 }
 
 #[test]
-fn bad_input_is_not_stored() {
+fn invalid_input_is_not_stored() {
     let scratch = Scratch::new();
     assert_fails(&feed(&mut scratch.cli("put", &["k"]), b"{} {}"), 65);
     assert_fails(&feed(&mut scratch.cli("put", &["k", "--text"]), b"\xff"), 65);
-    assert!(!is_there(&scratch.store()));
+    assert!(!entry_exists(&scratch.store()));
 }
 
 #[test]
-fn only_put_and_run_make_a_store() {
+fn get_rm_ls_and_locks_do_not_create_a_store() {
     let scratch = Scratch::new();
-    for (task, arguments) in [("get", &["k"][..]), ("rm", &["k"]), ("ls", &[]), ("locks", &[])] {
-        assert_fails(&output(&mut scratch.cli(task, arguments)), 1);
-        assert!(!is_there(&scratch.store()), "{task}");
+    for (subcommand, arguments) in [("get", &["k"][..]), ("rm", &["k"]), ("ls", &[]), ("locks", &[])] {
+        assert_fails(&output(&mut scratch.cli(subcommand, arguments)), 1);
+        assert!(!entry_exists(&scratch.store()), "{subcommand}");
     }
-    // A directory that is no store.
+    // A directory that is not a store.
     fs::create_dir(scratch.store()).unwrap();
     assert_fails(&output(&mut scratch.cli("get", &["k"])), 1);
-    assert!(!is_there(&scratch.store().join(".store")));
+    assert!(!entry_exists(&scratch.store().join(".store")));
 }
 
 #[test]
-fn a_locked_record_is_waited_for_but_not_changed() {
+fn get_waits_for_a_locked_record_but_put_and_rm_fail() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let guard = store.lock("k", LockOptions::new().holder(Holder::named("night job").unwrap())).unwrap();
     for refused in [feed(&mut scratch.cli("put", &["k"]), b"1"), output(&mut scratch.cli("rm", &["k"]))] {
-        let said = assert_fails(&refused, 75);
-        assert!(said.contains("night job"), "{said}");
+        let message = assert_fails(&refused, 75);
+        assert!(message.contains("night job"), "{message}");
     }
     assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "10ms"])), 75);
     let mut waiter = Background::start(&mut scratch.cli("get", &["k"]));
@@ -62,35 +62,35 @@ fn a_locked_record_is_waited_for_but_not_changed() {
 }
 
 #[test]
-fn a_corrupt_record_is_told_with_its_cause() {
+fn a_corrupt_record_is_reported_with_its_cause() {
     let scratch = Scratch::new();
     scratch.open();
     fs::write(scratch.store().join("k.json"), "{\"key\":").unwrap();
     for mut command in [scratch.cli("get", &["k"]), scratch.run(&["k"], "echo 1")] {
-        let said = assert_fails(&output(&mut command), 65);
-        assert!(said.contains("corrupt record") && said.contains("k.json"), "{said}");
-        // The parser's word, which is the cause, comes last.
-        assert!(said.trim_end().ends_with("column 7"), "{said}");
+        let message = assert_fails(&output(&mut command), 65);
+        assert!(message.contains("corrupt record") && message.contains("k.json"), "{message}");
+        // The cause, which is the parser's message, comes last.
+        assert!(message.trim_end().ends_with("column 7"), "{message}");
     }
     assert_prints(&output(&mut scratch.run(&["k", "--refresh"], "echo 1")), "1\n");
     assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
 }
 
 #[test]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported() {
     let scratch = Scratch::new();
     assert_prints(&output(&mut scratch.run(&["k"], "echo 1")), "1\n");
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
-    for (task, arguments) in [("get", &["k"][..]), ("ls", &[])] {
-        let printed = output(scratch.cli(task, arguments).stdout(full()));
+    for (subcommand, arguments) in [("get", &["k"][..]), ("ls", &[])] {
+        let printed = output(scratch.cli(subcommand, arguments).stdout(full()));
         assert!(assert_fails(&printed, 74).contains("standard output"));
     }
-    // Not to be able to say so does not change the exit code.
+    // A failure to print the error does not change the exit code.
     assert_code(&output(scratch.cli("get", &["none"]).stderr(full())), 1);
 }
 
 #[test]
-fn wrong_usage() {
+fn wrong_usage_is_refused() {
     let scratch = Scratch::new();
     for mut command in [
         scratch.cli("get", &[""]),
@@ -104,21 +104,21 @@ fn wrong_usage() {
     }
     let not_utf8 = std::ffi::OsString::from_vec(b"a\xff".into());
     assert_code(&output(scratch.cli("get", &[]).arg(not_utf8)), 2);
-    assert!(!is_there(&scratch.store()));
+    assert!(!entry_exists(&scratch.store()));
 }
 
 #[test]
-fn every_task_has_help_with_examples() {
+fn every_subcommand_has_help_with_examples() {
     let help = |arguments: &[&str]| {
         let printed = output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(arguments).arg("--help"));
         assert_code(&printed, 0);
         String::from_utf8(printed.stdout).unwrap()
     };
-    for task in
+    for subcommand in
         ["run", "get", "put", "rm", "ls", "locks", "unlock", "export", "import", "verify", "completions"]
     {
-        assert!(help(&[task]).contains("Examples:\n"), "{task}");
-        assert!(help(&[]).contains(&format!("\n  {task} ")), "{task}");
+        assert!(help(&[subcommand]).contains("Examples:\n"), "{subcommand}");
+        assert!(help(&[]).contains(&format!("\n  {subcommand} ")), "{subcommand}");
     }
     for text in [help(&[]), help(&["run"])] {
         assert!(text.contains("Exit codes:") && text.contains("128+n"), "{text}");

@@ -1,15 +1,15 @@
-//! `run`: once per key, over all processes.
+//! `run`: a command runs once per key, across all processes.
 
 use super::*;
 
 #[test]
-fn of_many_at_once_one_runs_and_all_print_the_same() {
+fn of_many_concurrent_processes_one_runs_and_all_print_the_result() {
     let scratch = Scratch::new();
     let script = format!("echo x >> runs; {} echo '{{\"by\": '$$'}}'", scratch.gate("go"));
     let mut runs: Vec<_> = (0..8).map(|_| Background::start(&mut scratch.run(&["k"], &script))).collect();
     scratch.wait_for_file("runs");
     for run in &mut runs {
-        scratch.wait_in_line(run);
+        scratch.wait_until_opened(run);
     }
     scratch.touch("go");
     let outputs: Vec<_> = runs.into_iter().map(Background::output).collect();
@@ -19,9 +19,9 @@ fn of_many_at_once_one_runs_and_all_print_the_same() {
         assert_prints(output, &first);
     }
     assert_eq!(scratch.runs(), 1);
-    assert!(!is_there(&scratch.store().join("k.lock")));
+    assert!(!entry_exists(&scratch.store().join("k.lock")));
 
-    // Who comes later prints at once.
+    // A later process prints the result at once.
     assert_prints(&output(&mut scratch.run(&["k", "--wait", "0"], "echo x >> runs")), &first);
     assert_eq!(scratch.runs(), 1);
 }
@@ -29,7 +29,7 @@ fn of_many_at_once_one_runs_and_all_print_the_same() {
 #[test]
 fn a_fast_command_runs_only_once_too() {
     let scratch = Scratch::new();
-    // Some find the key free, but only after another has been there.
+    // Some processes find no result, and then find the key free because another one has just finished.
     let runs: Vec<_> = (0..100)
         .map(|number| {
             let key = format!("{}", number / 10);
@@ -44,18 +44,18 @@ fn a_fast_command_runs_only_once_too() {
 }
 
 #[test]
-fn a_stored_result_is_printed_without_a_trace_in_the_store() {
+fn a_stored_result_is_printed_without_changing_the_store() {
     let scratch = Scratch::new();
     assert_prints(&output(&mut scratch.run(&["k"], "echo 7")), "7\n");
     let before = scratch.owners();
     assert_eq!(before.len(), 1);
     assert_prints(&output(&mut scratch.run(&["k"], "false")), "7\n");
-    // An opening for changes would have swept the dead owner away, and left one of its own.
+    // Opening the store for writing would have removed the dead owner's file and left a new one.
     assert_eq!(scratch.owners(), before);
 }
 
 #[test]
-fn a_failed_command_stores_nothing_and_passes_its_exit_code_on() {
+fn a_failed_command_stores_nothing_and_its_exit_code_is_passed_on() {
     let scratch = Scratch::new();
     let failed = output(&mut scratch.run(&["k"], "echo half; echo why >&2; exit 7"));
     assert_code(&failed, 7);
@@ -67,7 +67,7 @@ fn a_failed_command_stores_nothing_and_passes_its_exit_code_on() {
 }
 
 #[test]
-fn who_waits_for_a_command_that_fails_runs_its_own() {
+fn one_waiter_runs_its_own_command_after_a_failed_one() {
     let scratch = Scratch::new();
     let first = Background::start(
         &mut scratch.run(&["k"], &format!("echo x > begun; {} exit 3", scratch.gate("go"))),
@@ -76,7 +76,7 @@ fn who_waits_for_a_command_that_fails_runs_its_own() {
     let mut waiters: Vec<_> =
         (0..3).map(|_| Background::start(&mut scratch.run(&["k"], "echo x >> runs; echo 2"))).collect();
     for waiter in &mut waiters {
-        scratch.wait_in_line(waiter);
+        scratch.wait_until_opened(waiter);
     }
     scratch.touch("go");
     assert_code(&first.output(), 3);
@@ -87,7 +87,7 @@ fn who_waits_for_a_command_that_fails_runs_its_own() {
 }
 
 #[test]
-fn who_may_not_wait_longer_says_who_has_the_lock() {
+fn a_timeout_reports_the_holder_of_the_lock() {
     let scratch = Scratch::new();
     let script = format!("echo x > begun; {} echo 1", scratch.gate("go"));
     let mut holder = Background::start(&mut scratch.run(&["k"], &script));
@@ -97,12 +97,12 @@ fn who_may_not_wait_longer_says_who_has_the_lock() {
         [&["k", "--wait", "0"][..], &["k", "--wait", "20ms"], &["k", "--wait", "20ms", "--refresh"]]
     {
         let start = Instant::now();
-        let said = assert_fails(&output(&mut scratch.run(arguments, "echo x >> runs")), 75);
-        assert!(said.contains(&pid), "{said}");
+        let message = assert_fails(&output(&mut scratch.run(arguments, "echo x >> runs")), 75);
+        assert!(message.contains(&pid), "{message}");
         if arguments.contains(&"20ms") {
             assert!(start.elapsed() >= Duration::from_millis(20));
-            // It says how long it has waited in all: no matter of microseconds.
-            assert!(said.contains(" after ") && !said.contains("µs"), "{said}");
+            // The message reports the whole time waited, which is not in microseconds.
+            assert!(message.contains(" after ") && !message.contains("µs"), "{message}");
         }
     }
     assert_eq!(scratch.runs(), 0);
@@ -111,18 +111,18 @@ fn who_may_not_wait_longer_says_who_has_the_lock() {
 }
 
 #[test]
-fn refresh_runs_although_a_result_is_stored() {
+fn refresh_runs_even_if_a_result_is_stored() {
     let scratch = Scratch::new();
     assert_prints(&output(&mut scratch.run(&["k"], "echo 1")), "1\n");
     assert_prints(&output(&mut scratch.run(&["k", "--refresh"], "echo 2")), "2\n");
     assert_prints(&output(&mut scratch.cli("get", &["k"])), "2\n");
-    // A refresh that fails takes nothing away.
+    // A failed refresh keeps the old result.
     assert_code(&output(&mut scratch.run(&["k", "--refresh"], "exit 1")), 1);
     assert_prints(&output(&mut scratch.cli("get", &["k"])), "2\n");
 }
 
 #[test]
-fn json_is_kept_to_the_byte_and_nothing_else_is_taken() {
+fn json_is_stored_byte_for_byte_and_nothing_else_is_accepted() {
     let scratch = Scratch::new();
     let json = "{ \"a\" : [1.50, 123456789012345678901234567890, \"\\u00e9\"] }";
     assert_prints(
@@ -130,14 +130,14 @@ fn json_is_kept_to_the_byte_and_nothing_else_is_taken() {
         &format!("{json}\n"),
     );
     for script in ["true", "echo no", "echo 1 2", "echo '{\"a\":'", "printf '\"\\377\"'"] {
-        let said = assert_fails(&output(&mut scratch.run(&["other"], script)), 65);
-        assert!(said.contains("not one JSON value"), "{said}");
+        let message = assert_fails(&output(&mut scratch.run(&["other"], script)), 65);
+        assert!(message.contains("not one JSON value"), "{message}");
     }
     assert_fails(&output(&mut scratch.cli("get", &["other"])), 1);
 }
 
 #[test]
-fn text_is_kept_to_the_byte() {
+fn text_is_stored_byte_for_byte() {
     let scratch = Scratch::new();
     let text = "two \"lines\"\n of text\n";
     for script in ["printf 'two \"lines\"\\n of text\\n'", "false"] {
@@ -148,25 +148,25 @@ fn text_is_kept_to_the_byte() {
     assert_prints(&output(&mut scratch.run(&["empty", "--text"], "true")), "");
     assert_prints(&output(&mut scratch.cli("get", &["empty"])), "\"\"\n");
 
-    let said = assert_fails(&output(&mut scratch.run(&["bad", "--text"], "printf 'a\\377'")), 65);
-    assert!(said.contains("not UTF-8"), "{said}");
-    // What is stored as JSON is not passed off as text.
+    let message = assert_fails(&output(&mut scratch.run(&["bad", "--text"], "printf 'a\\377'")), 65);
+    assert!(message.contains("not UTF-8"), "{message}");
+    // A stored number is not printed as text.
     assert_prints(&output(&mut scratch.run(&["n"], "echo 7")), "7\n");
     assert_fails(&output(&mut scratch.run(&["n", "--text"], "echo 7")), 65);
 }
 
 #[test]
-fn a_command_that_cannot_run_frees_the_key() {
+fn a_command_that_cannot_run_releases_the_key() {
     let scratch = Scratch::new();
-    let said = assert_fails(&output(scratch.cli("run", &["k"]).args(["--", "./no-such-command"])), 127);
-    assert!(said.contains("no-such-command"), "{said}");
+    let message = assert_fails(&output(scratch.cli("run", &["k"]).args(["--", "./no-such-command"])), 127);
+    assert!(message.contains("no-such-command"), "{message}");
     scratch.touch("plain-file");
     assert_fails(&output(scratch.cli("run", &["k"]).args(["--", "./plain-file"])), 126);
     assert_prints(&output(&mut scratch.run(&["k", "--wait", "0"], "echo 1")), "1\n");
 }
 
 #[test]
-fn a_large_output_does_not_get_stuck() {
+fn a_large_output_does_not_block() {
     let scratch = Scratch::new();
     let script = "echo '['; seq 1 400000 | sed 's/$/,/'; echo '0]'; head -c 1000000 /dev/zero >&2";
     let printed = output(&mut scratch.run(&["k", "--relaxed"], script));
@@ -178,7 +178,7 @@ fn a_large_output_does_not_get_stuck() {
 }
 
 #[test]
-fn the_output_is_complete_when_nobody_has_it_open() {
+fn the_output_is_complete_when_no_process_has_it_open() {
     let scratch = Scratch::new();
     let script = format!("({} echo '2]') & echo '[1,'; echo $$ > begun", scratch.gate("go"));
     let mut run = Background::start(&mut scratch.run(&["k"], &script));
@@ -190,7 +190,7 @@ fn the_output_is_complete_when_nobody_has_it_open() {
 }
 
 #[test]
-fn who_closes_its_output_early_is_waited_for() {
+fn a_command_that_closes_its_output_early_is_waited_for() {
     let scratch = Scratch::new();
     let script = format!("echo 1; exec >&-; echo x > begun; {} exit 4", scratch.gate("go"));
     let mut run = Background::start(&mut scratch.run(&["k"], &script));
@@ -208,7 +208,7 @@ fn the_command_reads_standard_input() {
 }
 
 #[test]
-fn a_reader_that_stops_is_no_failure() {
+fn a_reader_that_stops_early_is_not_an_error() {
     let scratch = Scratch::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -1,5 +1,5 @@
-//! A terminal with a person in front of it: the program runs under a pseudo-terminal, and the test
-//! reads and types.
+//! A terminal with a user: the program runs in a pseudo-terminal, and the test reads the output and
+//! types.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,14 +14,14 @@ use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
 use super::*;
 
 pub(super) struct Terminal {
-    /// The person's end.
+    /// The user's end.
     master: File,
-    /// Keeps the terminal there when the program is gone.
+    /// Keeps the terminal open after the program has ended.
     slave: File,
     output: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     program: Child,
-    /// The modes before the program began.
+    /// The terminal modes before the program started.
     before: String,
 }
 
@@ -37,7 +37,7 @@ impl Terminal {
         tcsetwinsize(&slave, size(24, 80)).unwrap();
         let before = format!("{:?}", tcgetattr(&slave).unwrap());
         let end = || Stdio::from(OwnedFd::from(slave.try_clone().unwrap()));
-        // A session of its own, so that the terminal's signals reach the program.
+        // A new session, so that the terminal's signals reach the program.
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(command.get_program()).args(command.get_args());
         session.env("TERM", "xterm").env_remove("NO_COLOR");
@@ -59,7 +59,7 @@ impl Terminal {
         tcsetwinsize(&self.slave, size(rows, columns)).unwrap();
     }
 
-    /// Whether the terminal's modes are what they were before.
+    /// Whether the terminal modes are the same as before.
     pub(super) fn is_restored(&self) -> bool {
         format!("{:?}", tcgetattr(&self.slave).unwrap()) == self.before
     }
@@ -68,39 +68,40 @@ impl Terminal {
         kill_process(Pid::from_child(&self.program), signal).unwrap();
     }
 
-    /// All that was printed, with the escape sequences.
+    /// The whole output, with the escape sequences.
     pub(super) fn raw(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
     }
 
-    /// Waits until what was printed is so.
+    /// Waits until the output meets the condition, and returns the output.
     #[track_caller]
-    pub(super) fn until(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
+    pub(super) fn wait_until(&mut self, what: &str, condition: impl Fn(&str) -> bool) -> String {
         let start = Instant::now();
         loop {
             let raw = self.raw();
-            if is_so(&raw) {
+            if condition(&raw) {
                 return raw;
             }
-            let more = self.output.recv_timeout(PATIENCE.saturating_sub(start.elapsed()));
-            let Ok(more) = more else { panic!("waited in vain for: {what}\n{raw:?}") };
+            let more = self.output.recv_timeout(TIMEOUT.saturating_sub(start.elapsed()));
+            let Ok(more) = more else { panic!("timed out waiting for: {what}\n{raw:?}") };
             self.seen.extend(more);
         }
     }
 
-    /// Waits until the screen, as the last whole frame drew it, is so.
+    /// Waits until the screen, as drawn by the last complete frame, meets the condition.
+    /// Returns the screen.
     #[track_caller]
-    pub(super) fn until_screen(&mut self, what: &str, is_so: impl Fn(&str) -> bool) -> String {
-        screen(&self.until(what, |raw| screen(raw).is_some_and(|screen| is_so(&screen)))).unwrap()
+    pub(super) fn wait_until_screen(&mut self, what: &str, condition: impl Fn(&str) -> bool) -> String {
+        screen(&self.wait_until(what, |raw| screen(raw).is_some_and(|screen| condition(&screen)))).unwrap()
     }
 
-    /// Waits for the end of the program, and reads all it printed.
+    /// Waits until the program has ended. Returns its status and its whole output.
     pub(super) fn end(mut self) -> (ExitStatus, String) {
         let status = self.program.wait().unwrap();
         assert!(self.is_restored());
-        // What is printed now comes after all that the program did.
+        // This comes after the whole output of the program.
         self.slave.write_all("\0the end".as_bytes()).unwrap();
-        let raw = self.until("the end", |raw| raw.ends_with("\0the end"));
+        let raw = self.wait_until("the end", |raw| raw.ends_with("\0the end"));
         (status, raw.trim_end_matches("\0the end").to_owned())
     }
 }
@@ -129,14 +130,14 @@ fn read_in_background(mut master: File) -> Receiver<Vec<u8>> {
     output
 }
 
-/// The last whole frame, without colours and the like.
+/// The last complete frame, without escape sequences.
 fn screen(raw: &str) -> Option<String> {
     let (before, _) = raw.rsplit_once("\x1b[J")?;
     let (_, frame) = before.rsplit_once("\x1b[H")?;
     let mut parts = frame.split("\x1b[");
     let mut text = parts.next()?.to_owned();
     for part in parts {
-        // A sequence ends with its first letter.
+        // An escape sequence ends with its first letter.
         let rest = part.find(|char: char| char.is_ascii_alphabetic()).map_or("", |at| &part[at + 1..]);
         text.push_str(rest);
     }

@@ -9,8 +9,8 @@ use record_store::{Holder, Json, LockOptions, RecordStoreExt};
 use super::terminal::Terminal;
 use super::*;
 
-/// Keys and results in which something could go wrong.
-fn awkward() -> BTreeMap<String, String> {
+/// Keys and results that are hard to transfer without loss.
+fn hard_records() -> BTreeMap<String, String> {
     let results = ["null", "12345678901234567890.10", "\"a\\nb\\u2028\\ud800\"", "[ 1,  2 ]", "{\"a\": {}}"];
     let long = "x/".repeat(400);
     let keys = ["plain", "two\nlines", "größe \u{1F600}", "..", &long];
@@ -28,7 +28,7 @@ fn json(text: &str) -> Json {
     serde_json::from_str(text).unwrap()
 }
 
-fn held(scratch: &Scratch) -> BTreeMap<String, String> {
+fn records_of(scratch: &Scratch) -> BTreeMap<String, String> {
     let store = scratch.open();
     let key_and_result = |key: record_store::Key| {
         let result = store.read::<Json>(&key).unwrap().unwrap().result;
@@ -41,32 +41,32 @@ fn job() -> LockOptions {
     LockOptions::new().holder(Holder::named("night job").unwrap())
 }
 
-fn names(scratch: &Scratch) -> Vec<String> {
+fn sorted_names(scratch: &Scratch) -> Vec<String> {
     let mut names = crate::support::names_in(scratch.0.path());
     names.sort();
     names
 }
 
 #[test]
-fn an_import_of_an_export_is_a_copy() {
+fn importing_an_export_copies_the_store() {
     let (from, to) = (Scratch::new(), Scratch::new());
-    put(&from, &awkward());
+    put(&from, &hard_records());
     let exported = output(&mut from.cli("export", &[]));
     assert_code(&exported, 0);
-    assert_eq!(exported.stdout.split(|byte| *byte == b'\n').count(), awkward().len() + 1);
+    assert_eq!(exported.stdout.split(|byte| *byte == b'\n').count(), hard_records().len() + 1);
     assert_prints(&feed(&mut to.cli("import", &["--relaxed"]), &exported.stdout), "");
-    assert_eq!(held(&to), awkward());
-    // Once more by files, which stand for the same.
+    assert_eq!(records_of(&to), hard_records());
+    // Again with files instead of the standard streams.
     let file = from.path("all.jsonl");
     let file = file.to_str().unwrap();
     assert_prints(&output(&mut from.cli("export", &[file])), "");
     assert_eq!(fs::read(file).unwrap(), exported.stdout);
     assert_prints(&output(&mut to.cli("import", &[file, "--existing", "overwrite"])), "");
-    assert_eq!(held(&to), awkward());
+    assert_eq!(records_of(&to), hard_records());
 }
 
 #[test]
-fn a_result_of_several_lines_is_exported_on_one() {
+fn a_result_of_several_lines_is_exported_on_one_line() {
     let scratch = Scratch::new();
     scratch.open().write("k", &json("{\r\n \"a\":\n \"x\\ny\"}")).unwrap();
     let line = "{\"key\":\"k\",\"result\":{   \"a\":  \"x\\ny\"}}\n";
@@ -77,42 +77,42 @@ fn a_result_of_several_lines_is_exported_on_one() {
 fn an_empty_store_is_copied_too() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("export", &["file"])), 1);
-    assert!(!is_there(&scratch.store()) && !is_there(&scratch.path("file")));
+    assert!(!entry_exists(&scratch.store()) && !entry_exists(&scratch.path("file")));
     assert_prints(&feed(&mut scratch.cli("import", &["-"]), b""), "");
     assert_prints(&output(&mut scratch.cli("export", &["-"])), "");
 }
 
 #[test]
-fn a_bad_record_leaves_the_old_export() {
+fn an_export_that_meets_a_corrupt_record_keeps_the_old_file() {
     let scratch = Scratch::new();
-    put(&scratch, &awkward());
+    put(&scratch, &hard_records());
     fs::write(scratch.path("file"), "old").unwrap();
     fs::write(scratch.store().join("bad.json"), "{}").unwrap();
-    let said = assert_fails(&output(&mut scratch.cli("export", &["file"])), 65);
-    assert!(said.contains("bad.json"), "{said}");
+    let message = assert_fails(&output(&mut scratch.cli("export", &["file"])), 65);
+    assert!(message.contains("bad.json"), "{message}");
     assert_eq!(fs::read(scratch.path("file")).unwrap(), b"old");
-    assert_eq!(names(&scratch), ["file", "store"]);
+    assert_eq!(sorted_names(&scratch), ["file", "store"]);
 
-    let said = assert_fails(&output(&mut scratch.cli("export", &["file", "--keep-going"])), 65);
-    assert!(said.contains("bad.json"), "{said}");
-    assert_eq!(fs::read_to_string(scratch.path("file")).unwrap().lines().count(), awkward().len());
+    let message = assert_fails(&output(&mut scratch.cli("export", &["file", "--keep-going"])), 65);
+    assert!(message.contains("bad.json"), "{message}");
+    assert_eq!(fs::read_to_string(scratch.path("file")).unwrap().lines().count(), hard_records().len());
 }
 
 #[test]
-fn an_export_waits_for_locks_and_a_signal_leaves_nothing_of_it() {
+fn an_export_waits_for_locks_and_leaves_no_file_after_a_signal() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let guard = store.lock("k", job()).unwrap();
     guard.write(&1).unwrap();
-    let said = assert_fails(&output(&mut scratch.cli("export", &["--wait", "0s"])), 75);
-    assert!(said.contains("night job"), "{said}");
+    let message = assert_fails(&output(&mut scratch.cli("export", &["--wait", "0s"])), 75);
+    assert!(message.contains("night job"), "{message}");
 
     let mut waiter = Background::start(&mut scratch.cli("export", &["file"]));
-    wait_for("the new file", || names(&scratch).len() == 2);
-    assert!(!is_there(&scratch.path("file")));
+    wait_for("the new file", || sorted_names(&scratch).len() == 2);
+    assert!(!entry_exists(&scratch.path("file")));
     waiter.signal(Signal::TERM);
     assert_code(&waiter.output(), 128 + 15);
-    assert_eq!(names(&scratch), ["store"]);
+    assert_eq!(sorted_names(&scratch), ["store"]);
 
     let waiter = Background::start(&mut scratch.cli("export", &[]));
     guard.write(&2).unwrap();
@@ -127,7 +127,7 @@ fn an_export_keeps_modes_links_and_devices() {
     let line = "{\"key\":\"k\",\"result\":1}\n";
     let read = |name: &str| fs::read_to_string(scratch.path(name)).unwrap();
     let mode = |name: &str| scratch.path(name).metadata().unwrap().permissions().mode() & 0o777;
-    // A new file is as readable as any other.
+    // A new file has the default mode.
     scratch.touch("other");
     assert_prints(&output(&mut scratch.cli("export", &["new"])), "");
     assert_eq!((read("new").as_str(), mode("new")), (line, mode("other")));
@@ -138,7 +138,7 @@ fn an_export_keeps_modes_links_and_devices() {
     assert_eq!((read("other").as_str(), mode("other")), (line, 0o600));
     assert!(scratch.path("link").is_symlink());
 
-    // What is no file is written to, and stays what it is.
+    // A target that is not a regular file is written to and not replaced.
     assert_prints(&output(&mut scratch.cli("export", &["/dev/stdout"])), line);
     let full = output(&mut scratch.cli("export", &["/dev/full"]));
     assert!(assert_fails(&full, 74).contains("/dev/full"));
@@ -146,7 +146,7 @@ fn an_export_keeps_modes_links_and_devices() {
 }
 
 #[test]
-fn bad_lines_are_named() {
+fn an_import_reports_the_number_of_a_bad_line() {
     let scratch = Scratch::new();
     for (bad, word) in [
         (&b"{\"key\":\"b\"}"[..], "missing field `result`"),
@@ -156,43 +156,49 @@ fn bad_lines_are_named() {
         (b"\xff", "not a record"),
     ] {
         assert_fails(&feed(&mut scratch.cli("import", &[]), bad), 65);
-        assert!(!is_there(&scratch.store()));
+        assert!(!entry_exists(&scratch.store()));
         let lines =
             [b"{\"key\":\"a\",\"result\":1}\r\n\n", bad, b"\n{\"result\":3,\"key\":\"c\",\"more\":0}"]
                 .concat();
-        let said = assert_fails(&feed(&mut scratch.cli("import", &[]), &lines), 65);
-        assert!(said.contains("standard input line 3: not a record: ") && said.contains(word), "{said}");
-        assert_eq!(held(&scratch), BTreeMap::from([("a".into(), "1".into())]));
+        let message = assert_fails(&feed(&mut scratch.cli("import", &[]), &lines), 65);
+        assert!(
+            message.contains("standard input line 3: not a record: ") && message.contains(word),
+            "{message}"
+        );
+        assert_eq!(records_of(&scratch), BTreeMap::from([("a".into(), "1".into())]));
 
         fs::write(scratch.path("file"), lines).unwrap();
         let arguments = ["file", "--keep-going", "--existing", "skip"];
-        let said = assert_fails(&output(&mut scratch.cli("import", &arguments)), 65);
-        assert!(said.contains("file line 3: not a record: "), "{said}");
-        assert_eq!(held(&scratch).len(), 2);
+        let message = assert_fails(&output(&mut scratch.cli("import", &arguments)), 65);
+        assert!(message.contains("file line 3: not a record: "), "{message}");
+        assert_eq!(records_of(&scratch).len(), 2);
         fs::remove_dir_all(scratch.store()).unwrap();
     }
     assert_fails(&output(&mut scratch.cli("import", &["none"])), 74);
 }
 
 #[test]
-fn what_becomes_of_existing_records() {
+fn existing_records_are_refused_skipped_or_overwritten_as_requested() {
     let scratch = Scratch::new();
     scratch.open().write("a", &0).unwrap();
     let lines = b"{\"key\":\"a\",\"result\":1}\n{\"key\":\"b\",\"result\":2}\n";
-    let is = |a: &str, b: Option<&str>| {
+    let assert_results = |a: &str, b: Option<&str>| {
         let wanted = [("a", Some(a)), ("b", b)];
         let wanted = wanted.into_iter().filter_map(|(key, result)| Some((key.into(), result?.into())));
-        assert_eq!(held(&scratch), wanted.collect());
+        assert_eq!(records_of(&scratch), wanted.collect());
     };
-    let said = assert_fails(&feed(&mut scratch.cli("import", &[]), lines), 73);
-    assert!(said.contains("line 1: \"a\" has a record") && said.contains("--existing"), "{said}");
-    is("0", None);
+    let message = assert_fails(&feed(&mut scratch.cli("import", &[]), lines), 73);
+    assert!(
+        message.contains("line 1: \"a\" already has a record") && message.contains("--existing"),
+        "{message}"
+    );
+    assert_results("0", None);
     assert_fails(&feed(&mut scratch.cli("import", &["--keep-going"]), lines), 73);
-    is("0", Some("2"));
+    assert_results("0", Some("2"));
     assert_prints(&feed(&mut scratch.cli("import", &["--existing", "skip"]), lines), "");
-    is("0", Some("2"));
+    assert_results("0", Some("2"));
     assert_prints(&feed(&mut scratch.cli("import", &["--existing", "overwrite"]), lines), "");
-    is("1", Some("2"));
+    assert_results("1", Some("2"));
 }
 
 #[test]
@@ -205,22 +211,22 @@ fn a_locked_record_is_not_imported() {
         let arguments = ["--keep-going", "--existing", existing];
         let output = feed(&mut scratch.cli("import", &arguments), lines);
         assert_code(&output, 75);
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("line 1: ") && said.contains("night job"), "{said}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("line 1: ") && message.contains("night job"), "{message}");
     }
     assert!(!store.exists("a").unwrap() && store.exists("b").unwrap());
 
     fs::write(scratch.path("file"), lines).unwrap();
     let arguments = ["file", "--wait", "50s", "--existing", "overwrite"];
     let mut waiter = Background::start(&mut scratch.cli("import", &arguments));
-    scratch.wait_in_line(&mut waiter);
+    scratch.wait_until_opened(&mut waiter);
     guard.release().unwrap();
     assert_prints(&waiter.output(), "");
-    assert_eq!(held(&scratch).len(), 2);
+    assert_eq!(records_of(&scratch).len(), 2);
 }
 
 #[test]
-fn a_long_import_shows_how_far_it_is() {
+fn a_long_import_shows_its_progress() {
     let scratch = Scratch::new();
     let done = AtomicBool::new(false);
     let fifo = scratch.path("fifo");
@@ -236,7 +242,7 @@ fn a_long_import_shows_how_far_it_is() {
         });
         let arguments = ["fifo", "--relaxed", "--existing", "overwrite"];
         let mut terminal = Terminal::start(&scratch.cli("import", &arguments));
-        terminal.until("the progress", |raw| raw.contains(" records, ") && raw.contains("/s\x1b[K"));
+        terminal.wait_until("the progress", |raw| raw.contains(" records, ") && raw.contains("/s\x1b[K"));
         done.store(true, Ordering::Relaxed);
         let (status, raw) = terminal.end();
         assert!(raw.ends_with("\r\x1b[K"), "{raw:?}");

@@ -1,4 +1,4 @@
-//! `unlock`: by force, and by a person who is asked.
+//! `unlock`: with `--force`, and after the user has confirmed it.
 
 use record_store::{Holder, LockOptions, RecordStoreExt};
 
@@ -9,10 +9,10 @@ fn job(name: &str) -> LockOptions {
     LockOptions::new().holder(Holder::named(name).unwrap())
 }
 
-const QUESTION: &str = "Take the lock away? [y/N] ";
+const QUESTION: &str = "Release this lock? [y/N] ";
 
 #[test]
-fn by_force() {
+fn force_breaks_a_live_lock() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let guard = store.lock("a\nb", job("night job").hold_timeout(Duration::from_hours(1))).unwrap();
@@ -28,29 +28,32 @@ fn by_force() {
 }
 
 #[test]
-fn without_a_terminal_it_says_what_to_do() {
+fn without_a_terminal_the_error_suggests_force() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.acquire_lock("k", &job("night job")).unwrap();
-    let said = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
-    assert!(said.contains("night job") && said.contains("alive") && said.contains("--force"), "{said}");
+    let message = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+    assert!(
+        message.contains("night job") && message.contains("alive") && message.contains("--force"),
+        "{message}"
+    );
     assert!(store.is_locked("k").unwrap());
 }
 
 #[test]
-fn what_is_not_locked_cannot_be_unlocked() {
+fn a_key_that_is_not_locked_cannot_be_unlocked() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("unlock", &["k", "--force"])), 1);
-    assert!(!is_there(&scratch.store()));
+    assert!(!entry_exists(&scratch.store()));
     scratch.open().acquire_lock("late", &job("night job").hold_timeout(Duration::ZERO)).unwrap();
     for key in ["k", "late"] {
-        let said = assert_fails(&output(&mut scratch.cli("unlock", &[key, "--force"])), 1);
-        assert!(said.contains("not locked"), "{said}");
+        let message = assert_fails(&output(&mut scratch.cli("unlock", &[key, "--force"])), 1);
+        assert!(message.contains("not locked"), "{message}");
     }
 }
 
 #[test]
-fn a_lock_beyond_understanding_is_removed() {
+fn force_removes_a_corrupt_lock() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let path = scratch.store().join("k.lock");
@@ -62,13 +65,13 @@ fn a_lock_beyond_understanding_is_removed() {
 }
 
 #[test]
-fn a_person_is_asked() {
+fn on_a_terminal_the_user_is_asked() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.acquire_lock("k", &job("night job")).unwrap();
     for (answer, code) in [("n\n", 75), ("\n", 75), ("\x04", 75), ("yes\n", 0)] {
         let mut terminal = Terminal::start(&scratch.cli("unlock", &["k"]));
-        let asked = terminal.until("the question", |raw| raw.ends_with(QUESTION));
+        let asked = terminal.wait_until("the question", |raw| raw.ends_with(QUESTION));
         assert!(asked.contains("night job") && asked.contains("\x1b[32malive\x1b[0m"), "{asked:?}");
         assert!(store.is_locked("k").unwrap());
         terminal.type_in(answer);
@@ -85,18 +88,18 @@ fn only_the_lock_that_was_shown_is_broken() {
     let store = scratch.open();
     let first = store.lock("k", job("first")).unwrap();
     let mut terminal = Terminal::start(&scratch.cli("unlock", &["k"]));
-    terminal.until("the question", |raw| raw.ends_with(QUESTION));
+    terminal.wait_until("the question", |raw| raw.ends_with(QUESTION));
     first.release().unwrap();
     let second = store.lock("k", job("second")).unwrap();
     terminal.type_in("y\n");
     let (status, raw) = terminal.end();
     assert_eq!(status.code(), Some(75), "{raw}");
-    assert!(raw.contains("locked by \"second\" meanwhile"), "{raw}");
+    assert!(raw.contains("now locked by \"second\""), "{raw}");
     second.write(&1).unwrap();
 }
 
 #[test]
-fn colours_only_where_they_are_wanted() {
+fn colours_respect_the_terminal_and_no_color() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.acquire_lock("k", &job("night job")).unwrap();

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::*;
 
 #[test]
-fn a_sound_store() {
+fn a_sound_store_has_no_findings() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("verify", &[])), 1);
     let store = scratch.open();
@@ -14,56 +14,53 @@ fn a_sound_store() {
     store.acquire_lock("k", &LockOptions::new()).unwrap();
     let verified = output(&mut scratch.cli("verify", &[]));
     assert_code(&verified, 0);
-    let said = String::from_utf8(verified.stdout).unwrap();
-    assert!(
-        said.ends_with(" 1 records and 1 locks among them: 0 damaged, 0 strange, 0 left over\n"),
-        "{said}"
-    );
-    assert_eq!(said.lines().count(), 1);
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.ends_with(" (1 records, 1 locks): 0 damaged, 0 strange, 0 leftover\n"), "{text}");
+    assert_eq!(text.lines().count(), 1);
 }
 
 #[test]
-fn each_finding_is_a_line() {
+fn each_finding_is_printed_as_one_line() {
     let scratch = Scratch::new();
     scratch.open();
     fs::write(scratch.store().join("notes\u{1b}"), "").unwrap();
     fs::write(scratch.store().join(".store/owners/1-dead"), "").unwrap();
-    // Neither is any reason to worry.
-    let said = output(&mut scratch.cli("verify", &[]));
-    assert_code(&said, 0);
-    let said = String::from_utf8(said.stdout).unwrap();
+    // Neither of the two is an error.
+    let verified = output(&mut scratch.cli("verify", &[]));
+    assert_code(&verified, 0);
+    let text = String::from_utf8(verified.stdout).unwrap();
     assert!(
-        said.contains("strange: not a file of the store (") && said.contains("notes\\u{1b})\n"),
-        "{said}"
+        text.contains("strange: not a file of the store (") && text.contains("notes\\u{1b})\n"),
+        "{text}"
     );
-    assert!(said.contains("leftover: left by a process that is gone ("), "{said}");
+    assert!(text.contains("leftover: left by a process that is gone ("), "{text}");
 
     fs::write(scratch.store().join("bad.json"), "{").unwrap();
-    let said = output(&mut scratch.cli("verify", &[]));
-    assert_code(&said, 65);
-    assert_eq!(said.stderr, b"");
-    let said = String::from_utf8(said.stdout).unwrap();
-    assert!(said.contains("damage: verify \"bad\": corrupt record: not a JSON record ("), "{said}");
-    assert!(said.ends_with(": 1 damaged, 1 strange, 1 left over\n"), "{said}");
+    let verified = output(&mut scratch.cli("verify", &[]));
+    assert_code(&verified, 65);
+    assert_eq!(verified.stderr, b"");
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.contains("damage: verify \"bad\": corrupt record: not a JSON record ("), "{text}");
+    assert!(text.ends_with(": 1 damaged, 1 strange, 1 leftover\n"), "{text}");
 
-    let said = output(&mut scratch.cli("verify", &["--json"]));
-    assert_code(&said, 65);
-    let said = String::from_utf8(said.stdout).unwrap();
-    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let verified = output(&mut scratch.cli("verify", &["--json"]));
+    assert_code(&verified, 65);
+    let text = String::from_utf8(verified.stdout).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (summary, findings) = lines.split_last().unwrap();
     let kinds: Vec<&str> = findings.iter().map(|finding| finding["kind"].as_str().unwrap()).collect();
     for kind in ["damage", "strange", "leftover"] {
-        assert_eq!(summary[kind], 1, "{said}");
-        assert!(kinds.contains(&kind), "{said}");
+        assert_eq!(summary[kind], 1, "{text}");
+        assert!(kinds.contains(&kind), "{text}");
     }
     let damage = findings.iter().find(|finding| finding["kind"] == "damage").unwrap();
-    assert!(damage["path"].as_str().unwrap().ends_with("/bad.json"), "{said}");
-    assert!(damage["cause"].as_str().unwrap().contains("corrupt record"), "{said}");
+    assert!(damage["path"].as_str().unwrap().ends_with("/bad.json"), "{text}");
+    assert!(damage["cause"].as_str().unwrap().contains("corrupt record"), "{text}");
     assert_eq!((&summary["records"], &summary["unchecked"]), (&1.into(), &0.into()));
 }
 
 #[test]
-fn every_shell_is_told_every_task() {
+fn completions_exist_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let printed = output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(["completions", shell]));
         assert_code(&printed, 0);

@@ -1,4 +1,4 @@
-//! `watch`: before a person, and as lines.
+//! `watch`: as a screen on a terminal, and as lines in a pipe.
 
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -9,8 +9,8 @@ use serde_json::Value;
 use super::terminal::Terminal;
 use super::*;
 
-/// Only what the system reports can be seen before the test is over.
-const NEVER: [&str; 2] = ["--interval", "1h"];
+/// An interval longer than any test: only changes that the system reports are seen.
+const NO_POLLING: [&str; 2] = ["--interval", "1h"];
 
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
@@ -19,7 +19,7 @@ fn job(name: &str) -> LockOptions {
     LockOptions::new().holder(Holder::named(name).unwrap())
 }
 
-/// Sees that the terminal was taken over, and given back.
+/// Checks the exit code, and that the program switched to the alternate screen once and back once.
 #[track_caller]
 fn assert_ends(terminal: Terminal, code: i32) {
     let (status, raw) = terminal.end();
@@ -29,42 +29,42 @@ fn assert_ends(terminal: Terminal, code: i32) {
 }
 
 #[test]
-fn a_person_sees_what_changes() {
+fn the_screen_shows_each_change() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.write("first", &1).unwrap();
-    let mut terminal = Terminal::start(&scratch.cli("watch", &NEVER));
-    let screen = terminal.until_screen("the record", |screen| screen.contains("0 locks, 1 records"));
+    let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
+    let screen = terminal.wait_until_screen("the record", |screen| screen.contains("0 locks, 1 records"));
     assert!(screen.contains("\nfirst ") && screen.ends_with(" B"), "{screen}");
     assert!(!terminal.is_restored());
 
     let guard = store.lock("k\u{1b}[2J", job("night job").hold_timeout(Duration::from_hours(1))).unwrap();
-    let screen = terminal.until_screen("the lock", |screen| screen.contains("1 locks"));
+    let screen = terminal.wait_until_screen("the lock", |screen| screen.contains("1 locks"));
     let row = screen.lines().find(|line| line.contains("night job")).unwrap();
     assert!(row.starts_with("k\\u{1b}[2J  alive  ") && row.contains("  59m "), "{row}");
     guard.release().unwrap();
-    terminal.until_screen("the release", |screen| !screen.contains("night job"));
+    terminal.wait_until_screen("the release", |screen| !screen.contains("night job"));
 
     let long = "a long key/".repeat(50);
     store.write(&long, "x").unwrap();
-    terminal.until_screen("the record", |screen| screen.contains("\na long key/a long key/"));
+    terminal.wait_until_screen("the record", |screen| screen.contains("\na long key/a long key/"));
     store.remove(&long).unwrap();
-    terminal.until_screen("the removal", |screen| !screen.contains("a long key"));
-    // Other keys do nothing.
+    terminal.wait_until_screen("the removal", |screen| !screen.contains("a long key"));
+    // Other keys are ignored.
     terminal.type_in("x\x1a\x1c\n");
     store.write("last", &1).unwrap();
-    terminal.until_screen("the record", |screen| screen.contains("\nlast "));
+    terminal.wait_until_screen("the record", |screen| screen.contains("\nlast "));
     terminal.type_in("q");
     assert_ends(terminal, 0);
 }
 
 #[test]
-fn every_end_gives_the_terminal_back() {
+fn every_exit_restores_the_terminal() {
     let scratch = Scratch::new();
     scratch.open();
     let start = || {
-        let mut terminal = Terminal::start(&scratch.cli("watch", &NEVER));
-        terminal.until_screen("the screen", |screen| screen.contains("0 records"));
+        let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
+        terminal.wait_until_screen("the screen", |screen| screen.contains("0 records"));
         terminal
     };
     let mut terminal = start();
@@ -75,27 +75,28 @@ fn every_end_gives_the_terminal_back() {
         terminal.signal(signal);
         assert_ends(terminal, 128 + signal.as_raw());
     }
-    // An error is told afterwards.
+    // An error is printed after the terminal is restored.
     let mut terminal = Terminal::start(&scratch.cli("watch", &["--interval", "10ms"]));
-    terminal.until_screen("the screen", |screen| screen.contains("0 records"));
+    terminal.wait_until_screen("the screen", |screen| screen.contains("0 records"));
     fs::remove_dir_all(scratch.store()).unwrap();
-    let raw = terminal.until("the message", |raw| raw.contains("cannot list"));
+    let raw = terminal.wait_until("the message", |raw| raw.contains("cannot list"));
     assert!(raw.find(LEAVE) < raw.find("record-store: cannot list"), "{raw:?}");
     assert_eq!(terminal.end().0.code(), Some(74));
 }
 
 #[test]
-fn a_window_is_filled_and_not_more() {
+fn the_screen_fills_the_window_and_not_more() {
     let scratch = Scratch::new();
     let store = scratch.open();
     for number in 0..30 {
         store.acquire_lock(format!("lock {number}"), &job("night job")).unwrap();
         store.write(format!("record {number}{}", "x".repeat(100)), &1).unwrap();
     }
-    let mut terminal = Terminal::start(&scratch.cli("watch", &NEVER));
+    let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
     for (rows, columns, locks) in [(24, 80, 8), (40, 60, 16), (12, 100, 2), (3, 9, 0)] {
         terminal.resize(rows, columns);
-        let screen = terminal.until_screen("the size", |screen| screen.lines().count() == usize::from(rows));
+        let screen =
+            terminal.wait_until_screen("the size", |screen| screen.lines().count() == usize::from(rows));
         let shown = screen.lines().filter(|line| line.starts_with("lock ")).count();
         assert_eq!(shown, locks, "{screen}");
         assert_eq!(screen.contains(&format!("… and {} more", 30 - locks)), locks > 0, "{screen}");
@@ -117,7 +118,7 @@ impl Lines {
     fn start(command: &mut Command) -> Self {
         let mut watch = Background::start(command);
         let output = BufReader::new(watch.child().stdout.take().unwrap());
-        // Nobody reads on once a line is not taken.
+        // The thread reads one line ahead at most: each line waits until the test takes it.
         let (sender, lines) = sync_channel(0);
         std::thread::spawn(move || {
             let mut output = output.lines().map_while(Result::ok);
@@ -128,7 +129,7 @@ impl Lines {
 
     #[track_caller]
     fn next(&self) -> String {
-        self.lines.recv_timeout(PATIENCE).expect("another line")
+        self.lines.recv_timeout(TIMEOUT).expect("another line")
     }
 
     #[track_caller]
@@ -141,14 +142,14 @@ impl Lines {
 }
 
 #[test]
-fn changes_are_lines_for_programs() {
+fn changes_are_printed_as_lines_in_a_pipe() {
     let scratch = Scratch::new();
     let store = scratch.open();
     store.write("old", &1).unwrap();
     let long = "a long key/".repeat(50);
     let held = store.lock("held\there", job("night\njob")).unwrap();
     let also = store.lock(&long, job("another")).unwrap();
-    let lines = Lines::start(&mut scratch.cli("watch", &NEVER));
+    let lines = Lines::start(&mut scratch.cli("watch", &NO_POLLING));
     let mut first = [lines.next(), lines.next()].map(|line| line.split_once('\t').unwrap().1.to_owned());
     first.sort();
     assert_eq!(first, [format!("locked\t{long}\tanother"), "locked\theld\\there\tnight\\njob".into()]);
@@ -184,10 +185,10 @@ fn changes_are_lines_for_programs() {
 }
 
 #[test]
-fn a_reader_may_stop_while_nothing_changes() {
+fn watch_ends_when_its_reader_stops_although_nothing_changes() {
     let scratch = Scratch::new();
     scratch.open().acquire_lock("k", &job("night job")).unwrap();
-    let mut watch = Background::start(&mut scratch.cli("watch", &NEVER));
+    let mut watch = Background::start(&mut scratch.cli("watch", &NO_POLLING));
     let mut first = String::new();
     BufReader::new(watch.child().stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(first.contains("\tlocked\tk\t"), "{first}");
@@ -197,7 +198,7 @@ fn a_reader_may_stop_while_nothing_changes() {
 }
 
 #[test]
-fn changes_are_objects_on_request() {
+fn changes_are_printed_as_json_on_request() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let token = store.acquire_lock("a\nb", &job("night job")).unwrap();
@@ -214,7 +215,7 @@ fn changes_are_objects_on_request() {
 }
 
 #[test]
-fn where_nothing_is_reported_it_looks_now_and_then() {
+fn watch_polls_where_the_system_reports_nothing() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let guard = store.lock("held", job("night job")).unwrap();
@@ -234,7 +235,7 @@ fn where_nothing_is_reported_it_looks_now_and_then() {
 }
 
 #[test]
-fn what_cannot_be_watched() {
+fn a_missing_store_and_a_bad_interval_are_refused() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("watch", &[])), 1);
     for interval in ["soon", "1ms"] {

@@ -1,33 +1,33 @@
-//! Which system call may fail in which way.
+//! The faults to inject, by system call.
 
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::support::trace::tamper::Call;
 
-/// What is done to one system call of an operation.
+/// A fault in one system call of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// It fails, and works when it is tried again.
+    /// The call fails. A retry succeeds.
     Once(Errno),
-    /// It fails, and so does every call of its kind until the operation has returned.
-    Ever(Errno),
-    /// Only a part of the bytes is moved; the rest would be.
+    /// The call fails, and so does every later call of its kind until the operation has returned.
+    Always(Errno),
+    /// Only a part of the bytes is transferred. A call for the rest succeeds.
     Short,
-    /// Only a part of the bytes is moved, and the call for the rest fails.
+    /// Only a part of the bytes is transferred, and the call for the rest fails.
     ShortThen(Errno),
 }
 
 impl Fault {
     pub(super) fn errno(self) -> Option<Errno> {
         match self {
-            Fault::Once(errno) | Fault::Ever(errno) | Fault::ShortThen(errno) => Some(errno),
+            Fault::Once(errno) | Fault::Always(errno) | Fault::ShortThen(errno) => Some(errno),
             Fault::Short => None,
         }
     }
 }
 
-/// How a full or broken disk, a strict administrator and a poor process are told.
+/// The errors of full or broken disks, missing permissions and exhausted process limits.
 const EVERY_ERROR: [Errno; 8] = [
     Errno::EIO,
     Errno::ENOSPC,
@@ -39,7 +39,7 @@ const EVERY_ERROR: [Errno; 8] = [
     Errno::EINTR,
 ];
 
-/// All that is worth trying at this call; with `every`, also what no kernel is known to do.
+/// The faults to inject at this call. `every` adds errors that no kernel is known to return here.
 pub(super) fn faults_of(call: Call, every: bool) -> Vec<Fault> {
     let likely = likely_errors(call);
     if likely.is_empty() {
@@ -50,7 +50,7 @@ pub(super) fn faults_of(call: Call, every: bool) -> Vec<Fault> {
         errors.extend(EVERY_ERROR.into_iter().filter(|errno| !likely.contains(errno)));
     }
     let mut faults: Vec<_> =
-        errors.iter().flat_map(|&errno| [Fault::Once(errno), Fault::Ever(errno)]).collect();
+        errors.iter().flat_map(|&errno| [Fault::Once(errno), Fault::Always(errno)]).collect();
     if is_write(call.number) {
         faults.extend([Fault::Short, Fault::ShortThen(Errno::ENOSPC), Fault::ShortThen(Errno::EIO)]);
     } else if matches!(call.number, libc::SYS_read | libc::SYS_pread64) {
@@ -59,11 +59,12 @@ pub(super) fn faults_of(call: Call, every: bool) -> Vec<Fault> {
     faults
 }
 
-/// None where failing says nothing of this library: clocks, random numbers, memory, pauses.
+/// The errors that a kernel may return from this call. Empty where a failure says nothing about this
+/// library: clocks, random numbers, memory, pauses.
 fn likely_errors(call: Call) -> &'static [Errno] {
     use Errno::{EACCES, EAGAIN, EDQUOT, EINTR, EIO, EMFILE, ENOLCK, ENOMEM, ENOSPC, EROFS};
     match call.number {
-        libc::SYS_openat | libc::SYS_open if makes_a_file(call) => {
+        libc::SYS_openat | libc::SYS_open if creates_a_file(call) => {
             &[EIO, ENOSPC, EDQUOT, EACCES, EROFS, EMFILE, EINTR]
         }
         libc::SYS_openat | libc::SYS_open => &[EIO, EACCES, EMFILE, EINTR],
@@ -97,17 +98,17 @@ fn likely_errors(call: Call) -> &'static [Errno] {
     }
 }
 
-/// Whether a signal may interrupt this call before it has done anything.
+/// Whether a signal may interrupt this call before it has had any effect.
 pub(super) fn may_be_interrupted(call: Call) -> bool {
     likely_errors(call).contains(&Errno::EINTR)
 }
 
-fn makes_a_file(call: Call) -> bool {
+fn creates_a_file(call: Call) -> bool {
     let flags = if call.number == libc::SYS_open { call.arguments[1] } else { call.arguments[2] };
     flags & u64::from(libc::O_CREAT.unsigned_abs()) != 0
 }
 
-/// Most maps are memory.
+/// Most mappings are anonymous memory.
 fn maps_a_file(call: Call) -> bool {
     call.arguments[3] & u64::from(libc::MAP_ANONYMOUS.unsigned_abs()) == 0
 }

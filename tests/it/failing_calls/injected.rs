@@ -1,10 +1,14 @@
-//! Every system call of every operation fails, in every way that it may, once and for ever.
+//! Each system call of each operation fails in every way that it can, once and permanently.
 //!
-//! A real process does the operation, and `ptrace` makes one of its calls fail. Afterwards, from
-//! another process: an error changed nothing (but for a failed sync of the directory, where the
-//! change is there and only its survival is in doubt); what returned `Ok` was done; no `Ok` came of a
-//! failed sync; what was interrupted or done in part is gone on with; nothing is left open or lying
-//! about; and the next one to come can work.
+//! A real process runs the operation, and `ptrace` makes one of its calls fail. Afterwards another
+//! process checks:
+//!
+//! * An error changed nothing. The exception is a failed sync of the directory: the change is in
+//!   place, and only its durability is uncertain.
+//! * An operation that returned `Ok` had its effect, and none returned `Ok` after a failed sync.
+//! * Interrupted and partial calls were continued.
+//! * No descriptor stays open and no file is left behind.
+//! * The next operation works, in both processes.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -16,68 +20,71 @@ use tempfile::TempDir;
 
 use super::faults::{Fault, faults_of, is_sync, is_unlink, is_write};
 use super::operations::{Case, KEPT, Operation, Outcome, stays_by_design, work};
-use super::verdict::{State, Try};
+use super::verdict::{Injection, State};
 use crate::support::children::Child;
 use crate::support::trace::Traced;
 use crate::support::trace::tamper::Call;
 use crate::support::{PATIENCE, in_memory, names_in, open_with, storm};
 
-/// An interrupted call may be tried again, for ever: here it gets through at last.
-const INTERRUPTIONS: usize = 60;
+/// An interrupted call may be retried forever, so it succeeds after this many interruptions.
+const MAX_INTERRUPTIONS: usize = 60;
 
-/// A key of this length has a file named by a hash, so that listings must look inside.
-const HASHED: usize = 300;
+/// The file name of a key of this length is a hash, so listings must read the file.
+const HASHED_KEY_LENGTH: usize = 300;
 
-/// A store, and the process that is interfered with.
-struct Scene {
+/// A store, and the process that receives the faults.
+struct Harness {
     operation: Operation,
     dir: TempDir,
     store: FileSystemRecordStore,
     child: Option<Child>,
-    /// Ends the child if it hangs.
+    /// Kills the child if it hangs.
     watchdog: Option<Sender<()>>,
     cases: usize,
 }
 
-fn fail_everywhere(operation: Operation) {
-    let mut scene = Scene::new(operation);
-    // Twice: what a process does only once is over after the first.
+fn inject_everywhere(operation: Operation) {
+    let mut harness = Harness::new(operation);
+    // Run twice: the first run includes the work that a process does only once.
     for _ in 0..2 {
-        let Some((calls, _, outcome)) = scene.run(&scene.case(0), None) else { return };
+        let Some((calls, _, outcome)) = harness.run(&harness.case(0), None) else { return };
         assert!(outcome.leaked.iter().all(|path| stays_by_design(path)), "{operation:?}: {outcome:?}");
-        // Without a fault it does what it should, or there is nothing to be learned.
+        // Without a fault the operation must behave as intended; otherwise the faults prove nothing.
         assert!(!calls.is_empty(), "{operation:?}");
         assert_eq!(outcome.result.is_err(), operation.is_refused(), "{operation:?}: {outcome:?}");
-        scene.tidy_up();
+        harness.reset();
         if operation.needs_fresh_process() {
             break;
         }
     }
-    let (calls, ..) = scene.run(&scene.case(0), None).unwrap();
-    scene.tidy_up();
-    let (mut planned, mut done) = (0, 0);
+    let (calls, ..) = harness.run(&harness.case(0), None).unwrap();
+    harness.reset();
+    let (mut planned, mut injected) = (0, 0);
     for (site, &call) in calls.iter().enumerate() {
         for fault in faults_of(call, storm(1) > 1) {
             planned += 1;
-            done += usize::from(scene.try_fault(site, call, fault));
+            injected += usize::from(harness.inject(site, call, fault));
         }
     }
-    scene.end();
-    eprintln!("{operation:?}: {} calls, {planned} faults planned, {done} happened", calls.len());
-    // How often a wait wakes up is not fixed, nor is how long a clock's digits are.
+    harness.finish();
+    eprintln!("{operation:?}: {} calls, {planned} faults planned, {injected} injected", calls.len());
+    // The number of wake-ups of a wait varies, and so does the number of digits of a time.
     let enough = if operation.may_wait() { planned / 4 } else { planned * 9 / 10 };
-    assert!(planned > 0 && done >= enough, "{operation:?}: only {done} of {planned} faults happened");
+    assert!(
+        planned > 0 && injected >= enough,
+        "{operation:?}: only {injected} of {planned} faults were injected"
+    );
 }
 
-impl Scene {
+impl Harness {
     fn new(operation: Operation) -> Self {
         let dir = in_memory();
         let store = open_with(dir.path(), Durability::Relaxed);
-        store.write("x".repeat(HASHED), "long").unwrap();
+        store.write("x".repeat(HASHED_KEY_LENGTH), "long").unwrap();
         Self { operation, dir, store, child: None, watchdog: None, cases: 0 }
     }
 
-    /// The next case. A new store is made in a place of its own.
+    /// The case of this number. Each new store gets a directory of its own.
     fn case(&self, number: usize) -> Case {
         let dir = match self.operation {
             Operation::OpenNew => self.new_store(number),
@@ -99,8 +106,8 @@ impl Scene {
         child
     }
 
-    /// Runs one case, with a fault at one call if so told. Returns the calls that it made and the
-    /// state before. `None` where nothing can be traced.
+    /// Runs one case, with a fault at one call if `fault` names one. Returns the calls of the operation,
+    /// the state before it, and its outcome. Returns `None` where `ptrace` is not permitted.
     fn run(
         &mut self,
         case: &Case,
@@ -113,18 +120,18 @@ impl Scene {
         if self.operation.needs_held() {
             self.store.acquire_lock(self.operation.key(), &LockOptions::new()).unwrap();
         }
-        child.tell(&serde_json::to_string(case).unwrap());
+        child.send(&serde_json::to_string(case).unwrap());
         let (mut traced, _) = Traced::attach(child)?;
         let before = self.state();
-        let calls = interfere(&mut traced, fault);
+        let calls = run_with_fault(&mut traced, fault);
         let mut child = traced.release();
-        let outcome = serde_json::from_str(&child.hear()).unwrap();
+        let outcome = serde_json::from_str(&child.receive()).unwrap();
         self.child = Some(child);
         Some((calls, before, outcome))
     }
 
-    /// `false` if the call did not come this time.
-    fn try_fault(&mut self, site: usize, call: Call, fault: Fault) -> bool {
+    /// Runs one case with a fault and checks it. Returns `false` if the call did not occur in this run.
+    fn inject(&mut self, site: usize, call: Call, fault: Fault) -> bool {
         self.cases += 1;
         let case = self.case(self.cases);
         let private = case.dir.join(".store");
@@ -138,59 +145,59 @@ impl Scene {
         let staged_before = of_child("tmp");
         let (calls, before, outcome) = self.run(&case, Some((site, call, fault))).unwrap();
         let operation = self.operation;
-        let tried = Try { operation, site, call, fault, before, after: self.state(), outcome };
-        let happened = calls.get(site).is_some_and(|made| made.number == call.number);
-        if happened {
-            tried.check();
-            // What cannot be unlinked stays until a sweep.
+        let injection = Injection { operation, site, call, fault, before, after: self.state(), outcome };
+        let injected = calls.get(site).is_some_and(|made| made.number == call.number);
+        if injected {
+            injection.check();
+            // A file that could not be unlinked stays until a sweep.
             if !is_unlink(call.number) {
                 let staged = of_child("tmp");
                 let left: Vec<_> = staged.iter().filter(|name| !staged_before.contains(name)).collect();
-                assert!(left.is_empty(), "{tried}: staged files left: {left:?}");
+                assert!(left.is_empty(), "{injection}: staged files left: {left:?}");
                 let owners = of_child("owners");
-                assert!(owners.len() <= 1, "{tried}: owner files left: {owners:?}");
+                assert!(owners.len() <= 1, "{injection}: owner files left: {owners:?}");
             }
         }
-        self.see_it_work(&tried);
-        self.tidy_up();
-        happened
+        self.check_recovery(&injection);
+        self.reset();
+        injected
     }
 
     fn state(&self) -> State {
         let key = record_store::Key::new(self.operation.key()).unwrap();
         let path = self.dir.path().join(format!("{}.json", key.file_stem()));
         let record = std::fs::read(path).ok().map(|text| {
-            let record: serde_json::Value = serde_json::from_slice(&text).expect("a whole record");
+            let record: serde_json::Value = serde_json::from_slice(&text).expect("an intact record");
             assert_eq!(record["key"], key.as_str());
             record["result"].as_str().unwrap().to_owned()
         });
-        let lock = self.store.lock_info(&key).expect("no lock or a whole one");
+        let lock = self.store.lock_info(&key).expect("no lock or an intact one");
         let lock = lock.map(|it| (it.holder().name().to_owned(), it.token(), it.expires_at()));
         State { record, lock, kept: self.store.is_locked(KEPT).unwrap() }
     }
 
-    /// The fault is gone: another process can work, and so can the one that met it.
-    fn see_it_work(&mut self, tried: &Try) {
+    /// After the fault another process can work, and so can the process that received the fault.
+    fn check_recovery(&mut self, injection: &Injection) {
         let key = self.operation.key();
         if self.operation != Operation::OpenNew {
             let lock = self.store.break_lock(&key).map(|_| ());
             lock.and_then(|()| work(&self.store, &key, "parent"))
-                .unwrap_or_else(|error| panic!("{tried}: afterwards: {error:?}"));
+                .unwrap_or_else(|error| panic!("{injection}: afterwards: {error:?}"));
         }
         let mut child = self.child();
-        child.tell("work");
-        assert_eq!(child.hear(), "done", "{tried}: afterwards");
+        child.send("work");
+        assert_eq!(child.receive(), "done", "{injection}: afterwards");
         self.child = Some(child);
     }
 
-    /// As if nothing had been.
-    fn tidy_up(&mut self) {
+    /// Restores the initial state.
+    fn reset(&mut self) {
         let key = self.operation.key();
         if self.cases == 0 {
-            // After a try this has been seen to already.
+            // After an injection, `check_recovery` has already done this.
             let mut child = self.child();
             self.store.break_lock(&key).unwrap();
-            child.tell("work");
+            child.send("work");
             child.expect("done");
             self.child = Some(child);
         }
@@ -206,8 +213,8 @@ impl Scene {
         }
     }
 
-    /// When the process is gone, so is all that it could not clear away.
-    fn end(&mut self) {
+    /// After the child has ended, a sweep removes everything that the child could not remove.
+    fn finish(&mut self) {
         self.watchdog = None;
         self.child = None;
         self.store.sweep().unwrap();
@@ -217,58 +224,59 @@ impl Scene {
     }
 }
 
-/// Leads the operation to its end, and sees to it that the fault happens.
-fn interfere(traced: &mut Traced, fault: Option<(usize, Call, Fault)>) -> Vec<Call> {
+/// Runs the operation to its end, injects the fault, and returns the system calls.
+fn run_with_fault(traced: &mut Traced, fault: Option<(usize, Call, Fault)>) -> Vec<Call> {
     let mut calls = Vec::new();
     let (mut armed, mut interruptions) = (false, 0);
     while let Some(call) = traced.next_call() {
         let site = calls.len();
         calls.push(call);
-        let Some((wanted, like, fault)) = fault.filter(|(_, like, _)| alike(like.number, call.number)) else {
-            traced.permit();
+        let Some((wanted, like, fault)) = fault.filter(|(_, like, _)| same_kind(like.number, call.number))
+        else {
+            traced.execute();
             continue;
         };
         let first = site == wanted && call.number == like.number;
         match fault {
-            Fault::Once(errno) if first => say_no(traced, call, errno),
+            Fault::Once(errno) if first => fail_call(traced, call, errno),
             Fault::Short | Fault::ShortThen(_) if first => {
                 traced.shorten(call.arguments[2] / 2);
                 armed = matches!(fault, Fault::ShortThen(_));
             }
             Fault::ShortThen(errno) if armed => {
                 armed = false;
-                say_no(traced, call, errno);
+                fail_call(traced, call, errno);
             }
-            Fault::Ever(errno) if first || armed => {
+            Fault::Always(errno) if first || armed => {
                 armed = true;
                 interruptions += usize::from(errno == Errno::EINTR);
-                if interruptions > INTERRUPTIONS {
-                    traced.permit();
+                if interruptions > MAX_INTERRUPTIONS {
+                    traced.execute();
                 } else {
-                    say_no(traced, call, errno);
+                    fail_call(traced, call, errno);
                 }
             }
-            _ => traced.permit(),
+            _ => traced.execute(),
         }
     }
     calls
 }
 
-/// Whether what befalls one of these system calls befalls the other too.
-fn alike(one: libc::c_long, other: libc::c_long) -> bool {
+/// Whether a permanent fault of one of these system calls also affects the other.
+fn same_kind(one: libc::c_long, other: libc::c_long) -> bool {
     one == other || is_write(one) && is_write(other) || is_sync(one) && is_sync(other)
 }
 
-fn say_no(traced: &mut Traced, call: Call, errno: Errno) {
+fn fail_call(traced: &mut Traced, call: Call, errno: Errno) {
     if call.number == libc::SYS_close {
-        // Whatever it says, it closes.
-        traced.belie(errno);
+        // `close` closes the descriptor even if it reports an error.
+        traced.execute_and_fail(errno);
     } else {
-        traced.refuse(errno);
+        traced.fail(errno);
     }
 }
 
-/// Kills the process if nothing is heard for too long.
+/// Kills the process if no message arrives for too long.
 fn watch(process: rustix::process::Pid) -> Sender<()> {
     let (beat, beats) = channel();
     std::thread::spawn(move || {
@@ -287,7 +295,7 @@ fn watch(process: rustix::process::Pid) -> Sender<()> {
     beat
 }
 
-/// The names in a directory that need not be there.
+/// The names in a directory, which may be missing.
 fn listing(dir: &Path) -> Vec<String> {
     if dir.exists() { names_in(dir) } else { Vec::new() }
 }
@@ -296,7 +304,7 @@ macro_rules! operations {
     ($($name:ident: $operation:ident),* $(,)?) => {$(
         #[test]
         fn $name() {
-            fail_everywhere(Operation::$operation);
+            inject_everywhere(Operation::$operation);
         }
     )*};
 }
@@ -327,7 +335,7 @@ operations! {
     take_over_of_an_abandoned_lock: TakeAbandoned,
     renew: Renew,
     release: Release,
-    release_to_one_who_waits: ReleaseAwaited,
+    release_to_a_waiter: ReleaseAwaited,
     break_lock: BreakLock,
     lock_info: LockInfo,
     wait_for_a_free_lock: WaitFree,

@@ -1,4 +1,4 @@
-//! A process that may open only a few files, or write only short ones.
+//! A process with a limit on its open files, or on the size of its files.
 
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -13,55 +13,55 @@ use crate::support::children::{Child, Stage};
 use crate::support::{as_named, names_in, open};
 
 #[test]
-fn few_open_files() {
+fn a_limit_on_open_files_is_reported_and_does_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     Child::start("few descriptors", &dir.path()).finish();
 }
 
 #[test]
-fn files_that_may_not_grow() {
+fn a_limit_on_file_sizes_is_reported_and_does_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     Child::start("short files", &dir.path()).finish();
 }
 
-/// As many as any operation has open at a time, and more.
-const MOST_FILES: usize = 12;
+/// More files than any operation has open at the same time.
+const MAX_OPEN_FILES: usize = 12;
 
 pub(super) fn few_descriptors(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
     store.write("k", "old").unwrap();
-    // What a process opens once and for all is open after this.
+    // This opens the files that a process opens once and keeps open.
     loop {
         let unlimited = every_operation(&store, &dir);
         assert!(unlimited.iter().all(Result::is_ok), "{unlimited:?}");
-        if hears_of_deaths() {
+        if watches_for_deaths() {
             break;
         }
-        // It was so late that it had no time to wait.
+        // The call was so late that its deadline passed before it could wait.
         store.write("k", "old").unwrap();
     }
     let mut ever_failed = false;
-    for spare in 0..MOST_FILES {
+    for spare in 0..MAX_OPEN_FILES {
         store.write("k", "old").unwrap();
         let open_before = open_files();
         let results = with_limit(Resource::Nofile, open_before + spare, || every_operation(&store, &dir));
         let failed = results.iter().any(Result::is_err);
         ever_failed |= failed;
-        assert_told(&results, libc::EMFILE);
-        let most = open_before + begun_elsewhere(&dir);
-        assert!(!stay_open_beyond(most), "with {spare} to spare: files are left open");
-        see_it_work(&store, &dir);
+        assert_cause(&results, libc::EMFILE);
+        let limit = open_before + second_owner_file(&dir);
+        assert!(!stay_open_beyond(limit), "with {spare} spare descriptors: files are left open");
+        check_recovery(&store, &dir);
         let _ = std::fs::remove_dir_all(dir.join("elsewhere"));
-        assert!(!failed || spare < MOST_FILES - 1, "{MOST_FILES} are not enough: {results:?}");
+        assert!(!failed || spare < MAX_OPEN_FILES - 1, "{MAX_OPEN_FILES} are not enough: {results:?}");
     }
-    assert!(ever_failed, "the limit limits nothing");
+    assert!(ever_failed, "the limit had no effect");
 }
 
 pub(super) fn short_files(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
-    // The signal that comes along would kill the process.
+    // The signal that accompanies the error would kill the process.
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);
     signals.thread_block().unwrap();
@@ -70,16 +70,16 @@ pub(super) fn short_files(stage: &Stage) {
         store.write("k", "old").unwrap();
         let results = with_limit(Resource::Fsize, bytes, || every_operation(&store, &dir));
         ever_failed |= results.iter().any(Result::is_err);
-        assert_told(&results, libc::EFBIG);
+        assert_cause(&results, libc::EFBIG);
         let record = store.read::<String>("k").unwrap().unwrap().result;
         assert!(matches!(record.as_str(), "old" | "new"), "{record}");
-        see_it_work(&store, &dir);
+        check_recovery(&store, &dir);
         let _ = std::fs::remove_dir_all(dir.join("elsewhere"));
     }
-    assert!(ever_failed, "the limit limits nothing");
+    assert!(ever_failed, "the limit had no effect");
 }
 
-/// One of each, told what came of it. The open of a new store comes last.
+/// Runs one operation of each kind and returns the results. Opening a new store comes last.
 fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>> {
     let read = store.read::<String>("k").map(|record| assert_eq!(record.unwrap().result, "old"));
     let absent = store.read::<String>("none").map(|record| assert_eq!(record, None));
@@ -109,19 +109,19 @@ fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>>
     [read, absent, exists, keys.map(drop), locks.map(drop)].into_iter().chain(done).collect()
 }
 
-/// Each error says what the system said.
-fn assert_told(results: &[Result<()>], errno: i32) {
+/// Each error must carry the expected system error.
+fn assert_cause(results: &[Result<()>], errno: i32) {
     let kind = std::io::Error::from_raw_os_error(errno).kind();
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
         assert!(matches!(error, Error::Io { source, .. } if source.kind() == kind), "{error:?}");
     }
 }
 
-/// All is as if there had been no limit.
-fn see_it_work(store: &FileSystemRecordStore, dir: &Path) {
-    // Who could not open a file could not release. What is left is a lock, and whole.
+/// Everything must work as if there had been no limit.
+fn check_recovery(store: &FileSystemRecordStore, dir: &Path) {
+    // A release fails if it cannot open a file. The lock that it leaves must be intact.
     for lock in store.locks().unwrap() {
-        assert!(store.break_lock(lock.expect("a whole lock").key()).unwrap());
+        assert!(store.break_lock(lock.expect("an intact lock").key()).unwrap());
     }
     let guard = store.lock("k", as_named("next")).unwrap();
     guard.write("next").unwrap();
@@ -141,22 +141,23 @@ fn with_limit<T>(resource: Resource, limit: usize, work: impl FnOnce() -> T) -> 
 }
 
 fn open_files() -> usize {
-    // Less the one by which they are listed.
+    // Without the descriptor that is used for the listing.
     std::fs::read_dir("/proc/self/fd").unwrap().count() - 1
 }
 
-/// Whether the one file is open that waiting for a lock leaves open.
-fn hears_of_deaths() -> bool {
+/// Whether the inotify instance is open, which a wait for a lock opens and keeps open.
+fn watches_for_deaths() -> bool {
     let mut open = std::fs::read_dir("/proc/self/fd").unwrap();
     open.any(|file| {
         std::fs::read_link(file.unwrap().path()).is_ok_and(|path| path.ends_with("anon_inode:inotify"))
     })
 }
 
-/// The thread that hears of deaths may have one open for a moment.
-fn stay_open_beyond(most: usize) -> bool {
+/// Whether more files than `limit` stay open. The thread that watches for the death of owners may have
+/// one open for a moment, so this retries.
+fn stay_open_beyond(limit: usize) -> bool {
     for _ in 0..100 {
-        if open_files() <= most {
+        if open_files() <= limit {
             return false;
         }
         sleep(Duration::from_millis(1));
@@ -164,8 +165,8 @@ fn stay_open_beyond(most: usize) -> bool {
     true
 }
 
-/// One, if a store was begun beside the first: its owner file stays open.
-fn begun_elsewhere(dir: &Path) -> usize {
+/// One if a second store was created beside the first: its owner file stays open.
+fn second_owner_file(dir: &Path) -> usize {
     let owners = dir.join("elsewhere/.store/owners");
     usize::from(owners.exists() && !names_in(&owners).is_empty())
 }

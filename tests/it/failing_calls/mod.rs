@@ -1,11 +1,11 @@
-//! What the library does when the system refuses: nothing half done, nothing left behind, nothing
-//! called done that is not.
+//! Behaviour when a system call fails: no partial change, no leftovers, and no success reported for
+//! work that was not done.
 
 mod full_disk;
 mod limits;
 mod read_only;
 
-// What a traced child is made to see goes through its registers.
+// Faults are injected through the registers of a traced child.
 #[cfg(target_arch = "x86_64")]
 mod faults;
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +21,7 @@ pub(crate) const ROLES: &[Role] = &[
     ("full disk", full_disk::fill),
     ("few descriptors", limits::few_descriptors),
     ("short files", limits::short_files),
-    ("read-only", read_only::lose_the_right),
+    ("read-only", read_only::lose_write_permission),
     #[cfg(target_arch = "x86_64")]
     ("operate", operations::operate),
 ];

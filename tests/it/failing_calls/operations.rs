@@ -1,5 +1,5 @@
-//! The child's side: what it makes ready, the operation that is interfered with, and what it tells
-//! of it.
+//! The child's side: it prepares the state, runs the operation that receives the fault, and reports
+//! the outcome.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::children::Stage;
 use crate::support::trace::perform;
-use crate::support::{as_named, millis, named, open_with, stand_in_line};
+use crate::support::{as_named, enqueue_dead_waiter, millis, named, open_with};
 
 pub(super) const OLD: &str = "old";
 pub(super) const NEW: &str = "new";
 
-/// The child has the lock of this key all the time.
+/// The child holds the lock of this key all the time.
 pub(super) const KEPT: &str = "kept";
 
-/// The lease before a lock is renewed, and the one after.
-pub(super) const SHORT: Duration = Duration::from_mins(20);
-pub(super) const LONG: Duration = Duration::from_hours(2);
+/// The lease before a renewal, and the lease after it.
+const SHORT_LEASE: Duration = Duration::from_mins(20);
+pub(super) const LONG_LEASE: Duration = Duration::from_hours(2);
 
-/// How long one waits for a lock that is not going to be free.
-const IN_VAIN: Duration = Duration::from_millis(8);
+/// The timeout of a wait for a lock that does not become free.
+const WAIT_TIMEOUT: Duration = Duration::from_millis(8);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Operation {
@@ -66,13 +66,13 @@ pub(super) enum Operation {
 }
 
 impl Operation {
-    /// The parent has the lock meanwhile.
+    /// The parent holds the lock during the operation.
     pub(super) fn needs_held(self) -> bool {
         use Operation::{AcquireHeld, LockInfo, Locks, ReadHeld, WaitHeld, WaitHeldFirst, WriteHeld};
         matches!(self, WriteHeld | ReadHeld | AcquireHeld | LockInfo | WaitHeld | WaitHeldFirst | Locks)
     }
 
-    /// Does not do it even where nothing fails.
+    /// The operation fails even without a fault.
     pub(super) fn is_refused(self) -> bool {
         matches!(self, Operation::AcquireHeld | Operation::ReadHeld | Operation::WriteHeld)
     }
@@ -81,17 +81,17 @@ impl Operation {
         matches!(self, Operation::OpenNew | Operation::OpenExisting)
     }
 
-    /// Sleeps for a time, so that its calls are never quite the same.
+    /// The operation sleeps, so its sequence of system calls varies.
     pub(super) fn may_wait(self) -> bool {
         self.needs_held() && !matches!(self, Operation::LockInfo | Operation::Locks | Operation::WriteHeld)
     }
 
-    /// Does something that a process does only once, so every try needs a process of its own.
+    /// The operation includes work that a process does only once, so each run needs a new process.
     pub(super) fn needs_fresh_process(self) -> bool {
         matches!(self, Operation::AcquireFirst | Operation::WaitHeldFirst)
     }
 
-    /// Does something whose success means that it survives power loss.
+    /// The operation makes a change that, on success, survives power loss.
     pub(super) fn is_durable(self) -> bool {
         use Operation::{OpenNew, Remove, RemoveAbsent, WriteByToken, WriteNew, WriteOver};
         matches!(self, OpenNew | WriteNew | WriteOver | WriteByToken | Remove | RemoveAbsent)
@@ -99,7 +99,7 @@ impl Operation {
 
     pub(super) fn key(self) -> String {
         match self {
-            // In JSON this is more than one write may create.
+            // As JSON, this is too long for a lock file that is created by one write.
             Operation::AcquireLongKey => "\0".repeat(3_000),
             _ => "k".into(),
         }
@@ -108,22 +108,22 @@ impl Operation {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Case {
-    /// The store; in it, or beside it for a new store, the operation is done.
+    /// The directory of the store that the operation uses or creates.
     pub(super) dir: PathBuf,
     pub(super) operation: Operation,
 }
 
-/// What the operation told, and what it left open.
+/// The result of an operation, and what it left open.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Outcome {
     pub(super) result: std::result::Result<String, Failure>,
-    /// Descriptors that it opened and did not close, by what they are open on.
+    /// Paths of the descriptors that it opened and did not close.
     pub(super) leaked: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Failure {
-    /// In full, and the kind of what the system said, if that is what failed.
+    /// The text with all causes, and the kind of the I/O error if it was one.
     Error {
         text: String,
         kind: Option<String>,
@@ -131,27 +131,27 @@ pub(super) enum Failure {
     Panic,
 }
 
-/// A child does one case after another, and after each an ordinary piece of work.
+/// Runs one case after another, and after each one an ordinary unit of work.
 pub(super) fn operate(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let full = open_with(&dir, Durability::Full);
     let relaxed = open_with(&dir, Durability::Relaxed);
     loop {
-        let case: Case = serde_json::from_str(&stage.hear()).unwrap();
+        let case: Case = serde_json::from_str(&stage.receive()).unwrap();
         let (operation, key) = (case.operation, case.operation.key());
-        make_ready(&relaxed, &case, &key);
+        prepare(&relaxed, &case, &key);
         let store = if operation == Operation::WriteRelaxed { &relaxed } else { &full };
         let before = descriptors();
         let done = perform(stage, "", || {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(store, &case, &key)))
         });
         let result = match done {
-            Ok(Ok(told)) => Ok(told),
+            Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => Err(Failure::Error { text: with_causes(&error), kind: kind_of(&error) }),
             Err(_) => Err(Failure::Panic),
         };
         let outcome = Outcome { result, leaked: opened_since(&before) };
-        stage.tell(&serde_json::to_string(&outcome).unwrap());
+        stage.send(&serde_json::to_string(&outcome).unwrap());
         stage.expect("work");
         let done = match operation {
             Operation::OpenNew => {
@@ -159,11 +159,11 @@ pub(super) fn operate(stage: &Stage) {
             }
             _ => work(&full, &key, "child"),
         };
-        stage.tell(&done.map_or_else(|error| with_causes(&error), |()| "done".into()));
+        stage.send(&done.map_or_else(|error| with_causes(&error), |()| "done".into()));
     }
 }
 
-/// Locks, writes, reads and releases. Whatever failed before, this works.
+/// Locks, writes, reads and releases. This must work whatever failed before.
 pub(super) fn work(store: &FileSystemRecordStore, key: &str, value: &str) -> Result<()> {
     let guard = store.lock(key, LockOptions::new().acquire_timeout(Duration::from_secs(5)))?;
     guard.write(value)?;
@@ -171,39 +171,39 @@ pub(super) fn work(store: &FileSystemRecordStore, key: &str, value: &str) -> Res
     guard.release()
 }
 
-fn make_ready(store: &FileSystemRecordStore, case: &Case, key: &str) {
+fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
     use Operation as O;
-    let token_of = |options: LockOptions| store.acquire_lock(key, &options).unwrap();
+    let acquire = |options: LockOptions| store.acquire_lock(key, &options).unwrap();
     if case.operation != O::AcquireFirst {
         store.acquire_lock(KEPT, &LockOptions::new()).unwrap();
     }
     match case.operation {
         O::WriteOver | O::WriteRelaxed | O::WriteHeld | O::Read | O::ReadHeld | O::Remove | O::Exists => {
-            // The parent may have the lock already: that is not what is tried here.
+            // Not written through the store: the parent may already hold the lock.
             std::fs::write(record_path(&case.dir, key), format!(r#"{{"key":"{key}","result":"{OLD}"}}"#))
                 .unwrap();
         }
         O::WriteByToken | O::AcquireAgain | O::Renew | O::Release | O::ReleaseAwaited | O::BreakLock => {
-            token_of(as_named("job").hold_timeout(SHORT));
+            acquire(as_named("job").hold_timeout(SHORT_LEASE));
         }
         O::TakeExpired | O::Sweep => {
-            token_of(as_named("gone").hold_timeout(millis(1)));
+            acquire(as_named("gone").hold_timeout(millis(1)));
             assert!(store.wait_for_lock(key, None).unwrap());
         }
         O::TakeAbandoned => {
-            token_of(LockOptions::new());
-            abandon(&case.dir, key);
+            acquire(LockOptions::new());
+            make_abandoned(&case.dir, key);
         }
-        O::AcquireAfresh => clear_owner(&case.dir),
-        // As it was left for one who waited.
+        O::AcquireAfresh => remove_owner_file(&case.dir),
+        // A release leaves such a file for a waiter.
         O::AcquireBlank => std::fs::write(case.dir.join(format!("{key}.lock")), [0; 1_000]).unwrap(),
         _ => {}
     }
     if case.operation == O::ReleaseAwaited {
-        stand_in_line(&case.dir, key);
+        enqueue_dead_waiter(&case.dir, key);
     }
     if matches!(case.operation, O::Sweep | O::OpenExisting) {
-        // What a dead process leaves behind.
+        // Leftovers of a dead process.
         let private = case.dir.join(".store");
         std::fs::write(private.join("owners/1-dead"), "").unwrap();
         std::fs::write(private.join("tmp/1-dead.half"), "half").unwrap();
@@ -214,16 +214,16 @@ fn record_path(dir: &Path, key: &str) -> PathBuf {
     dir.join(format!("{key}.json"))
 }
 
-/// Makes the key's lock that of a process that is gone.
-fn abandon(dir: &Path, key: &str) {
+/// Changes the owner of the key's lock to a process that has ended.
+fn make_abandoned(dir: &Path, key: &str) {
     let path = dir.join(format!("{key}.lock"));
     let mut lock: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     lock["owner"] = "1-gone".into();
     std::fs::write(path, lock.to_string()).unwrap();
 }
 
-/// Removes this process's owner file, so that it has to make another.
-fn clear_owner(dir: &Path) {
+/// Removes this process's owner file, so that the process must create another one.
+fn remove_owner_file(dir: &Path) {
     let own = format!("{}-", std::process::id());
     let owners = dir.join(".store/owners");
     for name in crate::support::names_in(&owners).iter().filter(|name| name.starts_with(&own)) {
@@ -231,7 +231,7 @@ fn clear_owner(dir: &Path) {
     }
 }
 
-/// The operation itself. What it tells is what is right to tell.
+/// Runs the operation itself. Returns its value as text.
 fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> {
     use Operation as O;
     let value = |record: record_store::TransactionRecord<String>| record.result;
@@ -250,22 +250,22 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
             store.write_as(key, NEW, token.unwrap()).map(|()| String::new())
         }
         O::Read | O::ReadAbsent | O::ReadHeld => {
-            Ok(store.try_read(key, IN_VAIN)?.map(value).unwrap_or_default())
+            Ok(store.try_read(key, WAIT_TIMEOUT)?.map(value).unwrap_or_default())
         }
         O::Remove | O::RemoveAbsent => store.remove(key).map(|removed| removed.to_string()),
         O::Exists => store.exists(key).map(|exists| exists.to_string()),
         O::Acquire | O::AcquireFirst | O::AcquireAfresh | O::AcquireBlank | O::AcquireLongKey => {
-            take(store, key, &free.hold_timeout(LONG))
+            acquire(store, key, &free.hold_timeout(LONG_LEASE))
         }
-        O::TakeExpired | O::TakeAbandoned => take(store, key, &free.hold_timeout(LONG)),
-        O::AcquireAgain => take(store, key, &free.holder(job()).hold_timeout(LONG)),
-        O::AcquireHeld => take(store, key, &free.acquire_timeout(IN_VAIN)),
-        O::Renew => store.renew(key, job(), Some(LONG)).map(|()| String::new()),
+        O::TakeExpired | O::TakeAbandoned => acquire(store, key, &free.hold_timeout(LONG_LEASE)),
+        O::AcquireAgain => acquire(store, key, &free.holder(job()).hold_timeout(LONG_LEASE)),
+        O::AcquireHeld => acquire(store, key, &free.acquire_timeout(WAIT_TIMEOUT)),
+        O::Renew => store.renew(key, job(), Some(LONG_LEASE)).map(|()| String::new()),
         O::Release | O::ReleaseAwaited => store.release_lock(key, job()).map(|()| String::new()),
         O::BreakLock => store.break_lock(key).map(|broken| broken.to_string()),
         O::LockInfo => Ok(store.lock_info(key)?.is_some().to_string()),
         O::WaitFree | O::WaitHeld | O::WaitHeldFirst => {
-            store.wait_for_lock(key, Some(IN_VAIN)).map(|free| free.to_string())
+            store.wait_for_lock(key, Some(WAIT_TIMEOUT)).map(|free| free.to_string())
         }
         O::Keys => Ok(store.keys()?.collect::<Result<Vec<_>>>()?.len().to_string()),
         O::Locks => Ok(store.locks()?.collect::<Result<Vec<_>>>()?.len().to_string()),
@@ -273,7 +273,7 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
     }
 }
 
-fn take(store: &FileSystemRecordStore, key: &str, options: &LockOptions) -> Result<String> {
+fn acquire(store: &FileSystemRecordStore, key: &str, options: &LockOptions) -> Result<String> {
     store.acquire_lock(key, options).map(|token| token.to_string())
 }
 
@@ -288,16 +288,17 @@ fn kind_of(error: &Error) -> Option<String> {
     if let Error::Io { source, .. } = error { Some(format!("{:?}", source.kind())) } else { None }
 }
 
-/// What this process has open.
+/// The paths that this process has open.
 fn descriptors() -> Vec<String> {
     let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
-        // The one by which they are listed is gone when it is looked at.
+        // The descriptor that was used for the listing is closed by now.
         std::fs::read_link(entry.unwrap().path()).ok()
     });
     open.map(|path| path.to_string_lossy().into_owned()).filter(|path| !path.starts_with("/proc/")).collect()
 }
 
-/// What stays open that was not. The thread that hears of deaths may have a file open for a moment.
+/// The paths that are open now and were not before. The thread that watches for the death of owners may
+/// have a file open for a moment, so this retries.
 fn opened_since(before: &[String]) -> Vec<String> {
     let mut new = Vec::new();
     for _ in 0..20 {
@@ -318,7 +319,7 @@ fn opened_since(before: &[String]) -> Vec<String> {
     new
 }
 
-/// One owner file a store and one inotify instance stay open as long as the process lives.
+/// One owner file per store and one inotify instance stay open for the life of the process.
 pub(super) fn stays_by_design(path: &str) -> bool {
     path.contains("/.store/owners/") || path == "anon_inode:inotify"
 }

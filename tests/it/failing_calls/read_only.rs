@@ -1,4 +1,4 @@
-//! A directory that becomes read-only while the store is in use, and writable again.
+//! A directory that becomes read-only and then writable again while the store is in use.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -11,27 +11,27 @@ use rustix::process::Uid;
 use crate::support::children::{Child, Stage};
 use crate::support::{names_in, open};
 
-/// Nobody's in particular, but not the superuser's, for whom modes mean nothing.
-const SOMEBODY: u32 = 65_534;
+/// Any user but root, for whom file modes have no effect.
+const UNPRIVILEGED_USER: u32 = 65_534;
 
 #[test]
-fn a_directory_loses_and_regains_the_right_to_be_written() {
+fn a_store_works_again_when_its_directory_regains_write_permission() {
     let dir = tempfile::tempdir().unwrap();
     set_mode(dir.path(), 0o777);
     let root = dir.path().join("records");
     let mut child = Child::start("read-only", &root);
     child.expect("ready");
-    // The records, what is private, and each part of that by itself.
+    // The records, the private directory, and two of its subdirectories.
     let parts = ["", ".store", ".store/tmp", ".store/owners"].map(|part| root.join(part));
     for (number, part) in parts.iter().enumerate() {
         set_mode(part, 0o555);
-        child.tell(if number == 0 { "records" } else { "part" });
-        child.expect("seen");
+        child.send(if number == 0 { "records" } else { "part" });
+        child.expect("checked");
         set_mode(part, 0o755);
-        child.tell("writable");
+        child.send("writable");
         child.expect("ready");
     }
-    child.tell("end");
+    child.send("end");
     child.finish();
 }
 
@@ -39,18 +39,18 @@ fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
-pub(super) fn lose_the_right(stage: &Stage) {
+pub(super) fn lose_write_permission(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     if rustix::process::geteuid().is_root() {
-        // Of this thread only, and it is the only one at work.
-        rustix::thread::set_thread_uid(Uid::from_raw(SOMEBODY)).unwrap();
+        // This changes the user of this thread only, but no other thread uses the store.
+        rustix::thread::set_thread_uid(Uid::from_raw(UNPRIVILEGED_USER)).unwrap();
     }
     let store = open(&dir);
     loop {
         store.write("k", "old").unwrap();
         let held = store.lock("held", LockOptions::new()).unwrap();
-        stage.tell("ready");
-        let which = stage.hear();
+        stage.send("ready");
+        let which = stage.receive();
         if which == "end" {
             return;
         }
@@ -72,14 +72,14 @@ pub(super) fn lose_the_right(stage: &Stage) {
             assert_denied(&store.remove("k").unwrap_err());
             assert_denied(&store.release_lock("held", held.token()).unwrap_err());
         }
-        // Whatever could not be done, the lock is held and all can be looked at.
+        // Whichever operations failed, the lock is still held and everything can be read.
         assert!(held.is_held().unwrap());
         assert!(store.exists("k").unwrap());
         assert_eq!(store.read::<String>("none").unwrap(), None);
         assert!(!store.wait_for_lock("held", Some(Duration::from_millis(5))).unwrap());
         assert!(store.keys().unwrap().all(|key| key.is_ok()));
         assert!(store.locks().unwrap().all(|lock| lock.is_ok()));
-        stage.tell("seen");
+        stage.send("checked");
 
         stage.expect("writable");
         held.write("after").unwrap();

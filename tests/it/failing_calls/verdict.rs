@@ -1,4 +1,4 @@
-//! What must be true after a system call has failed.
+//! The checks after a system call has failed.
 
 use std::time::SystemTime;
 
@@ -7,22 +7,22 @@ use nix::libc;
 use record_store::LockToken;
 
 use super::faults::{Fault, is_sync, may_be_interrupted};
-use super::operations::{Failure, LONG, NEW, OLD, Operation, Outcome};
+use super::operations::{Failure, LONG_LEASE, NEW, OLD, Operation, Outcome};
 use crate::support::trace::tamper::Call;
 
-/// A key as another process sees it.
+/// The state of a key, as another process sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
     pub(super) record: Option<String>,
-    /// The live lock: holder, token, end.
+    /// The live lock: holder, token, expiry.
     pub(super) lock: Option<(String, LockToken, Option<SystemTime>)>,
-    /// The child still has its other lock.
+    /// Whether the child still holds its other lock.
     pub(super) kept: bool,
 }
 
-/// One try: which call, what was done to it, what came of it.
+/// One injected fault: the call, the fault and the outcome.
 #[derive(Debug)]
-pub(super) struct Try {
+pub(super) struct Injection {
     pub(super) operation: Operation,
     pub(super) site: usize,
     pub(super) call: Call,
@@ -32,34 +32,35 @@ pub(super) struct Try {
     pub(super) outcome: Outcome,
 }
 
-impl Try {
+impl Injection {
     pub(super) fn check(&self) {
         match &self.outcome.result {
             Err(Failure::Panic) => panic!("{self}: a panic"),
             Err(Failure::Error { kind, .. }) => {
                 self.check_error(kind.as_deref());
-                self.check_undone();
+                self.check_unchanged();
             }
-            Ok(told) => {
+            Ok(value) => {
                 let refused = self.fault.errno().is_some_and(|errno| errno != Errno::EINTR);
-                assert!(!(refused && self.must_be_told()), "{self}: called a success all the same");
-                self.check_done(told);
+                assert!(!(refused && self.is_required()), "{self}: success despite the failure");
+                self.check_effect(value);
             }
         }
         self.check_descriptors();
     }
 
-    /// The error is the one that was met, or the one that there would have been anyway.
+    /// The error must be the injected one, or the one that the operation returns without a fault.
     fn check_error(&self, kind: Option<&str>) {
         let refused_anyway = self.operation.is_refused() && kind.is_none();
         match self.fault.errno().filter(|_| !may_be_interrupted(self.call) || !self.is_interruption()) {
-            // What was interrupted or done in part is gone on with.
-            None => assert!(refused_anyway, "{self}: given up"),
+            // An interrupted or partial call must be continued.
+            None => assert!(refused_anyway, "{self}: gave up"),
             Some(errno) => {
-                let met = format!("{:?}", std::io::Error::from(errno).kind());
-                // The standard library makes a directory, and if it is there looks whether it is one.
-                let there = self.operation.is_open() && kind == Some("AlreadyExists");
-                assert!(refused_anyway || kind == Some(&met) || there, "{self}: another error: {kind:?}");
+                let injected = format!("{:?}", std::io::Error::from(errno).kind());
+                // After a failed mkdir the standard library checks whether the directory exists. If that
+                // check fails too, it returns the error of the mkdir.
+                let exists = self.operation.is_open() && kind == Some("AlreadyExists");
+                assert!(refused_anyway || kind == Some(&injected) || exists, "{self}: wrong error: {kind:?}");
             }
         }
     }
@@ -68,9 +69,9 @@ impl Try {
         self.fault.errno() == Some(Errno::EINTR)
     }
 
-    /// An error changed nothing, but for two: where the directory could not be synced, the change is
-    /// there, and a sweep that fails half-way has done the first half.
-    fn check_undone(&self) {
+    /// After an error nothing has changed, with two exceptions. If only the sync of the directory
+    /// failed, the change is in place. A sweep that fails halfway has done its first half.
+    fn check_unchanged(&self) {
         let Self { operation, before, after, .. } = self;
         if self.call.number == libc::SYS_fsync && operation.is_durable() {
             assert_eq!((&after.lock, after.kept), (&before.lock, before.kept), "{self}");
@@ -82,7 +83,7 @@ impl Try {
 
     fn check_descriptors(&self) {
         let mut leaked: Vec<_> = self.outcome.leaked.iter().collect();
-        // At most one of each may stay.
+        // At most one of each may stay open.
         for kind in ["/.store/owners/", "inotify"] {
             if let Some(at) = leaked.iter().position(|path| path.contains(kind)) {
                 leaked.remove(at);
@@ -91,9 +92,9 @@ impl Try {
         assert!(leaked.is_empty(), "{self}: left open: {leaked:?}");
     }
 
-    /// Whether there is no success without this call: a sync, or the lock by which others are kept
-    /// out. To sweep what cannot be locked can be left to the next.
-    fn must_be_told(&self) -> bool {
+    /// Whether the operation cannot succeed without this call: a sync, or the exclusive lock that keeps
+    /// other processes out. A sweep may skip entries that it cannot lock.
+    fn is_required(&self) -> bool {
         let exclusive = self.call.arguments[1] & u64::from(libc::LOCK_EX.unsigned_abs()) != 0;
         let sweeps = self.operation.is_open() || self.operation == Operation::Sweep;
         is_sync(self.call.number) && self.operation.is_durable()
@@ -109,8 +110,8 @@ impl Try {
         }
     }
 
-    /// What said that it was done was done, and what it told was true.
-    fn check_done(&self, told: &str) {
+    /// A successful operation has had its effect, and the returned value is correct.
+    fn check_effect(&self, value: &str) {
         use Operation as O;
         let Self { before, after, .. } = self;
         assert_eq!(after.record.as_deref(), self.new_record(), "{self}");
@@ -125,8 +126,8 @@ impl Try {
             | O::TakeAbandoned => {
                 assert_eq!(before.lock, None, "{self}");
                 let (_, token, end) = after.lock.clone().unwrap_or_else(|| panic!("{self}: no lock"));
-                assert_eq!(token.to_string(), told, "{self}");
-                assert!(end.unwrap() > SystemTime::now() + LONG / 2, "{self}: {end:?}");
+                assert_eq!(token.to_string(), value, "{self}");
+                assert!(end.unwrap() > SystemTime::now() + LONG_LEASE / 2, "{self}: {end:?}");
             }
             O::AcquireAgain | O::Renew => {
                 let ((_, old, first), (_, token, second)) = (
@@ -134,25 +135,27 @@ impl Try {
                     after.lock.clone().unwrap_or_else(|| panic!("{self}: no lock")),
                 );
                 assert_eq!(token, old, "{self}");
-                assert!(second.unwrap() > first.unwrap() + LONG / 2, "{self}: {second:?}");
+                assert!(second.unwrap() > first.unwrap() + LONG_LEASE / 2, "{self}: {second:?}");
             }
             O::Release | O::ReleaseAwaited | O::BreakLock => assert_eq!(after.lock, None, "{self}"),
             _ => assert_eq!(after.lock, before.lock, "{self}"),
         }
-        let truth = match self.operation {
+        let expected = match self.operation {
             O::Read => OLD,
             O::Remove | O::Exists | O::BreakLock | O::LockInfo | O::WaitFree => "true",
             O::RemoveAbsent | O::WaitHeld | O::WaitHeldFirst => "false",
             O::Keys => "1",
             O::Locks => "2",
-            O::AcquireHeld | O::ReadHeld | O::WriteHeld => panic!("{self}: done under another's lock"),
+            O::AcquireHeld | O::ReadHeld | O::WriteHeld => {
+                panic!("{self}: success under another holder's lock")
+            }
             _ => return,
         };
-        assert_eq!(told, truth, "{self}");
+        assert_eq!(value, expected, "{self}");
     }
 }
 
-impl std::fmt::Display for Try {
+impl std::fmt::Display for Injection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { operation, site, call, fault, before, after, outcome } = self;
         write!(

@@ -1,5 +1,5 @@
-//! Lock files. What cannot be understood is an error, and nobody gets that lock; what can be
-//! understood is believed, so a changed file may tell another holder, token or time.
+//! Lock files. A file that cannot be understood is an error, and nobody acquires that lock. A file that
+//! can be understood is believed, so a changed file may name another holder, token or time.
 
 use std::time::Duration;
 
@@ -8,153 +8,154 @@ use proptest::test_runner::TestRunner;
 use record_store::{FileSystemRecordStore, LockInfo, LockOptions, LockState, RecordStoreExt, Result};
 use tempfile::TempDir;
 
-use super::{Vandalised, cases, changed};
+use super::{Tampered, cases, mutations};
 use crate::support::{as_named, in_memory, named, open};
 
 /// 2^53 - 1, the greatest token.
 const MAX_TOKEN: u64 = (1 << 53) - 1;
 
-struct Scene {
+struct HeldLock {
     dir: TempDir,
     store: FileSystemRecordStore,
-    lock: Vandalised,
+    file: Tampered,
 }
 
-/// A store with a lock that is held.
-fn held(options: &LockOptions) -> Scene {
+/// A store with one held lock.
+fn held(options: &LockOptions) -> HeldLock {
     let dir = in_memory();
     let store = open(dir.path());
     store.acquire_lock("key", options).unwrap();
-    let lock = Vandalised::new(&dir.path().join("key.lock"));
-    Scene { dir, store, lock }
+    let file = Tampered::new(&dir.path().join("key.lock"));
+    HeldLock { dir, store, file }
 }
 
-impl Scene {
-    /// Looks at the lock in every way there is. None of them panics, waits or changes the file, and
+impl HeldLock {
+    /// Reads the state of the lock through every method. No method panics, waits or changes the file, and
     /// all agree.
-    fn look(&self, how: &str) -> Result<Option<LockInfo>> {
+    fn inspect(&self, context: &str) -> Result<Option<LockInfo>> {
         let info = self.store.lock_info("key");
         match &info {
             Ok(Some(info)) => {
-                assert_eq!(info.key().as_str(), "key", "{how}");
-                assert_eq!(info.state(), LockState::Held, "{how}");
-                assert!(info.token().get() <= MAX_TOKEN, "{how}");
-                assert!(!info.holder().name().is_empty(), "{how}");
+                assert_eq!(info.key().as_str(), "key", "{context}");
+                assert_eq!(info.state(), LockState::Held, "{context}");
+                assert!(info.token().get() <= MAX_TOKEN, "{context}");
+                assert!(!info.holder().name().is_empty(), "{context}");
             }
             Ok(None) => {}
-            Err(error) => assert!(error.is_corrupt() && error.path().is_some(), "{how}: {error:?}"),
+            Err(error) => assert!(error.is_corrupt() && error.path().is_some(), "{context}: {error:?}"),
         }
         let waited = self.store.wait_for_lock("key", Some(Duration::ZERO));
-        assert_eq!(waited.ok(), info.as_ref().ok().map(Option::is_none), "{how}");
+        assert_eq!(waited.ok(), info.as_ref().ok().map(Option::is_none), "{context}");
         let read = self.store.try_read::<String>("key", Duration::ZERO);
-        assert_eq!(read.is_err_and(|error| error.is_corrupt()), info.is_err(), "{how}");
+        assert_eq!(read.is_err_and(|error| error.is_corrupt()), info.is_err(), "{context}");
         let listed: Vec<_> = self.store.locks().unwrap().collect();
-        assert!(listed.len() <= 1, "{how}");
+        assert!(listed.len() <= 1, "{context}");
         info
     }
 
-    /// Another holder tries. Whoever gets the lock gives it back, and the file is made anew.
-    fn try_to_take(&self, how: &str) -> bool {
+    /// Tries to acquire the lock for another holder. After a success the lock is released, and the caller
+    /// must create the file again.
+    fn try_to_acquire(&self, context: &str) -> bool {
         match self.store.try_lock("key", as_named("other")) {
             Ok(Some(guard)) => {
-                guard.release().unwrap_or_else(|error| panic!("{how}: {error:?}"));
+                guard.release().unwrap_or_else(|error| panic!("{context}: {error:?}"));
                 true
             }
             Ok(None) => false,
             Err(error) => {
-                assert!(error.is_corrupt(), "{how}: {error:?}");
+                assert!(error.is_corrupt(), "{context}: {error:?}");
                 false
             }
         }
     }
 }
 
-/// How many look at once. What looks corrupt is looked at again for a while, which is spent asleep.
-const AT_ONCE: usize = 32;
+/// The number of concurrent workers. Corrupt files are re-read for a while, and workers sleep meanwhile.
+const WORKERS: usize = 32;
 
-/// Looks at the lock with each of its bits flipped in turn, and each look at a lock of its own.
-fn with_each_bit_flipped(options: &LockOptions, look: impl Fn(&mut Scene, &str) + Sync) {
+/// Calls `check` for the lock file with each bit flipped in turn. Each worker uses a lock of its own.
+fn with_each_bit_flipped(options: &LockOptions, check: impl Fn(&mut HeldLock, &str) + Sync) {
     std::thread::scope(|scope| {
-        for worker in 0..AT_ONCE {
-            let look = &look;
+        for worker in 0..WORKERS {
+            let check = &check;
             scope.spawn(move || {
-                let mut scene = held(options);
-                let sound = scene.lock.sound.clone();
-                for bit in (worker..sound.len() * 8).step_by(AT_ONCE) {
-                    let mut bytes = sound.clone();
+                let mut lock = held(options);
+                let original = lock.file.original.clone();
+                for bit in (worker..original.len() * 8).step_by(WORKERS) {
+                    let mut bytes = original.clone();
                     bytes[bit / 8] ^= 1 << (bit % 8);
-                    scene.lock.set(&bytes);
-                    look(&mut scene, &format!("byte {}: {}", bit / 8, String::from_utf8_lossy(&bytes)));
+                    lock.file.set(&bytes);
+                    check(&mut lock, &format!("byte {}: {}", bit / 8, String::from_utf8_lossy(&bytes)));
                 }
             });
         }
     });
 }
 
-/// With one bit wrong, a lock without a term is unsound, or held by someone: never free.
+/// With one bit flipped, a lock without a lease is corrupt, or held by some holder: never free.
 #[test]
-fn every_flipped_bit_of_a_lock_without_a_term() {
-    with_each_bit_flipped(&as_named("job"), |scene, how| {
-        let seen = scene.look(how);
-        assert!(!matches!(seen, Ok(None)), "{how}: free");
-        assert!(!scene.try_to_take(how), "{how}: taken");
-        if !matches!(seen, Ok(Some(info)) if info.is_held_by(&named("job"))) {
-            // Not even the holder changes what is not its own any more.
-            scene.store.release_lock("key", named("job")).unwrap_err();
+fn every_flipped_bit_of_a_lock_without_a_lease_leaves_it_corrupt_or_held() {
+    with_each_bit_flipped(&as_named("job"), |lock, context| {
+        let info = lock.inspect(context);
+        assert!(!matches!(info, Ok(None)), "{context}: free");
+        assert!(!lock.try_to_acquire(context), "{context}: acquired");
+        if !matches!(info, Ok(Some(info)) if info.is_held_by(&named("job"))) {
+            // The original holder must not release a lock that is no longer its own.
+            lock.store.release_lock("key", named("job")).unwrap_err();
         }
     });
 }
 
-/// With one bit wrong, a lock with a term or an owner may be over before its time. What it says
-/// still decides alike for all.
+/// With one bit flipped, a lock with a lease or an owner may expire or become stale too early. All
+/// callers still agree on its state.
 #[test]
-fn every_flipped_bit_of_a_lock_with_a_term() {
+fn every_flipped_bit_of_a_lock_with_a_lease_leaves_all_callers_in_agreement() {
     for options in [as_named("job"), LockOptions::new()] {
-        with_each_bit_flipped(&options.hold_timeout(Duration::from_mins(20)), |scene, how| {
-            let seen = scene.look(how);
-            let taken = scene.try_to_take(how);
-            assert_eq!(taken, matches!(seen, Ok(None)), "{how}");
-            if taken {
-                let sound = scene.lock.sound.clone();
-                scene.put_back(&sound);
+        with_each_bit_flipped(&options.hold_timeout(Duration::from_mins(20)), |lock, context| {
+            let info = lock.inspect(context);
+            let acquired = lock.try_to_acquire(context);
+            assert_eq!(acquired, matches!(info, Ok(None)), "{context}");
+            if acquired {
+                let original = lock.file.original.clone();
+                lock.recreate(&original);
             }
         });
     }
 }
 
-impl Scene {
-    /// Makes the lock file anew, after it was taken and given back.
-    fn put_back(&mut self, bytes: &[u8]) {
+impl HeldLock {
+    /// Creates the lock file again after the lock was acquired and released.
+    fn recreate(&mut self, bytes: &[u8]) {
         let path = self.dir.path().join("key.lock");
         std::fs::write(&path, bytes).unwrap();
-        self.lock = Vandalised::new(&path);
+        self.file = Tampered::new(&path);
     }
 }
 
-/// Whatever a lock file says: looks agree, a lock that is not free is not had, and breaking it sets
-/// everything right.
+/// For any content of a lock file, all methods agree on its state, a lock that is not free cannot be
+/// acquired, and breaking the lock repairs everything.
 #[test]
-fn any_bytes() {
+fn any_bytes_as_a_lock_leave_all_callers_in_agreement() {
     std::thread::scope(|scope| {
-        for worker in 0..AT_ONCE {
+        for worker in 0..WORKERS {
             let options = as_named("job").hold_timeout(Duration::from_mins(20));
             let options = if worker % 2 == 0 { as_named("job") } else { options };
-            scope.spawn(move || see_any_bytes(&held(&options)));
+            scope.spawn(move || check_any_bytes(&held(&options)));
         }
     });
 }
 
-fn see_any_bytes(scene: &Scene) {
+fn check_any_bytes(lock: &HeldLock) {
     let mut runner = TestRunner::new(cases(20));
-    let outcome = runner.run(&changed(scene.lock.sound.clone()), |bytes| {
-        std::fs::write(scene.dir.path().join("key.lock"), &bytes).unwrap();
-        let how = String::from_utf8_lossy(&bytes).into_owned();
-        let seen = scene.look(&how);
-        let taken = scene.try_to_take(&how);
-        prop_assert_eq!(taken, matches!(seen, Ok(None)), "{}", how);
-        scene.store.sweep().unwrap();
-        scene.store.break_lock("key").unwrap();
-        prop_assert!(scene.try_to_take(&how), "{}", how);
+    let outcome = runner.run(&mutations(lock.file.original.clone()), |bytes| {
+        std::fs::write(lock.dir.path().join("key.lock"), &bytes).unwrap();
+        let context = String::from_utf8_lossy(&bytes).into_owned();
+        let info = lock.inspect(&context);
+        let acquired = lock.try_to_acquire(&context);
+        prop_assert_eq!(acquired, matches!(info, Ok(None)), "{}", context);
+        lock.store.sweep().unwrap();
+        lock.store.break_lock("key").unwrap();
+        prop_assert!(lock.try_to_acquire(&context), "{}", context);
         Ok(())
     });
     outcome.unwrap();

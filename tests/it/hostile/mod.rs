@@ -1,4 +1,4 @@
-//! Files that are not what the library wrote: broken, foreign, or changed under its hands.
+//! Files that the library did not write: damaged, foreign, or changed while in use.
 
 mod events;
 mod locks;
@@ -18,57 +18,57 @@ use crate::support::dice::Dice;
 
 pub(crate) const ROLES: &[Role] = &[("swapped", swaps::work_on), ("keep a lock", private::keep_a_lock)];
 
-/// A file that is changed in place, as no one who keeps the rules would.
-struct Vandalised {
+/// A file that is changed in place, in violation of the protocol.
+struct Tampered {
     file: File,
-    sound: Vec<u8>,
+    original: Vec<u8>,
 }
 
-impl Vandalised {
+impl Tampered {
     fn new(path: &Path) -> Self {
-        let sound = std::fs::read(path).unwrap();
+        let original = std::fs::read(path).unwrap();
         let file = File::options().read(true).write(true).open(path).unwrap();
-        Self { file, sound }
+        Self { file, original }
     }
 
-    /// Makes these its bytes.
+    /// Replaces the whole content.
     fn set(&self, bytes: &[u8]) {
         self.file.set_len(0).unwrap();
         self.file.write_all_at(bytes, 0).unwrap();
     }
 
     fn restore(&self) {
-        self.set(&self.sound);
+        self.set(&self.original);
     }
 
-    /// With each of its bits flipped in turn. `look` hears which byte it is in, and all the bytes.
-    fn with_each_bit_flipped(&self, mut look: impl FnMut(usize, &[u8])) {
-        let mut bytes = self.sound.clone();
+    /// Flips each bit in turn. `check` gets the index of the changed byte and the whole content.
+    fn with_each_bit_flipped(&self, mut check: impl FnMut(usize, &[u8])) {
+        let mut bytes = self.original.clone();
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 bytes[at] ^= 1 << bit;
                 self.file.write_all_at(&bytes[at..=at], at as u64).unwrap();
-                look(at, &bytes);
+                check(at, &bytes);
                 bytes[at] ^= 1 << bit;
             }
             self.file.write_all_at(&bytes[at..=at], at as u64).unwrap();
         }
     }
 
-    /// Cut off at each of its bytes in turn, the longest first.
-    fn with_each_end(&self, mut look: impl FnMut(&[u8])) {
-        for end in (0..self.sound.len()).rev() {
+    /// Truncates the file to each shorter length in turn, the longest first.
+    fn with_each_truncation(&self, mut check: impl FnMut(&[u8])) {
+        for end in (0..self.original.len()).rev() {
             self.file.set_len(end as u64).unwrap();
-            look(&self.sound[..end]);
+            check(&self.original[..end]);
         }
         self.restore();
     }
 }
 
-/// What a text may become: anything at all, or itself with parts changed, cut out, doubled or
-/// exchanged for what a parser may stumble over.
-fn changed(sound: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
-    let arbitrary = proptest::collection::vec(any::<u8>(), 0..sound.len() * 2 + 64);
+/// Arbitrary bytes, or `original` with parts removed, repeated, inserted or replaced by input that
+/// parsers often handle wrongly.
+fn mutations(original: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
+    let arbitrary = proptest::collection::vec(any::<u8>(), 0..original.len() * 2 + 64);
     let pieces: Vec<&'static [u8]> = vec![
         b"null",
         b"-1",
@@ -89,10 +89,10 @@ fn changed(sound: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
         b" ",
         b",",
     ];
-    let length = sound.len();
+    let length = original.len();
     let change = (0..=length, 0..40_usize, proptest::sample::select(pieces), 0..4_u8);
     let mutated = proptest::collection::vec(change, 1..4).prop_map(move |changes| {
-        let mut bytes = sound.clone();
+        let mut bytes = original.clone();
         for (at, count, piece, how) in changes {
             let at = at.min(bytes.len());
             let end = (at + count).min(bytes.len());
@@ -108,13 +108,14 @@ fn changed(sound: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![1 => arbitrary, 3 => mutated]
 }
 
-/// As many cases as a storm of this size has.
+/// The number of cases: `base`, scaled like a storm.
 fn cases(base: u32) -> ProptestConfig {
     let cases = u32::try_from(crate::support::storm(base.into())).unwrap();
     ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) }
 }
 
-/// The same every time, unless told otherwise; told, so that what happened can happen again.
+/// Uses the same seed each time unless the environment sets another one. The seed is printed so that a
+/// failure can be reproduced.
 fn dice(test: &str) -> Dice {
     let seed = std::env::var("RECORD_STORE_SEED").map_or(0x5eed, |seed| seed.parse().expect("a number"));
     eprintln!("{test}: RECORD_STORE_SEED={seed}");

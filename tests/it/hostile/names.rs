@@ -1,4 +1,4 @@
-//! File names as any bytes: each is one key's, or nobody's.
+//! Arbitrary bytes as file names: each name belongs to exactly one key or to none.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use record_store::{Durability, Key, RecordStoreExt};
 
-use super::{cases, changed};
+use super::{cases, mutations};
 use crate::support::{in_memory, open_with};
 
-/// Plain, awkward, and around the length from which on a name is a hash.
+/// Ordinary keys, unusual keys, and keys around the length at which file names become hashes.
 fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-zA-Z0-9_.-]{1,40}",
@@ -22,12 +22,12 @@ fn any_key() -> impl Strategy<Value = String> {
     ]
 }
 
-/// What may stand before a suffix: bytes of all sorts, what looks like an escape, and what was some
-/// key's before it was changed.
+/// A file name without its suffix: arbitrary bytes, text that resembles an escape, or the mutated name of
+/// a key.
 fn any_stem() -> impl Strategy<Value = Vec<u8>> {
     let near = any_key().prop_flat_map(|key| {
         let stem = Key::new(key).unwrap().file_stem().as_bytes().to_vec();
-        prop_oneof![Just(stem.clone()), changed(stem)]
+        prop_oneof![Just(stem.clone()), mutations(stem)]
     });
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..60),
@@ -41,8 +41,8 @@ fn any_stem() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// The key of a stem that is not a hash, by the description of the format.
-fn described(stem: &[u8]) -> Option<Key> {
+/// The key of a stem that is not a hash, decoded as the format is documented.
+fn documented_key(stem: &[u8]) -> Option<Key> {
     let mut bytes = Vec::new();
     let mut rest = stem;
     while let [byte, after @ ..] = rest {
@@ -63,16 +63,16 @@ fn described(stem: &[u8]) -> Option<Key> {
 }
 
 #[test]
-fn any_name_in_the_directory() {
+fn any_name_in_the_directory_is_one_key_or_none() {
     let dir = in_memory();
     let store = open_with(dir.path(), Durability::Relaxed);
     store.write("mine", &1).unwrap();
-    let place = |stem: &[u8], suffix: &str| -> PathBuf {
+    let path_of = |stem: &[u8], suffix: &str| -> PathBuf {
         dir.path().join(OsStr::from_bytes(&[stem, suffix.as_bytes()].concat()))
     };
     let outcome = TestRunner::new(cases(1_500)).run(&any_stem(), |stem| {
         prop_assume!(stem != b"mine");
-        let paths = [place(&stem, ".json"), place(&stem, ".lock")];
+        let paths = [path_of(&stem, ".json"), path_of(&stem, ".lock")];
         for path in &paths {
             std::fs::write(path, "theirs").unwrap();
         }
@@ -82,19 +82,19 @@ fn any_name_in_the_directory() {
                 Ok(key) if key.as_str() == "mine" => {}
                 Ok(key) => found.push(key),
                 Err(error) => {
-                    // Named by a hash, and inside there is no key.
+                    // The name is a hash, and the file contains no key.
                     prop_assert!(error.is_corrupt() && error.path() == Some(&paths[0]), "{error:?}");
                     unknown += 1;
                 }
             }
         }
         prop_assert!(unknown == 0 || String::from_utf8_lossy(&stem).contains("%~"));
-        prop_assert_eq!(found, described(&stem).into_iter().collect::<Vec<_>>());
+        prop_assert_eq!(found, documented_key(&stem).into_iter().collect::<Vec<_>>());
         for lock in store.locks().unwrap() {
             let error = lock.expect_err("nothing is locked");
             prop_assert_eq!(error.path(), Some(&*paths[1]));
         }
-        // What is not understood is left to those whose it is.
+        // Files that are not understood belong to others and stay.
         store.sweep().unwrap();
         for path in &paths {
             prop_assert_eq!(std::fs::read_to_string(path).unwrap(), "theirs");
@@ -107,7 +107,7 @@ fn any_name_in_the_directory() {
 }
 
 #[test]
-fn any_keys_side_by_side() {
+fn any_keys_coexist() {
     let keys = proptest::collection::btree_set(any_key(), 1..8);
     let dir = in_memory();
     let store = open_with(dir.path(), Durability::Relaxed);

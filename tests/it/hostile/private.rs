@@ -1,4 +1,4 @@
-//! The library's own files: format, latches, owners.
+//! The library's private files: format, latches, table of the wait queue, owners.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -12,7 +12,7 @@ use record_store::{
     Error, FileSystemOptions, FileSystemRecordStore, Key, LockOptions, LockToken, OpenMode, RecordStoreExt,
 };
 
-use super::{Vandalised, cases, changed};
+use super::{Tampered, cases, mutations};
 use crate::support::children::{Child, Stage};
 use crate::support::{as_named, hashes_of, in_memory, latch_of, names_in, open};
 
@@ -21,38 +21,38 @@ const KEY: &str = "key";
 /// 2^53 - 1, the greatest token.
 const MAX_TOKEN: u64 = (1 << 53) - 1;
 
-/// Opens a store whose format file says this. Nothing but what says version 1 is opened, and what is
-/// refused stays as it is.
+/// Opens a store whose format file has this content. Only version 1 is accepted, and the file does not
+/// change.
 fn open_with_format(dir: &Path, format: &[u8]) {
-    let says_one = serde_json::from_slice::<serde_json::Value>(format).is_ok_and(|it| it["version"] == 1);
+    let is_version_1 = serde_json::from_slice::<serde_json::Value>(format).is_ok_and(|it| it["version"] == 1);
     for mode in [OpenMode::Create, OpenMode::Existing, OpenMode::ReadOnly] {
         let opened = FileSystemOptions::new().mode(mode).open(dir);
-        let how = || format!("{mode:?}: {:?}", String::from_utf8_lossy(format));
+        let context = || format!("{mode:?}: {:?}", String::from_utf8_lossy(format));
         match opened {
-            Ok(_) => assert!(says_one, "{}", how()),
+            Ok(_) => assert!(is_version_1, "{}", context()),
             Err(Error::CorruptStore { .. } | Error::UnsupportedFormat { .. }) => {}
-            Err(error) => panic!("{}: {error:?}", how()),
+            Err(error) => panic!("{}: {error:?}", context()),
         }
     }
     assert_eq!(std::fs::read(dir.join(".store/format.json")).unwrap(), format);
 }
 
 #[test]
-fn a_format_file_with_a_flipped_bit_or_cut_short() {
+fn a_damaged_format_file_is_refused_unless_it_is_version_1() {
     let dir = in_memory();
     drop(open(dir.path()));
-    let format = Vandalised::new(&dir.path().join(".store/format.json"));
+    let format = Tampered::new(&dir.path().join(".store/format.json"));
     format.with_each_bit_flipped(|_, bytes| open_with_format(dir.path(), bytes));
-    format.with_each_end(|bytes| open_with_format(dir.path(), bytes));
+    format.with_each_truncation(|bytes| open_with_format(dir.path(), bytes));
     open(dir.path());
 }
 
 #[test]
-fn any_format_file() {
+fn any_format_file_is_refused_unless_it_is_version_1() {
     let dir = in_memory();
     drop(open(dir.path()));
-    let format = Vandalised::new(&dir.path().join(".store/format.json"));
-    let outcome = TestRunner::new(cases(500)).run(&changed(format.sound.clone()), |bytes| {
+    let format = Tampered::new(&dir.path().join(".store/format.json"));
+    let outcome = TestRunner::new(cases(500)).run(&mutations(format.original.clone()), |bytes| {
         format.set(&bytes);
         open_with_format(dir.path(), &bytes);
         Ok(())
@@ -60,8 +60,8 @@ fn any_format_file() {
     outcome.unwrap();
 }
 
-/// Takes and gives back the lock. The token, or `None` where the count leaves no more.
-fn take(store: &FileSystemRecordStore) -> Option<LockToken> {
+/// Acquires and releases the lock. Returns the token, or `None` if no token is left.
+fn acquire_and_release(store: &FileSystemRecordStore) -> Option<LockToken> {
     match store.lock(KEY, LockOptions::new()) {
         Ok(guard) => {
             let token = guard.token();
@@ -77,97 +77,99 @@ fn take(store: &FileSystemRecordStore) -> Option<LockToken> {
     }
 }
 
-/// Whatever a latch file says, and where it is gone: tokens grow.
+/// Tokens also grow after the latch file was removed.
 #[test]
-fn a_latch_with_any_content() {
+fn tokens_grow_whatever_the_latch_file_contains() {
     let dir = in_memory();
     let store = open(dir.path());
-    let last = Cell::new(take(&store).unwrap());
+    let last = Cell::new(acquire_and_release(&store).unwrap());
     let path = dir.path().join(latch_of(KEY));
-    let latch = Vandalised::new(&path);
-    let see = |bytes: &[u8]| {
+    let latch = Tampered::new(&path);
+    let check = |bytes: &[u8]| {
         latch.set(bytes);
-        let token = take(&store).unwrap();
+        let token = acquire_and_release(&store).unwrap();
         assert!(token > last.get(), "{token} after {}: {bytes:?}", last.get());
         last.set(token);
     };
-    let count = b"00001700000000000000\n".to_vec();
-    (0..count.len()).for_each(|end| see(&count[..end]));
-    for bit in 0..count.len() * 8 {
-        let mut bytes = count.clone();
+    let counter = b"00001700000000000000\n".to_vec();
+    (0..counter.len()).for_each(|end| check(&counter[..end]));
+    for bit in 0..counter.len() * 8 {
+        let mut bytes = counter.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        see(&bytes);
+        check(&bytes);
     }
     let mut runner = TestRunner::new(cases(500));
-    let outcome = runner.run(&changed(count), |bytes| {
-        see(&bytes);
+    let outcome = runner.run(&mutations(counter), |bytes| {
+        check(&bytes);
         Ok(())
     });
     outcome.unwrap();
     std::fs::remove_file(path).unwrap();
-    assert!(take(&store).unwrap() > last.get());
+    assert!(acquire_and_release(&store).unwrap() > last.get());
 }
 
-/// Whatever is in the place of the last token: the next one is greater than that if it can have been
-/// one, never behind the clock, and after the last of all comes an error that says so.
+/// The table may contain any number as the last token. The next token is greater than that number if the
+/// number is a valid token, and it is never behind the clock. The greatest token is followed by an error
+/// that says so.
 #[test]
-fn any_last_token() {
+fn any_last_token_is_followed_by_a_greater_one_or_an_error() {
     let dir = in_memory();
     let store = open(dir.path());
-    take(&store).unwrap();
+    acquire_and_release(&store).unwrap();
     let table = File::options().write(true).open(dir.path().join(".store/events")).unwrap();
-    let see = |last: u64| {
+    let check = |last: u64| {
         table
             .write_all_at(&last.to_ne_bytes(), u64::from(hashes_of(KEY).0.to_le_bytes()[0]) * 64 + 16)
             .unwrap();
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
-        let token = take(&store).map(LockToken::get);
+        let token = acquire_and_release(&store).map(LockToken::get);
         assert_eq!(token.is_none(), last == MAX_TOKEN, "{last}");
         let Some(token) = token else { return };
         assert!(u128::from(token) >= clock, "{token} after {last}");
         assert!(token > last || last > MAX_TOKEN, "{token} after {last}");
-        let next = take(&store).map(LockToken::get);
+        let next = acquire_and_release(&store).map(LockToken::get);
         assert!(next.map_or(token == MAX_TOKEN, |next| next > token), "{next:?} after {token}");
     };
     [0, 1, MAX_TOKEN - 2, MAX_TOKEN - 1, MAX_TOKEN, MAX_TOKEN + 1, u64::MAX - 1, u64::MAX]
         .into_iter()
-        .for_each(see);
+        .for_each(check);
     let mut runner = TestRunner::new(cases(500));
     let outcome = runner.run(&any::<u64>(), |last| {
-        see(last);
-        see(last % (MAX_TOKEN + 1));
+        check(last);
+        check(last % (MAX_TOKEN + 1));
         Ok(())
     });
     outcome.unwrap();
 
-    see(MAX_TOKEN);
+    check(MAX_TOKEN);
     assert_eq!(store.lock_info(KEY).unwrap(), None);
-    // Reading and writing need no token.
+    // Reads and writes need no token.
     store.write(KEY, "more").unwrap();
     assert_eq!(store.read::<String>(KEY).unwrap().unwrap().result, "more");
 }
 
-/// Holds the lock until it is told to give it back.
+/// Holds the lock until the parent requests its release.
 pub(super) fn keep_a_lock(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
     let guard = store.lock(KEY, LockOptions::new()).unwrap();
-    stage.tell("held");
+    stage.send("held");
     stage.expect("release");
     guard.write("still held").unwrap();
     guard.release().unwrap();
-    stage.tell("released");
+    stage.send("released");
 }
 
-/// What an owner file says is for people: only the kernel's word about it counts.
+/// The content of an owner file is for people. Only the kernel's lock on the file shows whether the owner
+/// is alive.
 #[test]
-fn any_owner_file() {
+fn any_content_of_an_owner_file_leaves_its_owner_alive() {
     let dir = in_memory();
     let mut child = Child::start("keep a lock", &dir.path());
     child.expect("held");
     let owners = dir.path().join(".store/owners");
     let own = names_in(&owners).pop().unwrap();
-    let owner = Vandalised::new(&owners.join(&own));
+    let owner = Tampered::new(&owners.join(&own));
     let store = open(dir.path());
     let check = |bytes: &[u8]| {
         owner.set(bytes);
@@ -180,20 +182,20 @@ fn any_owner_file() {
     check(b"");
     let mut runner = TestRunner::new(cases(200));
     runner
-        .run(&changed(owner.sound.clone()), |bytes| {
+        .run(&mutations(owner.original.clone()), |bytes| {
             check(&bytes);
             Ok(())
         })
         .unwrap();
     assert!(names_in(&owners).contains(&own));
-    child.tell("release");
+    child.send("release");
     child.expect("released");
     assert_eq!(store.read::<String>(KEY).unwrap().unwrap().result, "still held");
 }
 
-/// Names in the private directories that the library never gave.
+/// The private directories contain files that the library did not create.
 #[test]
-fn foreign_names() {
+fn foreign_names_in_private_directories_do_no_harm() {
     let dir = in_memory();
     let store = open(dir.path());
     let private = dir.path().join(".store");
@@ -203,7 +205,7 @@ fn foreign_names() {
             prop_assume!(name != "." && name != "..");
             for part in ["", "tmp", "owners", "latches"] {
                 let path = private.join(part).join(&name);
-                // Only those that are not there.
+                // Existing files stay unchanged.
                 let _ = File::options().write(true).create_new(true).open(&path);
             }
             store.sweep().unwrap();

@@ -1,4 +1,4 @@
-//! Record files: an error or the right value, never a wrong one.
+//! Record files: a read returns an error or the right value, never a wrong one.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -7,90 +7,91 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use super::{Vandalised, cases, changed};
+use super::{Tampered, cases, mutations};
 use crate::support::{in_memory, open};
 
 const KEY: &str = "in\"voice é 42";
 
-/// A record file of this size, and the result in it.
-fn record_of(size: usize) -> (TempDir, FileSystemRecordStore, Vandalised, String) {
+/// A store with a record file of this size, and the JSON text of its result.
+fn record_of(size: usize) -> (TempDir, FileSystemRecordStore, Tampered, String) {
     let dir = in_memory();
     let store = open(dir.path());
     let write = |result: &str| {
         store.write(KEY, &serde_json::json!({"total": 12, "of": [1, 2.5, null], "text": result})).unwrap();
-        Vandalised::new(&dir.path().join(format!("{}.json", Key::new(KEY).unwrap().file_stem())))
+        Tampered::new(&dir.path().join(format!("{}.json", Key::new(KEY).unwrap().file_stem())))
     };
-    let bare = write("").sound.len();
-    let vandalised = write(&"0aZ~".repeat(size)[..size.saturating_sub(bare)]);
+    let bare = write("").original.len();
+    let record = write(&"0aZ~".repeat(size)[..size.saturating_sub(bare)]);
     let result = store.read_json(&Key::new(KEY).unwrap(), &record_store::Claim::current(), None);
     let result = result.unwrap().unwrap().get().to_owned();
-    (dir, store, vandalised, result)
+    (dir, store, record, result)
 }
 
-/// Reads the record: the right result to the byte, or `None` for an error that says what is wrong.
-fn right_or_none(store: &FileSystemRecordStore, right: &str, how: impl Fn() -> String) -> Option<()> {
+/// Reads the record. Returns `Some` for the right result, compared to the byte, and `None` for an error
+/// that names the damaged file and its key.
+fn check_read(store: &FileSystemRecordStore, right: &str, context: impl Fn() -> String) -> Option<()> {
     match store.read_json(&Key::new(KEY).unwrap(), &record_store::Claim::current(), None) {
         Ok(Some(json)) => {
-            assert_eq!(json.get(), right, "{}", how());
+            assert_eq!(json.get(), right, "{}", context());
             Some(())
         }
-        Ok(None) => panic!("{}: the record is there", how()),
+        Ok(None) => panic!("{}: the record is there", context()),
         Err(error) => {
-            assert!(error.is_corrupt() && error.path().is_some(), "{}: {error:?}", how());
-            assert_eq!(error.key().map(Key::as_str), Some(KEY), "{}: {error:?}", how());
+            assert!(error.is_corrupt() && error.path().is_some(), "{}: {error:?}", context());
+            assert_eq!(error.key().map(Key::as_str), Some(KEY), "{}: {error:?}", context());
             None
         }
     }
 }
 
-/// The checksum finds every flipped bit of the result, and all else that matters is compared. Two
-/// things remain: the case of a digit of the checksum says nothing, and without its name the file
-/// looks like one written by hand, which has no checksum. Its result is the right one then, because
-/// the damage is elsewhere.
+/// The checksum detects every flipped bit of the result, and everything else that matters is compared.
+/// Two kinds of flips are not detected. The case of a hexadecimal digit of the checksum has no meaning.
+/// If the name of the checksum field changes, the file looks like a hand-written record, which has no
+/// checksum. Its result is then still the right one, because the damage is elsewhere.
 #[test]
-fn every_flipped_bit() {
+fn every_flipped_bit_is_detected_or_harmless() {
     let (_dir, store, record, right) = record_of(4096);
-    assert_eq!(record.sound.len(), 4096);
-    let text = String::from_utf8(record.sound.clone()).unwrap();
+    assert_eq!(record.original.len(), 4096);
+    let text = String::from_utf8(record.original.clone()).unwrap();
     let name = text.find("crc32").unwrap();
     let (name, digits) = (name..name + 5, name + 8..name + 16);
     let (mut without_name, mut flips) = (0, 0);
     record.with_each_bit_flipped(|at, bytes| {
-        let how = || format!("byte {at} is {:#04x}", bytes[at]);
-        if right_or_none(&store, &right, how).is_some() {
-            let case = digits.contains(&at) && bytes[at].eq_ignore_ascii_case(&record.sound[at]);
-            assert!(name.contains(&at) || case, "{}: not noticed", how());
+        let context = || format!("byte {at} is {:#04x}", bytes[at]);
+        if check_read(&store, &right, context).is_some() {
+            let case = digits.contains(&at) && bytes[at].eq_ignore_ascii_case(&record.original[at]);
+            assert!(name.contains(&at) || case, "{}: not detected", context());
             without_name += usize::from(name.contains(&at));
         }
         flips += 1;
     });
     assert_eq!(flips, 4096 * 8);
-    assert!(without_name > 0, "then the checksum need not be optional");
-    right_or_none(&store, &right, || "restored".into()).unwrap();
+    assert!(without_name > 0, "every flip in the name of the checksum field was detected");
+    check_read(&store, &right, || "restored".into()).unwrap();
 }
 
 #[test]
-fn every_truncation() {
+fn every_truncation_is_detected() {
     let (_dir, store, record, right) = record_of(4096);
-    record.with_each_end(|bytes| {
-        let outcome = right_or_none(&store, &right, || format!("{} bytes", bytes.len()));
-        // Only the last newline may be missing.
+    record.with_each_truncation(|bytes| {
+        let outcome = check_read(&store, &right, || format!("{} bytes", bytes.len()));
+        // Only the final newline may be missing.
         assert_eq!(outcome.is_some(), bytes.len() == 4095, "{} bytes", bytes.len());
     });
-    record.set(&record.sound[..2000]);
-    store.write(KEY, "healed").unwrap();
-    assert_eq!(store.read::<String>(KEY).unwrap().unwrap().result, "healed");
+    record.set(&record.original[..2000]);
+    store.write(KEY, "replaced").unwrap();
+    assert_eq!(store.read::<String>(KEY).unwrap().unwrap().result, "replaced");
 }
 
 #[test]
-fn a_listing_with_a_flipped_bit() {
+fn a_flipped_bit_in_a_listing_is_detected_or_harmless() {
     let dir = in_memory();
     let store = open(dir.path());
-    // Named by a hash: only what is inside tells the key.
+    // The file name is a hash, so only the content of the file gives the key.
     let key = "k".repeat(300);
     store.write(&key, "result").unwrap();
     let name = Key::new(&key).unwrap().file_stem().to_owned();
-    Vandalised::new(&dir.path().join(format!("{name}.json"))).with_each_bit_flipped(|at, _| {
+    Tampered::new(&dir.path().join(format!("{name}.json"))).with_each_bit_flipped(|at, _| {
         let keys: Vec<_> = store.keys().unwrap().collect();
         match &keys[..] {
             [Ok(found)] => assert_eq!(found.as_str(), key),
@@ -100,9 +101,9 @@ fn a_listing_with_a_flipped_bit() {
     });
 }
 
-/// What a record file says, to those who read it by the description of the format.
+/// A record file, read independently of the library, as the format is documented.
 #[derive(Deserialize)]
-struct Described<'a> {
+struct Documented<'a> {
     key: String,
     #[serde(default)]
     crc32: Option<String>,
@@ -111,28 +112,28 @@ struct Described<'a> {
 }
 
 #[test]
-fn any_bytes() {
+fn any_bytes_as_a_record_are_an_error_or_the_documented_value() {
     let (_dir, store, record, _) = record_of(200);
     let key = Key::new(KEY).unwrap();
-    let outcome = TestRunner::new(cases(3_000)).run(&changed(record.sound.clone()), |bytes| {
+    let outcome = TestRunner::new(cases(3_000)).run(&mutations(record.original.clone()), |bytes| {
         record.set(&bytes);
-        let described = serde_json::from_slice::<Described<'_>>(&bytes).ok().filter(|record| {
+        let documented = serde_json::from_slice::<Documented<'_>>(&bytes).ok().filter(|record| {
             let crc32 = crc32fast::hash(record.result.get().as_bytes());
             record.key == KEY
                 && record.crc32.as_ref().is_none_or(|hex| u32::from_str_radix(hex, 16) == Ok(crc32))
         });
         match store.read_json(&key, &record_store::Claim::current(), None) {
             Ok(Some(json)) => {
-                let described = described.map(|record| record.result.get());
-                prop_assert_eq!(Some(json.get()), described);
+                let documented = documented.map(|record| record.result.get());
+                prop_assert_eq!(Some(json.get()), documented);
             }
             Ok(None) => prop_assert!(false, "the record is there"),
             Err(error) => {
                 prop_assert!(error.is_corrupt(), "{error:?}");
-                prop_assert!(described.is_none(), "a sound record was refused: {error:?}");
+                prop_assert!(documented.is_none(), "a sound record was refused: {error:?}");
             }
         }
-        // Whatever is there may be written over, and looked at.
+        // The record exists and is listed, whatever the file contains.
         prop_assert!(store.exists(&key).unwrap());
         prop_assert_eq!(store.keys().unwrap().count(), 1);
         Ok(())

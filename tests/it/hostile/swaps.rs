@@ -1,6 +1,6 @@
-//! Records, locks and latches that are swapped for something else while threads and processes work
-//! with them. Nothing outside is read or written, nobody hangs, nobody panics.
-#![allow(clippy::disallowed_methods, reason = "what does not keep to the rules renames too")]
+//! Records, locks and latches are replaced by foreign files while threads and processes work with them.
+//! No file outside the store is read or written, and no call hangs or panics.
+#![allow(clippy::disallowed_methods, reason = "these tests rename files in violation of the protocol")]
 
 use std::fs::{File, FileTimes};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -22,10 +22,10 @@ const KEYS: usize = 3;
 /// Calls per thread and process.
 const CALLS: u64 = 6_000;
 
-/// What any call may take: its own timeouts are far shorter.
+/// The time limit of any call. The timeouts that the calls are given are far shorter.
 const BOUND: Duration = Duration::from_secs(20);
 
-/// In every file outside. No reader ever sees it.
+/// The content of every file outside the store. No reader may ever see it.
 const CANARY: &str = "canary";
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,15 +37,15 @@ enum Kind {
     HardLink,
 }
 
-struct Scene {
+struct Setup {
     root: TempDir,
-    /// Path, content and times of what must stay as it is.
+    /// Path, content, access time and modification time of the files that must not change.
     canaries: Vec<(PathBuf, String, SystemTime, SystemTime)>,
 }
 
-impl Scene {
-    /// Outside lie a record and a lock for each key that would be believed if they were read, and
-    /// something to be hard-linked that would not.
+impl Setup {
+    /// Outside the store there are a valid record and a valid lock for each key, which would be believed
+    /// if they were read, and an invalid file as the target of hard links.
     fn new() -> Self {
         let root = in_memory();
         for dir in ["outside", "pool"] {
@@ -53,25 +53,25 @@ impl Scene {
         }
         drop(open(&root.path().join("store")));
         let decoy = open(&root.path().join("decoy"));
-        let mut scene = Self { root, canaries: Vec::new() };
+        let mut setup = Self { root, canaries: Vec::new() };
         for number in 0..KEYS {
             let key = key(number);
             decoy.write(&key, CANARY).unwrap();
             decoy.acquire_lock(&key, &as_named(CANARY)).unwrap();
             for name in [format!("{key}.json"), format!("{key}.lock")] {
-                let text = std::fs::read_to_string(scene.root.path().join("decoy").join(&name)).unwrap();
-                scene.add(&name, text);
+                let text = std::fs::read_to_string(setup.root.path().join("decoy").join(&name)).unwrap();
+                setup.add(&name, text);
             }
         }
-        scene.add("latch", "00000000000000000001\n".into());
-        scene.add("hard", format!("{CANARY}, and no record"));
-        scene
+        setup.add("latch", "00000000000000000001\n".into());
+        setup.add("hard", format!("{CANARY}, and no record"));
+        setup
     }
 
     fn add(&mut self, name: &str, text: String) {
         let path = self.outside(name);
         std::fs::write(&path, &text).unwrap();
-        // Long unread, so that the next reading shows.
+        // An old access time, so that the next read changes it.
         let (read, written) =
             (SystemTime::UNIX_EPOCH + millis(1_000), SystemTime::UNIX_EPOCH + millis(2_000));
         let times = FileTimes::new().set_accessed(read).set_modified(written);
@@ -91,17 +91,17 @@ impl Scene {
         for (path, text, read, written) in &self.canaries {
             let meta = std::fs::metadata(path).unwrap();
             assert_eq!(meta.modified().unwrap(), *written, "{} was written", path.display());
-            // A hard link is the file itself: to look into it is all that can be done with it.
+            // A hard link is the file itself, so reading it is allowed.
             if !path.ends_with("hard") {
                 assert_eq!(meta.accessed().unwrap(), *read, "{} was read", path.display());
             }
             assert_eq!(std::fs::read_to_string(path).unwrap(), *text, "{}", path.display());
         }
         let names = crate::support::names_in(&self.root.path().join("outside"));
-        assert_eq!(names.len(), self.canaries.len(), "something was made outside: {names:?}");
+        assert_eq!(names.len(), self.canaries.len(), "something was created outside: {names:?}");
     }
 
-    /// Makes something of this kind, to be put in the place of `name`.
+    /// Creates a file of this kind at `at`, as a replacement for `name`.
     fn make(&self, kind: Kind, name: &str, at: &Path) {
         let target = if name.contains("latches") { "latch" } else { name };
         match kind {
@@ -115,8 +115,8 @@ impl Scene {
         }
     }
 
-    /// Puts something foreign in the place of a file, for a moment; then the file comes back, or
-    /// nothing does.
+    /// Replaces a file of the store by a foreign one for a moment. Afterwards the file is restored,
+    /// or nothing is left in its place.
     fn swap(&self, dice: &mut Dice, number: usize) {
         let key = key(dice.index(KEYS));
         let kinds = [Kind::Link, Kind::DanglingLink, Kind::Fifo, Kind::Directory, Kind::HardLink];
@@ -125,21 +125,21 @@ impl Scene {
             2 | 3 => format!("{key}.lock"),
             _ => latch_of(&key),
         };
-        let (place, spare) = (self.store().join(&name), self.root.path().join(format!("pool/{number}")));
+        let (target, spare) = (self.store().join(&name), self.root.path().join(format!("pool/{number}")));
         self.make(kinds[dice.index(kinds.len())], &name, &spare);
-        let was_there = exchange(&spare, &place);
+        let was_there = exchange(&spare, &target);
         if dice.once_in(2) {
             std::thread::sleep(dice.time(millis(3)));
         }
         if was_there && dice.once_in(2) {
-            exchange(&spare, &place);
+            exchange(&spare, &target);
         } else {
-            let _ = std::fs::rename(&place, self.root.path().join(format!("pool/{number}-old")));
+            let _ = std::fs::rename(&target, self.root.path().join(format!("pool/{number}-old")));
         }
     }
 }
 
-/// Exchanges two files, of which the second need not be there: then it is `false`.
+/// Exchanges two files. If the second one is missing, the first one moves there and the result is `false`.
 fn exchange(one: &Path, other: &Path) -> bool {
     let exchanged = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok();
     if !exchanged {
@@ -153,19 +153,19 @@ fn key(number: usize) -> String {
 }
 
 #[test]
-fn files_are_swapped_while_others_work() {
-    let scene = Scene::new();
-    let mut dice = dice("files_are_swapped_while_others_work");
+fn swapped_files_lead_no_call_outside_the_store() {
+    let setup = Setup::new();
+    let mut dice = dice("swapped_files_lead_no_call_outside_the_store");
     let mut children: Vec<_> = (0..2_u64)
-        .map(|number| Child::start("swapped", &(scene.store(), dice.below(u64::MAX) ^ number)))
+        .map(|number| Child::start("swapped", &(setup.store(), dice.below(u64::MAX) ^ number)))
         .collect();
     let (working, calls) = (AtomicUsize::new(3), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for seed in [(); 3].map(|()| dice.below(u64::MAX)) {
-            let (working, calls, dir) = (&working, &calls, scene.store());
+            let (working, calls, dir) = (&working, &calls, setup.store());
             scope.spawn(move || {
-                // Counted also if it panics, or the others would wait for ever.
-                let _over = Over(working);
+                // Counted down after a panic too; otherwise the main thread would wait forever.
+                let _count_down = CountDown(working);
                 let count = || {
                     calls.fetch_add(1, SeqCst);
                 };
@@ -174,12 +174,12 @@ fn files_are_swapped_while_others_work() {
         }
         let (mut swaps, mut last) = (0, (Instant::now(), 0));
         while working.load(SeqCst) > 0 || swaps < 500 {
-            scene.swap(&mut dice, swaps);
+            setup.swap(&mut dice, swaps);
             swaps += 1;
             if last.1 != calls.load(SeqCst) {
                 last = (Instant::now(), calls.load(SeqCst));
             }
-            // All of them hang, and could not be ended otherwise.
+            // All threads hang, and a hung thread cannot be ended in any other way.
             if working.load(SeqCst) > 0 && last.0.elapsed() > BOUND {
                 eprintln!("a call does not return");
                 std::process::abort();
@@ -188,15 +188,15 @@ fn files_are_swapped_while_others_work() {
         eprintln!("{swaps} swaps");
     });
     for child in &mut children {
-        let done = child.hear();
-        eprintln!("{done}");
+        let summary = child.receive();
+        eprintln!("{summary}");
     }
-    scene.check_canaries();
+    setup.check_canaries();
 }
 
-struct Over<'a>(&'a AtomicUsize);
+struct CountDown<'a>(&'a AtomicUsize);
 
-impl Drop for Over<'_> {
+impl Drop for CountDown<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
     }
@@ -204,11 +204,11 @@ impl Drop for Over<'_> {
 
 pub(super) fn work_on(stage: &Stage) {
     let (dir, seed): (PathBuf, u64) = stage.argument();
-    stage.tell(&work(&dir, Dice::new(seed), || ()));
+    stage.send(&work(&dir, Dice::new(seed), || ()));
 }
 
-/// Does what users do, and tells of each call. Returns how much of it worked.
-fn work(dir: &Path, mut dice: Dice, done_one: impl Fn()) -> String {
+/// Makes random calls, as users do, and calls `after_each` after each one. Returns how many succeeded.
+fn work(dir: &Path, mut dice: Dice, after_each: impl Fn()) -> String {
     let store = open(dir);
     let (mut done, mut refused) = (0, 0);
     for number in 0..storm(CALLS) {
@@ -223,11 +223,11 @@ fn work(dir: &Path, mut dice: Dice, done_one: impl Fn()) -> String {
                 assert!(!text.contains(CANARY), "{text}");
             }
         }
-        done_one();
+        after_each();
         assert!(start.elapsed() < BOUND, "call {which} took {:?}", start.elapsed());
     }
-    assert!(done > 0, "nothing works");
-    format!("{done} calls did what they should, {refused} were refused")
+    assert!(done > 0, "no call succeeded");
+    format!("{done} calls succeeded, {refused} were refused")
 }
 
 fn call(store: &FileSystemRecordStore, key: &str, number: u64, which: usize) -> Result<()> {
@@ -264,8 +264,8 @@ fn call(store: &FileSystemRecordStore, key: &str, number: u64, which: usize) -> 
     }
 }
 
-/// What is written in place is written under each of its names: a backup made of hard links, or what
-/// somebody put there.
+/// A write in place changes the file under each of its names, for instance in a backup made of hard links
+/// or in a foreign file.
 #[test]
 fn a_lock_file_with_another_name_is_not_written() {
     let root = in_memory();
@@ -279,8 +279,8 @@ fn a_lock_file_with_another_name_is_not_written() {
         let store = &store;
         scope.spawn(move || {
             sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
-            let patient = as_named("second").acquire_timeout(PATIENCE);
-            store.lock("key", patient).unwrap().release().unwrap();
+            let options = as_named("second").acquire_timeout(PATIENCE);
+            store.lock("key", options).unwrap().release().unwrap();
         });
         until_asleep(std::process::id(), id.recv().unwrap());
         guard.release().unwrap();
@@ -288,15 +288,15 @@ fn a_lock_file_with_another_name_is_not_written() {
     assert_eq!(std::fs::read_to_string(&backup).unwrap(), before);
 }
 
-/// Otherwise the look at the times would say nothing.
+/// Without this, the comparison of access times would prove nothing.
 #[test]
-fn a_canary_that_is_read_would_show() {
-    let scene = Scene::new();
-    let path = scene.outside("latch");
+fn a_read_of_a_canary_is_detected() {
+    let setup = Setup::new();
+    let path = setup.outside("latch");
     std::fs::read(&path).unwrap();
     let read = std::fs::metadata(&path).unwrap().atime();
     if read == 1 {
-        eprintln!("SKIPPED: this file system does not note when a file was read");
+        eprintln!("SKIPPED: this file system does not record access times");
         return;
     }
     assert!(read > 2);

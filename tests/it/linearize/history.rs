@@ -1,6 +1,6 @@
-//! What was asked for and what came of it, and when, by the clock that all processes of the host
-//! share. Each thread keeps a log of its own, which outlives a `kill -9`: the beginning of a call
-//! is in the file before the call is made.
+//! The history: the request and the outcome of each call, and their times by the clock that all processes
+//! of the host share. Each thread keeps its own log. The log survives a `kill -9`: the start of a call
+//! is written to the file before the call is made.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,19 +15,18 @@ use crate::support::{Moment, now};
 
 pub(super) const NEVER: Moment = Moment::MAX;
 
-/// A holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) enum Who {
+pub(super) enum HolderId {
     Named(u32),
-    /// The default holder of a thread: bound to its process.
+    /// The default holder of a thread, bound to its process.
     Thread {
         process: u32,
         thread: u32,
     },
 }
 
-impl Who {
-    pub(super) fn me() -> Self {
+impl HolderId {
+    pub(super) fn current() -> Self {
         Self::of(&Holder::current())
     }
 
@@ -40,7 +39,7 @@ impl Who {
         }
     }
 
-    /// As this thread would ask for it.
+    /// The holder that the calling thread passes to the store.
     pub(super) fn holder(self) -> Holder {
         match self {
             Self::Named(number) => Holder::named(format!("job-{number}")).unwrap(),
@@ -49,22 +48,21 @@ impl Who {
     }
 }
 
-/// A claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum By {
-    Holder(Who),
+pub(super) enum Claim {
+    Holder(HolderId),
     Token(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Op {
-    Read(By),
-    Write(By, u64),
-    Remove(By),
+    Read(Claim),
+    Write(Claim, u64),
+    Remove(Claim),
     Exists,
-    Acquire(Who, Option<Duration>),
-    Renew(By, Option<Duration>),
-    Release(By),
+    Acquire(HolderId, Option<Duration>),
+    Renew(Claim, Option<Duration>),
+    Release(Claim),
     Info,
     WaitFree,
     Break,
@@ -79,32 +77,31 @@ pub(super) enum Outcome {
         token: u64,
         reentrant: bool,
     },
-    /// The live lock: its holder, its token and what is left of its lease.
-    Info(Option<(Who, u64, Option<Duration>)>),
-    Locked(Who),
-    Timeout(Option<Who>),
+    /// The live lock: its holder, its token and its remaining lease.
+    Info(Option<(HolderId, u64, Option<Duration>)>),
+    Locked(HolderId),
+    Timeout(Option<HolderId>),
     Lost,
     NotLocked,
-    NotHolder(Who),
-    /// Nothing that this operation may end in.
+    NotHolder(HolderId),
+    /// An error that no operation may return here.
     Failed(String),
 }
 
-/// One call, from beginning to end.
+/// One call.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
     pub(super) process: u32,
     pub(super) thread: u32,
     pub(super) key: usize,
     pub(super) op: Op,
-    pub(super) from: Moment,
-    /// When it returned, or when its process was gone.
-    pub(super) by: Moment,
-    /// `None`: its process was killed in the middle.
+    pub(super) start: Moment,
+    /// When the call returned, or when its process was gone.
+    pub(super) end: Moment,
+    /// `None` if the process was killed during the call.
     pub(super) outcome: Option<Outcome>,
-    /// The holders of whom a renewal was under way that came to nothing, as far as that may explain
-    /// what this call ended in.
-    pub(super) late_renewals: Vec<Who>,
+    /// The holders whose failed renewals were concurrent with this call and may explain its outcome.
+    pub(super) late_renewals: Vec<HolderId>,
 }
 
 impl Call {
@@ -112,26 +109,26 @@ impl Call {
         (process, thread): (u32, u32),
         key: usize,
         op: Op,
-        (from, by): (Moment, Moment),
+        (start, end): (Moment, Moment),
         outcome: Option<Outcome>,
     ) -> Self {
-        Self { process, thread, key, op, from, by, outcome, late_renewals: Vec::new() }
+        Self { process, thread, key, op, start, end, outcome, late_renewals: Vec::new() }
     }
 }
 
-/// When a process was told to go, and when it was seen gone.
+/// The bounds of a process's death: when it was asked to exit or killed, and when it was seen gone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Death {
-    pub(super) from: Moment,
-    pub(super) by: Moment,
+    pub(super) earliest: Moment,
+    pub(super) latest: Moment,
 }
 
-/// The ends of processes, by their ids.
+/// The deaths of processes, by process id.
 pub(super) type Deaths = HashMap<u32, Death>;
 
 #[derive(Serialize, Deserialize)]
-enum Line {
-    Begin(usize, Op, Moment),
+enum Entry {
+    Start(usize, Op, Moment),
     End(Outcome, Moment),
 }
 
@@ -139,23 +136,25 @@ enum Line {
 pub(super) struct Log(File);
 
 impl Log {
-    /// A new log, named for the thread.
+    /// Creates the log of the calling thread.
     pub(super) fn create(dir: &Path) -> Self {
-        let Who::Thread { process, thread } = Who::me() else { unreachable!("a thread is a thread") };
+        let HolderId::Thread { process, thread } = HolderId::current() else {
+            unreachable!("the default holder is a thread")
+        };
         Self(File::create_new(dir.join(format!("{process}-{thread}"))).unwrap())
     }
 
-    pub(super) fn begin(&mut self, key: usize, op: Op) {
-        self.append(&Line::Begin(key, op, now()));
+    pub(super) fn start(&mut self, key: usize, op: Op) {
+        self.append(&Entry::Start(key, op, now()));
     }
 
     pub(super) fn end(&mut self, outcome: &Outcome) {
-        self.append(&Line::End(outcome.clone(), now()));
+        self.append(&Entry::End(outcome.clone(), now()));
     }
 
-    /// By one write, straight to the kernel.
-    fn append(&mut self, line: &Line) {
-        let mut text = serde_json::to_vec(line).unwrap();
+    /// Appends with a single unbuffered write, so that the entry survives a kill.
+    fn append(&mut self, entry: &Entry) {
+        let mut text = serde_json::to_vec(entry).unwrap();
         text.push(b'\n');
         self.0.write_all(&text).unwrap();
     }
@@ -172,19 +171,19 @@ pub(super) fn load(dir: &Path, only: Option<u32>, deaths: &Deaths) -> Vec<Call> 
         }
         let mut open = None;
         let text = std::fs::read(dir.join(&name)).unwrap();
-        // What a kill cut off was not yet begun, or had not yet ended.
+        // An entry that a kill cut off belongs to a call that had not yet started, or not yet ended.
         for line in text.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             match serde_json::from_slice(line).unwrap() {
-                Line::Begin(key, op, from) => open = Some((key, op, from)),
-                Line::End(outcome, by) => {
-                    let (key, op, from) = open.take().expect("a beginning before the end");
-                    calls.push(Call::new((process, thread), key, op, (from, by), Some(outcome)));
+                Entry::Start(key, op, start) => open = Some((key, op, start)),
+                Entry::End(outcome, end) => {
+                    let (key, op, start) = open.take().expect("a start before the end");
+                    calls.push(Call::new((process, thread), key, op, (start, end), Some(outcome)));
                 }
             }
         }
-        if let Some((key, op, from)) = open {
-            let by = deaths[&process].by;
-            calls.push(Call::new((process, thread), key, op, (from, by), None));
+        if let Some((key, op, start)) = open {
+            let end = deaths[&process].latest;
+            calls.push(Call::new((process, thread), key, op, (start, end), None));
         }
     }
     calls

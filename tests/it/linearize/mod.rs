@@ -1,57 +1,57 @@
-//! Linearizability: whatever several processes do at once, each operation looks as if it had
-//! happened in one step, at a moment between its beginning and its end.
+//! Linearizability: concurrent operations of several processes behave as if each took effect
+//! atomically, at one moment between its start and its end.
 //!
-//! Threads of several processes call operations at random on a few keys, and log each call before
-//! its beginning and after its end. Meanwhile the processes are stopped for a while, or killed. Then
-//! a search, key by key, for an order of the calls that explains every answer. Keys have nothing to
-//! do with each other, so a history is linearizable if each of its keys is.
+//! Threads of several processes call random operations on a few keys. Each thread logs every call
+//! before the call starts and after it ends. Meanwhile the parent stops and kills the processes.
+//! Afterwards a search tries to find, for each key, an order of the calls that explains every result.
+//! Keys are independent, so a history is linearizable if the history of each key is.
 //!
 //! # The model
 //!
-//! A key has a record, or none; a lock, or none; and the greatest token given so far. A lock has a
-//! holder, a token and an end of its lease. Each call takes effect at one moment of its own.
+//! A key has a record or none, a lock or none, and the greatest token issued so far. A lock has a
+//! holder, a token and an expiry time. Each call takes effect at one moment.
 //!
-//! * A *claim by holder* is good if there is no lock, or if the lock is that holder's. A *claim by
-//!   token* is good if the lock has that token and, where its holder is a thread, was taken in the
-//!   same process.
-//! * `read` returns the record, `write` and `remove` change it: all on a good claim only. `Locked`
-//!   and `LockTimeout` name the holder of a lock that is not the claimant's. A `LockTimeout`
-//!   without a holder says nothing. `LockLost`: the claim by token is not good.
-//! * `acquire` with no lock there makes one, with a token greater than all before; where the lock is
-//!   the same holder's it keeps the token. Both begin the lease. So does `renew`, which like
-//!   `release` needs the claimant's own lock.
-//! * `lock_info` returns the lock, and what is left of its lease agrees with the end that is known.
+//! * A *claim by holder* is valid if there is no lock, or if the lock belongs to that holder. A *claim
+//!   by token* is valid if the lock has that token. If the holder is a thread, the lock must also have
+//!   been acquired in the same process.
+//! * `read` returns the record; `write` and `remove` change it. All three need a valid claim. `Locked`
+//!   and `LockTimeout` name the holder of a lock that is not the claimant's. A `LockTimeout` without a
+//!   holder proves nothing about the lock. `LockLost` means that the claim by token is not valid.
+//! * `acquire` creates a lock if there is none, with a token greater than all earlier ones. If the
+//!   same holder has the lock already, the token stays the same. Both start the lease, and so does
+//!   `renew`. `renew` and `release` need the claimant's own lock.
+//! * `lock_info` returns the lock. The remaining lease agrees with the known expiry time.
 //!
 //! # Time
 //!
-//! Two things happen to a lock by themselves: its lease ends, or its process does. From then on
-//! there is no lock.
+//! A lock can end without a call: its lease expires, or its process dies. Then there is no lock.
 //!
-//! * The clock is read at some moment within the call that begins the lease. So a call that has
-//!   ended before `beginning of that call + hold timeout` cannot have seen the lease over, and a call
-//!   that began at or after `end of that call + hold timeout` must have. In between it may be
-//!   either, until one call has seen it over: then it is over for all that come later.
-//! * The lock of a thread may be over from the moment at which its process was told to go or sent a
-//!   `kill -9`, and must be once the parent has seen it gone.
-//! * A call that was killed took effect before its process was gone, or never. A lock that it took
-//!   has an unknown token, greater than those before it, until somebody is told.
+//! * The clock is read at some moment within the call that starts the lease. So a call that ended
+//!   before `start of that call + hold timeout` cannot have seen the lease expired, and a call that
+//!   started at or after `end of that call + hold timeout` must have. In between, both are possible,
+//!   until one call sees the lease expired: then it is expired for all later calls.
+//! * A thread's lock may end from the moment at which its process was asked to exit or was sent a
+//!   `kill -9`. It must have ended once the parent has seen the process exit.
+//! * A killed call took effect before its process was gone, or never. A lock that it acquired has an
+//!   unknown token, greater than all earlier ones, until a later call returns that token.
 //!
-//! Two things are allowed to those who look without the latch, for they change nothing by it:
+//! Calls that check the lock without the latch may return two more results, because they change
+//! nothing based on them:
 //!
-//! * `lock_info`, `wait_for_lock` and what is refused to a reader by token look without the latch. They
-//!   may see a lease over while a change by its holder, let in just before its end, is under way. If
-//!   it ends after the lease, it may still take effect, until a change or a read has seen the lease
-//!   over as well.
-//! * Beside a renewal that comes to nothing they may see its lease: see [`late`].
+//! * `lock_info`, `wait_for_lock` and a refused read by token check the lock without the latch. They
+//!   may see a lease expired while a change by its holder, admitted just before the expiry, is still
+//!   in progress. If that change ends after the expiry, it may still take effect, until a change or a
+//!   read has seen the lease expired as well.
+//! * During a renewal that fails they may see the renewed lease: see [`late_renewals`].
 //!
-//! Every bound here is a moment that the test saw, on the one `CLOCK_MONOTONIC` of the host. None
-//! allows for a slow machine: what is slow is long under way, and so may take effect at many
-//! moments.
+//! Every bound here is a moment that the test observed on the host's single `CLOCK_MONOTONIC`. No
+//! bound allows extra time for a slow machine: a slow call is pending for longer, and so may take
+//! effect at more moments.
 
 mod checker;
 mod examples;
 mod history;
-mod late;
+mod late_renewals;
 mod model;
 mod workload;
 
@@ -75,34 +75,35 @@ pub(crate) const ROLES: &[Role] = &[("linearize", linearize)];
 const PROCESSES: usize = 4;
 const THREADS: u64 = 2;
 
-/// So many runs there are, each on a new store, and so many calls each thread makes in one.
+/// Each run uses a new store.
 const RUNS: u64 = 4;
 const CALLS_PER_THREAD: u64 = 3_300;
 
-/// The longest that a process is stopped.
+/// The longest time that a process is stopped.
 const LONGEST_STOP: Duration = Duration::from_millis(30);
 
-/// One in so many disturbances is a `kill -9`.
+/// One disturbance in this many is a `kill -9`, the others are stops.
 const STOPS_PER_KILL: u64 = 8;
 
+/// The work of one process.
 #[derive(Serialize, Deserialize)]
-struct Part {
+struct Assignment {
     records: PathBuf,
     logs: PathBuf,
-    /// There when this part is done.
+    /// This file exists once the work is done.
     done: PathBuf,
-    /// Tells apart all parts of a run.
+    /// Unique within a run.
     number: u64,
     calls_per_thread: u64,
 }
 
-/// A process: some threads at work on one handle.
+/// A process: several threads work on one store handle.
 fn linearize(stage: &Stage) {
-    let part: Part = stage.argument();
-    let store = open_with(&part.records, Durability::Relaxed);
-    work(&store, &part.logs, part.number, THREADS, part.calls_per_thread);
-    std::fs::write(&part.done, "").unwrap();
-    // Its death has to come when the parent knows of it.
+    let assignment: Assignment = stage.argument();
+    let store = open_with(&assignment.records, Durability::Relaxed);
+    work(&store, &assignment.logs, assignment.number, THREADS, assignment.calls_per_thread);
+    std::fs::write(&assignment.done, "").unwrap();
+    // The parent has to know the earliest moment at which this process can be gone.
     stage.expect("go");
 }
 
@@ -114,134 +115,134 @@ fn work(store: &dyn RecordStore, logs: &Path, number: u64, threads: u64, calls: 
     });
 }
 
-/// The processes of a run.
-struct Crew {
+/// One run: its processes and its files.
+struct Run {
     directory: TempDir,
     deaths: Deaths,
-    parts: u64,
+    assignments: u64,
     kills: u64,
     stops: u64,
 }
 
-struct Member {
+struct Process {
     child: Child,
-    part: Part,
+    assignment: Assignment,
 }
 
-impl Crew {
+impl Run {
     fn new() -> Self {
-        // What counts here is the number of calls.
+        // The test needs many calls, and no disk.
         let directory = in_memory();
         for name in ["records", "logs", "done"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        Self { directory, deaths: Deaths::new(), parts: 0, kills: 0, stops: 0 }
+        Self { directory, deaths: Deaths::new(), assignments: 0, kills: 0, stops: 0 }
     }
 
     fn logs(&self) -> PathBuf {
         self.directory.path().join("logs")
     }
 
-    fn hire(&mut self, calls_per_thread: u64) -> Member {
-        self.parts += 1;
-        let part = Part {
+    fn start_process(&mut self, calls_per_thread: u64) -> Process {
+        self.assignments += 1;
+        let assignment = Assignment {
             records: self.directory.path().join("records"),
             logs: self.logs(),
-            done: self.directory.path().join("done").join(self.parts.to_string()),
-            number: self.parts,
+            done: self.directory.path().join("done").join(self.assignments.to_string()),
+            number: self.assignments,
             calls_per_thread,
         };
-        Member { child: Child::start("linearize", &part), part }
+        Process { child: Child::start("linearize", &assignment), assignment }
     }
 
-    /// Ends a process, and notes when.
-    fn end(&mut self, member: Member, how: impl FnOnce(Child)) {
-        let process = member.child.pid().as_raw_pid().unsigned_abs();
-        let from = now();
-        how(member.child);
-        let known = self.deaths.insert(process, Death { from, by: now() });
-        assert!(known.is_none(), "a process id was used again");
+    /// Ends a process and records between which moments it died.
+    fn end(&mut self, process: Process, how: impl FnOnce(Child)) {
+        let pid = process.child.pid().as_raw_pid().unsigned_abs();
+        let earliest = now();
+        how(process.child);
+        let known = self.deaths.insert(pid, Death { earliest, latest: now() });
+        assert!(known.is_none(), "a process id was reused");
     }
 
-    /// Kills a process, and has another one do what is left of its part.
-    fn replace(&mut self, member: Member) -> Member {
-        let process = member.child.pid().as_raw_pid().unsigned_abs();
-        let planned = member.part.calls_per_thread;
-        self.end(member, |child| {
+    /// Kills a process and starts another one for the rest of its calls.
+    fn replace(&mut self, process: Process) -> Process {
+        let pid = process.child.pid().as_raw_pid().unsigned_abs();
+        let planned = process.assignment.calls_per_thread;
+        self.end(process, |child| {
             child.kill();
         });
         self.kills += 1;
-        let done = history::load(&self.logs(), Some(process), &self.deaths).len() as u64;
-        self.hire(planned.saturating_sub(done / THREADS).max(1))
+        let done = history::load(&self.logs(), Some(pid), &self.deaths).len() as u64;
+        self.start_process(planned.saturating_sub(done / THREADS).max(1))
     }
 
-    /// Disturbs the processes until all parts are done.
-    fn disturb(&mut self, mut members: Vec<Member>) {
+    /// Stops and kills processes until all work is done.
+    fn disturb(&mut self, mut processes: Vec<Process>) {
         let mut dice = Dice::new(now());
         loop {
             let (done, busy): (Vec<_>, Vec<_>) =
-                members.into_iter().partition(|member| member.part.done.exists());
-            for mut member in done {
-                member.child.tell("go");
-                self.end(member, Child::finish);
+                processes.into_iter().partition(|process| process.assignment.done.exists());
+            for mut process in done {
+                process.child.send("go");
+                self.end(process, Child::finish);
             }
-            members = busy;
-            if members.is_empty() {
+            processes = busy;
+            if processes.is_empty() {
                 return;
             }
-            assert!(members.iter().all(|member| is_running(member.child.pid())), "a process has failed");
+            assert!(processes.iter().all(|process| is_running(process.child.pid())), "a process has failed");
             std::thread::sleep(dice.time(LONGEST_STOP));
-            let chosen = dice.index(members.len());
+            let chosen = dice.index(processes.len());
             if dice.once_in(STOPS_PER_KILL) {
-                let member = members.swap_remove(chosen);
-                members.push(self.replace(member));
+                let process = processes.swap_remove(chosen);
+                processes.push(self.replace(process));
             } else {
-                members[chosen].child.signal(Signal::STOP);
+                processes[chosen].child.signal(Signal::STOP);
                 std::thread::sleep(dice.time(LONGEST_STOP));
-                members[chosen].child.resume();
+                processes[chosen].child.resume();
                 self.stops += 1;
             }
         }
     }
 }
 
-/// What happened in all runs.
+/// The totals of all runs.
 #[derive(Default)]
-struct Figures {
+struct Totals {
     operations: usize,
     kills: u64,
     stops: u64,
-    leases_over: u64,
+    leases_expired: u64,
     owners_dead: u64,
     violations: Vec<String>,
 }
 
-impl Figures {
-    /// Finds an order for the calls of each key.
+impl Totals {
+    /// Checks the calls of each key, and collects the violations.
     fn verify(&mut self, calls: Vec<Call>, rules: &Rules) {
         self.operations += calls.len();
         let mut by_key: Vec<Vec<Call>> = vec![Vec::new(); KEYS];
         for call in calls {
             if let Some(Outcome::Failed(error)) = &call.outcome {
-                self.violations.push(format!("no operation may end like this: {error}\n{call:?}"));
+                self.violations.push(format!("no operation may return this error: {error}\n{call:?}"));
             }
             by_key[call.key].push(call);
         }
         for calls in &mut by_key {
-            late::mark(calls);
+            late_renewals::mark(calls);
             if let Err(report) = checker::check(rules, calls) {
                 self.violations.push(report);
             }
         }
-        self.leases_over += rules.leases_over.get();
+        self.leases_expired += rules.leases_expired.get();
         self.owners_dead += rules.owners_dead.get();
     }
 
-    /// One line for people, and the end of the test if there was a violation.
-    fn conclude(&self, what: &str, start: Instant) {
+    /// Prints a summary, and fails the test if there was a violation.
+    fn conclude(&self, title: &str, start: Instant) {
         let Self { operations, kills, stops, violations, .. } = self;
         println!(
-            "{what}: {operations} operations, {kills} kills, {stops} stops, {} violations, {:.1} s",
+            "{title}: {operations} operations, {kills} kills, {stops} stops, {} violations, {:.1} s",
             violations.len(),
             start.elapsed().as_secs_f64()
         );
@@ -253,14 +254,14 @@ fn count(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> usize {
     calls.iter().filter(|call| wanted(call)).count()
 }
 
-/// A run in which nothing happens proves nothing.
-fn assert_lively(calls: &[Call]) {
+/// Every kind of outcome occurs often enough: a run in which nothing happens proves nothing.
+fn assert_all_outcomes_occur(calls: &[Call]) {
     type Wanted = fn(&Outcome) -> bool;
     let outcomes: [(&str, Wanted); 8] = [
         ("read", |outcome| matches!(outcome, Outcome::Value(Some(_)))),
         ("read as absent", |outcome| matches!(outcome, Outcome::Value(None))),
-        ("taken", |outcome| matches!(outcome, Outcome::Acquired { reentrant: false, .. })),
-        ("taken again", |outcome| matches!(outcome, Outcome::Acquired { reentrant: true, .. })),
+        ("acquired", |outcome| matches!(outcome, Outcome::Acquired { reentrant: false, .. })),
+        ("acquired again", |outcome| matches!(outcome, Outcome::Acquired { reentrant: true, .. })),
         ("refused", |outcome| matches!(outcome, Outcome::Locked(_))),
         ("timed out", |outcome| matches!(outcome, Outcome::Timeout(Some(_)))),
         ("lost", |outcome| matches!(outcome, Outcome::Lost)),
@@ -273,42 +274,42 @@ fn assert_lively(calls: &[Call]) {
 }
 
 #[test]
-fn processes_on_files() {
-    let (start, mut figures) = (Instant::now(), Figures::default());
+fn the_file_store_is_linearizable_across_processes() {
+    let (start, mut totals) = (Instant::now(), Totals::default());
     for _ in 0..storm(RUNS) {
-        run_processes(&mut figures);
+        run_processes(&mut totals);
     }
-    figures.conclude("linearizable on files", start);
+    totals.conclude("linearizable on files", start);
     // A run in which nothing happens proves nothing.
-    assert!(figures.operations >= 100_000, "{}", figures.operations);
-    assert!(figures.leases_over > 0, "no lease ran out");
-    assert!(figures.owners_dead > 0, "no owner died");
-    assert!(figures.kills > 0 && figures.stops > 0, "nothing was disturbed");
+    assert!(totals.operations >= 100_000, "{}", totals.operations);
+    assert!(totals.leases_expired > 0, "no lease expired");
+    assert!(totals.owners_dead > 0, "no owner died");
+    assert!(totals.kills > 0 && totals.stops > 0, "nothing was disturbed");
 }
 
-fn run_processes(figures: &mut Figures) {
-    let mut crew = Crew::new();
-    let members = (0..PROCESSES).map(|_| crew.hire(CALLS_PER_THREAD)).collect();
-    crew.disturb(members);
-    let calls = history::load(&crew.logs(), None, &crew.deaths);
-    assert_lively(&calls);
-    figures.kills += crew.kills;
-    figures.stops += crew.stops;
-    figures.verify(calls, &Rules { deaths: crew.deaths, ..Rules::default() });
+fn run_processes(totals: &mut Totals) {
+    let mut run = Run::new();
+    let processes = (0..PROCESSES).map(|_| run.start_process(CALLS_PER_THREAD)).collect();
+    run.disturb(processes);
+    let calls = history::load(&run.logs(), None, &run.deaths);
+    assert_all_outcomes_occur(&calls);
+    totals.kills += run.kills;
+    totals.stops += run.stops;
+    totals.verify(calls, &Rules { deaths: run.deaths, ..Rules::default() });
 }
 
-/// The reference model obeys the rules, and the rules are not stricter than it.
+/// The reference implementation obeys the rules, so the rules are not stricter than it.
 #[test]
-fn threads_in_memory() {
-    let (start, mut figures) = (Instant::now(), Figures::default());
+fn the_memory_store_is_linearizable_across_threads() {
+    let (start, mut totals) = (Instant::now(), Totals::default());
     let threads = PROCESSES as u64 * THREADS;
     for _ in 0..storm(1) {
         let logs = in_memory();
         work(&MemoryRecordStore::new(), logs.path(), 0, threads, CALLS_PER_THREAD);
-        // The process that runs the tests outlives them all.
+        // All threads belong to this process, so no owner dies.
         let calls = history::load(logs.path(), None, &Deaths::new());
-        assert_lively(&calls);
-        figures.verify(calls, &Rules::default());
+        assert_all_outcomes_occur(&calls);
+        totals.verify(calls, &Rules::default());
     }
-    figures.conclude("linearizable in memory", start);
+    totals.conclude("linearizable in memory", start);
 }

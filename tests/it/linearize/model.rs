@@ -1,233 +1,246 @@
-//! The contract of one key as a machine that does one step at a time. See the parent module for
-//! what it allows.
+//! The contract of one key as a state machine: one step per call. The parent module describes what the
+//! contract allows.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::history::{By, Call, Deaths, NEVER, Op, Outcome, Who};
+use super::history::{Call, Claim, Death, Deaths, HolderId, NEVER, Op, Outcome};
 use crate::support::Moment;
 
-/// All that a key remembers.
+/// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct State {
     record: Option<u64>,
-    /// Not yet seen to be over.
+    /// Present until a call with the latch has seen that it ended.
     lock: Option<Lock>,
-    /// The greatest token that is known to have been given.
+    /// The greatest token known to be issued.
     newest: u64,
 }
 
+/// A lock *ends* when its lease expires or when its process dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Lock {
-    holder: Who,
-    /// `None`: taken by a call whose answer nobody heard.
+    holder: HolderId,
+    /// `None` if the call that acquired it was killed before it returned the token.
     token: Option<u64>,
-    /// The lease ends between these two.
-    ends_from: Moment,
-    ends_by: Moment,
-    /// Somebody who looked without the latch has seen it over.
-    seen_over: bool,
+    /// The lease expires between these two moments.
+    expires_from: Moment,
+    expires_by: Moment,
+    /// A call without the latch has seen that it ended.
+    seen_ended: bool,
 }
 
-/// The rules, for one run.
+/// The rules of one run.
 #[derive(Default)]
 pub(super) struct Rules {
     pub(super) deaths: Deaths,
-    /// How often the search found that a lock can only be over because its lease is, or because its
-    /// process is gone.
-    pub(super) leases_over: Cell<u64>,
+    /// How often the search found a lock that can have ended only by the expiry of its lease, or only
+    /// by the death of its process.
+    pub(super) leases_expired: Cell<u64>,
     pub(super) owners_dead: Cell<u64>,
 }
 
-/// The states that a call may lead to: none if it cannot happen here, two if nobody heard its
-/// answer.
+/// The states that a call may lead to: none if it is impossible here, two if the call was killed
+/// before it returned.
 pub(super) type Next = [Option<State>; 2];
 
 impl Rules {
     pub(super) fn step(&self, state: State, call: &Call) -> Next {
+        let step = Step { rules: self, state, call };
         match &call.outcome {
-            Some(outcome) => [At { rules: self, state, call }.answered(outcome), None],
-            None => At { rules: self, state, call }.unheard(),
+            Some(outcome) => [step.returned(outcome), None],
+            None => step.killed(),
         }
     }
 }
 
-/// Whether a call may change anything.
+/// Whether an operation can change anything.
 pub(super) fn is_change(op: Op) -> bool {
     !matches!(op, Op::Read(_) | Op::Exists | Op::Info | Op::WaitFree)
 }
 
-/// Whether a call may have changed anything, as it ended.
+/// Whether a call with this outcome may have changed anything.
 pub(super) fn may_change(call: &Call) -> bool {
     use Outcome::{Acquired, Done, Flag};
     is_change(call.op) && matches!(call.outcome, None | Some(Done | Flag(true) | Acquired { .. }))
 }
 
-/// A call at one moment.
-struct At<'a> {
+/// A call that takes effect in a state.
+struct Step<'a> {
     rules: &'a Rules,
     state: State,
     call: &'a Call,
 }
 
-impl At<'_> {
-    fn answered(&self, outcome: &Outcome) -> Option<State> {
+impl Step<'_> {
+    /// The state after a call that returned this outcome.
+    fn returned(&self, outcome: &Outcome) -> Option<State> {
         let state = self.state;
         match (self.call.op, outcome) {
-            (Op::Read(by), Outcome::Value(value)) => {
-                self.good(by).or(self.seen_late()).filter(|state| state.record == *value)
+            (Op::Read(claim), Outcome::Value(value)) => {
+                self.if_valid(claim).or(self.if_late_renewal()).filter(|state| state.record == *value)
             }
-            (Op::Acquire(me, _), Outcome::Timeout(Some(who))) => self.others(By::Holder(me), *who),
-            // It was another's turn, or the latch was taken: that says nothing of the lock.
+            (Op::Acquire(holder, _), Outcome::Timeout(Some(current))) => {
+                self.if_held_by(*current, Claim::Holder(holder))
+            }
+            // Another waiter was next, or the latch was held: this says nothing about the lock.
             (Op::Read(_) | Op::Acquire(..), Outcome::Timeout(None)) => Some(state),
-            (Op::Write(by, value), Outcome::Done) => {
-                self.good(by).map(|state| State { record: Some(value), ..state })
+            (Op::Write(claim, value), Outcome::Done) => {
+                self.if_valid(claim).map(|state| State { record: Some(value), ..state })
             }
-            (Op::Remove(by), Outcome::Flag(removed)) => self
-                .good(by)
+            (Op::Remove(claim), Outcome::Flag(removed)) => self
+                .if_valid(claim)
                 .filter(|state| state.record.is_some() == *removed)
                 .map(|state| State { record: None, ..state }),
-            (Op::Exists, Outcome::Flag(there)) => (state.record.is_some() == *there).then_some(state),
-            (Op::Acquire(who, hold), Outcome::Acquired { token, reentrant: true }) => {
-                self.extended(self.known(self.mine(By::Holder(who))?, *token)?, hold)
+            (Op::Exists, Outcome::Flag(exists)) => (state.record.is_some() == *exists).then_some(state),
+            (Op::Acquire(holder, hold), Outcome::Acquired { token, reentrant: true }) => {
+                self.renewed(self.with_token(self.if_own(Claim::Holder(holder))?, *token)?, hold)
             }
-            (Op::Acquire(who, hold), Outcome::Acquired { token, reentrant: false }) => {
-                self.free().filter(|state| state.newest < *token).map(|state| {
+            (Op::Acquire(holder, hold), Outcome::Acquired { token, reentrant: false }) => {
+                self.if_free().filter(|state| state.newest < *token).map(|state| {
                     let state = State { newest: *token, ..state };
-                    self.taken(state, who, Some(*token), hold)
+                    self.acquired(state, holder, Some(*token), hold)
                 })
             }
-            (Op::Renew(by, hold), Outcome::Done) => self.extended(self.mine(by)?, hold),
-            (Op::Release(by), Outcome::Done) => self.mine(by).map(|state| State { lock: None, ..state }),
-            (Op::Renew(By::Holder(_), _) | Op::Release(By::Holder(_)), Outcome::NotLocked)
-            | (Op::Break, Outcome::Flag(false)) => self.free(),
-            (Op::Read(by), Outcome::Timeout(Some(who)))
-            | (Op::Write(by, _) | Op::Remove(by), Outcome::Locked(who))
-            | (Op::Renew(by, _) | Op::Release(by), Outcome::NotHolder(who)) => self.others(by, *who),
+            (Op::Renew(claim, hold), Outcome::Done) => self.renewed(self.if_own(claim)?, hold),
+            (Op::Release(claim), Outcome::Done) => {
+                self.if_own(claim).map(|state| State { lock: None, ..state })
+            }
+            (Op::Renew(Claim::Holder(_), _) | Op::Release(Claim::Holder(_)), Outcome::NotLocked)
+            | (Op::Break, Outcome::Flag(false)) => self.if_free(),
+            (Op::Read(claim), Outcome::Timeout(Some(holder)))
+            | (Op::Write(claim, _) | Op::Remove(claim), Outcome::Locked(holder))
+            | (Op::Renew(claim, _) | Op::Release(claim), Outcome::NotHolder(holder)) => {
+                self.if_held_by(*holder, claim)
+            }
             (
-                Op::Read(By::Token(token))
-                | Op::Write(By::Token(token), _)
-                | Op::Remove(By::Token(token))
-                | Op::Renew(By::Token(token), _)
-                | Op::Release(By::Token(token)),
+                Op::Read(Claim::Token(token))
+                | Op::Write(Claim::Token(token), _)
+                | Op::Remove(Claim::Token(token))
+                | Op::Renew(Claim::Token(token), _)
+                | Op::Release(Claim::Token(token)),
                 Outcome::Lost,
-            ) => self.lost(token),
-            (Op::Info, Outcome::Info(Some(info))) => self.informed(*info).or(self.seen_late()),
+            ) => self.if_lost(token),
+            (Op::Info, Outcome::Info(Some(info))) => self.if_info(*info).or(self.if_late_renewal()),
             (Op::Info, Outcome::Info(None)) | (Op::WaitFree, Outcome::Flag(true)) => {
-                self.seen_free().or(self.seen_over_early())
+                self.if_free_without_latch().or(self.if_holders_late_renewal())
             }
             (Op::WaitFree, Outcome::Flag(false)) => {
-                let live = state.lock.is_some_and(|lock| self.may_live(&lock));
-                live.then_some(state).or(self.seen_late())
+                let live = state.lock.is_some_and(|lock| self.may_be_live(&lock));
+                live.then_some(state).or(self.if_late_renewal())
             }
             (Op::Break, Outcome::Flag(true)) => Some(State { lock: None, ..state }),
             _ => None,
         }
     }
 
-    /// What the call may have done if nobody heard its answer.
-    fn unheard(&self) -> Next {
+    /// The states after a killed call that took effect.
+    fn killed(&self) -> Next {
         let one = |state| [state, None];
         match self.call.op {
-            Op::Write(by, value) => one(self.good(by).map(|state| State { record: Some(value), ..state })),
-            Op::Remove(by) => one(self.good(by).map(|state| State { record: None, ..state })),
-            Op::Acquire(who, hold) => [
-                self.mine(By::Holder(who)).and_then(|state| self.extended(state, hold)),
-                self.free().map(|state| self.taken(state, who, None, hold)),
+            Op::Write(claim, value) => {
+                one(self.if_valid(claim).map(|state| State { record: Some(value), ..state }))
+            }
+            Op::Remove(claim) => one(self.if_valid(claim).map(|state| State { record: None, ..state })),
+            Op::Acquire(holder, hold) => [
+                self.if_own(Claim::Holder(holder)).and_then(|state| self.renewed(state, hold)),
+                self.if_free().map(|state| self.acquired(state, holder, None, hold)),
             ],
-            Op::Renew(by, hold) => one(self.mine(by).and_then(|state| self.extended(state, hold))),
-            Op::Release(by) => one(self.mine(by).map(|state| State { lock: None, ..state })),
+            Op::Renew(claim, hold) => one(self.if_own(claim).and_then(|state| self.renewed(state, hold))),
+            Op::Release(claim) => one(self.if_own(claim).map(|state| State { lock: None, ..state })),
             Op::Break => one(Some(State { lock: None, ..self.state })),
             Op::Read(_) | Op::Exists | Op::Info | Op::WaitFree => one(None),
         }
     }
 
-    /// The record may be read or changed on this claim.
-    fn good(&self, by: By) -> Option<State> {
-        match by {
-            // A lock of one's own need not be seen to be over.
-            By::Holder(_) => self.mine(by).or_else(|| self.free()),
-            By::Token(_) => self.mine(by),
+    /// The claim permits to read and change the record.
+    fn if_valid(&self, claim: Claim) -> Option<State> {
+        match claim {
+            // The claimant's own lock may have ended without any call that noticed it.
+            Claim::Holder(_) => self.if_own(claim).or_else(|| self.if_free()),
+            Claim::Token(_) => self.if_own(claim),
         }
     }
 
-    /// No lock is live: there is none, or it is over from now on, for good.
-    fn free(&self) -> Option<State> {
+    /// No lock is live: there is none, or it has ended. From now on it has ended for all calls.
+    fn if_free(&self) -> Option<State> {
         match self.state.lock {
-            Some(lock) if !lock.seen_over && !self.may_be_over(&lock) => None,
+            Some(lock) if !lock.seen_ended && !self.may_have_ended(&lock) => None,
             _ => Some(State { lock: None, ..self.state }),
         }
     }
 
-    /// No lock is live for those who look without the latch.
-    fn seen_free(&self) -> Option<State> {
+    /// No lock is live for a call that checks it without the latch.
+    fn if_free_without_latch(&self) -> Option<State> {
         let mut state = self.state;
         if let Some(lock) = &mut state.lock {
-            lock.seen_over |= self.may_be_over(lock);
-            return lock.seen_over.then_some(state);
+            lock.seen_ended |= self.may_have_ended(lock);
+            return lock.seen_ended.then_some(state);
         }
         Some(state)
     }
 
-    /// A lock that lives on for a moment by a renewal that comes to nothing.
-    fn seen_late(&self) -> Option<State> {
+    /// A concurrent renewal that fails makes a lock appear live for longer.
+    fn if_late_renewal(&self) -> Option<State> {
         (!self.call.late_renewals.is_empty()).then_some(self.state)
     }
 
-    /// A lock that is over for a moment by a renewal that comes to nothing.
-    fn seen_over_early(&self) -> Option<State> {
+    /// A concurrent renewal by the lock's holder fails, and makes the lock appear to have ended early.
+    fn if_holders_late_renewal(&self) -> Option<State> {
         let lock = self.state.lock?;
         self.call.late_renewals.contains(&lock.holder).then_some(self.state)
     }
 
     /// The live lock is the claimant's.
-    fn mine(&self, by: By) -> Option<State> {
+    fn if_own(&self, claim: Claim) -> Option<State> {
         let live = |lock: &Lock| {
-            // What is changing something may have been let in before the lease was seen to be over.
-            let let_in = is_change(self.call.op) && lock.ends_from <= self.call.by;
-            self.is_claimants(lock, by)
-                && self.may_live(&Lock { seen_over: lock.seen_over && !let_in, ..*lock })
+            // A change may have been admitted before another call saw that the lock ended.
+            let admitted = is_change(self.call.op) && lock.expires_from <= self.call.end;
+            self.is_claimants(lock, claim)
+                && self.may_be_live(&Lock { seen_ended: lock.seen_ended && !admitted, ..*lock })
         };
         self.state.lock.filter(live).map(|_| self.state)
     }
 
-    /// The live lock is another's: this one's.
-    fn others(&self, by: By, who: Who) -> Option<State> {
-        let fits = |lock: &Lock| lock.holder == who && !self.is_claimants(lock, by) && self.may_live(lock);
+    /// The live lock belongs to this holder, and the claim does not fit it.
+    fn if_held_by(&self, holder: HolderId, claim: Claim) -> Option<State> {
+        let fits =
+            |lock: &Lock| lock.holder == holder && !self.is_claimants(lock, claim) && self.may_be_live(lock);
         let live = self.state.lock.as_ref().is_some_and(fits);
-        live.then_some(self.state).or(self.seen_late())
+        live.then_some(self.state).or(self.if_late_renewal())
     }
 
     /// No live lock has this token.
-    fn lost(&self, token: u64) -> Option<State> {
+    fn if_lost(&self, token: u64) -> Option<State> {
         match self.state.lock {
-            Some(lock) if self.is_claimants(&lock, By::Token(token)) => {
+            Some(lock) if self.is_claimants(&lock, Claim::Token(token)) => {
                 if is_change(self.call.op) {
-                    self.free()
+                    self.if_free()
                 } else {
-                    self.seen_free().or(self.seen_over_early())
+                    self.if_free_without_latch().or(self.if_holders_late_renewal())
                 }
             }
             _ => Some(self.state),
         }
     }
 
-    fn informed(&self, (who, token, left): (Who, u64, Option<Duration>)) -> Option<State> {
-        let mut state = self.known(self.state, token)?;
-        let lock = state.lock.as_mut().filter(|lock| lock.holder == who && self.may_live(lock))?;
-        match left {
-            None => (lock.ends_by == NEVER).then_some(state),
-            Some(left) => {
-                // Another reading of the same end.
-                lock.ends_from = lock.ends_from.max(after(self.call.from, left));
-                lock.ends_by = lock.ends_by.min(after(self.call.by, left));
-                (lock.ends_from <= lock.ends_by).then_some(state)
+    /// The live lock has this holder, token and remaining lease.
+    fn if_info(&self, (holder, token, remaining): (HolderId, u64, Option<Duration>)) -> Option<State> {
+        let mut state = self.with_token(self.state, token)?;
+        let lock = state.lock.as_mut().filter(|lock| lock.holder == holder && self.may_be_live(lock))?;
+        match remaining {
+            None => (lock.expires_by == NEVER).then_some(state),
+            Some(remaining) => {
+                // A second measurement of the same expiry time.
+                lock.expires_from = lock.expires_from.max(after(self.call.start, remaining));
+                lock.expires_by = lock.expires_by.min(after(self.call.end, remaining));
+                (lock.expires_from <= lock.expires_by).then_some(state)
             }
         }
     }
 
-    /// The lock has this token, if that can be.
-    fn known(&self, mut state: State, token: u64) -> Option<State> {
+    /// The lock has this token, if that is possible.
+    fn with_token(&self, mut state: State, token: u64) -> Option<State> {
         let lock = state.lock.as_mut()?;
         if let Some(known) = lock.token {
             return (known == token).then_some(state);
@@ -237,54 +250,55 @@ impl At<'_> {
         (self.state.newest < token).then_some(state)
     }
 
-    fn taken(&self, state: State, holder: Who, token: Option<u64>, hold: Option<Duration>) -> State {
-        let (ends_from, ends_by) = self.lease(hold);
-        State { lock: Some(Lock { holder, token, ends_from, ends_by, seen_over: false }), ..state }
+    fn acquired(&self, state: State, holder: HolderId, token: Option<u64>, hold: Option<Duration>) -> State {
+        let (expires_from, expires_by) = self.expiry(hold);
+        State { lock: Some(Lock { holder, token, expires_from, expires_by, seen_ended: false }), ..state }
     }
 
-    /// The lease begins anew.
-    fn extended(&self, mut state: State, hold: Option<Duration>) -> Option<State> {
+    /// The lease starts again.
+    fn renewed(&self, mut state: State, hold: Option<Duration>) -> Option<State> {
         let lock = state.lock.as_mut()?;
-        (lock.ends_from, lock.ends_by) = self.lease(hold);
-        lock.seen_over = false;
+        (lock.expires_from, lock.expires_by) = self.expiry(hold);
+        lock.seen_ended = false;
         Some(state)
     }
 
-    fn lease(&self, hold: Option<Duration>) -> (Moment, Moment) {
-        hold.map_or((NEVER, NEVER), |hold| (after(self.call.from, hold), after(self.call.by, hold)))
+    /// The bounds of the expiry time of a lease that this call starts.
+    fn expiry(&self, hold: Option<Duration>) -> (Moment, Moment) {
+        hold.map_or((NEVER, NEVER), |hold| (after(self.call.start, hold), after(self.call.end, hold)))
     }
 
-    fn may_live(&self, lock: &Lock) -> bool {
-        let alive = self.death_of(lock).is_none_or(|death| self.call.from < death.by);
-        !lock.seen_over && self.call.from < lock.ends_by && alive
+    fn may_be_live(&self, lock: &Lock) -> bool {
+        let alive = self.death_of(lock).is_none_or(|death| self.call.start < death.latest);
+        !lock.seen_ended && self.call.start < lock.expires_by && alive
     }
 
-    fn may_be_over(&self, lock: &Lock) -> bool {
-        let lease_over = lock.ends_from <= self.call.by;
-        let owner_dead = self.death_of(lock).is_some_and(|death| death.from <= self.call.by);
-        if lease_over != owner_dead {
-            let reason = if lease_over { &self.rules.leases_over } else { &self.rules.owners_dead };
+    fn may_have_ended(&self, lock: &Lock) -> bool {
+        let lease_expired = lock.expires_from <= self.call.end;
+        let owner_dead = self.death_of(lock).is_some_and(|death| death.earliest <= self.call.end);
+        if lease_expired != owner_dead {
+            let reason = if lease_expired { &self.rules.leases_expired } else { &self.rules.owners_dead };
             reason.set(reason.get() + 1);
         }
-        lease_over || owner_dead
+        lease_expired || owner_dead
     }
 
-    fn death_of(&self, lock: &Lock) -> Option<super::history::Death> {
+    fn death_of(&self, lock: &Lock) -> Option<Death> {
         match lock.holder {
-            Who::Thread { process, .. } => self.rules.deaths.get(&process).copied(),
-            Who::Named(_) => None,
+            HolderId::Thread { process, .. } => self.rules.deaths.get(&process).copied(),
+            HolderId::Named(_) => None,
         }
     }
 
-    fn is_claimants(&self, lock: &Lock, by: By) -> bool {
-        match by {
-            By::Holder(who) => lock.holder == who,
-            By::Token(token) => {
-                let here = match lock.holder {
-                    Who::Thread { process, .. } => process == self.call.process,
-                    Who::Named(_) => true,
+    fn is_claimants(&self, lock: &Lock, claim: Claim) -> bool {
+        match claim {
+            Claim::Holder(holder) => lock.holder == holder,
+            Claim::Token(token) => {
+                let same_process = match lock.holder {
+                    HolderId::Thread { process, .. } => process == self.call.process,
+                    HolderId::Named(_) => true,
                 };
-                lock.token == Some(token) && here
+                lock.token == Some(token) && same_process
             }
         }
     }

@@ -1,18 +1,16 @@
-//! One thread's part: random operations, each of them logged.
+//! The work of one thread: random operations, each of them logged.
 
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::{
-    Claim, Error, Key, LockGuard, LockInfo, LockOptions, LockToken, RecordStore, RecordStoreExt,
-};
+use record_store::{Error, Key, LockGuard, LockInfo, LockOptions, LockToken, RecordStore, RecordStoreExt};
 use serde::{Deserialize, Serialize};
 
-use super::history::{By, Log, Op, Outcome, Who};
+use super::history::{Claim, HolderId, Log, Op, Outcome};
 use crate::support::dice::Dice;
 use crate::support::now;
 
-/// Few, so that the threads meet.
+/// Few, so that the threads contend.
 pub(super) const KEYS: usize = 3;
 
 /// Named holders, shared by all threads.
@@ -21,28 +19,28 @@ const JOBS: u64 = 2;
 /// The longest lease.
 const LONGEST_HOLD: Duration = Duration::from_millis(20);
 
-/// The longest wait, where there is a limit.
+/// The longest timeout of a wait that has one.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-/// So many of a key's tokens a thread remembers, and some of them are no longer any good.
+/// How many of a key's tokens a thread remembers. Some of them are no longer valid.
 const TOKENS: usize = 4;
 
 pub(super) fn key_name(key: usize) -> String {
     format!("key-{key}")
 }
 
-/// A thread at work on a store.
+/// A thread that calls random operations of a store.
 pub(super) struct Worker<'a> {
     store: &'a dyn RecordStore,
     log: Log,
     dice: Dice,
-    me: Who,
+    me: HolderId,
     tokens: [Vec<u64>; KEYS],
-    /// The newest token that this thread got for itself.
+    /// The newest token of each key that this thread's own holder got.
     own: [Option<u64>; KEYS],
-    /// Where this thread's values begin: no two of a run are the same.
+    /// The last value that this thread used. All values of a run are different.
     values: u64,
-    left: u64,
+    calls_left: u64,
 }
 
 /// A value that shows whether it is whole.
@@ -66,72 +64,84 @@ impl Value {
 }
 
 impl<'a> Worker<'a> {
-    /// `number` tells apart all threads of a run.
-    pub(super) fn new(store: &'a dyn RecordStore, logs: &Path, number: u64, ops: u64) -> Self {
-        let (log, me) = (Log::create(logs), Who::me());
+    /// `number` is unique among all threads of a run.
+    pub(super) fn new(store: &'a dyn RecordStore, logs: &Path, number: u64, calls: u64) -> Self {
+        let (log, me) = (Log::create(logs), HolderId::current());
         let values = number << 32;
-        // Every run its own.
+        // A different seed for each run.
         let dice = Dice::new(number ^ now());
-        Self { store, log, dice, me, tokens: Default::default(), own: [None; KEYS], values, left: ops }
+        Self {
+            store,
+            log,
+            dice,
+            me,
+            tokens: Default::default(),
+            own: [None; KEYS],
+            values,
+            calls_left: calls,
+        }
     }
 
     pub(super) fn run(mut self) {
-        while self.left > 0 {
+        while self.calls_left > 0 {
             let key = self.dice.index(KEYS);
             if self.dice.once_in(6) {
-                self.section(key);
+                self.critical_section(key);
             } else {
                 self.single(key);
             }
         }
     }
 
-    /// One operation by itself.
+    /// Calls a single operation.
     fn single(&mut self, key: usize) {
         let name = key_name(key);
-        let (store, by) = (self.store, self.by(key));
+        let (store, claim) = (self.store, self.claim(key));
         match self.dice.below(26) {
             0..=6 => {
                 let timeout = (!self.dice.once_in(8)).then(|| self.wait());
-                self.call(key, Op::Read(by), || {
-                    let json = store.read_json(&Key::new(name)?, &claim(by), timeout)?;
+                self.call(key, Op::Read(claim), || {
+                    let json = store.read_json(&Key::new(name)?, &store_claim(claim), timeout)?;
                     let value = json.map(|json| serde_json::from_str::<Value>(json.get()).unwrap());
                     Ok(Outcome::Value(value.map(Value::open)))
                 });
             }
             7..=9 => {
                 let value = self.value();
-                self.call(key, Op::Write(by, value), || {
-                    store.write_as(name, &Value::new(value), claim(by)).map(|()| Outcome::Done)
+                self.call(key, Op::Write(claim, value), || {
+                    store.write_as(name, &Value::new(value), store_claim(claim)).map(|()| Outcome::Done)
                 });
             }
             10..=11 => {
-                self.call(key, Op::Remove(by), || store.remove_as(name, claim(by)).map(Outcome::Flag));
+                self.call(key, Op::Remove(claim), || {
+                    store.remove_as(name, store_claim(claim)).map(Outcome::Flag)
+                });
             }
             12 => {
                 self.call(key, Op::Exists, || store.exists(name).map(Outcome::Flag));
             }
             13..=16 => {
-                let (who, hold, wait) = (self.who(), Some(self.hold()), self.wait());
-                let options = options(who, hold, wait);
-                let acquired = self.call(key, Op::Acquire(who, hold), || acquire(store, key, who, &options));
-                self.remember(key, who, &acquired);
+                let (holder, hold, wait) = (self.holder(), Some(self.hold()), self.wait());
+                let options = options(holder, hold, wait);
+                let acquired =
+                    self.call(key, Op::Acquire(holder, hold), || acquire(store, key, holder, &options));
+                self.remember(key, holder, &acquired);
             }
             17..=18 => {
                 let hold = Some(self.hold());
-                self.call(key, Op::Renew(by, hold), || {
-                    store.renew(name, claim(by), hold).map(|()| Outcome::Done)
+                self.call(key, Op::Renew(claim, hold), || {
+                    store.renew(name, store_claim(claim), hold).map(|()| Outcome::Done)
                 });
             }
             19..=22 => {
-                self.call(key, Op::Release(by), || {
-                    store.release_lock(name, claim(by)).map(|()| Outcome::Done)
+                self.call(key, Op::Release(claim), || {
+                    store.release_lock(name, store_claim(claim)).map(|()| Outcome::Done)
                 });
             }
             23 => {
-                let info = self.call(key, Op::Info, || store.lock_info(name).map(inform));
-                if let Outcome::Info(Some((who, ..))) = info {
-                    self.remember(key, who, &info);
+                let info = self.call(key, Op::Info, || store.lock_info(name).map(info_outcome));
+                if let Outcome::Info(Some((holder, ..))) = info {
+                    self.remember(key, holder, &info);
                 }
             }
             24 => {
@@ -145,103 +155,104 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Several changes under one lock, among them such as nobody else may ever see. The thread's own
-    /// lock is held by a guard, a job's by its token.
-    fn section(&mut self, key: usize) {
-        let who = self.who();
-        // Without a term only what ends with the process.
-        let endless = who == self.me && self.dice.once_in(4);
+    /// Makes several changes under one lock. No other process may see the state between them. The
+    /// thread holds its own lock through a guard, and a job's lock through its token.
+    fn critical_section(&mut self, key: usize) {
+        let holder = self.holder();
+        // Only a lock that ends with the process may be without an expiry.
+        let endless = holder == self.me && self.dice.once_in(4);
         let hold = (!endless).then(|| self.hold());
-        let Some((guard, token, reentrant)) = self.enter(key, who, hold) else { return };
-        let by = By::Token(token);
-        self.read_inside(key, by, guard.as_ref());
+        let Some((guard, token, reentrant)) = self.enter(key, holder, hold) else { return };
+        let claim = Claim::Token(token);
+        self.read_inside(key, claim, guard.as_ref());
         for _ in 0..=self.dice.below(3) {
-            self.change_inside(key, by, guard.as_ref());
+            self.change_inside(key, claim, guard.as_ref());
             if self.dice.once_in(8) {
-                // Time for others to come too early, or for the lease to run out.
+                // Time for others to get in too early, or for the lease to expire.
                 std::thread::sleep(self.dice.time(Duration::from_millis(2)));
             }
         }
         if let Some(guard) = guard.as_ref().filter(|_| self.dice.once_in(8)) {
-            self.call(key, Op::Renew(by, hold), || guard.renew().map(|()| Outcome::Done));
+            self.call(key, Op::Renew(claim, hold), || guard.renew().map(|()| Outcome::Done));
         }
-        self.read_inside(key, by, guard.as_ref());
+        self.read_inside(key, claim, guard.as_ref());
         let store = self.store;
         let outer = guard.filter(|_| !reentrant);
-        // An inner guard leaves the lock as it is, and its end is no operation.
-        self.call(key, Op::Release(by), || match outer {
+        // Dropping an inner guard does not release the lock, so it is not logged as an operation.
+        self.call(key, Op::Release(claim), || match outer {
             Some(guard) => guard.release().map(|()| Outcome::Done),
-            None => store.release_lock(key_name(key), claim(by)).map(|()| Outcome::Done),
+            None => store.release_lock(key_name(key), store_claim(claim)).map(|()| Outcome::Done),
         });
     }
 
     fn enter(
         &mut self,
         key: usize,
-        who: Who,
+        holder: HolderId,
         hold: Option<Duration>,
     ) -> Option<(Option<Guard<'a>>, u64, bool)> {
-        let (store, options) = (self.store, options(who, hold, self.wait()));
-        // The guard does not tell, but a thread knows its own tokens.
+        let (store, options) = (self.store, options(holder, hold, self.wait()));
+        // A guard does not say whether it is reentrant, but the thread knows its own tokens.
         let own = self.own[key];
         let mut guard = None;
-        let acquired = self.call(key, Op::Acquire(who, hold), || {
-            if who != Who::me() {
-                return acquire(store, key, who, &options);
+        let acquired = self.call(key, Op::Acquire(holder, hold), || {
+            if holder != HolderId::current() {
+                return acquire(store, key, holder, &options);
             }
             let token = guard.insert(store.lock(key_name(key), options)?).token().get();
             Ok(Outcome::Acquired { token, reentrant: own == Some(token) })
         });
-        self.remember(key, who, &acquired);
+        self.remember(key, holder, &acquired);
         match acquired {
             Outcome::Acquired { token, reentrant } => Some((guard, token, reentrant)),
             _ => None,
         }
     }
 
-    fn change_inside(&mut self, key: usize, by: By, guard: Option<&Guard<'_>>) {
+    fn change_inside(&mut self, key: usize, claim: Claim, guard: Option<&Guard<'_>>) {
         let (store, name) = (self.store, key_name(key));
         if self.dice.once_in(3) {
-            self.call(key, Op::Remove(by), || {
-                let removed = guard.map_or_else(|| store.remove_as(name, claim(by)), LockGuard::remove);
+            self.call(key, Op::Remove(claim), || {
+                let removed =
+                    guard.map_or_else(|| store.remove_as(name, store_claim(claim)), LockGuard::remove);
                 removed.map(Outcome::Flag)
             });
             return;
         }
         let number = self.value();
         let value = Value::new(number);
-        self.call(key, Op::Write(by, number), || {
+        self.call(key, Op::Write(claim, number), || {
             let written = match guard {
                 Some(guard) => guard.write(&value),
-                None => store.write_as(name, &value, claim(by)),
+                None => store.write_as(name, &value, store_claim(claim)),
             };
             written.map(|()| Outcome::Done)
         });
     }
 
-    fn read_inside(&mut self, key: usize, by: By, guard: Option<&Guard<'_>>) {
+    fn read_inside(&mut self, key: usize, claim: Claim, guard: Option<&Guard<'_>>) {
         let store = self.store;
-        self.call(key, Op::Read(by), || {
+        self.call(key, Op::Read(claim), || {
             let record = match guard {
                 Some(guard) => guard.read::<Value>()?,
-                None => store.read_as::<Value>(key_name(key), claim(by))?,
+                None => store.read_as::<Value>(key_name(key), store_claim(claim))?,
             };
             Ok(Outcome::Value(record.map(|record| record.result.open())))
         });
     }
 
-    /// Makes a call, and has it in the log from before its beginning.
+    /// Makes a call, and logs its start beforehand and its outcome afterwards.
     fn call(&mut self, key: usize, op: Op, make: impl FnOnce() -> Result<Outcome, Error>) -> Outcome {
-        self.left = self.left.saturating_sub(1);
-        self.log.begin(key, op);
-        let outcome = make().unwrap_or_else(|error| refused(&error));
+        self.calls_left = self.calls_left.saturating_sub(1);
+        self.log.start(key, op);
+        let outcome = make().unwrap_or_else(|error| error_outcome(&error));
         self.log.end(&outcome);
         outcome
     }
 
-    fn remember(&mut self, key: usize, who: Who, outcome: &Outcome) {
+    fn remember(&mut self, key: usize, holder: HolderId, outcome: &Outcome) {
         let (Outcome::Acquired { token, .. } | Outcome::Info(Some((_, token, _)))) = outcome else { return };
-        if who == self.me {
+        if holder == self.me {
             self.own[key] = Some(*token);
         }
         let tokens = &mut self.tokens[key];
@@ -256,16 +267,20 @@ impl<'a> Worker<'a> {
         self.values
     }
 
-    fn who(&mut self) -> Who {
-        if self.dice.once_in(2) { self.me } else { Who::Named(u32::try_from(self.dice.below(JOBS)).unwrap()) }
+    fn holder(&mut self) -> HolderId {
+        if self.dice.once_in(2) {
+            self.me
+        } else {
+            HolderId::Named(u32::try_from(self.dice.below(JOBS)).unwrap())
+        }
     }
 
-    fn by(&mut self, key: usize) -> By {
+    fn claim(&mut self, key: usize) -> Claim {
         let known = self.tokens[key].len();
         if known > 0 && self.dice.once_in(3) {
-            By::Token(self.tokens[key][self.dice.index(known)])
+            Claim::Token(self.tokens[key][self.dice.index(known)])
         } else {
-            By::Holder(self.who())
+            Claim::Holder(self.holder())
         }
     }
 
@@ -280,37 +295,43 @@ impl<'a> Worker<'a> {
 
 type Guard<'a> = LockGuard<'a, dyn RecordStore + 'a>;
 
-fn acquire(store: &dyn RecordStore, key: usize, who: Who, options: &LockOptions) -> Result<Outcome, Error> {
-    let acquired = store.acquire(&Key::new(key_name(key))?, &who.holder(), options)?;
+fn acquire(
+    store: &dyn RecordStore,
+    key: usize,
+    holder: HolderId,
+    options: &LockOptions,
+) -> Result<Outcome, Error> {
+    let acquired = store.acquire(&Key::new(key_name(key))?, &holder.holder(), options)?;
     Ok(Outcome::Acquired { token: acquired.token.get(), reentrant: acquired.reentrant })
 }
 
-fn claim(by: By) -> Claim {
-    match by {
-        By::Holder(who) => who.holder().into(),
-        By::Token(token) => LockToken::new(token).into(),
+/// The claim that the calling thread passes to the store.
+fn store_claim(claim: Claim) -> record_store::Claim {
+    match claim {
+        Claim::Holder(holder) => holder.holder().into(),
+        Claim::Token(token) => LockToken::new(token).into(),
     }
 }
 
-fn options(who: Who, hold: Option<Duration>, wait: Duration) -> LockOptions {
-    let options = LockOptions::new().holder(who.holder()).acquire_timeout(wait);
+fn options(holder: HolderId, hold: Option<Duration>, wait: Duration) -> LockOptions {
+    let options = LockOptions::new().holder(holder.holder()).acquire_timeout(wait);
     match hold {
         Some(hold) => options.hold_timeout(hold),
         None => options,
     }
 }
 
-fn inform(info: Option<LockInfo>) -> Outcome {
-    Outcome::Info(info.map(|info| (Who::of(info.holder()), info.token().get(), info.remaining())))
+fn info_outcome(info: Option<LockInfo>) -> Outcome {
+    Outcome::Info(info.map(|info| (HolderId::of(info.holder()), info.token().get(), info.remaining())))
 }
 
-fn refused(error: &Error) -> Outcome {
+fn error_outcome(error: &Error) -> Outcome {
     match error {
-        Error::Locked { holder, .. } => Outcome::Locked(Who::of(holder)),
-        Error::LockTimeout { holder, .. } => Outcome::Timeout(holder.as_ref().map(Who::of)),
+        Error::Locked { holder, .. } => Outcome::Locked(HolderId::of(holder)),
+        Error::LockTimeout { holder, .. } => Outcome::Timeout(holder.as_ref().map(HolderId::of)),
         Error::LockLost { .. } => Outcome::Lost,
         Error::NotLocked { .. } => Outcome::NotLocked,
-        Error::NotLockHolder { current, .. } => Outcome::NotHolder(Who::of(current)),
+        Error::NotLockHolder { current, .. } => Outcome::NotHolder(HolderId::of(current)),
         other => Outcome::Failed(format!("{other:?}")),
     }
 }

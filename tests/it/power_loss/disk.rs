@@ -1,35 +1,37 @@
-//! The model of a disk: what was done to it, and everything that it may hold when the power fails.
+//! A model of a disk: the effects on it, and every tree that it may hold when the power fails.
 //!
-//! The model is stricter than any file system in use. It grants what POSIX grants, and no order:
+//! The model is stricter than any file system in use. It guarantees only what POSIX guarantees, and no
+//! order:
 //!
-//! * **A name** (an entry of a directory) that was made, replaced or removed since the last `fsync`
-//!   of *that directory* holds any of the values it had since then, each name on its own. `fsync` of
-//!   a file says nothing of its names, and of a directory nothing of the directory's own name.
-//! * **A rename** is two such changes, and each half may be there without the other, except that
-//!   the file cannot lose both names by it: the old one is gone only if the new one has arrived.
-//! * **An exchange of two names** is two such changes as well, and each name falls back on its own,
-//!   with no exception: until both directories are synced either name may stand for either file, so
-//!   both may stand for one of them, and the other may be lost.
-//! * **The data** of a file that was written since its last `fsync` or `fdatasync` is any state that
-//!   it was in since then: as before the write, after it, after the first half of it, or with the new
-//!   length and zeros where the write was to come (delayed allocation).
+//! * **A name** (an entry of a directory) that was created, replaced or removed since the last `fsync`
+//!   of *that directory* has any of the values that it had since then. Each name is independent. `fsync`
+//!   of a file does not cover its names, and `fsync` of a directory does not cover the directory's own
+//!   name.
+//! * **A rename** is two such changes. Either half may reach the disk without the other, with one
+//!   exception: the file cannot lose both names. The old name is gone only if the new one has arrived.
+//! * **An exchange of two names** is two such changes as well. Each name is independent, without an
+//!   exception: until both directories are synced, either name may refer to either file. So both may
+//!   refer to the same file, and the other file may be lost.
+//! * **The data** of a file that was written since its last `fsync` or `fdatasync` is in any state since
+//!   then: before the write, after it, after its first half, or with the new length and zeros in place of
+//!   the written data (delayed allocation).
 //! * **A store through a mapped file** is a write that nobody syncs.
-//! * **Room allocated** for what is in a file already is no change.
-//! * **Modes, owners and times** are taken to be there: the store does not rely on them.
+//! * **An allocation** for data that the file already has is no change.
+//! * **Modes, owners and times** are assumed to be on the disk: the store does not rely on them.
 //!
-//! A file that only names below `tmp/` or `owners/` lead to is taken in one state of its data and not
-//! in all: those directories are swept by name, and nobody reads what is in there.
+//! If a file has names only below `tmp/` or `owners/`, the model tries one state of its data and not all:
+//! those directories are swept by name, and nobody reads the files in them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use super::play::KEYS;
+use super::sequences::KEYS;
 
-/// A file or a directory. The base directory is the first.
+/// A file or a directory, as a number. The base directory is the first.
 pub(crate) type Node = usize;
 pub(crate) const BASE: Node = 0;
 
-/// One change of the disk, as a system call made it.
+/// A change of the disk by one system call.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     Mkdir { dir: Node, name: String },
@@ -45,18 +47,18 @@ pub(crate) enum Effect {
 
 /// A path, as a number.
 pub(crate) type Path = u32;
-/// What a path leads to, as a number: the same content has the same number.
+/// The directory or the content that a path leads to, as a number. Equal contents have equal numbers.
 pub(crate) type Image = u32;
 pub(crate) const DIRECTORY: Image = 0;
 
-/// A tree that a disk may hold: every path below the base with what it leads to, in a fixed order, so
-/// that equal trees are equal lists.
+/// A tree that a disk may hold: every path below the base with its image, in a fixed order, so that equal
+/// trees are equal lists.
 pub(crate) type Tree = [(Path, Image)];
 
-/// A tree has so many parts: what belongs to the first key, to the second, what is staged, and what
-/// the store is made of.
+/// The number of parts of a tree: the files of the first key, those of the second key, the staged files,
+/// and the files of the store itself.
 pub(crate) const PARTS: usize = 4;
-pub(crate) const THE_STORE: usize = 3;
+pub(crate) const STORE_PART: usize = 3;
 
 /// The part of the tree that a path belongs to.
 pub(crate) fn part_of(path: Path) -> usize {
@@ -70,17 +72,17 @@ fn part(path: &str) -> usize {
             || path.ends_with(&format!("/{key}.lock"))
             || path.ends_with(&format!("/latches/{latch:02x}"))
     };
-    let staged = if path.contains("/.store/tmp/") { 2 } else { THE_STORE };
+    let staged = if path.contains("/.store/tmp/") { 2 } else { STORE_PART };
     KEYS.iter().position(|key| of_key(key)).unwrap_or(staged)
 }
 
-/// Paths and contents, and their numbers. Shared by all disks, so that their trees compare.
+/// Gives numbers to paths and contents. All disks share it, so that their trees can be compared.
 #[derive(Default)]
-pub(crate) struct Numbers(Mutex<Numbered>);
+pub(crate) struct Interner(Mutex<Interned>);
 
 #[derive(Default)]
-struct Numbered {
-    /// A path's number is its place here, times [`PARTS`], plus its part of the tree.
+struct Interned {
+    /// The number of a path is its index here, times [`PARTS`], plus its part of the tree.
     paths: Vec<Arc<str>>,
     path_numbers: HashMap<Arc<str>, Path>,
     images: Vec<Arc<[u8]>>,
@@ -88,33 +90,33 @@ struct Numbered {
     torn: HashSet<Image>,
 }
 
-impl Numbers {
+impl Interner {
     pub(crate) fn path(&self, path: &str) -> Path {
-        let mut numbered = self.0.lock().unwrap();
-        if let Some(&number) = numbered.path_numbers.get(path) {
+        let mut interned = self.0.lock().unwrap();
+        if let Some(&number) = interned.path_numbers.get(path) {
             return number;
         }
-        let number = u32::try_from(numbered.paths.len() * PARTS + part(path)).unwrap();
+        let number = u32::try_from(interned.paths.len() * PARTS + part(path)).unwrap();
         let path = Arc::from(path);
-        numbered.paths.push(Arc::clone(&path));
-        numbered.path_numbers.insert(path, number);
+        interned.paths.push(Arc::clone(&path));
+        interned.path_numbers.insert(path, number);
         number
     }
 
     fn image(&self, content: &[u8], torn: bool) -> Image {
-        let mut numbered = self.0.lock().unwrap();
-        let number = if let Some(&number) = numbered.image_numbers.get(content) {
+        let mut interned = self.0.lock().unwrap();
+        let number = if let Some(&number) = interned.image_numbers.get(content) {
             number
         } else {
             let content: Arc<[u8]> = Arc::from(content);
-            numbered.images.push(Arc::clone(&content));
-            // Zero is for directories.
-            let number = u32::try_from(numbered.images.len()).unwrap();
-            numbered.image_numbers.insert(content, number);
+            interned.images.push(Arc::clone(&content));
+            // Starts at 1: zero is for directories.
+            let number = u32::try_from(interned.images.len()).unwrap();
+            interned.image_numbers.insert(content, number);
             number
         };
         if torn {
-            numbered.torn.insert(number);
+            interned.torn.insert(number);
         }
         number
     }
@@ -127,15 +129,15 @@ impl Numbers {
         Arc::clone(&self.0.lock().unwrap().images[number as usize - 1])
     }
 
-    /// Whether this is a write of which only the first half arrived.
+    /// Whether only the first half of a write arrived.
     pub(crate) fn is_torn(&self, image: Image) -> bool {
         self.0.lock().unwrap().torn.contains(&image)
     }
 }
 
-/// A disk in use: the newest state of everything, and which states it may fall back to.
+/// A disk in use: the newest state of everything, and the states that a power loss may restore.
 pub(crate) struct Disk<'a> {
-    numbers: &'a Numbers,
+    interner: &'a Interner,
     nodes: Vec<Kind>,
     renames: Vec<Rename>,
 }
@@ -145,38 +147,38 @@ enum Kind {
     File { content: Vec<u8>, images: Vec<Image> },
 }
 
-/// The values of a name since the directory was synced, the oldest first.
+/// A name, and its values since the directory was synced, the oldest first.
 struct Name {
     path: Path,
     scratch: bool,
     values: Vec<Option<Node>>,
 }
 
-/// A rename that may be half done: the position of each half among its name's values.
+/// A rename that may be half done. Each half has the index of its change among the values of its name.
 struct Rename {
     from: (Node, String, usize),
     to: (Node, String, usize),
 }
 
 impl<'a> Disk<'a> {
-    pub(crate) fn new(numbers: &'a Numbers) -> Self {
+    pub(crate) fn new(interner: &'a Interner) -> Self {
         let base = Kind::Dir { path: String::new(), names: BTreeMap::new() };
-        Self { numbers, nodes: vec![base], renames: Vec::new() }
+        Self { interner, nodes: vec![base], renames: Vec::new() }
     }
 
-    /// What a name stands for now.
+    /// The node that a name refers to now.
     pub(crate) fn lookup(&self, dir: Node, name: &str) -> Option<Node> {
         let Kind::Dir { names, .. } = &self.nodes[dir] else { panic!("{name}: not in a directory") };
         names.get(name).and_then(|name| *name.values.last().unwrap())
     }
 
-    /// What a file holds now.
+    /// The content of a file now.
     pub(crate) fn content(&self, file: Node) -> &[u8] {
         let Kind::File { content, .. } = &self.nodes[file] else { panic!("not a file") };
         content
     }
 
-    /// All that was done so far has reached the disk, as it does in the course of time.
+    /// All changes so far have reached the disk, as they do in the course of time.
     pub(crate) fn settle(&mut self) {
         for node in 0..self.nodes.len() {
             self.sync(node);
@@ -190,14 +192,14 @@ impl<'a> Disk<'a> {
                 self.add(*dir, name, Kind::Dir { path, names: BTreeMap::new() });
             }
             Effect::Create { dir, name } => {
-                let empty = self.numbers.image(&[], false);
+                let empty = self.interner.image(&[], false);
                 self.add(*dir, name, Kind::File { content: Vec::new(), images: vec![empty] });
             }
             Effect::Write { file, offset, data } => self.write(*file, *offset, data),
             Effect::Truncate { file, length } => {
                 let Kind::File { content, images } = &mut self.nodes[*file] else { panic!("not a file") };
                 content.resize(*length, 0);
-                images.push(self.numbers.image(content, false));
+                images.push(self.interner.image(content, false));
             }
             Effect::Sync { node } => self.sync(*node),
             Effect::Link { node, dir, name } => {
@@ -233,13 +235,13 @@ impl<'a> Disk<'a> {
         self.set(dir, name, Some(node));
     }
 
-    /// Gives a name a new value, and returns its position.
+    /// Gives a name a new value, and returns the index of the value.
     fn set(&mut self, dir: Node, name: &str, value: Option<Node>) -> usize {
         let path = format!("{}/{name}", self.path(dir));
         let Kind::Dir { names, .. } = &mut self.nodes[dir] else { panic!("not a directory") };
         let name = names.entry(name.to_owned()).or_insert_with(|| {
             let scratch = path.contains("/.store/tmp/") || path.contains("/.store/owners/");
-            Name { path: self.numbers.path(&path), scratch, values: vec![None] }
+            Name { path: self.interner.path(&path), scratch, values: vec![None] }
         });
         name.values.push(value);
         name.values.len() - 1
@@ -247,19 +249,19 @@ impl<'a> Disk<'a> {
 
     fn write(&mut self, file: Node, offset: usize, data: &[u8]) {
         let Kind::File { content, images } = &mut self.nodes[file] else { panic!("not a file") };
-        let put = |content: &[u8], data: &[u8]| {
+        let patched = |content: &[u8], data: &[u8]| {
             let mut after = content.to_vec();
             after.resize(after.len().max(offset + data.len()), 0);
             after[offset..offset + data.len()].copy_from_slice(data);
             after
         };
-        let whole = put(content, data);
+        let whole = patched(content, data);
         let mut zeros = content.clone();
         zeros.resize(whole.len(), 0);
-        let half = put(content, &data[..data.len() / 2]);
-        images.push(self.numbers.image(&zeros, false));
-        images.push(self.numbers.image(&half, half.iter().any(|&byte| byte != 0)));
-        images.push(self.numbers.image(&whole, false));
+        let half = patched(content, &data[..data.len() / 2]);
+        images.push(self.interner.image(&zeros, false));
+        images.push(self.interner.image(&half, half.iter().any(|&byte| byte != 0)));
+        images.push(self.interner.image(&whole, false));
         *content = whole;
     }
 
@@ -276,7 +278,7 @@ impl<'a> Disk<'a> {
                 self.renames.retain(|rename| rename.to.0 != node);
                 for rename in &mut self.renames {
                     if rename.from.0 == node {
-                        // Certainly gone.
+                        // The old name is certainly gone.
                         rename.from.2 = 0;
                     }
                 }
@@ -284,8 +286,8 @@ impl<'a> Disk<'a> {
         }
     }
 
-    /// Shows every tree that the disk may hold if the power fails now, each once for every way to
-    /// come about: which value each name has, and which state the data of each file.
+    /// Visits every tree that the disk may hold if the power fails now. A tree is visited once for each
+    /// combination that leads to it: a value for each name, and a state for the data of each file.
     pub(crate) fn each_tree(&self, visit: &mut dyn FnMut(&Tree)) {
         let mut walk =
             Walk { disk: self, visit, chosen: HashMap::new(), tree: Vec::new(), files: Vec::new() };
@@ -293,19 +295,19 @@ impl<'a> Disk<'a> {
     }
 }
 
-/// A walk over all choices: first of the names, from the base downwards, then of the data.
+/// A walk over all choices: first the names, from the base downwards, then the data.
 struct Walk<'a, 'v> {
     disk: &'a Disk<'a>,
     visit: &'v mut dyn FnMut(&Tree),
-    /// The value chosen for a name that was come upon.
+    /// The value chosen for each visited name.
     chosen: HashMap<(Node, &'a str), Option<Node>>,
     tree: Vec<(Path, Image)>,
-    /// Where in the tree there is a file, and which.
+    /// The files of the tree: the index in the tree, the node, and whether the name is a scratch name.
     files: Vec<(usize, Node, bool)>,
 }
 
 impl<'a> Walk<'a, '_> {
-    /// Chooses for the names that come after `last` in the directory at `at`, and in those behind it.
+    /// Chooses values for the names after `last` in the directory at `at`, and in all later directories.
     fn names(&mut self, dirs: &mut Vec<Node>, at: usize, last: Option<&'a str>) {
         use std::ops::Bound::{Excluded, Unbounded};
         let Some(&dir) = dirs.get(at) else {
@@ -343,8 +345,8 @@ impl<'a> Walk<'a, '_> {
         self.chosen.remove(&(dir, text));
     }
 
-    /// Whether the file has not lost both names by this rename. A value that a name had more than
-    /// once stands for all the times.
+    /// Whether the file still has at least one of the two names of this rename. A chosen value stands for
+    /// all the times when the name had that value.
     fn allows(&self, rename: &Rename) -> bool {
         let values = |(dir, name, _): &(Node, String, usize)| {
             let value = *self.chosen.get(&(*dir, name.as_str()))?;
@@ -353,7 +355,7 @@ impl<'a> Walk<'a, '_> {
         };
         let gone = match values(&rename.from) {
             Some((value, values)) => values[..rename.from.2].iter().all(|before| *before != value),
-            // Nothing ever had this name, as far as the disk knows, or its directory is lost.
+            // The disk never saw this name, or its directory is lost.
             None => rename.from.2 == 0 && self.chosen.keys().any(|(dir, _)| *dir == rename.from.0),
         };
         let arrived = values(&rename.to).is_none_or(|(value, values)| values[rename.to.2..].contains(&value));
@@ -361,7 +363,7 @@ impl<'a> Walk<'a, '_> {
     }
 
     fn data(&mut self) {
-        // One choice for each file, however many names lead to it.
+        // One choice per file, even if several names lead to it.
         let mut open: Vec<(Node, Vec<Image>)> = Vec::new();
         for &(_, file, _) in &self.files {
             let Kind::File { images, .. } = &self.disk.nodes[file] else { panic!("not a file") };
@@ -376,19 +378,19 @@ impl<'a> Walk<'a, '_> {
             choices.retain(|image| seen.insert(*image));
             open.push((file, choices));
         }
-        let mut turn = vec![0; open.len()];
+        let mut choice = vec![0; open.len()];
         loop {
             for &(at, file, _) in &self.files {
                 let which = open.iter().position(|(known, _)| *known == file).unwrap();
-                self.tree[at].1 = open[which].1[turn[which]];
+                self.tree[at].1 = open[which].1[choice[which]];
             }
             (self.visit)(&self.tree);
-            // The next combination, as an odometer counts.
-            let Some(wheel) = (0..open.len()).find(|&wheel| turn[wheel] + 1 < open[wheel].1.len()) else {
+            // Advances to the next combination like an odometer.
+            let Some(wheel) = (0..open.len()).find(|&wheel| choice[wheel] + 1 < open[wheel].1.len()) else {
                 break;
             };
-            turn[..wheel].fill(0);
-            turn[wheel] += 1;
+            choice[..wheel].fill(0);
+            choice[wheel] += 1;
         }
     }
 }

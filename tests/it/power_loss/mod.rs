@@ -1,103 +1,104 @@
-//! What a disk may hold after a power loss, all of it, and that the store recovers from it.
+//! The store recovers from everything that a disk may hold after a power loss.
 //!
-//! A child plays sequences of up to three operations: all those of one operation on an old store,
-//! and of the others a sample that grows with `RECORD_STORE_STORM`, up to all of them. Its system
-//! calls are recorded, and what they do is done again to a model of a [`disk`]. After every effect the
-//! power fails: every tree that the disk may then hold is laid out in memory, and the library itself
-//! opens it. What it finds there has to be what was promised until that moment.
+//! A child plays sequences of up to three operations. It plays all sequences of one operation on an old
+//! store, and a sample of the others. The sample grows with `RECORD_STORE_STORM`, up to all of them. The
+//! system calls of the child are recorded, and their effects are replayed on a model of a [`disk`]. The
+//! power fails after every effect: every tree that the disk may then hold is materialized in memory, and
+//! the library itself opens it. It has to find what was guaranteed until that moment.
 //!
-//! The same tree comes about in many ways and is laid out once; what was promised is judged for each
-//! way of its own. Counted is each way: a sequence, a moment in its last operation (the moments
-//! before are those of a shorter sequence) and what of the pending changes the disk has taken in.
+//! The same tree can arise in many ways. It is materialized once, and the guarantees are checked for
+//! each way separately. The number of states counts each way: a sequence, a moment in its last operation
+//! (the earlier moments belong to a shorter sequence), and which pending changes reached the disk.
 //!
-//! Without a storm that is some 13 000 states, in about 6 000 distinct trees, of which 2 700 are laid
-//! out.
+//! Without a storm there are some 13 000 states, in about 6 000 distinct trees, of which 2 700 are
+//! materialized.
 //!
-//! After a power loss nobody is alive: no process has an owner file locked, and the locks on the
-//! disk are of another boot.
+//! After a power loss no process is alive: no owner file is locked, and the locks on the disk are from
+//! another boot.
 //!
-//! What is promised of a lock: one that is bound to a process is free. One of a named holder that is
-//! on the disk whole is held; it may be lost, and a release may be undone, because locks are not
-//! synced. A lock file of which only the first half has arrived, or that a hand-over has overwritten
-//! by half, is [`Error::CorruptLock`] and goes away by [`break_lock`]; these are the only cases. No
-//! lock file that is empty or zero, whole, or not there is ever in the way.
+//! The guarantees for a lock: a lock that is bound to a process is free. A lock of a named holder that
+//! is on the disk as a whole is held. Such a lock may be lost, and its release may be undone, because
+//! locks are not synced. A lock file is [`Error::CorruptLock`], and [`break_lock`] removes it, if only
+//! its first half has arrived, or if a hand-over has overwritten only half of it. These are the only
+//! cases. A lock file that is missing, whole, empty or all zeros is never an error.
 //!
 //! [`Error::CorruptLock`]: record_store::Error::CorruptLock
 //! [`break_lock`]: record_store::RecordStoreExt::break_lock
 
+mod cache;
 mod disk;
-mod judge;
-mod known;
-mod play;
-mod record;
+mod guarantees;
+mod normalize;
+mod recorder;
 mod recover;
-mod uniform;
+mod sequences;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use disk::{Disk, Numbers, Tree};
-use judge::Promises;
-use known::Known;
-use play::{Mark, Sequence, Start, sequences, store_below};
-use record::Event;
-use recover::Ground;
+use cache::Cache;
+use disk::{Disk, Interner, Tree};
+use guarantees::Guarantees;
+use recorder::Event;
+use recover::ScratchDir;
+use sequences::{Mark, Sequence, Start, sequences, store_below};
 
 use crate::support::children::Role;
 use crate::support::storm;
 
-pub(crate) const ROLES: &[Role] = &[("power-loss", play::play)];
+pub(crate) const ROLES: &[Role] = &[("power-loss", sequences::play)];
 
-/// So many sequences a child plays: each store costs it a descriptor.
-const A_CHILDS: usize = 100;
+/// A limit, because each store costs the child a descriptor.
+const MAX_SEQUENCES_PER_CHILD: usize = 100;
 
-/// What all workers share.
+/// The state that all workers share.
 #[derive(Default)]
 struct Survey {
-    numbers: Numbers,
-    known: Mutex<Known>,
+    interner: Interner,
+    cache: Mutex<Cache>,
     states: AtomicU64,
     moments: AtomicU64,
 }
 
-/// Plays the sequences and checks every state; returns how many states that were.
+/// Plays the sequences and checks every state. Returns the number of states.
 fn survey(sequences: &[Sequence]) -> u64 {
     let survey = Survey::default();
-    // The library sleeps a while over a lock that is half there: others work meanwhile.
+    // The library sleeps for a while when it finds half a lock file. Other workers use that time.
     let workers = 3 * std::thread::available_parallelism().map_or(1, usize::from);
-    let chunks: Vec<_> = sequences.chunks(A_CHILDS.min(sequences.len().div_ceil(workers))).collect();
+    let chunks: Vec<_> =
+        sequences.chunks(MAX_SEQUENCES_PER_CHILD.min(sequences.len().div_ceil(workers))).collect();
     let next = AtomicUsize::new(0);
     let start = std::time::Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                let ground = Ground::new();
+                let dir = ScratchDir::new();
                 while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let Some(logs) = record::record(chunk) else { return };
+                    let Some(logs) = recorder::record(chunk) else { return };
                     for (sequence, log) in chunk.iter().zip(logs) {
-                        survey.lose_power(&ground, sequence, &log);
+                        survey.cut_power(&dir, sequence, &log);
                     }
                 }
             });
         }
     });
-    let (states, known) = (survey.states.into_inner(), survey.known.into_inner().unwrap());
+    let (states, cache) = (survey.states.into_inner(), survey.cache.into_inner().unwrap());
     println!(
-        "{} sequences, {} moments, {states} states, {} distinct trees, {} of them laid out, {:.1?}",
+        "{} sequences, {} moments, {states} states, {} distinct trees, {} of them materialized, {:.1?}",
         sequences.len(),
         survey.moments.into_inner(),
-        known.trees(),
-        known.laid_out(),
+        cache.trees(),
+        cache.materialized(),
         start.elapsed()
     );
     states
 }
 
 impl Survey {
-    /// Lets the power fail at every moment of a sequence's last operation.
-    fn lose_power(&self, ground: &Ground, sequence: &Sequence, log: &[Event]) {
-        let mut disk = Disk::new(&self.numbers);
-        let mut promises = Promises::new(sequence, &self.numbers);
+    /// Cuts the power at every moment of a sequence's last operation.
+    fn cut_power(&self, dir: &ScratchDir, sequence: &Sequence, log: &[Event]) {
+        let mut disk = Disk::new(&self.interner);
+        let mut guarantees = Guarantees::new(sequence, &self.interner);
         let last = match sequence.operations.len() {
             0 => Mark::Open,
             operations => Mark::Invoke(operations - 1),
@@ -108,61 +109,62 @@ impl Survey {
                 Event::Effect(effect) => disk.apply(effect),
                 Event::Mark(Mark::Settled) => disk.settle(),
                 Event::Mark(mark) => {
-                    promises.hear(*mark);
+                    guarantees.update(*mark);
                     if *mark == last {
-                        // The disk is as it was, and less is promised than just before.
+                        // The disk is unchanged, and less is guaranteed than just before.
                         in_last = true;
                         continue;
                     }
                 }
             }
-            // If nothing happens to the disk before more is promised, that is the moment to look.
+            // If the next event adds a guarantee and leaves the disk unchanged, check only after it.
             let next_is_more = matches!(log.get(at + 1), Some(Event::Mark(Mark::Return(..) | Mark::Opened)));
             if in_last && !next_is_more && !matches!(event, Event::Mark(Mark::End)) {
-                self.look(ground, &disk, &promises, &log[..=at]);
+                self.check_moment(dir, &disk, &guarantees, &log[..=at]);
             }
         }
     }
 
-    fn look(&self, ground: &Ground, disk: &Disk<'_>, promises: &Promises<'_>, log: &[Event]) {
+    /// Checks every tree that the disk may hold at this moment.
+    fn check_moment(&self, dir: &ScratchDir, disk: &Disk<'_>, guarantees: &Guarantees<'_>, log: &[Event]) {
         self.moments.fetch_add(1, Ordering::Relaxed);
         let mut states = 0;
         disk.each_tree(&mut |tree| {
             states += 1;
-            let known = self.known.lock().unwrap().recall(tree);
-            let judged = match known {
-                Some([a, b]) => promises.judge(tree, [&a, &b]),
-                None => self.recover(ground, tree, promises),
+            let cached = self.cache.lock().unwrap().get(tree);
+            let checked = match cached {
+                Some([a, b]) => guarantees.check(tree, [&a, &b]),
+                None => self.recover(dir, tree, guarantees),
             };
-            if let Err(complaint) = judged {
-                panic!("{complaint}\n{}", self.describe(tree, promises, log));
+            if let Err(violation) = checked {
+                panic!("{violation}\n{}", self.describe(tree, guarantees, log));
             }
         });
         self.states.fetch_add(states, Ordering::Relaxed);
     }
 
-    fn recover(&self, ground: &Ground, tree: &Tree, promises: &Promises<'_>) -> Result<(), String> {
-        let below = store_below(promises.sequence.start);
-        let after = ground.recover(tree, &self.numbers, below)?;
-        promises.judge(tree, [&after[0], &after[1]])?;
-        self.known.lock().unwrap().learn(tree, after)
+    fn recover(&self, dir: &ScratchDir, tree: &Tree, guarantees: &Guarantees<'_>) -> Result<(), String> {
+        let below = store_below(guarantees.sequence.start);
+        let recovered = dir.recover(tree, &self.interner, below)?;
+        guarantees.check(tree, [&recovered[0], &recovered[1]])?;
+        self.cache.lock().unwrap().insert(tree, recovered)
     }
 
-    /// All that is needed to follow a failure by hand.
-    fn describe(&self, tree: &Tree, promises: &Promises<'_>, log: &[Event]) -> String {
+    /// Everything that is needed to reproduce a failure by hand.
+    fn describe(&self, tree: &Tree, guarantees: &Guarantees<'_>, log: &[Event]) -> String {
         use std::fmt::Write;
-        let mut text = format!("{:?}\nwhat was done until the power failed:\n", promises.sequence);
+        let mut text = format!("{:?}\nevents until the power failed:\n", guarantees.sequence);
         for event in log {
             let mut line = format!("{event:?}");
             line.truncate(line.floor_char_boundary(160));
             writeln!(text, "  {line}").unwrap();
         }
-        text.push_str("what the disk holds:\n");
+        text.push_str("the disk holds:\n");
         for &(path, image) in tree {
             let content = if image == disk::DIRECTORY {
                 "a directory".to_owned()
             } else {
-                let content = self.numbers.content_of(image);
+                let content = self.interner.content_of(image);
                 let zeros = content.iter().rev().take_while(|&&byte| byte == 0).count();
                 let shown = &content[..(content.len() - zeros).min(400)];
                 format!(
@@ -171,56 +173,56 @@ impl Survey {
                     content.len()
                 )
             };
-            writeln!(text, "  {}: {content}", self.numbers.path_of(path)).unwrap();
+            writeln!(text, "  {}: {content}", self.interner.path_of(path)).unwrap();
         }
         text
     }
 }
 
-/// The sequences whose turn it is, in a fixed order: one in `one_in`, and in a storm more of them, up
-/// to all. The shortest are always among them.
+/// Samples one in `one_in` sequences, in a fixed order. A storm samples more of them, up to all. The
+/// sequences of up to `shortest` operations are always included.
 fn sample(all: Vec<Sequence>, shortest: usize, one_in: u64) -> Vec<Sequence> {
     let one_in = (one_in / storm(1)).max(1);
-    let mut turn = 0;
+    let mut counter = 0;
     let mut chosen = all;
     chosen.retain(|sequence| {
         let short = sequence.operations.len() <= shortest;
-        turn += u64::from(!short);
-        short || turn % one_in == 0
+        counter += u64::from(!short);
+        short || counter % one_in == 0
     });
     chosen
 }
 
 #[test]
-fn an_old_store() {
+fn an_old_store_survives_power_loss() {
     let sequences = sample(sequences(Start::Old, false, 3), 1, 800);
     let states = survey(&sequences);
-    assert!(states > 1_000, "only {states} states: has the recorder gone blind?");
+    assert!(states > 1_000, "only {states} states: does the recorder miss system calls?");
 }
 
 #[test]
-fn an_old_store_that_syncs_nothing() {
+fn an_old_store_without_syncs_survives_power_loss() {
     let sequences = sample(sequences(Start::Old, true, 3), 1, 4_000);
     let states = survey(&sequences);
-    assert!(states > 1_000, "only {states} states: has the recorder gone blind?");
+    assert!(states > 1_000, "only {states} states: does the recorder miss system calls?");
 }
 
 #[test]
-fn a_new_store() {
+fn a_new_store_survives_power_loss() {
     survey(&sample(sequences(Start::New, false, 1), 0, 6));
 }
 
 #[test]
-fn a_new_store_that_syncs_nothing() {
+fn a_new_store_without_syncs_survives_power_loss() {
     survey(&sample(sequences(Start::New, true, 1), 0, 24));
 }
 
 #[test]
-fn a_new_store_below_a_new_directory() {
-    survey(&sample(sequences(Start::Deep, false, 1), 0, 12));
+fn a_new_store_in_a_new_directory_survives_power_loss() {
+    survey(&sample(sequences(Start::NewInNewDirectory, false, 1), 0, 12));
 }
 
 #[test]
-fn a_store_that_another_made_without_syncing() {
+fn a_store_that_another_handle_created_without_syncs_survives_power_loss() {
     survey(&sample(sequences(Start::NewByRelaxed, false, 1), 0, 12));
 }

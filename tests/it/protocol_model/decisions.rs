@@ -1,4 +1,4 @@
-//! What the model decides is what the store decides: each of them is asked about the same locks.
+//! The store decides as the model does: both decide about the same locks.
 
 use std::path::{Path, PathBuf};
 
@@ -6,17 +6,17 @@ use record_store::{Claim, Error, FileSystemRecordStore, LockInfo, LockOptions, L
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
 
-use super::state::{Liveness, Match, Standing, standing};
+use super::state::{Access, Liveness, Match, access};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::{as_named, named, open};
 
-/// Who took the lock.
+/// The process that acquired the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
-    Here,
-    Elsewhere,
+    ThisProcess,
+    OtherProcess,
     Dead,
-    /// Dead, but what is in the place of its owner file cannot be asked.
+    /// Dead, but its owner file is replaced by a directory, so nobody can check whether it is alive.
     Unknown,
 }
 
@@ -24,34 +24,35 @@ enum Owner {
 struct Case {
     owner: Owner,
     bound: bool,
-    over: bool,
+    expired: bool,
 }
 
-/// A lock file as the library writes it, and the process that took it, as far as it lives.
-fn take(dir: &Path, store: &FileSystemRecordStore, case: Case) -> (LockInfo, Option<Child>) {
+/// Creates a lock file with the library. Also returns the process that acquired it, if it is another
+/// live process.
+fn acquire(dir: &Path, store: &FileSystemRecordStore, case: Case) -> (LockInfo, Option<Child>) {
     let name = (!case.bound).then_some("job");
-    if case.owner == Owner::Here {
+    if case.owner == Owner::ThisProcess {
         let options = name.map_or_else(LockOptions::new, as_named);
         store.acquire_lock("k", &options).unwrap();
         return (store.lock_info("k").unwrap().unwrap(), None);
     }
     let mut child = Child::start("hold", &(dir, name, None::<u64>));
     child.expect("ready");
-    child.tell("go");
+    child.send("go");
     child.expect("held");
     let info = store.lock_info("k").unwrap().unwrap();
-    if case.owner == Owner::Elsewhere {
+    if case.owner == Owner::OtherProcess {
         return (info, Some(child));
     }
     child.kill();
     (info, None)
 }
 
-/// Rewrites the lock file: time that has passed, or an owner that cannot be asked.
+/// Rewrites the lock file so that its lease is expired, or makes its owner uncheckable.
 fn alter(dir: &Path, case: Case) {
     let path = dir.join("k.lock");
     let mut lock: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    if case.over {
+    if case.expired {
         lock["deadline_ns"] = 1.into();
         lock["expires_at"] = "2001-01-01T00:00:00Z".into();
     }
@@ -63,15 +64,15 @@ fn alter(dir: &Path, case: Case) {
     std::fs::write(&path, lock.to_string()).unwrap();
 }
 
-/// What the store makes of a claim. It changes the record, but never the lock.
-fn ask(store: &FileSystemRecordStore, claim: Claim) -> Standing {
+/// The decision of the store about a claim. Changes the record, but never the lock.
+fn decide(store: &FileSystemRecordStore, claim: Claim) -> Access {
     let by_token = matches!(claim, Claim::Token(_));
     let live = store.is_locked("k").unwrap();
     match (live, store.write_as("k", &1, claim)) {
-        (true, Ok(())) => Standing::Mine,
-        (false, Ok(())) if !by_token => Standing::Free,
-        (false, Err(Error::LockLost { .. })) if by_token => Standing::Free,
-        (true, Err(Error::LockLost { .. } | Error::Locked { .. })) => Standing::Other,
+        (true, Ok(())) => Access::Mine,
+        (false, Ok(())) if !by_token => Access::Free,
+        (false, Err(Error::LockLost { .. })) if by_token => Access::Free,
+        (true, Err(Error::LockLost { .. } | Error::Locked { .. })) => Access::Other,
         (live, outcome) => panic!("live: {live}, {outcome:?}"),
     }
 }
@@ -79,14 +80,14 @@ fn ask(store: &FileSystemRecordStore, claim: Claim) -> Standing {
 fn compare(case: Case) {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let (info, _child) = take(dir.path(), &store, case);
+    let (info, _child) = acquire(dir.path(), &store, case);
     alter(dir.path(), case);
     let liveness = match case.owner {
-        Owner::Here | Owner::Elsewhere => Liveness::Alive,
+        Owner::ThisProcess | Owner::OtherProcess => Liveness::Alive,
         Owner::Dead => Liveness::Dead,
         Owner::Unknown => Liveness::Unknown,
     };
-    // A sweep takes away only what makes no difference.
+    // A sweep removes only files that make no difference.
     for swept in [false, true] {
         if swept {
             store.sweep().unwrap();
@@ -97,20 +98,20 @@ fn compare(case: Case) {
             (Claim::Token(info.token()), true),
             (Claim::Token(LockToken::new(7)), false),
         ] {
-            let told = ask(&store, claim.clone());
-            let claimed = Match { named: is_named, from_owner: case.owner == Owner::Here };
-            let expected = standing(case.over, case.bound, liveness, claimed);
-            assert_eq!(told, expected, "{case:?}, {claim:?}, swept: {swept}");
+            let actual = decide(&store, claim.clone());
+            let claimed = Match { named: is_named, same_process: case.owner == Owner::ThisProcess };
+            let expected = access(case.expired, case.bound, liveness, claimed);
+            assert_eq!(actual, expected, "{case:?}, {claim:?}, swept: {swept}");
         }
     }
 }
 
 #[test]
 fn the_store_decides_as_the_model_does() {
-    for owner in [Owner::Here, Owner::Elsewhere, Owner::Dead, Owner::Unknown] {
+    for owner in [Owner::ThisProcess, Owner::OtherProcess, Owner::Dead, Owner::Unknown] {
         for bound in [true, false] {
-            for over in [true, false] {
-                compare(Case { owner, bound, over });
+            for expired in [true, false] {
+                compare(Case { owner, bound, expired });
             }
         }
     }
@@ -118,30 +119,30 @@ fn the_store_decides_as_the_model_does() {
 
 pub(crate) const ROLES: &[Role] = &[("leave a child", leave_a_child)];
 
-/// Takes the lock and forks. The child changes another record when told.
+/// Acquires the lock and forks. The child changes another record on request.
 #[expect(unsafe_code, reason = "fork")]
 fn leave_a_child(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
     std::mem::forget(store.lock("k", LockOptions::new()).unwrap());
-    // SAFETY: of the other threads, only the test runner's is there, and it waits on a channel: it
-    // holds no lock that the child could need.
+    // SAFETY: the only other thread is the test runner's. It waits on a channel and holds no lock that
+    // the child could need.
     match unsafe { nix::unistd::fork() }.unwrap() {
         nix::unistd::ForkResult::Parent { .. } => loop {
             nix::unistd::pause();
         },
         nix::unistd::ForkResult::Child => {
-            stage.tell("forked");
+            stage.send("forked");
             stage.expect("change");
             store.write("another", &1).unwrap();
-            stage.tell("changed");
-            // Until the test is over.
-            stage.hear();
+            stage.send("changed");
+            // Keeps running until the end of the test.
+            stage.receive();
         }
     }
 }
 
-/// The model's `LetsGo`.
+/// The model's `Step::DropsParentsOwner`.
 #[test]
 fn a_forked_child_keeps_its_dead_parents_lock_until_it_changes_the_store() {
     let dir = tempdir().unwrap();
@@ -152,7 +153,7 @@ fn a_forked_child_keeps_its_dead_parents_lock_until_it_changes_the_store() {
     let dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     waitid(WaitId::Pid(parent.pid()), dead).unwrap().expect("its end");
     assert!(store.is_locked("k").unwrap(), "the child has the owner file open");
-    parent.tell("change");
+    parent.send("change");
     parent.expect("changed");
     assert!(!store.is_locked("k").unwrap(), "nobody has the owner file open");
 }

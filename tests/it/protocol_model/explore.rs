@@ -1,62 +1,62 @@
-//! Tries every order of steps, breadth first, so that the first violation has the shortest story.
+//! Explores every order of steps, breadth first, so that the first violation has the shortest trace.
 //!
-//! A checker of its own and not a crate: the one that fits brings a web server and twenty more
-//! crates along, and cannot ask from every state whether some path leads on, which is what
-//! progress means here.
+//! This is our own checker and not a crate. The crate that fits needs a web server and twenty more
+//! crates, and it cannot check whether some path leads on from every state, which is what progress
+//! means here.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt::{self, Debug};
 use std::hash::Hash;
 
-/// Steps that can be taken, and what follows from each: a state, or what it violates.
+/// The possible steps, and the result of each: a state, or the rule that it violates.
 pub(crate) type Found<M> = Vec<(<M as Model>::Step, Result<<M as Model>::State, &'static str>)>;
 
-/// What a protocol can do.
+/// A state machine.
 pub(crate) trait Model: Sized {
     type State: Copy + Eq + Hash + Debug;
     type Step: Copy + Debug;
 
-    fn begin(&self) -> Self::State;
+    fn initial(&self) -> Self::State;
 
-    /// Every step that can be taken in a state.
+    /// Adds every step that is possible in a state.
     fn steps(&self, state: &Self::State, found: &mut Found<Self>);
 }
 
-/// What is violated, and how it came to that.
+/// A violated rule, and the steps that lead to it.
 #[derive(Debug)]
 pub(crate) struct Violation {
-    pub(crate) what: &'static str,
-    pub(crate) story: Vec<String>,
+    pub(crate) rule: &'static str,
+    pub(crate) trace: Vec<String>,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.story.join(", "))
+        write!(f, "{}: {}", self.rule, self.trace.join(", "))
     }
 }
 
-/// All states that can be reached, and the steps between them.
+/// All reachable states, and the steps between them.
 pub(crate) struct Explored<M: Model> {
     pub(crate) states: Vec<M::State>,
     /// From, step, to.
     steps: Vec<(u32, M::Step, u32)>,
-    /// The step by which each state was reached first.
+    /// The step that reached each state first.
     first: Vec<Option<usize>>,
 }
 
 impl<M: Model> Explored<M> {
-    /// Explores until there is nothing new, or something is violated.
+    /// Explores until no state is new, or a rule is violated.
     pub(crate) fn new(model: &M) -> Result<Self, Violation> {
-        let begin = model.begin();
-        let mut explored = Self { states: vec![begin], steps: Vec::new(), first: vec![None] };
-        let mut known = HashMap::from([(begin, 0_u32)]);
+        let initial = model.initial();
+        let mut explored = Self { states: vec![initial], steps: Vec::new(), first: vec![None] };
+        let mut known = HashMap::from([(initial, 0_u32)]);
         let mut found = Vec::new();
         let mut next = 0;
         while next < explored.states.len() {
             model.steps(&explored.states[next], &mut found);
             for (step, outcome) in found.drain(..) {
-                let state = outcome.map_err(|what| explored.violation(what, next, Some(&step)))?;
+                let state = outcome.map_err(|rule| explored.violation(rule, next, Some(&step)))?;
                 let to = match known.entry(state) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(new) => {
@@ -72,15 +72,15 @@ impl<M: Model> Explored<M> {
         Ok(explored)
     }
 
-    /// Sees that from each state some way, of steps that may be relied on, leads to a goal.
+    /// Checks that from each state, except the excused ones, some path of reliable steps leads to a goal.
     pub(crate) fn always_possible(
         &self,
-        what: &'static str,
+        rule: &'static str,
         excused: impl Fn(&M::State) -> bool,
         reliable: impl Fn(M::Step) -> bool,
         goal: impl Fn(M::Step) -> bool,
     ) -> Result<(), Violation> {
-        // Back from the goals, over steps sorted by where they lead.
+        // Walks backwards from the goals, over the steps indexed by the state that they lead to.
         let mut into = vec![Vec::new(); self.states.len()];
         let mut good = vec![false; self.states.len()];
         let mut to_visit = Vec::new();
@@ -98,20 +98,20 @@ impl<M: Model> Explored<M> {
             }
         }
         match (0..self.states.len()).find(|&at| !good[at] && !excused(&self.states[at])) {
-            Some(stuck) => Err(self.violation(what, stuck, None)),
+            Some(stuck) => Err(self.violation(rule, stuck, None)),
             None => Ok(()),
         }
     }
 
-    fn violation(&self, what: &'static str, at: usize, last: Option<&M::Step>) -> Violation {
-        let mut story: Vec<String> = last.map(|step| format!("{step:?}")).into_iter().collect();
+    fn violation(&self, rule: &'static str, at: usize, last: Option<&M::Step>) -> Violation {
+        let mut trace: Vec<String> = last.map(|step| format!("{step:?}")).into_iter().collect();
         let mut at = at;
         while let Some(by) = self.first[at] {
             let (from, step, _) = &self.steps[by];
-            story.push(format!("{step:?}"));
+            trace.push(format!("{step:?}"));
             at = *from as usize;
         }
-        story.reverse();
-        Violation { what, story }
+        trace.reverse();
+        Violation { rule, trace }
     }
 }

@@ -1,53 +1,52 @@
-//! What a process can do in one step, and what can happen to it.
+//! The steps of a process, and the events that can happen to it.
 
 use super::explore::Model;
 use super::state::{
-    Act, At, BOUND, Claim, KEYS, Life, Liveness, Lock, Match, PROCESSES, Process, Standing, State, id,
-    standing,
+    Access, Act, At, BOUND, Claim, KEYS, Life, Liveness, Lock, Match, PROCESSES, Process, State, access, id,
 };
 
 pub(super) const TWO_HOLDERS: &str = "two live holders of one key";
 pub(super) const OLD_TOKEN: &str = "a token that is not greater than all before";
-pub(super) const STUCK: &str = "a key that nobody can acquire any more";
+pub(super) const NOT_ACQUIRABLE: &str = "a key that nobody can acquire any more";
 
-/// What can be broken on purpose.
+/// The bugs that a test can put into the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bug {
-    JudgeBeforeLatch,
-    SkipToken,
+    CheckBeforeLatch,
+    IgnoreToken,
     UnknownIsDead,
     TakeOverOutsideLatch,
     ClaimPassesToChild,
-    TokensBeginAnew,
+    TokensStartAgain,
     DeathIsIgnored,
     LatchOutlivesProcess,
-    /// What the library does not see to: a thread forks while another is inside the latch.
+    /// The library cannot prevent this: a thread forks while another thread is inside the latch.
     ForkInsideLatch,
 }
 
-/// A step, for stories and to tell what may be relied on.
+/// A step: for traces, and to decide which steps progress may rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    Begins(u8),
-    /// A forked child that uses the store lets go of its parent's owner.
-    LetsGo(u8),
-    /// Process and key, as in the others.
+    Starts(u8),
+    /// A forked child that uses the store closes its parent's owner file.
+    DropsParentsOwner(u8),
+    /// Process and key, as in the steps below.
     Enters(u8, u8, Act),
-    Judges(u8, u8, Liveness),
+    Checks(u8, u8, Liveness),
     Changes(u8, u8, Act),
     Leaves(u8, u8),
-    /// Took the lock: process and key.
+    /// Acquires the lock: process and key.
     Acquires(u8, u8),
     Unlinks(u8, u8),
     Drops(u8),
     IsKilled(u8),
     Forks(u8, u8),
-    LeaseEnds(u8),
+    LeaseExpires(u8),
 }
 
 pub(super) struct Protocol {
     pub(super) bug: Option<Bug>,
-    /// Those that are used.
+    /// The keys that the processes use.
     pub(super) keys: &'static [u8],
 }
 
@@ -57,34 +56,34 @@ impl Model for Protocol {
     type State = State;
     type Step = Step;
 
-    fn begin(&self) -> State {
-        let alive = Process { life: Life::Alive, ..Process::UNBORN };
-        let processes = [alive, alive, Process::UNBORN];
+    fn initial(&self) -> State {
+        let alive = Process { life: Life::Alive, ..Process::NOT_STARTED };
+        let processes = [alive, alive, Process::NOT_STARTED];
         State { processes, locks: [None; 2], newest: [0; 2], stuck: [false; 2] }
     }
 
     fn steps(&self, state: &State, found: &mut Found) {
-        for who in 0..PROCESSES {
-            let process = &state.processes[who];
+        for index in 0..PROCESSES {
+            let process = &state.processes[index];
             match process.life {
-                Life::Unborn => self.add(state, found, Step::Begins(id(who)), |next| {
-                    next.processes[who].life = Life::Alive;
+                Life::NotStarted => self.add(state, found, Step::Starts(id(index)), |next| {
+                    next.processes[index].life = Life::Alive;
                     Ok(())
                 }),
                 Life::Alive => {
                     match process.busy {
-                        None => self.begin_act(state, who, found),
-                        Some((key, at)) => self.go_on(state, who, key, at, found),
+                        None => self.begin_act(state, index, found),
+                        Some((key, at)) => self.continue_act(state, index, key, at, found),
                     }
-                    self.disturb(state, who, found);
+                    self.disturb(state, index, found);
                 }
                 Life::Dead => {}
             }
         }
         for key in KEYS {
-            let Some(lock) = state.locks[usize::from(key)].filter(|lock| !lock.over) else { continue };
-            self.add(state, found, Step::LeaseEnds(key), |next| {
-                next.set_over(key, lock.token, true);
+            let Some(lock) = state.locks[usize::from(key)].filter(|lock| !lock.expired) else { continue };
+            self.add(state, found, Step::LeaseExpires(key), |next| {
+                next.set_expired(key, lock.token, true);
                 Ok(())
             });
         }
@@ -96,7 +95,7 @@ impl Protocol {
         self.bug == Some(bug)
     }
 
-    /// Adds a step, and sees what follows from it.
+    /// Adds a step and its result.
     fn add(
         &self,
         state: &State,
@@ -108,194 +107,199 @@ impl Protocol {
         let outcome = change(&mut next).and_then(|()| {
             let holds = |key: u8| {
                 let live =
-                    |it: &&Process| it.claim.is_some_and(|it| it.key == key && !it.over && !it.inherited);
+                    |it: &&Process| it.claim.is_some_and(|it| it.key == key && !it.expired && !it.inherited);
                 next.processes.iter().filter(live).count()
             };
             if KEYS.iter().any(|&key| holds(key) > 1) { Err(TWO_HOLDERS) } else { Ok(()) }
         });
-        next.number_tokens_anew();
+        next.renumber_tokens();
         if self.bug.is_none() {
-            // For stories the processes keep their numbers.
+            // With a bug, the processes keep their numbers, so that the trace is readable.
             next.sort_processes();
         }
         found.push((step, outcome.map(|()| next)));
     }
 
-    fn begin_act(&self, state: &State, who: usize, found: &mut Found) {
-        let process = &state.processes[who];
+    fn begin_act(&self, state: &State, index: usize, found: &mut Found) {
+        let process = &state.processes[index];
         if process.shares_owner.is_some() {
-            self.add(state, found, Step::LetsGo(id(who)), |next| {
-                next.processes[who].shares_owner = None;
+            self.add(state, found, Step::DropsParentsOwner(id(index)), |next| {
+                next.processes[index].shares_owner = None;
                 Ok(())
             });
             return;
         }
         match process.claim {
-            None => KEYS.into_iter().for_each(|key| self.begin_one(state, who, key, Act::Acquire, found)),
-            // A guard knows that it is a copy. A token does not, but its lock knows its owner.
+            None => {
+                KEYS.into_iter().for_each(|key| self.begin_on_key(state, index, key, Act::Acquire, found))
+            }
+            // A guard detects that it is a copy in a forked child. A token cannot, but its lock has an owner.
             Some(claim) if claim.inherited => {
                 if claim.key == BOUND {
                     for act in [Act::Renew, Act::Release, Act::Write] {
-                        self.begin_one(state, who, claim.key, act, found);
+                        self.begin_on_key(state, index, claim.key, act, found);
                     }
                 }
-                self.add(state, found, Step::Drops(id(who)), |next| {
-                    next.processes[who].claim = None;
+                self.add(state, found, Step::Drops(id(index)), |next| {
+                    next.processes[index].claim = None;
                     Ok(())
                 });
             }
             Some(claim) => {
                 for act in [Act::Acquire, Act::Renew, Act::Release, Act::Write] {
-                    self.begin_one(state, who, claim.key, act, found);
+                    self.begin_on_key(state, index, claim.key, act, found);
                 }
             }
         }
     }
 
-    fn begin_one(&self, state: &State, who: usize, key: u8, act: Act, found: &mut Found) {
+    fn begin_on_key(&self, state: &State, index: usize, key: u8, act: Act, found: &mut Found) {
         if !self.keys.contains(&key) {
             return;
         }
-        if self.judges_outside(state, act, key) {
-            self.judge(state, who, key, act, found);
+        if self.checks_outside(state, act, key) {
+            self.check(state, index, key, act, found);
         } else {
-            self.enter(state, who, key, act, At::Inside(act), found);
+            self.enter(state, index, key, act, At::Inside(act), found);
         }
     }
 
-    fn enter(&self, state: &State, who: usize, key: u8, act: Act, at: At, found: &mut Found) {
+    fn enter(&self, state: &State, index: usize, key: u8, act: Act, at: At, found: &mut Found) {
         if state.can_enter(key) {
-            self.add(state, found, Step::Enters(id(who), key, act), |next| {
-                next.processes[who].busy = Some((key, at));
+            self.add(state, found, Step::Enters(id(index), key, act), |next| {
+                next.processes[index].busy = Some((key, at));
                 Ok(())
             });
         }
     }
 
-    fn go_on(&self, state: &State, who: usize, key: u8, at: At, found: &mut Found) {
+    fn continue_act(&self, state: &State, index: usize, key: u8, at: At, found: &mut Found) {
         match at {
-            At::JudgedOutside(act, standing) => {
-                self.enter(state, who, key, act, At::Judged(act, standing), found);
+            At::CheckedOutside(act, access) => {
+                self.enter(state, index, key, act, At::Checked(act, access), found);
             }
-            At::Inside(act) => self.judge(state, who, key, act, found),
-            At::Judged(act, standing) => {
-                let takes = act == Act::Acquire && standing == Standing::Free;
-                let step =
-                    if takes { Step::Acquires(id(who), key) } else { Step::Changes(id(who), key, act) };
+            At::Inside(act) => self.check(state, index, key, act, found),
+            At::Checked(act, access) => {
+                let acquires = act == Act::Acquire && access == Access::Free;
+                let step = if acquires {
+                    Step::Acquires(id(index), key)
+                } else {
+                    Step::Changes(id(index), key, act)
+                };
                 self.add(state, found, step, |next| {
-                    next.processes[who].busy = Some((key, At::Leaving));
-                    if takes { self.take(next, who, key) } else { next.change(who, key, act) }
+                    next.processes[index].busy = Some((key, At::Leaving));
+                    if acquires { self.acquire(next, index, key) } else { next.change(index, key, act) }
                 });
             }
-            At::Leaving => self.add(state, found, Step::Leaves(id(who), key), |next| {
-                next.processes[who].busy = None;
-                // Unlocked in so many words: also for whoever has a copy.
+            At::Leaving => self.add(state, found, Step::Leaves(id(index), key), |next| {
+                next.processes[index].busy = None;
+                // An explicit unlock, which also covers the copies of forked children.
                 for process in &mut next.processes {
                     process.shares_latch = process.shares_latch.filter(|&it| it != key);
                 }
                 Ok(())
             }),
-            At::Unlinking => self.add(state, found, Step::Unlinks(id(who), key), |next| {
+            At::Unlinking => self.add(state, found, Step::Unlinks(id(index), key), |next| {
                 next.locks[usize::from(key)] = None;
-                next.processes[who].busy = Some((key, At::Creating));
+                next.processes[index].busy = Some((key, At::Creating));
                 Ok(())
             }),
-            At::Creating => self.add(state, found, Step::Acquires(id(who), key), |next| {
-                next.processes[who].busy = None;
+            At::Creating => self.add(state, found, Step::Acquires(id(index), key), |next| {
+                next.processes[index].busy = None;
                 let exists = next.locks[usize::from(key)].is_some();
-                if exists { Ok(()) } else { self.take(next, who, key) }
+                if exists { Ok(()) } else { self.acquire(next, index, key) }
             }),
         }
     }
 
-    fn judges_outside(&self, state: &State, act: Act, key: u8) -> bool {
-        let remains = state.locks[usize::from(key)].is_some_and(|lock| lock.over);
-        self.has(Bug::JudgeBeforeLatch)
-            || self.has(Bug::TakeOverOutsideLatch) && act == Act::Acquire && remains
+    fn checks_outside(&self, state: &State, act: Act, key: u8) -> bool {
+        let leftover = state.locks[usize::from(key)].is_some_and(|lock| lock.expired);
+        self.has(Bug::CheckBeforeLatch)
+            || self.has(Bug::TakeOverOutsideLatch) && act == Act::Acquire && leftover
     }
 
-    /// Looks at the lock. Whether its owner lives can be told, or, at any time, cannot.
-    fn judge(&self, state: &State, who: usize, key: u8, act: Act, found: &mut Found) {
+    /// Checks the lock. Whether its owner is alive may be unknown at any time.
+    fn check(&self, state: &State, index: usize, key: u8, act: Act, found: &mut Found) {
         let lock = state.locks[usize::from(key)];
-        let asked = lock.is_some_and(|lock| key == BOUND && usize::from(lock.owner) != who);
+        let unsure = lock.is_some_and(|lock| key == BOUND && usize::from(lock.owner) != index);
         let truth = lock.map_or(Liveness::Alive, |lock| state.liveness(lock.owner));
-        let unknown = asked.then_some(Liveness::Unknown);
+        let unknown = unsure.then_some(Liveness::Unknown);
         for owner in std::iter::once(truth).chain(unknown) {
-            let standing = self.standing(state, who, key, act, owner);
-            let may = match (act, standing) {
-                (Act::Acquire, standing) => standing != Standing::Other,
-                (_, standing) => standing == Standing::Mine,
+            let access = self.access(state, index, key, act, owner);
+            let may = match (act, access) {
+                (Act::Acquire, access) => access != Access::Other,
+                (_, access) => access == Access::Mine,
             };
-            self.add(state, found, Step::Judges(id(who), key, owner), |next| {
-                let outside = next.processes[who].busy.is_none();
+            self.add(state, found, Step::Checks(id(index), key, owner), |next| {
+                let outside = next.processes[index].busy.is_none();
                 let at = match (may, outside) {
                     (true, true) if self.has(Bug::TakeOverOutsideLatch) => Some(At::Unlinking),
-                    (true, true) => Some(At::JudgedOutside(act, standing)),
-                    (true, false) => Some(At::Judged(act, standing)),
+                    (true, true) => Some(At::CheckedOutside(act, access)),
+                    (true, false) => Some(At::Checked(act, access)),
                     (false, true) => None,
                     (false, false) => Some(At::Leaving),
                 };
-                next.processes[who].busy = at.map(|at| (key, at));
+                next.processes[index].busy = at.map(|at| (key, at));
                 if !may {
-                    next.refuse(who, key, act, standing);
+                    next.refuse(index, key, act, access);
                 }
                 Ok(())
             });
         }
     }
 
-    fn standing(&self, state: &State, who: usize, key: u8, act: Act, owner: Liveness) -> Standing {
-        let process = &state.processes[who];
-        let Some(lock) = state.locks[usize::from(key)] else { return Standing::Free };
-        let from_owner = usize::from(lock.owner) == who;
+    fn access(&self, state: &State, index: usize, key: u8, act: Act, owner: Liveness) -> Access {
+        let process = &state.processes[index];
+        let Some(lock) = state.locks[usize::from(key)] else { return Access::Free };
+        let same_process = usize::from(lock.owner) == index;
         let named = match process.claim.filter(|_| act != Act::Acquire) {
-            Some(_) if self.has(Bug::SkipToken) => true,
+            Some(_) if self.has(Bug::IgnoreToken) => true,
             Some(claim) => lock.token == claim.token,
-            // By holder: each process has a name of its own.
-            None => from_owner,
+            // A claim by holder: each process has its own name.
+            None => same_process,
         };
         let owner = match owner {
             Liveness::Unknown if self.has(Bug::UnknownIsDead) => Liveness::Dead,
             Liveness::Dead if self.has(Bug::DeathIsIgnored) => Liveness::Alive,
-            told => told,
+            known => known,
         };
-        let from_owner = from_owner || self.has(Bug::ClaimPassesToChild);
-        standing(lock.over, key == BOUND, owner, Match { named, from_owner })
+        let same_process = same_process || self.has(Bug::ClaimPassesToChild);
+        access(lock.expired, key == BOUND, owner, Match { named, same_process })
     }
 
-    /// A new lock in the place of whatever is there.
-    fn take(&self, next: &mut State, who: usize, key: u8) -> Result<(), &'static str> {
+    /// Writes a new lock, whether or not there is an old one.
+    fn acquire(&self, next: &mut State, index: usize, key: u8) -> Result<(), &'static str> {
         let at = usize::from(key);
-        let remains = next.locks[at].map_or(0, |lock| lock.token);
-        let token = if self.has(Bug::TokensBeginAnew) { remains } else { next.newest[at] } + 1;
+        let old = next.locks[at].map_or(0, |lock| lock.token);
+        let token = if self.has(Bug::TokensStartAgain) { old } else { next.newest[at] } + 1;
         if token <= next.newest[at] {
             return Err(OLD_TOKEN);
         }
         next.newest[at] = token;
-        next.locks[at] = Some(Lock { token, owner: id(who), over: false });
-        next.processes[who].claim = Some(Claim { key, token, over: false, inherited: false });
+        next.locks[at] = Some(Lock { token, owner: id(index), expired: false });
+        next.processes[index].claim = Some(Claim { key, token, expired: false, inherited: false });
         Ok(())
     }
 
-    /// What can happen to a process whatever it does.
-    fn disturb(&self, state: &State, who: usize, found: &mut Found) {
-        self.add(state, found, Step::IsKilled(id(who)), |next| {
+    /// Events that can happen to a process in any state.
+    fn disturb(&self, state: &State, index: usize, found: &mut Found) {
+        self.add(state, found, Step::IsKilled(id(index)), |next| {
             for key in KEYS {
                 next.stuck[usize::from(key)] |=
-                    self.has(Bug::LatchOutlivesProcess) && next.processes[who].is_inside(key);
+                    self.has(Bug::LatchOutlivesProcess) && next.processes[index].is_inside(key);
             }
-            next.processes[who] = Process { life: Life::Dead, ..Process::UNBORN };
+            next.processes[index] = Process { life: Life::Dead, ..Process::NOT_STARTED };
             Ok(())
         });
-        let inside = KEYS.into_iter().find(|&key| state.processes[who].is_inside(key));
-        let child = state.processes.iter().position(|process| process.life == Life::Unborn);
+        let inside = KEYS.into_iter().find(|&key| state.processes[index].is_inside(key));
+        let child = state.processes.iter().position(|process| process.life == Life::NotStarted);
         let Some(child) = child.filter(|_| inside.is_none() || self.has(Bug::ForkInsideLatch)) else {
             return;
         };
-        self.add(state, found, Step::Forks(id(who), id(child)), |next| {
-            let parent = next.processes[who];
+        self.add(state, found, Step::Forks(id(index), id(child)), |next| {
+            let parent = next.processes[index];
             let claim = parent.claim.map(|claim| Claim { inherited: true, ..claim });
-            let shares_owner = Some(id(who));
+            let shares_owner = Some(id(index));
             next.processes[child] =
                 Process { life: Life::Alive, busy: None, claim, shares_owner, shares_latch: inside };
             Ok(())

@@ -1,7 +1,7 @@
 //! Child processes. The test binary starts itself again, and the child plays a role.
 //!
-//! Parent and child talk in lines: the child hears on its standard input and tells on its standard
-//! output. A child never outlives the test that started it.
+//! Parent and child exchange lines of text: the child receives on its standard input and sends on its
+//! standard output. A child never outlives the test that started it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
@@ -14,20 +14,20 @@ use serde::de::DeserializeOwned;
 
 use super::PATIENCE;
 
-/// Something a child can do: its name, and the function that does it.
+/// A role of a child: its name, and the function that the child runs.
 pub(crate) type Role = (&'static str, fn(&Stage));
 
 const ROLE: &str = "RECORD_STORE_ROLE";
 const ARGUMENT: &str = "RECORD_STORE_ARGUMENT";
 const PARENT: &str = "RECORD_STORE_PARENT";
 
-/// The test by which a child begins.
+/// The test that a child runs.
 const ENTRY: &str = "support::children::child_entry";
 
-/// Tells the lines of a role from what the test runner prints.
+/// The prefix of the lines that a role sends. Other lines come from the test runner.
 const MARK: char = '@';
 
-/// A running child, as its parent sees it. Killed when dropped.
+/// The parent's handle of a running child. Kills the child when dropped.
 pub(crate) struct Child {
     role: &'static str,
     process: std::process::Child,
@@ -42,23 +42,23 @@ impl Child {
         Self::start_by(program, std::process::id(), role, argument)
     }
 
-    /// Starts a child that is process 1 of a PID namespace of its own.
+    /// Starts a child that is process 1 of its own PID namespace.
     pub(crate) fn start_in_pid_namespace(role: &'static str, argument: &impl Serialize) -> Self {
         let mut program = Command::new("unshare");
         program.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
         program.arg(std::env::current_exe().unwrap());
-        // From in there the parent cannot be seen.
+        // The parent is not visible from inside the namespace: its process id is 0 there.
         Self::start_by(program, 0, role, argument)
     }
 
-    /// Starts a child that may mount file systems which nobody else sees. `None` where that is
-    /// forbidden.
+    /// Starts a child that can mount file systems in its own mount namespace. Returns `None` where that
+    /// is forbidden.
     pub(crate) fn start_in_mount_namespace(role: &'static str, argument: &impl Serialize) -> Option<Self> {
         let kinds: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
         let may_mount = |kind: &&[&str]| {
-            let mut try_it = Command::new("unshare");
-            try_it.args(*kind).args(["sh", "-c", "mount -t tmpfs none /tmp"]).stderr(Stdio::null());
-            try_it.status().is_ok_and(|status| status.success())
+            let mut probe = Command::new("unshare");
+            probe.args(*kind).args(["sh", "-c", "mount -t tmpfs none /tmp"]).stderr(Stdio::null());
+            probe.status().is_ok_and(|status| status.success())
         };
         let kind = kinds.into_iter().find(may_mount)?;
         let mut program = Command::new("unshare");
@@ -93,34 +93,34 @@ impl Child {
         Pid::from_child(&self.process)
     }
 
-    /// The next line that the child tells. A child that ends or falls silent instead has failed.
-    pub(crate) fn hear(&mut self) -> String {
+    /// Receives the next line from the child. Panics if the child ends or sends nothing in time.
+    pub(crate) fn receive(&mut self) -> String {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => panic!("{}: the child says nothing", self.role),
+            Err(RecvTimeoutError::Timeout) => panic!("{}: the child sent nothing in time", self.role),
             Err(RecvTimeoutError::Disconnected) => {
                 panic!("{}: the child ended: {}", self.role, self.process.wait().unwrap())
             }
         }
     }
 
-    /// The next line, if the child has told one.
-    pub(crate) fn hear_at_once(&mut self) -> Option<String> {
+    /// Returns the next line if the child has already sent one.
+    pub(crate) fn try_receive(&mut self) -> Option<String> {
         self.lines.try_recv().ok()
     }
 
-    /// Hears this line, and no other.
+    /// Receives the next line and asserts that it is `line`.
     pub(crate) fn expect(&mut self, line: &str) {
-        assert_eq!(self.hear(), line, "{}", self.role);
+        assert_eq!(self.receive(), line, "{}", self.role);
     }
 
-    pub(crate) fn tell(&mut self, line: &str) {
+    pub(crate) fn send(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap();
     }
 
-    /// Waits until the child has done its part, and done it well.
+    /// Waits until the child has ended, and asserts that it succeeded.
     pub(crate) fn finish(mut self) {
-        // A child that says more than was asked for is not understood.
+        // Any further line is unexpected.
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => panic!("{}: unexpected: {line}", self.role),
             Err(RecvTimeoutError::Timeout) => panic!("{}: the child does not end", self.role),
@@ -130,7 +130,7 @@ impl Child {
         assert!(status.success(), "{}: {status}", self.role);
     }
 
-    /// `kill -9`, and waits until the kernel has closed all that the child had open.
+    /// Kills the child with `SIGKILL`, and waits until the kernel has closed all its files.
     pub(crate) fn kill(mut self) -> ExitStatus {
         self.signal(Signal::KILL);
         self.process.wait().unwrap()
@@ -140,11 +140,12 @@ impl Child {
         rustix::process::kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Stops the child, and waits until it stands still.
+    /// Stops the child with `SIGSTOP`, and waits until it has stopped.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
-        let (_, status) =
-            rustix::process::waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap().expect("a change");
+        let (_, status) = rustix::process::waitpid(Some(self.pid()), WaitOptions::UNTRACED)
+            .unwrap()
+            .expect("a status change");
         assert!(status.stopped(), "{}: {status:?}", self.role);
     }
 
@@ -155,19 +156,19 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Also from a failing test; a child that has ended already is none the worse for it.
+        // Errors are ignored: the child may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Whether a child process has not ended by itself.
+/// Whether a child process is still running. Does not reap it.
 pub(crate) fn is_running(process: Pid) -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     waitid(WaitId::Pid(process), options).is_ok_and(|end| end.is_none())
 }
 
-/// The child's side: where a role is played.
+/// The child's side of the connection to its parent.
 pub(crate) struct Stage {
     argument: String,
 }
@@ -177,58 +178,58 @@ impl Stage {
         serde_json::from_str(&self.argument).unwrap()
     }
 
-    #[allow(clippy::unused_self, reason = "only roles speak")]
-    pub(crate) fn tell(&self, line: &str) {
-        // The runner may have left an unfinished line.
+    #[allow(clippy::unused_self, reason = "only a role may send")]
+    pub(crate) fn send(&self, line: &str) {
+        // Start a new line, because the test runner may have left an unfinished one.
         let mut output = std::io::stdout().lock();
         writeln!(output, "\n{MARK}{line}").and_then(|()| output.flush()).unwrap();
     }
 
-    #[allow(clippy::unused_self, reason = "only roles hear")]
-    pub(crate) fn hear(&self) -> String {
+    #[allow(clippy::unused_self, reason = "only a role may receive")]
+    pub(crate) fn receive(&self) -> String {
         let mut line = String::new();
         if std::io::stdin().read_line(&mut line).unwrap() == 0 {
-            // The parent is done with us.
+            // The parent has closed the pipe, so this child is no longer needed.
             std::process::exit(0);
         }
         line.trim_end().to_owned()
     }
 
-    /// Hears this line, and no other.
+    /// Receives the next line and asserts that it is `line`.
     pub(crate) fn expect(&self, line: &str) {
-        assert_eq!(self.hear(), line);
+        assert_eq!(self.receive(), line);
     }
 }
 
-/// Where every child begins. In a run of the tests themselves this is no child, and does nothing.
+/// The entry point of every child. In a normal test run it does nothing.
 #[test]
 fn child_entry() {
     let Ok(role) = std::env::var(ROLE) else { return };
-    // A killed parent runs no destructors.
+    // A killed parent runs no destructors, so the kernel must end the child.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let parent = rustix::process::getppid().map_or(0, Pid::as_raw_pid);
     if std::env::var(PARENT).ok() != Some(parent.to_string()) {
         std::process::exit(0);
     }
-    let (_, play) = crate::roles().find(|(name, _)| *name == role).expect("a known role");
-    play(&Stage { argument: std::env::var(ARGUMENT).unwrap() });
-    // Spares the parent the runner's summary.
+    let (_, run) = crate::roles().find(|(name, _)| *name == role).expect("a known role");
+    run(&Stage { argument: std::env::var(ARGUMENT).unwrap() });
+    // Exit here, so that the runner prints no summary.
     std::process::exit(0);
 }
 
-/// Of two roles of one name only the first could be played.
+/// Of two roles with the same name, only the first one could be started.
 #[test]
-fn every_role_has_a_name_of_its_own() {
+fn every_role_has_a_unique_name() {
     let mut names: Vec<_> = crate::roles().map(|(name, _)| name).collect();
     names.sort_unstable();
     assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
 }
 
 impl Child {
-    /// Sees the child fall asleep in the kernel: it waits.
+    /// Waits until the role's thread sleeps in the kernel.
     pub(crate) fn until_asleep(&self) {
         let tasks = format!("/proc/{}/task", self.pid().as_raw_pid());
-        // The runner's main thread waits for the test's thread, which is the youngest that is ours.
+        // The first thread is the main thread of the test runner. The second one runs the role.
         let threads = || {
             let mut threads: Vec<i32> =
                 super::names_in(tasks.as_ref()).iter().map(|name| name.parse().unwrap()).collect();
@@ -241,14 +242,14 @@ impl Child {
     /// The processor time that the child has used.
     pub(crate) fn processor_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_pid())).unwrap();
-        // The name, in parentheses, may hold anything.
+        // The process name, in parentheses, can contain any character.
         let (_, fields) = stat.rsplit_once(") ").unwrap();
         let ticks: u64 = fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
         Duration::from_millis(ticks * 1_000 / rustix::param::clock_ticks_per_second())
     }
 }
 
-/// Sees a thread fall asleep: on a futex, or, where it is not woken, for a time.
+/// Waits until a thread sleeps: on a futex, or for a fixed time where futexes are not used.
 pub(crate) fn until_asleep(process: u32, thread: i32) {
     let call = format!("/proc/{process}/task/{thread}/syscall");
     let asleep = [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep].map(|call| call.to_string());
@@ -257,9 +258,9 @@ pub(crate) fn until_asleep(process: u32, thread: i32) {
         .unwrap()
         .split(' ')
         .next()
-        .is_some_and(|call| asleep.iter().any(|it| it == call))
+        .is_some_and(|call| asleep.iter().any(|name| name == call))
     {
-        assert!(start.elapsed() < PATIENCE, "does not sleep");
+        assert!(start.elapsed() < PATIENCE, "the thread does not sleep");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -1,4 +1,4 @@
-//! Random numbers: `SplitMix64`. What the machine schedules is the larger part of the chance.
+//! Pseudorandom numbers (`SplitMix64`). Most of the randomness of a test comes from the scheduler.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ impl Dice {
         self.next() % bound
     }
 
-    /// An index into what has so many items.
+    /// An index into a collection of `length` items.
     pub(crate) fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap()
     }
 
-    /// True once in so many times.
+    /// Returns `true` with a probability of one in `times`.
     pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    /// A time from zero up to `longest`, more often a short one.
+    /// A duration below `longest`. Short ones are more frequent.
     pub(crate) fn time(&mut self, longest: Duration) -> Duration {
         let nanos = u64::try_from(longest.as_nanos()).unwrap();
         let bound = 1 + self.below(nanos);

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that the test modules share.
 
 pub(crate) mod children;
 pub(crate) mod dice;
@@ -10,10 +10,10 @@ use std::time::Duration;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Far more than anything here takes, also on a busy machine: only a bug waits so long.
+/// The timeout of a wait that must succeed. Only a bug makes a wait this long, even on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-/// The size of a storm: `base`, times `RECORD_STORE_STORM`.
+/// The number of rounds of a stress test: `base` times `RECORD_STORE_STORM`.
 pub(crate) fn storm(base: u64) -> u64 {
     let factor = std::env::var("RECORD_STORE_STORM").map_or(1, |factor| factor.parse().expect("a number"));
     base * factor
@@ -31,7 +31,7 @@ pub(crate) fn named(name: &str) -> Holder {
     Holder::named(name).unwrap()
 }
 
-/// Options of a named holder.
+/// Lock options for a named holder.
 pub(crate) fn as_named(name: &str) -> LockOptions {
     LockOptions::new().holder(named(name))
 }
@@ -40,7 +40,7 @@ pub(crate) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Nanoseconds on the clock that all processes of the host share, `CLOCK_MONOTONIC`.
+/// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of the host share.
 pub(crate) type Moment = u64;
 
 pub(crate) fn now() -> Moment {
@@ -48,18 +48,19 @@ pub(crate) fn now() -> Moment {
     u64::try_from(time.tv_sec).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap()
 }
 
-/// The names in a directory.
+/// The names of the entries of a directory.
 pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// A directory where nothing has to wait for a disk, if the system has such a place.
+/// A temporary directory in memory (`/dev/shm`), where the system has it, so that no test waits for a disk.
 pub(crate) fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// A key as the table of those who wait names it: its CRC-32, and the first bytes of its SHA-256.
+/// The two hashes that identify a key in the wait table: its CRC-32, and the first eight bytes of its
+/// SHA-256.
 pub(crate) fn hashes_of(key: &str) -> (u32, u64) {
     use sha2::Digest;
     let hash = sha2::Sha256::digest(key.as_bytes());
@@ -67,26 +68,26 @@ pub(crate) fn hashes_of(key: &str) -> (u32, u64) {
     (crc32fast::hash(key.as_bytes()), tag)
 }
 
-/// The key's latch file, in the store.
+/// The path of the key's latch file, relative to the store.
 pub(crate) fn latch_of(key: &str) -> String {
     format!(".store/latches/{:02x}", hashes_of(key).0 & 0xff)
 }
 
-/// A process comes for the lock, and is killed while it waits: all that is left of it is its place in
-/// the mapped table, which is laid out as it is for ever. The release finds somebody in line, and the
-/// next to come finds out that nobody is.
-pub(crate) fn stand_in_line(store: &Path, key: &str) {
+/// Adds the waiter of a killed process to the wait queue of `key`. Only its slot in the mapped table is
+/// left, whose layout never changes. The next release finds a waiter in the queue, and the next process
+/// to wait finds out that this waiter is dead.
+pub(crate) fn enqueue_dead_waiter(store: &Path, key: &str) {
     use std::os::unix::fs::FileExt;
     const WAITING: u32 = 1;
-    const LAST_PLACE: u64 = 256 * 64 + 255 * 64;
+    const LAST_SLOT: u64 = 256 * 64 + 255 * 64;
     let (crc32, tag) = hashes_of(key);
-    let mut place = [&WAITING.to_ne_bytes()[..], &crc32.to_ne_bytes(), &tag.to_ne_bytes()].concat();
-    place.extend([0; 16]);
-    place.extend(b"1-killed");
-    place.resize(64, 0);
-    // Behind the places there is a bit for each that is taken.
-    let taken = [0, 0, 0, 1_u64 << 63];
-    place.extend(taken.map(u64::to_ne_bytes).as_flattened());
+    let mut slot = [&WAITING.to_ne_bytes()[..], &crc32.to_ne_bytes(), &tag.to_ne_bytes()].concat();
+    slot.extend([0; 16]);
+    slot.extend(b"1-killed");
+    slot.resize(64, 0);
+    // The slots are followed by a bitmap of the slots in use.
+    let in_use = [0, 0, 0, 1_u64 << 63];
+    slot.extend(in_use.map(u64::to_ne_bytes).as_flattened());
     let table = std::fs::File::options().write(true).open(store.join(".store/events")).unwrap();
-    table.write_all_at(&place, LAST_PLACE).unwrap();
+    table.write_all_at(&slot, LAST_SLOT).unwrap();
 }

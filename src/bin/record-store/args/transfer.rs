@@ -1,24 +1,24 @@
-//! `export` and `import`: a store as one file.
+//! Arguments of `export` and `import`, which copy a store to and from one file.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use super::{Change, Store};
+use super::{DurabilityArgs, StoreArgs};
 
 /// Write all records as JSON Lines
 ///
-/// Each line is an object with the fields key and result, in no order. `import` reads them back.
-/// A line feed inside a result, between its values, becomes a space; nothing else of a result changes.
-/// Times to live are left out: what is imported lives for ever.
+/// Each line is an object with the fields key and result. The order is not defined. `import` reads
+/// this format. A line feed between the values of a result becomes a space; nothing else in a result
+/// changes. Times to live are not exported: imported records never expire.
 ///
-/// Waits while another holds the lock of a record, and writes what it committed. Each record is read
-/// at a moment of its own. FILE is replaced in one step when all is written: half an export never
-/// has its name.
+/// While another holder has the lock of a record, this waits, and then writes what that holder
+/// committed. The records are read one by one: the export is not a snapshot of the whole store. FILE
+/// is replaced atomically at the end: an incomplete export never appears under its name.
 ///
-/// A record that cannot be read ends the export, and FILE stays as it was. With --keep-going it is
-/// reported and left out, and the exit code is that of the first such record.
+/// If a record cannot be read, the export stops, and FILE is unchanged. With --keep-going, the error
+/// is reported, the record is skipped, and the exit code is that of the first such record.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -27,29 +27,29 @@ Examples:
   record-store export cache --wait 0s --keep-going > all-but-the-locked.jsonl")]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
-    pub(crate) store: Store,
+    pub(crate) store: StoreArgs,
 
-    /// Where to write to [default: standard output, as for -]
+    /// The file to write, or - for standard output [default: -]
     pub(crate) file: Option<PathBuf>,
 
-    /// Wait no longer than this for another's lock, such as 5s or 2m [default: for ever]
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
 
-    /// Leave out what cannot be read
+    /// Skip records that cannot be read
     #[arg(long)]
     pub(crate) keep_going: bool,
 }
 
-/// Store records that are given as JSON Lines
+/// Store records from JSON Lines
 ///
 /// Each line is an object with the fields key and result, as `export` writes them. Other fields and
-/// empty lines are ignored. Makes the store if there is none.
+/// empty lines are ignored. Creates the store if there is none.
 ///
-/// Each record is stored under its lock, and is refused while another holds that. The first line
-/// that cannot be stored ends the import and is named; what came before it is stored. With
-/// --keep-going every such line is reported, the others are stored, and the exit code is that of
-/// the first.
+/// Each record is stored under its lock. This fails while another holder has that lock. The first
+/// line that cannot be stored stops the import and is reported; the lines before it are stored. With
+/// --keep-going, every such line is reported, the other lines are stored, and the exit code is that
+/// of the first failed line.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -58,35 +58,35 @@ Examples:
   record-store export cache | record-store import copy")]
 pub(crate) struct ImportArgs {
     #[command(flatten)]
-    pub(crate) store: Store,
+    pub(crate) store: StoreArgs,
 
-    /// Where to read from [default: standard input, as for -]
+    /// The file to read, or - for standard input [default: -]
     pub(crate) file: Option<PathBuf>,
 
-    /// What to do with keys that have a record
-    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    /// What to do with keys that already have a record
+    #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
     pub(crate) existing: Existing,
 
-    /// Wait no longer than this for another's lock, such as 5s or 2m
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
     pub(crate) wait: Duration,
 
-    /// Go on after a line that cannot be stored
+    /// Continue after a line that cannot be stored
     #[arg(long)]
     pub(crate) keep_going: bool,
 
     #[command(flatten)]
-    pub(crate) change: Change,
+    pub(crate) durability: DurabilityArgs,
 }
 
-/// What an import does with keys that have a record.
+/// The treatment of keys that already have a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Existing {
-    /// Refuse the line
+    /// Reject the line
     #[default]
     Fail,
-    /// Leave the stored record as it is
+    /// Keep the stored record
     Skip,
-    /// Store the line's record instead
+    /// Replace the stored record
     Overwrite,
 }

@@ -1,21 +1,22 @@
-//! `watch`: a store as it changes.
+//! Arguments of `watch`.
 
 use std::time::Duration;
 
 use clap::Args;
 
-use super::Store;
+use super::StoreArgs;
 
 /// Show locks and records as they change
 ///
-/// On a terminal: who holds which key, whether the process that took the lock is alive, for how long
-/// it is held and what is left of its lease, the longest held first; and the records that were
-/// written last. q or Ctrl-C quits.
+/// On a terminal, this shows a screen with two tables. The first one lists the locks, the oldest
+/// first: key, holder, whether the process that acquired the lock is alive, how long the lock has been
+/// held, and the remaining lease. The second one lists the most recently written records. q or Ctrl-C
+/// quits.
 ///
-/// Elsewhere, and with --json: a line for each change, with its time, what happened (locked,
-/// released, expired, abandoned, written, removed), the key, and the lock's holder or the size of
-/// the record, with tabs between. It begins with the locks that are held. Control characters are
-/// escaped. What comes and goes faster than it can be looked at is not shown.
+/// Otherwise, and with --json, this prints one line per change: time, event (locked, released, expired,
+/// abandoned, written, removed), key, and the holder of the lock or the size of the record, separated
+/// by tabs. The first lines are the locks that are already held. Control characters are escaped.
+/// Changes that are undone within a short time may be missing.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -27,10 +28,10 @@ Each line of --json is an object with the fields
   at, change, key, holder and token (null: not about a lock), size (null: not written)")]
 pub(crate) struct WatchArgs {
     #[command(flatten)]
-    pub(crate) store: Store,
+    pub(crate) store: StoreArgs,
 
-    /// Look so often, such as 500ms, at what the system does not report: times, the ends of leases,
-    /// and everything where it reports no changes of directories
+    /// Polling interval, such as 500ms, for what the system does not report: ages, expiry of leases,
+    /// and every change if the system reports no changes of directories
     #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s")]
     pub(crate) interval: Duration,
 
@@ -42,7 +43,7 @@ pub(crate) struct WatchArgs {
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if interval < Duration::from_millis(10) {
-        return Err("at least 10ms".to_owned());
+        return Err("must be at least 10ms".to_owned());
     }
     Ok(interval)
 }

@@ -1,26 +1,26 @@
-//! What the system reports of changes in a store's directory.
+//! Change notifications of the operating system for a store's directory.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use record_store::FileSystemRecordStore;
 
-/// Reports of changes, where the system makes them.
+/// A source of change notifications. It is empty if the system does not support them.
 pub(super) struct Changes {
-    reports: Option<OwnedFd>,
-    /// The watch on the owner files.
+    inotify: Option<OwnedFd>,
+    /// The watch descriptor of the directory of owner files, or -1.
     #[cfg(target_os = "linux")]
     owners: i32,
 }
 
-/// What was reported.
+/// The notifications since the last read.
 #[derive(Default)]
 pub(super) struct Reported {
-    /// Files of the store's directory that changed.
+    /// Names of changed files in the store's directory.
     pub(super) names: BTreeSet<String>,
-    /// A process that has a stake in the store has ended.
-    pub(super) death: bool,
-    /// Some reports are missing.
+    /// An owner process may have ended.
+    pub(super) owner_ended: bool,
+    /// Some notifications were lost.
     pub(super) lost: bool,
 }
 
@@ -36,38 +36,38 @@ impl Changes {
             | WatchFlags::DELETE
             | WatchFlags::ONLYDIR;
         let owners = WatchFlags::CLOSE_WRITE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
-        let begin = || {
-            let reports = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-            add_watch(&reports, store.path(), records)?;
-            // A store that nobody has changed yet may have no owners.
-            let owners = add_watch(&reports, store.path().join(".store/owners"), owners).unwrap_or(-1);
-            Ok::<_, rustix::io::Errno>((reports, owners))
+        let start = || {
+            let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            add_watch(&inotify, store.path(), records)?;
+            // The directory of owner files may not exist before the first change of the store.
+            let owners = add_watch(&inotify, store.path().join(".store/owners"), owners).unwrap_or(-1);
+            Ok::<_, rustix::io::Errno>((inotify, owners))
         };
-        match begin() {
-            Ok((reports, owners)) => Self { reports: Some(reports), owners },
-            Err(_) => Self { reports: None, owners: -1 },
+        match start() {
+            Ok((inotify, owners)) => Self { inotify: Some(inotify), owners },
+            Err(_) => Self { inotify: None, owners: -1 },
         }
     }
 
-    /// What was reported since the last call.
+    /// Reads the notifications since the last call.
     pub(super) fn read(&self) -> Reported {
         use rustix::fs::inotify::{ReadFlags, Reader};
-        /// More than this at once had better wait for the next time.
-        const MANY: usize = 1_000;
+        /// A limit for one call, so that a busy store does not block the caller.
+        const MAX_NAMES: usize = 1_000;
         let mut reported = Reported::default();
-        let Some(reports) = &self.reports else { return reported };
+        let Some(inotify) = &self.inotify else { return reported };
         let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 16 * 1024];
-        let mut reader = Reader::new(reports, &mut buffer);
-        // Until there is nothing more to be read for now.
+        let mut reader = Reader::new(inotify, &mut buffer);
+        // The descriptor is non-blocking, so an error means that no event is left.
         while let Ok(event) = reader.next() {
             if event.events().intersects(ReadFlags::QUEUE_OVERFLOW | ReadFlags::IGNORED) {
                 reported.lost = true;
             } else if event.wd() == self.owners {
-                reported.death = true;
+                reported.owner_ended = true;
             } else if let Some(Ok(name)) = event.file_name().map(std::ffi::CStr::to_str) {
                 reported.names.insert(name.to_owned());
             }
-            if reported.names.len() >= MANY && reader.is_buffer_empty() {
+            if reported.names.len() >= MAX_NAMES && reader.is_buffer_empty() {
                 break;
             }
         }
@@ -78,7 +78,7 @@ impl Changes {
 #[cfg(not(target_os = "linux"))]
 impl Changes {
     pub(super) fn of(_: &FileSystemRecordStore) -> Self {
-        Self { reports: None }
+        Self { inotify: None }
     }
 
     pub(super) fn read(&self) -> Reported {
@@ -87,8 +87,8 @@ impl Changes {
 }
 
 impl Changes {
-    /// To wait for the next report with.
+    /// A descriptor that is readable when there are notifications.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.reports.as_ref().map(AsFd::as_fd)
+        self.inotify.as_ref().map(AsFd::as_fd)
     }
 }

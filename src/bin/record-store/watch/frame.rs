@@ -1,64 +1,64 @@
-//! What is drawn: locks above, records below, no more of either than there is room for.
+//! The content of one screen: a table of locks above a table of records, cut to the window's size.
 
 use record_store::LockInfo;
 
 use super::model::{Model, Written};
-use crate::style::{Cell, Ink, Style, heading, printable, table};
-use crate::words::{ago, owner_cell, span};
+use crate::format::{age, duration, owner_cell};
+use crate::style::{Cell, Colour, Style, heading, printable, table};
 
-/// The heading, an empty line, and the heads of two tables.
-const FIXED: usize = 5;
-/// What the columns between key and holder take.
-const BETWEEN: usize = 40;
+/// The number of lines that are not table rows: the title, two empty lines and two table headings.
+const FIXED_LINES: usize = 5;
+/// The width of all columns except key and holder.
+const OTHER_COLUMNS: usize = 40;
 
-/// A frame for a window of this size.
+/// The lines to draw in a window of the given size.
 pub(super) fn frame(
     title: &str,
     model: &Model,
     (rows, columns): (usize, usize),
     style: Style,
 ) -> Vec<String> {
-    let locks = longest_held(model);
+    let locks = oldest_first(model);
     let (lock_count, record_count) = (locks.len() + model.more_locks, model.count);
     let head = format!("{}  {lock_count} locks, {record_count} records  (q quits)", printable(title));
-    let mut lines = vec![style.paint(Ink::Head, &fit(&head, columns)).into_owned(), String::new()];
+    let mut lines = vec![style.paint(Colour::Heading, &fit(&head, columns)).into_owned(), String::new()];
 
-    let room = rows.saturating_sub(FIXED);
+    let room = rows.saturating_sub(FIXED_LINES);
     let latest = model.latest(room);
-    // Half each, and what one does not need goes to the other.
-    let for_locks = lock_count.min(room.saturating_sub(latest.len()).max(room / 2));
-    let shown = if lock_count > for_locks { for_locks.saturating_sub(1) } else { for_locks };
+    // Each table gets half of the rows, and the rows that the other table does not need.
+    let rows_for_locks = lock_count.min(room.saturating_sub(latest.len()).max(room / 2));
+    let shown = if lock_count > rows_for_locks { rows_for_locks.saturating_sub(1) } else { rows_for_locks };
     let mut table_of_locks = vec![heading(["LOCK", "OWNER", "HELD FOR", "LEASE", "HOLDER"])];
     table_of_locks.extend(locks.iter().take(shown).map(|lock| lock_row(lock, columns)));
     lines.extend(table(&table_of_locks, style));
-    if lock_count > shown && for_locks > 0 {
+    if lock_count > shown && rows_for_locks > 0 {
         lines.push(format!("… and {} more", lock_count - shown));
     }
     lines.push(String::new());
     let mut table_of_records = vec![heading(["RECORD", "AGE", "SIZE"])];
-    let room = room.saturating_sub(for_locks);
+    let room = room.saturating_sub(rows_for_locks);
     table_of_records.extend(latest.into_iter().take(room).map(|record| record_row(record, columns)));
     lines.extend(table(&table_of_records, style));
     lines.truncate(rows);
     lines
 }
 
-fn longest_held(model: &Model) -> Vec<&LockInfo> {
+fn oldest_first(model: &Model) -> Vec<&LockInfo> {
     let mut locks: Vec<&LockInfo> = model.locks.values().collect();
     locks.sort_by(|a, b| a.acquired_at().cmp(&b.acquired_at()).then_with(|| a.key().cmp(b.key())));
     locks
 }
 
 fn lock_row(lock: &LockInfo, columns: usize) -> [Cell; 5] {
-    let room = columns.saturating_sub(BETWEEN);
+    let room = columns.saturating_sub(OTHER_COLUMNS);
     let lease = match lock.remaining() {
-        Some(left) => Cell::from(span(left)),
-        None => Cell::ink("released", Ink::Faint),
+        Some(left) => Cell::from(duration(left)),
+        None => Cell::coloured("none", Colour::Dim),
     };
     [
         fit(&printable(lock.key().as_str()), room / 2).into(),
         owner_cell(lock),
-        ago(lock.acquired_at()).into(),
+        age(lock.acquired_at()).into(),
         lease,
         fit(&printable(lock.holder().name()), room.div_ceil(2)).into(),
     ]
@@ -66,8 +66,8 @@ fn lock_row(lock: &LockInfo, columns: usize) -> [Cell; 5] {
 
 fn record_row(record: &Written, columns: usize) -> [Cell; 3] {
     [
-        fit(&printable(&record.key), columns.saturating_sub(BETWEEN)).into(),
-        ago(record.modified).into(),
+        fit(&printable(&record.key), columns.saturating_sub(OTHER_COLUMNS)).into(),
+        age(record.modified).into(),
         size(record.size).into(),
     ]
 }
@@ -84,7 +84,7 @@ fn size(bytes: u64) -> String {
     format!("{} {}", last.0, last.1)
 }
 
-/// The text, or as much of it as there is room for.
+/// Truncates the text to `width` characters, with an ellipsis at the end.
 fn fit(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_cut() {
+    fn a_long_text_is_truncated() {
         assert_eq!(
             (fit("größe", 5), fit("größe", 4), fit("größe", 0)),
             ("größe".into(), "grö…".into(), "…".into())
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn a_size_has_at_most_four_digits_in_all_units_but_the_largest() {
         let shown = [0, 9_999, 10_000, 20 << 20, u64::MAX].map(size);
         assert_eq!(shown, ["0 B", "9999 B", "9 KiB", "20 MiB", "16777215 TiB"].map(String::from));
     }

@@ -1,4 +1,4 @@
-//! Changes as lines, for programs and logs.
+//! Changes as lines of text or JSON.
 
 use std::time::SystemTime;
 
@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::model::{Cause, Change};
 use crate::failure::Failure;
-use crate::style::{Ink, Style};
-use crate::words::{json, rfc3339};
+use crate::format::{json, rfc3339};
+use crate::style::{Colour, Style};
 
-/// A change as programs see it. The names of the fields are part of the interface.
+/// A change as JSON. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct Line<'a> {
     at: String,
@@ -45,22 +45,22 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The line for a change.
+/// Formats one change as a line.
 pub(super) fn line(change: &Change, as_json: bool, style: Style) -> Result<String, Failure> {
     let line = Line::of(change);
     if as_json {
         return json(&line);
     }
-    let ink = match change {
-        Change::Locked(_) => Ink::Good,
-        Change::Unlocked(_, Cause::Expired | Cause::Abandoned) => Ink::Odd,
-        _ => Ink::Faint,
+    let colour = match change {
+        Change::Locked(_) => Colour::Good,
+        Change::Unlocked(_, Cause::Expired | Cause::Abandoned) => Colour::Warning,
+        _ => Colour::Dim,
     };
     let detail = match (line.holder, line.size) {
         (Some(holder), _) => style.printable(holder),
         (_, Some(size)) => format!("{size} bytes"),
         _ => String::new(),
     };
-    let (word, key) = (style.paint(ink, line.change), style.printable(line.key));
+    let (word, key) = (style.paint(colour, line.change), style.printable(line.key));
     Ok(format!("{}\t{word}\t{key}\t{detail}", line.at).trim_end().to_owned())
 }

@@ -1,6 +1,6 @@
-//! What is known of a store: its live locks, and the records that were written last.
+//! The watcher's view of a store: its live locks and its most recently written records.
 //!
-//! Bounded, however large the store is.
+//! The memory is bounded, independent of the size of the store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -12,23 +12,23 @@ use std::time::SystemTime;
 use record_store::{FileSystemRecordStore, Key, LockInfo, RecordStoreExt};
 use rustix::fs::OFlags;
 
-/// So many locks are known one by one; the others are counted only when the store is listed.
+/// The maximum number of locks in the view. A listing only counts the others.
 const MAX_LOCKS: usize = 1_000;
-/// More rows than any window has.
+/// The number of records that are kept: more than any window has rows.
 const MAX_RECORDS: usize = 500;
 
-/// What is known, by the names of the files.
+/// The view of a store. The maps are keyed by file name.
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) locks: BTreeMap<String, LockInfo>,
-    /// Those beyond the bound.
+    /// The number of listed locks beyond [`MAX_LOCKS`].
     pub(super) more_locks: usize,
     records: BTreeMap<String, Written>,
-    /// How many record files there are, as of the last listing.
+    /// The number of record files in the last listing.
     pub(super) count: u64,
 }
 
-/// A record that was written.
+/// A version of a record file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) modified: SystemTime,
@@ -37,13 +37,13 @@ pub(super) struct Written {
     pub(super) key: String,
 }
 
-/// What happened.
+/// A change of a store.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     Locked(LockInfo),
     Unlocked(LockInfo, Cause),
     Written(Written),
-    /// The record of this key.
+    /// The key of the removed record.
     Removed(String),
 }
 
@@ -56,32 +56,32 @@ pub(super) enum Cause {
 }
 
 impl Model {
-    /// Looks at one file, and tells what changed.
-    pub(super) fn look(&mut self, store: &FileSystemRecordStore, name: &str) -> Vec<Change> {
+    /// Reads one file, updates the view and returns the changes.
+    pub(super) fn update(&mut self, store: &FileSystemRecordStore, name: &str) -> Vec<Change> {
         let path = store.path().join(name);
         if let Some(stem) = name.strip_suffix(".lock") {
-            return self.look_at_lock(store, &path, name, stem);
+            return self.update_lock(store, &path, name, stem);
         }
         let Some(stem) = name.strip_suffix(".json") else { return vec![] };
-        let Some(about) = about(&path) else {
+        let Some(found) = read_metadata(&path) else {
             let known = self.records.remove(name).map(|known| known.key);
             let key = known.or_else(|| Key::from_file_stem(stem).map(|key| key.as_str().to_owned()));
-            // Of a key that is a hash only the file knows more.
+            // A name that is a hash does not contain the key. Without the file, only the stem is known.
             return vec![Change::Removed(key.unwrap_or_else(|| stem.to_owned()))];
         };
         let same = |known: &Written| {
-            (known.modified, known.size, known.inode) == (about.modified, about.size, about.inode)
+            (known.modified, known.size, known.inode) == (found.modified, found.size, found.inode)
         };
         if self.records.get(name).is_some_and(same) {
             return vec![];
         }
-        let Some(key) = key_of(&path, stem) else { return vec![] };
-        let written = Written { key: key.as_str().to_owned(), ..about };
+        let Some(key) = find_key(&path, stem) else { return vec![] };
+        let written = Written { key: key.as_str().to_owned(), ..found };
         self.remember(name, &written);
         vec![Change::Written(written)]
     }
 
-    fn look_at_lock(
+    fn update_lock(
         &mut self,
         store: &FileSystemRecordStore,
         path: &Path,
@@ -90,8 +90,8 @@ impl Model {
     ) -> Vec<Change> {
         let key = Key::from_file_stem(stem)
             .or_else(|| self.locks.get(name).map(|lock| lock.key().clone()))
-            .or_else(|| key_of(path, stem));
-        // What cannot be read now is looked at again when it changes.
+            .or_else(|| find_key(path, stem));
+        // A file that cannot be read now is read again when it changes.
         let now = key.and_then(|key| store.lock_info(&key).ok().flatten());
         let was = match &now {
             Some(lock) if self.locks.len() < MAX_LOCKS || self.locks.contains_key(name) => {
@@ -113,10 +113,10 @@ impl Model {
         changes
     }
 
-    /// Keeps the record in mind, if it is one of the last.
+    /// Adds the record. Drops the oldest records if there are too many.
     fn remember(&mut self, name: &str, written: &Written) {
         self.records.insert(name.to_owned(), written.clone());
-        // Not at every turn: it takes a look at all.
+        // Drops many records at a time, because this scans all of them.
         if self.records.len() >= 2 * MAX_RECORDS {
             let mut names: Vec<(SystemTime, String)> =
                 self.records.iter().map(|(name, known)| (known.modified, name.clone())).collect();
@@ -127,8 +127,8 @@ impl Model {
         }
     }
 
-    /// One file of a listing.
-    pub(super) fn list(&mut self, store: &FileSystemRecordStore, name: &str) {
+    /// Adds one file of a listing.
+    pub(super) fn add_listed(&mut self, store: &FileSystemRecordStore, name: &str) {
         if name.strip_suffix(".lock").is_some() {
             let full = self.locks.len() >= MAX_LOCKS && !self.locks.contains_key(name);
             self.more_locks += usize::from(full);
@@ -138,11 +138,11 @@ impl Model {
         } else if name.strip_suffix(".json").is_some() {
             self.count += 1;
         }
-        self.look(store, name);
+        self.update(store, name);
     }
 
-    /// What changed since `old`, of which this is a new listing.
-    pub(super) fn since(&self, old: &Model, store: &FileSystemRecordStore) -> Vec<Change> {
+    /// The changes from `old` to this view, which is a newer listing of the same store.
+    pub(super) fn changes_since(&self, old: &Model, store: &FileSystemRecordStore) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, was) in &old.locks {
             let now = self.locks.get(name);
@@ -155,7 +155,8 @@ impl Model {
                 changes.push(Change::Locked(now.clone()));
             }
         }
-        // Of the others it is not known whether they are new.
+        // An unknown record counts as written only if it is newer than all known records: an older one
+        // may have been dropped because of the bound.
         let latest = old.records.values().map(|known| known.modified).max();
         for (name, now) in &self.records {
             let new = match old.records.get(name) {
@@ -167,57 +168,58 @@ impl Model {
             }
         }
         for (name, was) in &old.records {
-            if !self.records.contains_key(name) && about(&store.path().join(name)).is_none() {
+            if !self.records.contains_key(name) && read_metadata(&store.path().join(name)).is_none() {
                 changes.push(Change::Removed(was.key.clone()));
             }
         }
         changes
     }
 
-    /// The records that were written last, the last one first.
-    pub(super) fn latest(&self, rows: usize) -> Vec<&Written> {
+    /// The most recently written records, the newest first.
+    pub(super) fn latest(&self, limit: usize) -> Vec<&Written> {
         let mut latest: Vec<&Written> = self.records.values().collect();
         latest.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| a.key.cmp(&b.key)));
-        latest.truncate(rows);
+        latest.truncate(limit);
         latest
     }
 }
 
-/// How a lock came to its end, as far as it can be told from what is left of it.
+/// The reason why a lock ended, derived from the current lock file. Best effort.
 fn cause(was: &LockInfo, now: Option<&LockInfo>, path: &Path) -> Cause {
     if now.is_some() {
-        // Another lock has taken its place, and nothing is left of it.
+        // A new lock has replaced it, so the reason is unknown.
         return Cause::Released;
     }
-    let over = was.expires_at().is_some_and(|end| end <= SystemTime::now());
-    match key_inside(path) {
-        _ if over => Cause::Expired,
+    let expired = was.expires_at().is_some_and(|end| end <= SystemTime::now());
+    match read_key(path) {
+        _ if expired => Cause::Expired,
         // A release leaves no lock in the file.
         None => Cause::Released,
         Some(_) if was.holder().is_process_bound() => Cause::Abandoned,
-        // Its lease was cut short unseen.
+        // The lease was shortened after the last read of the lock.
         Some(_) => Cause::Expired,
     }
 }
 
-/// A record file, without its key. `None`: there is none.
-fn about(path: &Path) -> Option<Written> {
-    let about = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
-    let modified = about.modified().ok()?;
-    Some(Written { modified, size: about.len(), inode: about.ino(), key: String::new() })
+/// The metadata of a record file, with an empty key. `None` if there is no such file.
+fn read_metadata(path: &Path) -> Option<Written> {
+    let metadata = fs::symlink_metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let modified = metadata.modified().ok()?;
+    Some(Written { modified, size: metadata.len(), inode: metadata.ino(), key: String::new() })
 }
 
-fn key_of(path: &Path, stem: &str) -> Option<Key> {
-    Key::from_file_stem(stem).or_else(|| key_inside(path).filter(|key| key.file_stem() == stem))
+fn find_key(path: &Path, stem: &str) -> Option<Key> {
+    Key::from_file_stem(stem).or_else(|| read_key(path).filter(|key| key.file_stem() == stem))
 }
 
-/// The key inside a record or lock file, which begins with it. Small, whatever the file's size.
-fn key_inside(path: &Path) -> Option<Key> {
-    const ENOUGH: u64 = 64 * 1024;
-    let safe = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file: File = OpenOptions::new().read(true).custom_flags(safe).open(path).ok()?;
+/// Reads the key from the beginning of a record or lock file. Reads at most `MAX_BYTES`.
+fn read_key(path: &Path) -> Option<Key> {
+    const MAX_BYTES: u64 = 64 * 1024;
+    // Does not follow a symbolic link and does not block on a named pipe.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file: File = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
     let mut text = Vec::new();
-    file.take(ENOUGH).read_to_end(&mut text).ok()?;
+    file.take(MAX_BYTES).read_to_end(&mut text).ok()?;
     let rest = text.strip_prefix(b"{\"key\":")?;
     serde_json::Deserializer::from_slice(rest).into_iter::<Key>().next()?.ok()
 }

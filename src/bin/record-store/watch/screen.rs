@@ -1,4 +1,4 @@
-//! The whole terminal as a place to draw on, given back as it was found, whatever happens.
+//! Full-screen drawing on the terminal. The terminal is restored at the end, even after a panic.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -10,67 +10,67 @@ use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
 };
 
-/// Another screen, no cursor, no line breaks of the terminal's own.
+/// Switches to the alternate screen, hides the cursor and disables automatic line wrap.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l";
 const LEAVE: &str = "\x1b[?7h\x1b[?25h\x1b[?1049l";
 
 pub(super) struct Screen {
     terminal: Arc<Terminal>,
-    /// What is to be seen now.
-    shown: String,
+    /// The frame that is currently displayed. Empty if unknown.
+    displayed: String,
 }
 
-/// The terminal, and how it was.
+/// The terminal and its original modes.
 struct Terminal {
     input: OwnedFd,
     output: File,
-    /// `None` where the input is no terminal: there are no keys then.
+    /// `None` if the input is not a terminal.
     modes: Option<Termios>,
     entered: AtomicBool,
 }
 
 impl Screen {
-    /// Takes the terminal over, until this is dropped. Gives it back first if the program panics, so
-    /// that the message can be read.
+    /// Takes control of the terminal until this value is dropped. A panic hook restores the terminal
+    /// before the panic message is printed: otherwise the message would be lost.
     pub(super) fn enter(input: impl AsFd, output: impl AsFd) -> io::Result<Self> {
         let modes = input.as_fd().is_terminal().then(|| tcgetattr(&input)).transpose()?;
         let (input, output) = (input.as_fd().try_clone_to_owned()?, output.as_fd().try_clone_to_owned()?);
         let entered = AtomicBool::new(false);
         let terminal = Arc::new(Terminal { input, output: output.into(), modes, entered });
-        let (kept, say) = (Arc::clone(&terminal), std::panic::take_hook());
+        let (hook_terminal, previous_hook) = (Arc::clone(&terminal), std::panic::take_hook());
         std::panic::set_hook(Box::new(move |panic| {
-            kept.leave();
-            say(panic);
+            hook_terminal.leave();
+            previous_hook(panic);
         }));
-        let mut screen = Self { terminal, shown: String::new() };
-        screen.again()?;
+        let mut screen = Self { terminal, displayed: String::new() };
+        screen.resume()?;
         Ok(screen)
     }
 
-    /// Takes the terminal over again, after it was used by others.
-    pub(super) fn again(&mut self) -> io::Result<()> {
-        self.forget();
+    /// Takes control of the terminal again, after other programs have used it.
+    pub(super) fn resume(&mut self) -> io::Result<()> {
+        self.invalidate();
         self.terminal.enter()
     }
 
-    /// Whatever is to be seen now, the next frame is drawn.
-    pub(super) fn forget(&mut self) {
-        self.shown.clear();
+    /// Forces the next frame to be drawn, even if it is equal to the previous one.
+    pub(super) fn invalidate(&mut self) {
+        self.displayed.clear();
     }
 
-    /// Rows and columns.
+    /// The number of rows and columns.
     pub(super) fn size(&self) -> (usize, usize) {
         let size = tcgetwinsize(&self.terminal.output);
         let size = size.ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
         size.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into()))
     }
 
-    /// Draws the lines over what is there, in one write: nothing flickers.
+    /// Overwrites the screen with one write and without erasing it first, to avoid flicker.
     pub(super) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         let frame = format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\r\n"));
-        if frame != self.shown {
+        if frame != self.displayed {
             self.terminal.write(&frame)?;
-            self.shown = frame;
+            self.displayed = frame;
         }
         Ok(())
     }
@@ -87,7 +87,7 @@ impl Terminal {
         self.entered.store(true, Ordering::SeqCst);
         if let Some(modes) = &self.modes {
             let mut raw = modes.clone();
-            // Keys come at once and unseen, Ctrl-C among them: it need not come as a signal.
+            // Keys are not echoed and are available immediately. Ctrl-C is a key, not a signal.
             raw.local_modes -= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG | LocalModes::IEXTEN;
             raw.input_modes -= InputModes::IXON;
             raw.special_codes[SpecialCodeIndex::VMIN] = 1;
@@ -97,10 +97,10 @@ impl Terminal {
         self.write(ENTER)
     }
 
-    /// Once only, however often it is called.
+    /// Restores the terminal. Does nothing if it is already restored.
     fn leave(&self) {
         if self.entered.swap(false, Ordering::SeqCst) {
-            // Whatever fails here, there is nobody to tell.
+            // Errors cannot be reported here.
             let _ = self.write(LEAVE);
             if let Some(modes) = &self.modes {
                 let _ = tcsetattr(&self.input, OptionalActions::Now, modes);
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_gives_the_terminal_back() {
+    fn a_panic_restores_the_terminal() {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -134,10 +134,10 @@ mod tests {
             let mut screen = Screen::enter(&slave, &slave).unwrap();
             screen.draw(&["drawn".to_owned()]).unwrap();
             assert_ne!(modes(), before);
-            panic!("while the screen is taken");
+            panic!("while the screen is active");
         });
         let message = result.unwrap_err();
-        assert_eq!(message.downcast_ref(), Some(&"while the screen is taken"));
+        assert_eq!(message.downcast_ref(), Some(&"while the screen is active"));
         assert_eq!(modes(), before);
         let mut raw = vec![0; 1_000];
         let length = File::from(master).read(&mut raw).unwrap();

@@ -1,4 +1,4 @@
-//! Keeps up with a store: by what the system reports, and by looking now and then.
+//! Follows the changes of a store, by notifications of the system and by polling.
 
 use std::fs::ReadDir;
 use std::os::fd::BorrowedFd;
@@ -10,14 +10,15 @@ use super::changes::Changes;
 use super::model::{Change, Model};
 use crate::failure::Failure;
 
-/// A listing goes on for so long at a time, so that whoever types is heard.
+/// The maximum time that one step spends on a listing, so that the program responds to keys.
 const SLICE: Duration = Duration::from_millis(20);
-/// So small a part of its time the program spends on listings: where the system reports changes,
-/// they only make good what it may have missed.
-const SHARE: u32 = 20;
-const SHARE_REPORTED: u32 = 200;
-/// A death is reported just before it can be proven.
-const SOON: Duration = Duration::from_millis(20);
+/// A pause between two listings is at least this many times as long as a listing.
+const PAUSE_FACTOR: u32 = 20;
+/// The same if the system reports changes: listings then only find changes that it missed.
+const PAUSE_FACTOR_NOTIFIED: u32 = 200;
+/// The notification that a process ended arrives shortly before its locks are detectably stale. The
+/// locks are checked again after this time.
+const STALE_CHECK_DELAY: Duration = Duration::from_millis(20);
 
 pub(super) struct Watcher {
     store: FileSystemRecordStore,
@@ -25,29 +26,38 @@ pub(super) struct Watcher {
     changes: Changes,
     model: Model,
     listing: Option<Listing>,
-    /// Whether the store was listed once.
+    /// At least one listing is complete.
     ready: bool,
-    look_at: Instant,
-    list_at: Instant,
+    next_check: Instant,
+    next_listing: Instant,
 }
 
-/// A listing of the directory that is under way.
+/// An incomplete listing of the directory.
 struct Listing {
     dir: ReadDir,
     fresh: Model,
-    taken: Duration,
+    elapsed: Duration,
 }
 
 impl Watcher {
     pub(super) fn new(store: FileSystemRecordStore, interval: Duration) -> Self {
-        // Before the first listing: nothing is missed between the two.
+        // Starts the notifications before the first listing, so that no change between them is missed.
         let changes = Changes::of(&store);
         let now = Instant::now();
         let model = Model::default();
-        Self { store, interval, changes, model, listing: None, ready: false, look_at: now, list_at: now }
+        Self {
+            store,
+            interval,
+            changes,
+            model,
+            listing: None,
+            ready: false,
+            next_check: now,
+            next_listing: now,
+        }
     }
 
-    /// What is known. The first listing is shown as it grows.
+    /// The current view of the store. During the first listing, this is the incomplete listing.
     pub(super) fn model(&self) -> &Model {
         match &self.listing {
             Some(listing) if !self.ready => &listing.fresh,
@@ -59,101 +69,103 @@ impl Watcher {
         &self.store
     }
 
-    /// Can be read when something changed.
+    /// A descriptor that is readable when there are notifications.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.changes.fd()
     }
 
-    /// How long there is nothing to do, unless something changes.
+    /// The time until the next step is due if no notification arrives.
     pub(super) fn pause(&self) -> Duration {
         if self.listing.is_some() {
             return Duration::ZERO;
         }
-        self.look_at.min(self.list_at).saturating_duration_since(Instant::now())
+        self.next_check.min(self.next_listing).saturating_duration_since(Instant::now())
     }
 
-    /// Does what there is to do, and tells what changed.
+    /// Does all work that is due and returns the changes.
     pub(super) fn step(&mut self) -> Result<Vec<Change>, Failure> {
         let reported = self.changes.read();
         let mut changes = Vec::new();
         for name in &reported.names {
-            changes.extend(self.look(name));
+            changes.extend(self.update(name));
         }
         let now = Instant::now();
-        // A new lease may end before the next look.
-        self.look_at = self.look_at.min(now + self.next_look());
-        if reported.death {
-            self.look_at = now;
+        // A new lease may expire before the next scheduled check.
+        self.next_check = self.next_check.min(now + self.until_next_check());
+        if reported.owner_ended {
+            self.next_check = now;
         }
-        if now >= self.look_at {
-            changes.extend(self.look_again());
-            self.look_at = now + if reported.death { SOON } else { self.next_look() };
+        if now >= self.next_check {
+            changes.extend(self.check_locks());
+            self.next_check =
+                now + if reported.owner_ended { STALE_CHECK_DELAY } else { self.until_next_check() };
         }
         if reported.lost {
-            self.list_at = now;
+            self.next_listing = now;
         }
-        if now >= self.list_at && self.listing.is_none() {
+        if now >= self.next_listing && self.listing.is_none() {
             let failed = |error| Failure::io(&format!("cannot list {}", self.store.path().display()), &error);
             let dir = self.store.path().read_dir().map_err(failed)?;
-            self.listing = Some(Listing { dir, fresh: Model::default(), taken: Duration::ZERO });
+            self.listing = Some(Listing { dir, fresh: Model::default(), elapsed: Duration::ZERO });
         }
-        changes.extend(self.list());
+        changes.extend(self.continue_listing());
         Ok(changes)
     }
 
-    /// Looks at the known locks: their owners may be gone, their leases over.
-    fn look_again(&mut self) -> Vec<Change> {
+    /// Checks the known locks, which may be expired or stale.
+    fn check_locks(&mut self) -> Vec<Change> {
         let names: Vec<String> = self.model.locks.keys().cloned().collect();
-        names.iter().flat_map(|name| self.look(name)).collect()
+        names.iter().flat_map(|name| self.update(name)).collect()
     }
 
-    /// Looks at one file, also for the listing that is under way: it may have been there already.
-    fn look(&mut self, name: &str) -> Vec<Change> {
+    /// Reads one file. Also updates the incomplete listing, which may already contain the old state of
+    /// the file.
+    fn update(&mut self, name: &str) -> Vec<Change> {
         if let Some(listing) = &mut self.listing {
-            listing.fresh.look(&self.store, name);
+            listing.fresh.update(&self.store, name);
         }
-        self.model.look(&self.store, name)
+        self.model.update(&self.store, name)
     }
 
-    /// The next end of a lease, if that comes first.
-    fn next_look(&self) -> Duration {
-        let ends = self.model.locks.values().filter_map(record_store::LockInfo::remaining);
-        // A moment later it is over for sure.
-        ends.min().map_or(self.interval, |end| self.interval.min(end + Duration::from_millis(1)))
+    /// The polling interval, or the time until the next lease expires if that is shorter.
+    fn until_next_check(&self) -> Duration {
+        let leases = self.model.locks.values().filter_map(record_store::LockInfo::remaining);
+        // One millisecond later the lease has certainly expired.
+        leases.min().map_or(self.interval, |lease| self.interval.min(lease + Duration::from_millis(1)))
     }
 
-    /// Goes on with the listing, if there is one.
-    fn list(&mut self) -> Vec<Change> {
+    /// Continues the listing, if there is one, for at most [`SLICE`].
+    fn continue_listing(&mut self) -> Vec<Change> {
         let Some(listing) = &mut self.listing else { return vec![] };
-        let begun = Instant::now();
-        while begun.elapsed() < SLICE {
+        let started = Instant::now();
+        while started.elapsed() < SLICE {
             match listing.dir.next() {
                 Some(Ok(entry)) => {
                     if let Some(name) = entry.file_name().to_str() {
-                        listing.fresh.list(&self.store, name);
+                        listing.fresh.add_listed(&self.store, name);
                     }
                 }
-                // What cannot be listed may be so the next time.
-                Some(Err(_)) | None => return self.listed(begun.elapsed()),
+                // After an error, the listing ends early. The next listing may succeed.
+                Some(Err(_)) | None => return self.finish_listing(started.elapsed()),
             }
         }
-        listing.taken += begun.elapsed();
+        listing.elapsed += started.elapsed();
         vec![]
     }
 
-    fn listed(&mut self, last: Duration) -> Vec<Change> {
+    fn finish_listing(&mut self, last_slice: Duration) -> Vec<Change> {
         let Some(listing) = self.listing.take() else { return vec![] };
-        let mut changes = listing.fresh.since(&self.model, &self.store);
+        let mut changes = listing.fresh.changes_since(&self.model, &self.store);
         if !self.ready {
-            // That there are records is no news.
+            // Records that existed at the start are not changes.
             changes.retain(|change| matches!(change, Change::Locked(_) | Change::Unlocked(..)));
         }
         self.ready = true;
         self.model = listing.fresh;
         let now = Instant::now();
-        let share = if self.changes.fd().is_some() { SHARE_REPORTED } else { SHARE };
-        self.list_at = now + self.interval.max((listing.taken + last) * share);
-        self.look_at = now + self.next_look();
+        let factor = if self.changes.fd().is_some() { PAUSE_FACTOR_NOTIFIED } else { PAUSE_FACTOR };
+        self.next_listing = now + self.interval.max((listing.elapsed + last_slice) * factor);
+        self.next_check = now + self.until_next_check();
         changes
     }
 }

@@ -1,5 +1,5 @@
-//! System calls that do not do what they were asked: the kernel says no, or says it too late, or
-//! does only a part.
+//! Fault injection into the system calls of a traced child: a call is not executed and fails, is executed
+//! and still reports a failure, or transfers only a part.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -14,14 +14,14 @@ pub(crate) struct Call {
     pub(crate) arguments: [u64; 6],
 }
 
-/// The number of no system call: the kernel skips the call.
+/// An invalid system call number: the kernel skips the call.
 const NO_CALL: u64 = u64::MAX;
 
 impl Traced {
-    /// On to the operation's next system call; `None` at the operation's end. The one before must
-    /// be dealt with by then.
+    /// Runs to the entry of the operation's next system call. Returns `None` at the end of the operation.
+    /// The previous call must have been completed by one of the methods below.
     pub(crate) fn next_call(&mut self) -> Option<Call> {
-        self.move_on();
+        self.resume();
         let registers = ptrace::getregs(self.thread).unwrap();
         let call = Call {
             number: registers.orig_rax.cast_signed(),
@@ -37,36 +37,36 @@ impl Traced {
         (call.number != libc::SYS_getppid).then_some(call)
     }
 
-    /// Lets the call do what it does.
-    pub(crate) fn permit(&mut self) {
-        self.move_on();
+    /// Executes the call.
+    pub(crate) fn execute(&mut self) {
+        self.resume();
     }
 
-    /// Has the call fail without being made.
-    pub(crate) fn refuse(&mut self, errno: Errno) {
-        self.change(|registers| registers.orig_rax = NO_CALL);
-        self.belie(errno);
+    /// Makes the call fail without executing it.
+    pub(crate) fn fail(&mut self, errno: Errno) {
+        self.change_registers(|registers| registers.orig_rax = NO_CALL);
+        self.execute_and_fail(errno);
     }
 
-    /// Has the call be made and say that it failed, as `close` does.
-    pub(crate) fn belie(&mut self, errno: Errno) {
-        self.move_on();
-        let answer = -i64::from(errno as i32);
-        self.change(|registers| registers.rax = answer.cast_unsigned());
+    /// Executes the call, but makes it report a failure, as `close` does after an I/O error.
+    pub(crate) fn execute_and_fail(&mut self, errno: Errno) {
+        self.resume();
+        let returned = -i64::from(errno as i32);
+        self.change_registers(|registers| registers.rax = returned.cast_unsigned());
     }
 
-    /// Has the call, a read or a write, move no more than so many bytes.
+    /// Executes the call, which must be a read or a write, with a limit on the bytes that it transfers.
     pub(crate) fn shorten(&mut self, bytes: u64) {
-        self.change(|registers| registers.rdx = registers.rdx.min(bytes));
-        self.move_on();
+        self.change_registers(|registers| registers.rdx = registers.rdx.min(bytes));
+        self.resume();
     }
 
-    fn move_on(&mut self) {
+    fn resume(&mut self) {
         ptrace::syscall(self.thread, None).unwrap();
         self.await_stop();
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut libc::user_regs_struct)) {
+    fn change_registers(&mut self, change: impl FnOnce(&mut libc::user_regs_struct)) {
         let mut registers = ptrace::getregs(self.thread).unwrap();
         change(&mut registers);
         ptrace::setregs(self.thread, registers).unwrap();

@@ -1,0 +1,77 @@
+//! Arguments of `unlock`, `verify` and `gc`, which maintain a store.
+
+use clap::Args;
+
+use super::{RecordArgs, StoreArgs};
+
+/// Release another holder's lock
+///
+/// Shows the holder, when it acquired the lock, when the lease expires and whether the process that
+/// acquired the lock is alive, and then asks for confirmation. The holder is not notified: it may
+/// still be running, but its later writes under this lock are rejected. Only the displayed lock is
+/// released: if another holder has acquired the key in the meantime, that lock stays, and the exit
+/// code is 75.
+///
+/// A lock of a dead process normally needs no unlock. The exception is a lock with a named holder: it
+/// stays until it is released or its lease expires. A corrupt lock file is removed.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store unlock cache report
+  record-store locks cache --json | jq -r 'select(.owner_alive == false) | .key' |
+    while read -r key; do record-store unlock cache \"$key\" --force; done")]
+pub(crate) struct UnlockArgs {
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+
+    /// Do not ask for confirmation. Required if standard input or output is not a terminal
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Check every file of the store
+///
+/// Records must be complete and have the right checksum and key, lock files must be valid, and no
+/// other files should exist. Prints one line for each finding and then a summary. Changes nothing,
+/// never waits, and is safe while other processes use the store.
+///
+/// There are three kinds of findings. damage: data is lost or something does not work. strange: a
+/// file that does not belong to the store; the store ignores it. leftover: a file of a process that
+/// is gone; this is normal, and the store removes it later. The exit code is 65 if there is damage;
+/// other findings do not change it.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store verify cache
+  record-store verify cache --json | jq -r 'select(.kind == \"damage\") | .path'
+
+Each line of --json but the last is an object with the fields
+  path, kind (\"damage\", \"strange\", \"leftover\"), problem, cause (null: no further details);
+the last one has the fields files, records, locks, damage, strange, leftover and unchecked")]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Print each finding, and the summary, as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Remove expired records, stale locks and leftovers
+///
+/// Removes expired records, lock files without a live lock, and files that dead processes left
+/// behind. Live records and live locks are not touched, so this is safe while other processes use
+/// the store. Prints the number of records and locks that were removed.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store gc cache
+  record-store gc cache --json | jq .records")]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Print a JSON object with the fields records and locks
+    #[arg(long)]
+    pub(crate) json: bool,
+}

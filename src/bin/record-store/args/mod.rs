@@ -1,0 +1,315 @@
+//! Definition of the command line arguments and their help.
+
+mod maintenance;
+mod transfer;
+mod watch;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use record_store::{Key, WriteOptions};
+
+pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
+pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
+pub(crate) use watch::WatchArgs;
+
+/// A macro, because `concat!` accepts literals but not constants.
+macro_rules! exit_codes {
+    () => {
+        "\
+Exit codes:
+  0      success
+  1      no such record or lock, or no store in DIR
+  2      invalid usage
+  65     invalid JSON or text, or a corrupt file in the store
+  73     import: a key already has a record
+  74     I/O error
+  75     locked by another holder, or still locked after --wait
+  124    run: the command took longer than --hold
+  126    run: the command could not be executed
+  127    run: the command was not found
+  128+n  run: terminated by signal n
+  other  run: the exit code of the command"
+    };
+}
+
+/// JSON records and crash-safe locks in one directory, shared by the processes of one host.
+///
+/// A record is a key and a JSON result. `run` computes a result once, even if several processes
+/// request it concurrently. The other subcommands read, change and list records and locks.
+#[derive(Parser)]
+#[command(
+    name = "record-store",
+    version,
+    after_long_help = concat!(
+        "Examples:
+  record-store run cache weather -- curl -s https://example.org/weather.json
+  record-store get cache weather
+  record-store locks cache
+
+",
+        exit_codes!()
+    )
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) task: Task,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Task {
+    Run(RunArgs),
+    Get(GetArgs),
+    Put(PutArgs),
+    Rm(RmArgs),
+    Ls(ListArgs),
+    Locks(LocksArgs),
+    Unlock(UnlockArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
+    Verify(VerifyArgs),
+    Gc(GcArgs),
+    Watch(WatchArgs),
+    Completions(CompletionsArgs),
+}
+
+/// Selects the store.
+#[derive(Args)]
+pub(crate) struct StoreArgs {
+    /// The store's directory
+    pub(crate) dir: PathBuf,
+}
+
+/// Selects one record of a store.
+#[derive(Args)]
+pub(crate) struct RecordArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// The record's key: any text that is not empty
+    #[arg(value_parser = |text: &str| Key::new(text))]
+    pub(crate) key: Key,
+}
+
+/// Selects the durability of a change.
+#[derive(Args)]
+pub(crate) struct DurabilityArgs {
+    /// Do not sync to disk: faster, but a power loss may undo the change
+    #[arg(long)]
+    pub(crate) relaxed: bool,
+}
+
+/// Selects when a stored record expires.
+#[derive(Args)]
+pub(crate) struct ExpiryArgs {
+    /// The record expires after this time, such as 90s or 1day [default: never]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) ttl: Option<Duration>,
+}
+
+impl ExpiryArgs {
+    pub(crate) fn options(&self) -> WriteOptions {
+        self.ttl.map_or_else(WriteOptions::new, |ttl| WriteOptions::new().time_to_live(ttl))
+    }
+}
+
+/// Print the stored result, or run a command once to compute it
+///
+/// If a result is stored, this prints it immediately, without a lock. Otherwise this acquires the
+/// key's lock, runs the command, stores its standard output, which must be one JSON value, and prints
+/// it. Concurrent `run` calls for the same key wait and print the same result. If the command fails,
+/// nothing is stored, its output goes to standard error, this program exits with the command's exit
+/// code, and the next waiter runs its own command.
+///
+/// As in $(…), the output is complete when no process has it open for writing any more. A background
+/// process that the command starts keeps the key locked until it closes its standard output.
+///
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT terminate the command: its process group gets SIGTERM, and
+/// after 5 seconds, or at a second signal, SIGKILL. A signal that was ignored when this program
+/// started (nohup) stays ignored. If this program itself is killed with SIGKILL, the key stays locked
+/// until the command and its descendants have ended, and their output is lost. They hold the lock
+/// through an inherited file descriptor. A program that closes file descriptors it does not know
+/// releases the lock early.
+///
+/// The command must not request the same key: it would wait for its own lock, which is a deadlock.
+#[derive(Args)]
+#[command(after_long_help = concat!(
+    "Examples:
+  # Two concurrent shells: one runs the command, both print the result.
+  record-store run cache primes -- ./primes --up-to 1000000
+
+  # Wait at most 30 seconds for the lock. Let the command run at most 5 minutes.
+  record-store run cache report --wait 30s --hold 5m -- ./report.sh
+
+  # Compute again when the result is one hour old.
+  record-store run cache rates --ttl 1h -- curl -s https://example.org/rates.json
+
+  # Text instead of JSON. Always compute again.
+  record-store run cache host --text --refresh -- uname -n
+
+",
+    exit_codes!()
+))]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+
+    /// Terminate the command after this time [default: never]
+    ///
+    /// This is not a lease on the lock: when a lease expires, the key becomes free while the command
+    /// still runs. With --hold, the command is terminated before the key becomes free.
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) hold: Option<Duration>,
+
+    /// Run the command even if a result is stored
+    #[arg(long)]
+    pub(crate) refresh: bool,
+
+    /// The command prints text: store it as a JSON string, and print it unquoted
+    #[arg(long)]
+    pub(crate) text: bool,
+
+    #[command(flatten)]
+    pub(crate) expiry: ExpiryArgs,
+
+    #[command(flatten)]
+    pub(crate) durability: DurabilityArgs,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Print a record's result
+///
+/// Waits while another holder has the key's lock. Changes nothing in the store.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store get cache report | jq .total
+  record-store get cache host --text
+  record-store get cache report --wait 0s || echo 'not stored, or locked'")]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
+
+    /// The result is a JSON string: print it unquoted
+    #[arg(long)]
+    pub(crate) text: bool,
+}
+
+/// Store standard input as a record's result
+///
+/// Fails while another holder has the key's lock. Creates the store if there is none.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  echo '{\"total\": 12}' | record-store put cache report
+  uname -n | record-store put cache host --text")]
+pub(crate) struct PutArgs {
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+
+    /// Standard input is text: store it as a JSON string
+    #[arg(long)]
+    pub(crate) text: bool,
+
+    #[command(flatten)]
+    pub(crate) expiry: ExpiryArgs,
+
+    #[command(flatten)]
+    pub(crate) durability: DurabilityArgs,
+}
+
+/// Remove a record
+///
+/// Fails while another holder has the key's lock.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store rm cache report
+  record-store rm cache report || echo 'no such record'")]
+pub(crate) struct RmArgs {
+    #[command(flatten)]
+    pub(crate) record: RecordArgs,
+
+    #[command(flatten)]
+    pub(crate) durability: DurabilityArgs,
+}
+
+/// List the keys that have a record
+///
+/// Prints one key per line, in no particular order. On a terminal, control characters such as line
+/// feeds are escaped. Otherwise they are printed unchanged: use --json to distinguish a line feed in
+/// a key from the end of a line. If the key of a record cannot be determined, an error is printed to
+/// standard error, and the exit code is not 0.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store ls cache | sort
+  record-store ls cache --json | jq -r 'select(startswith(\"report/\"))'")]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Print each key as a JSON string
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the locks: key, holder, start and expiry
+///
+/// STATE is held, expired (the lease has expired: the key is free) or abandoned (the owner process is
+/// gone: the key is free). OWNER shows whether the process that acquired the lock is alive. A command
+/// of `run` that outlives its runner counts as alive. If a lock cannot be read, an error is printed to
+/// standard error, and the exit code is not 0.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store locks cache
+  record-store locks cache --json | jq -r 'select(.state == \"held\") | .holder'
+
+Each line of --json is an object with the fields
+  key, holder, process_bound, token, state (\"held\", \"expired\", \"abandoned\"),
+  owner_alive (true, false, or null: unknown), acquired_at,
+  expires_at and remaining_seconds (null: held until released)")]
+pub(crate) struct LocksArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Print each lock as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print a completion script for a shell
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store completions bash > ~/.local/share/bash-completion/completions/record-store
+  record-store completions zsh > ~/.zfunc/_record-store
+  record-store completions fish > ~/.config/fish/completions/record-store.fish")]
+pub(crate) struct CompletionsArgs {
+    /// The shell that will run the script
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_argument_definitions_are_valid() {
+        super::Cli::command().debug_assert();
+    }
+}

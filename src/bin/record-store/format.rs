@@ -1,0 +1,74 @@
+//! Text forms of locks and times, shared by all listings.
+
+use std::time::{Duration, SystemTime};
+
+use record_store::{LockInfo, LockState};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::style::{Cell, Colour};
+
+pub(crate) fn state(state: LockState) -> &'static str {
+    match state {
+        LockState::Held => "held",
+        LockState::Expired => "expired",
+        LockState::Abandoned => "abandoned",
+        _ => "unknown",
+    }
+}
+
+pub(crate) fn state_cell(lock: &LockInfo) -> Cell {
+    let colour = if lock.state() == LockState::Held { Colour::Good } else { Colour::Warning };
+    Cell::coloured(state(lock.state()), colour)
+}
+
+/// Shows whether the process that acquired the lock is alive.
+pub(crate) fn owner_cell(lock: &LockInfo) -> Cell {
+    match lock.owner_alive() {
+        Some(true) => Cell::coloured("alive", Colour::Good),
+        Some(false) => Cell::coloured("gone", Colour::Bad),
+        None => Cell::coloured("unknown", Colour::Warning),
+    }
+}
+
+pub(crate) fn json(value: &(impl Serialize + ?Sized)) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::bad_data("cannot be represented in JSON", &error))
+}
+
+/// Formats a time as RFC 3339. Times outside of the years 1970 to 9999, which the formatter does not
+/// support, are clamped to that range.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    let latest = humantime::parse_rfc3339("9999-12-31T23:59:59Z").unwrap_or(SystemTime::UNIX_EPOCH);
+    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, latest)).to_string()
+}
+
+/// A duration in its two largest units, such as `2m 5s`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let whole = humantime::format_duration(Duration::from_secs(duration.as_secs())).to_string();
+    whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+/// The time that has passed since `time`. Zero if `time` is in the future, as after the clock was set
+/// back.
+pub(crate) fn age(time: SystemTime) -> String {
+    duration(time.elapsed().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_outside_the_supported_years_is_clamped() {
+        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+        assert_eq!(rfc3339(far), "9999-12-31T23:59:59.000Z");
+        assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_duration_is_shown_in_its_two_largest_units() {
+        assert_eq!(duration(Duration::from_millis(999)), "0s");
+        assert_eq!(duration(Duration::from_secs(125)), "2m 5s");
+        assert_eq!(duration(Duration::from_secs(86_400 + 3_600 + 61)), "1day 1h");
+    }
+}

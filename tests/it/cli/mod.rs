@@ -1,0 +1,180 @@
+//! Tests of the command line program `record-store`, with real processes and real signals.
+
+mod ending;
+mod expiry;
+mod killed;
+mod listing;
+mod records;
+mod run;
+mod terminal;
+mod transfer;
+mod unlock;
+mod verify;
+mod watch;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use record_store::FileSystemRecordStore;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// The limit of every wait in these tests. Only a broken program reaches it.
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A directory with a store, and with the files through which a test and its commands communicate.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    fn open(&self) -> FileSystemRecordStore {
+        FileSystemRecordStore::open(self.store()).unwrap()
+    }
+
+    /// `record-store SUBCOMMAND STORE ARGUMENTS…`, in the scratch directory.
+    fn cli(&self, subcommand: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
+        command.arg(subcommand).arg(self.store()).args(arguments).current_dir(self.0.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// `record-store run STORE ARGUMENTS… -- sh -c SCRIPT`.
+    fn run(&self, arguments: &[&str], script: &str) -> Command {
+        let mut command = self.cli("run", arguments);
+        command.args(["--", "sh", "-c", script]);
+        command
+    }
+
+    /// Shell code that waits until the test creates the file `name` or has ended.
+    fn gate(&self, name: &str) -> String {
+        let dir = self.0.path().display();
+        format!("while [ -d '{dir}' ] && [ ! -e '{dir}/{name}' ]; do sleep 0.01; done;")
+    }
+
+    fn touch(&self, name: &str) {
+        fs::write(self.path(name), "").unwrap();
+    }
+
+    fn wait_for_file(&self, name: &str) {
+        wait_for(name, || self.path(name).exists());
+    }
+
+    /// The owner files. Each process that opens the store for writing creates one, and a later open
+    /// removes the files of dead processes.
+    fn owners(&self) -> Vec<String> {
+        let Ok(owners) = fs::read_dir(self.store().join(".store/owners")) else { return vec![] };
+        owners.map(|owner| owner.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Waits until the process has opened the store for writing. A `run` does that when it has found
+    /// no stored result, and then acquires the lock or waits for it.
+    fn wait_until_opened(&self, process: &mut Background) {
+        let prefix = format!("{}-", process.child().id());
+        wait_for("the store to be opened", || self.owners().iter().any(|owner| owner.starts_with(&prefix)));
+        assert!(process.is_running());
+    }
+
+    /// How many lines the scripts of a test have appended to the file `runs`.
+    fn runs(&self) -> usize {
+        fs::read_to_string(self.path("runs")).unwrap_or_default().lines().count()
+    }
+}
+
+/// A background process. It is terminated when this is dropped.
+struct Background(Option<Child>);
+
+impl Background {
+    fn start(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().unwrap()
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(self.child()), signal).unwrap();
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child().try_wait().unwrap().is_none()
+    }
+
+    /// Waits until the process has ended, and until every process that shares its standard output and
+    /// error has closed them.
+    fn output(mut self) -> Output {
+        self.0.take().unwrap().wait_with_output().unwrap()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // Not SIGKILL: on SIGTERM `run` also ends its command.
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            let _ = child.wait();
+        }
+    }
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < TIMEOUT, "timed out waiting for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a command with this standard input.
+fn feed(command: &mut Command, input: &[u8]) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn assert_code(output: &Output, code: i32) {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+}
+
+#[track_caller]
+fn assert_prints(output: &Output, text: &str) {
+    assert_code(output, 0);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), text);
+}
+
+/// Asserts that the command failed with this code, printed nothing on standard output, and printed
+/// one line on standard error. Returns that line.
+#[track_caller]
+fn assert_fails(output: &Output, code: i32) -> String {
+    assert_code(output, code);
+    assert_eq!(output.stdout, b"", "{output:?}");
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(message.starts_with("record-store: ") && message.lines().count() == 1, "{message}");
+    message
+}
+
+/// Also true for a dangling symbolic link.
+fn entry_exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

@@ -1,0 +1,364 @@
+//! Operations built on locks and records, used by several processes at once: `get_or_compute`,
+//! `compare_and_swap`, `lock_all` and `watch`.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use record_store::{Durability, Error, LockOptions, RecordChange, RecordStoreExt, WriteOptions};
+use serde::{Deserialize, Serialize};
+use tempfile::tempdir;
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::{PATIENCE, as_named, millis, named, names_in, open, open_with, storm};
+
+pub(crate) const ROLES: &[Role] = &[
+    ("compute", compute),
+    ("swap", swap),
+    ("transfer", transfer),
+    ("watch", watch),
+    ("watch-read-only", watch_read_only),
+];
+
+#[derive(Serialize, Deserialize)]
+struct Task {
+    dir: PathBuf,
+    times: u64,
+}
+
+fn start(role: &'static str, dir: &Path, times: u64) -> Child {
+    let mut child = Child::start(role, &Task { dir: dir.to_owned(), times });
+    child.expect("ready");
+    child
+}
+
+/// Calls `get_or_compute` for each key that it receives. The computation sends `computing` and receives
+/// how it must end. Afterwards the child sends the outcome of the call.
+fn compute(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    stage.send("ready");
+    loop {
+        let key = stage.receive();
+        let options = LockOptions::new().acquire_timeout(PATIENCE);
+        let got = store.get_or_compute(key, options, || {
+            stage.send("computing");
+            match stage.receive().as_str() {
+                "fail" => Err(Error::Unsupported { method: "this" }),
+                "panic" => panic!("on purpose"),
+                result => Ok(result.to_owned()),
+            }
+        });
+        stage.send(&got.unwrap_or_else(|error| error.to_string()));
+    }
+}
+
+/// Waits until one child computes, and takes it out of `children`.
+fn take_computing_child(children: &mut Vec<Child>) -> Child {
+    let start = Instant::now();
+    loop {
+        for at in 0..children.len() {
+            if let Some(line) = children[at].try_receive() {
+                assert_eq!(line, "computing");
+                return children.swap_remove(at);
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "no child computes");
+        std::thread::sleep(millis(1));
+    }
+}
+
+#[test]
+fn one_process_computes_and_all_get_the_result() {
+    let dir = tempdir().unwrap();
+    let mut children: Vec<_> = (0..8).map(|_| start("compute", dir.path(), 0)).collect();
+    for round in 0..storm(5) {
+        let key = format!("key {round}");
+        for child in &mut children {
+            child.send(&key);
+        }
+        let mut first = take_computing_child(&mut children);
+        for child in &children {
+            child.until_asleep();
+        }
+        first.send("42");
+        children.push(first);
+        for child in &mut children {
+            // A child that computed too would send `computing` first.
+            child.expect("42");
+        }
+    }
+}
+
+#[test]
+fn a_process_that_dies_or_fails_computing_is_replaced_at_once() {
+    let dir = tempdir().unwrap();
+    let mut children: Vec<_> = (0..6).map(|_| start("compute", dir.path(), 0)).collect();
+    for child in &mut children {
+        child.send("key");
+    }
+    let mut failing = take_computing_child(&mut children);
+    failing.send("fail");
+    failing.expect("this is not supported by this store");
+    let killed = Instant::now();
+    take_computing_child(&mut children).kill();
+    let mut panicking = take_computing_child(&mut children);
+    let replaced = killed.elapsed();
+    panicking.send("panic");
+    let mut stopped = take_computing_child(&mut children);
+    stopped.stop();
+    stopped.resume();
+    stopped.send("7");
+    stopped.expect("7");
+    for child in &mut children {
+        child.expect("7");
+    }
+    assert!(replaced < Duration::from_secs(10), "{replaced:?}");
+    assert_eq!(open(dir.path()).read::<String>("key").unwrap().unwrap().result, "7");
+}
+
+/// Increments a counter with `compare_and_swap` only.
+fn swap(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open_with(&task.dir, Durability::Relaxed);
+    stage.send("ready");
+    stage.expect("go");
+    let mut attempts = 0;
+    for _ in 0..task.times {
+        loop {
+            attempts += 1;
+            let seen = store.read::<u64>("count").unwrap().map(|record| record.result);
+            let next = seen.map_or(1, |count| count + 1);
+            if store.compare_and_swap("count", seen.as_ref(), &next, WriteOptions::new()).unwrap() {
+                break;
+            }
+        }
+    }
+    stage.send(&attempts.to_string());
+}
+
+#[test]
+fn no_swap_is_lost() {
+    let dir = tempdir().unwrap();
+    let times = storm(200);
+    let mut children: Vec<_> = (0..4).map(|_| start("swap", dir.path(), times)).collect();
+    for child in &mut children {
+        child.send("go");
+    }
+    for child in &mut children {
+        assert!(child.receive().parse::<u64>().unwrap() >= times);
+    }
+    assert_eq!(open(dir.path()).read::<u64>("count").unwrap().unwrap().result, 4 * times);
+}
+
+const ACCOUNTS: [&str; 4] = ["a", "b", "c", "d"];
+const BALANCE: i64 = 1_000;
+
+/// Moves money between two accounts at a time, in all directions, under both locks.
+fn transfer(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open_with(&task.dir, Durability::Relaxed);
+    stage.send("ready");
+    stage.expect("go");
+    for round in 0..task.times {
+        let at = usize::try_from(round + u64::from(std::process::id())).unwrap();
+        let (from, to) = (ACCOUNTS[at % 4], ACCOUNTS[(at / 4 + at + 1) % 4]);
+        if from == to {
+            continue;
+        }
+        let options = LockOptions::new().acquire_timeout(PATIENCE);
+        let guards = store.lock_all([from, to], options).unwrap();
+        let change = |key: &str, by: i64| {
+            let guard = guards.get(key).unwrap();
+            let old = guard.read::<i64>().unwrap().unwrap().result;
+            guard.write(&(old + by)).unwrap();
+        };
+        change(from, -1);
+        change(to, 1);
+        guards.release().unwrap();
+    }
+    stage.send("done");
+}
+
+#[test]
+fn several_locks_are_acquired_without_deadlock_or_lost_update() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for account in ACCOUNTS {
+        store.write(account, &BALANCE).unwrap();
+    }
+    let mut children: Vec<_> = (0..6).map(|_| start("transfer", dir.path(), storm(100))).collect();
+    for child in &mut children {
+        child.send("go");
+    }
+    for child in &mut children {
+        child.expect("done");
+    }
+    let total: i64 = ACCOUNTS.iter().map(|key| store.read::<i64>(*key).unwrap().unwrap().result).sum();
+    assert_eq!(total, BALANCE * 4);
+    assert_eq!(store.locks().unwrap().count(), 0);
+}
+
+#[test]
+fn a_lock_that_lock_all_loses_while_it_waits_is_acquired_again() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.acquire_lock("b", &as_named("other")).unwrap();
+    std::thread::scope(|scope| {
+        let both = scope.spawn(|| {
+            let options = LockOptions::new().hold_timeout(PATIENCE).acquire_timeout(PATIENCE);
+            let guards = store.lock_all(["b", "a"], options).unwrap();
+            assert!(guards.iter().all(|guard| guard.is_held().unwrap()));
+        });
+        while !store.is_locked("a").unwrap() {}
+        assert!(store.break_lock("a").unwrap());
+        store.release_lock("b", named("other")).unwrap();
+        both.join().unwrap();
+    });
+}
+
+#[test]
+fn a_lost_lock_is_reported_and_the_others_are_renewed_and_released() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let guards = store.lock_all(["a", "b", "c"], LockOptions::new().hold_timeout(PATIENCE)).unwrap();
+    guards.renew().unwrap();
+    assert!(store.break_lock("a").unwrap());
+    // Much shorter than the lease to which the guard renews it.
+    store.renew("c", guards.get("c").unwrap().token(), Some(PATIENCE / 4)).unwrap();
+    assert!(guards.renew().unwrap_err().is_lock_lost());
+    let left = store.lock_info("c").unwrap().unwrap().remaining().unwrap();
+    assert!(left > PATIENCE / 2, "the last one was not renewed: {left:?}");
+    let released = guards.release();
+    assert!(matches!(released, Err(Error::LockLost { key, .. }) if key.as_str() == "a"));
+    assert!(!store.is_locked("b").unwrap() && !store.is_locked("c").unwrap());
+}
+
+#[test]
+fn all_locks_of_a_killed_process_become_free() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for account in ACCOUNTS {
+        store.write(account, &BALANCE).unwrap();
+    }
+    for _ in 0..storm(5) {
+        let mut child = start("transfer", dir.path(), u64::MAX);
+        child.send("go");
+        while store.locks().unwrap().count() < 2 {}
+        child.kill();
+        let guards = store.lock_all(ACCOUNTS, LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+        guards.release().unwrap();
+    }
+}
+
+fn watch(stage: &Stage) {
+    watch_with(stage, &open(&stage.argument::<Task>().dir));
+}
+
+fn watch_read_only(stage: &Stage) {
+    let options = record_store::FileSystemOptions::new().mode(record_store::OpenMode::ReadOnly);
+    watch_with(stage, &options.open(stage.argument::<Task>().dir).unwrap());
+}
+
+/// Sends every change of the record, and the time at which it was seen.
+fn watch_with(stage: &Stage, store: &impl record_store::RecordStore) {
+    let mut watch = store.watch("key").unwrap();
+    stage.send("ready");
+    loop {
+        let change = watch.next(None).unwrap().unwrap();
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        stage.send(&format!("{change:?} {} {}", now.tv_sec, now.tv_nsec));
+    }
+}
+
+fn hear_change(child: &mut Child) -> (String, Duration) {
+    let line = child.receive();
+    let mut words = line.split(' ');
+    let change = words.next().unwrap().to_owned();
+    let mut number = || words.next().unwrap().parse().unwrap();
+    (change, Duration::new(number(), u32::try_from(number()).unwrap()))
+}
+
+fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap())
+}
+
+#[test]
+fn watchers_are_woken_by_the_write_of_another_process() {
+    let dir = tempdir().unwrap();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let mut children: Vec<_> = (0..3).map(|_| start("watch", dir.path(), 0)).collect();
+    // A killed watcher must not delay the others.
+    start("watch", dir.path(), 0).kill();
+    let mut latencies = Vec::new();
+    for round in 0..storm(30) {
+        children.iter().for_each(Child::until_asleep);
+        let before = monotonic();
+        store.write("key", &round).unwrap();
+        for child in &mut children {
+            let (change, seen) = hear_change(child);
+            assert_eq!(change, if round == 0 { "Appeared" } else { "Changed" });
+            latencies.push(seen.saturating_sub(before));
+        }
+    }
+    store.remove("key").unwrap();
+    for child in &mut children {
+        assert_eq!(hear_change(child).0, "Removed");
+    }
+    // A watcher that only polls would need 125 ms on average.
+    latencies.sort_unstable();
+    assert!(latencies[latencies.len() / 2] < millis(60), "{latencies:?}");
+}
+
+#[test]
+fn a_watcher_that_cannot_be_woken_polls() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let mut reader = start("watch-read-only", dir.path(), 0);
+    store.write("key", &1).unwrap();
+    assert_eq!(hear_change(&mut reader).0, "Appeared");
+    // A manual change in place wakes no watcher.
+    let mut watcher = start("watch", dir.path(), 0);
+    watcher.until_asleep();
+    std::fs::write(dir.path().join("key.json"), "{\"key\":\"key\",\"result\":12345}").unwrap();
+    assert_eq!(hear_change(&mut watcher).0, "Changed");
+    assert_eq!(hear_change(&mut reader).0, "Changed");
+}
+
+#[test]
+fn a_watch_distinguishes_all_versions() {
+    let dir = tempdir().unwrap();
+    for durability in [Durability::Relaxed, Durability::Full] {
+        let store = open_with(dir.path(), durability);
+        store.write("key", &0).unwrap();
+        let mut watch = store.watch("key").unwrap();
+        for _ in 0..storm(200) {
+            // Two writes: the second one could reuse the inode number of the version that was seen.
+            store.write("key", &1).unwrap();
+            store.write("key", &2).unwrap();
+            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), Some(RecordChange::Changed));
+            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), None);
+        }
+    }
+    assert!(names_in(&dir.path().join(".store/tmp")).is_empty());
+}
+
+#[test]
+fn a_fast_computation_runs_only_once_too() {
+    let dir = tempdir().unwrap();
+    for round in 0..storm(150) {
+        let computed = std::sync::atomic::AtomicU32::new(0);
+        let key = format!("key {round}");
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| {
+                    let store = open_with(dir.path(), Durability::Relaxed);
+                    let compute =
+                        || Ok::<_, Error>(computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+                    assert_eq!(store.get_or_compute(&key, LockOptions::new(), compute).unwrap(), 0);
+                });
+            }
+        });
+        assert_eq!(computed.into_inner(), 1, "round {round}");
+    }
+}
