@@ -70,7 +70,7 @@ fn writes(table: &mut Table, dir: &Path, durability: Durability) {
             1.10,
             400,
         ),
-        Durability::Relaxed => {
+        _ => {
             ("write, relaxed, new key", "write, relaxed, existing key", "create, write, rename", 1.20, 4_000)
         }
     };
@@ -189,7 +189,7 @@ fn locks(table: &mut Table, dir: &Path) {
 fn held(table: &mut Table, store: &FileSystemRecordStore) {
     let raw = RawDir::open(store.path());
     let named = Holder::named("nightly-report").expect("a name");
-    store.acquire_lock("named", &LockOptions::new().holder(named.clone())).expect("locked");
+    store.acquire_lock("named", LockOptions::new().holder(named.clone())).expect("locked");
     let mut child = ChildProcess::start("holder", store.path());
     assert_eq!(child.receive(), "held");
     for (key, file, operation) in [

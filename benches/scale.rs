@@ -162,7 +162,7 @@ fn compare(table: &mut Table, few: &Filled, many: &Filled) {
     });
     compare_sizes("system calls of a relaxed write", WRITES, &Filled::rewrite);
     compare_sizes("write, durable", 300, &|of, run| {
-        of.durable.write(of.any(run), &of.value).expect("written")
+        of.durable.write(of.any(run), &of.value).expect("written");
     });
     compare_sizes("acquire and release", 4_000, &Filled::lock);
     compare_sizes("open", 500, &|of, _| drop(open(&of.dir, Durability::Relaxed)));

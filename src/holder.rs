@@ -1,36 +1,48 @@
-//! Who holds a lock.
+//! The holder of a lock.
 
 use std::cell::RefCell;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 
-/// Who holds a lock: an opaque name, and whether that name stands for this process.
+use crate::process::thread_id;
+use crate::{Error, ErrorKind, Result};
+
+/// The holder of a lock: an opaque name, and whether the lock ends with the process.
 ///
-/// * [`Holder::current`] is the default. Its lock is bound to the process: it is free as soon as
-///   the process is gone, however it went.
-/// * [`Holder::named`] is for names with a meaning of their own, such as a job's. Its lock stays
-///   until it is released or its lease runs out, also when the process that took it is gone:
-///   another process of that name may go on. Give such a lock a hold timeout.
+/// * [`Holder::current`] is the default. Its lock is bound to the process: it is free as soon as the
+///   process is gone, also after `kill -9`.
+/// * [`Holder::bound`] has a name of the caller's own, and its lock is bound to the process too.
+/// * [`Holder::named`] has a name with a meaning of its own, such as that of a job. Its lock stays
+///   until it is released or its lease expires, also when the process that acquired it is gone:
+///   another process of that name may continue. Give such a lock a hold timeout.
 ///
-/// Two holders are the same only if both the name and the kind agree; for the default kind a store
-/// also checks that it is the same process, so two containers in which everything is process 1
-/// never pass for each other.
+/// Two holders are equal only if both the name and the kind agree. For a bound holder, a store also
+/// checks that it is the same process. So two containers in which everything is process 1 are never
+/// confused.
 ///
 /// ```
 /// use record_store::Holder;
 ///
-/// let me = Holder::current();
-/// assert!(me.is_process_bound());
+/// assert!(Holder::current().is_process_bound());
+/// assert!(Holder::bound("request 4711")?.is_process_bound());
 /// let job = Holder::named("nightly-report")?;
 /// assert_eq!(job.name(), "nightly-report");
+/// assert!(!job.is_process_bound());
 /// # Ok::<(), record_store::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Parts<'_>", into = "Parts<'static>")]
 pub struct Holder {
     name: Arc<str>,
     process_bound: bool,
+}
+
+std::thread_local! {
+    /// Cached with the process that it names: a forked child inherits its parent's cache.
+    static CACHED: RefCell<Option<(u32, Holder)>> = const { RefCell::new(None) };
 }
 
 impl Holder {
@@ -39,19 +51,17 @@ impl Holder {
 
     /// The default holder of the calling thread: `host:pid:thread id:thread name`.
     ///
-    /// Right on every thread, and after a fork. This is Prefect's
+    /// It is correct on every thread, and after a fork. This is Prefect's
     /// `RecordStore.generate_default_holder`.
     #[must_use]
     pub fn current() -> Self {
-        // Kept with the process that it names: a forked child inherits its parent's copy.
-        std::thread_local! { static HERE: RefCell<Option<(u32, Holder)>> = const { RefCell::new(None) }; }
         let process = std::process::id();
-        let kept = HERE.try_with(|here| match &mut *here.borrow_mut() {
+        let cached = CACHED.try_with(|cached| match &mut *cached.borrow_mut() {
             Some((of, holder)) if *of == process => holder.clone(),
             stale => stale.insert((process, Self::compute())).1.clone(),
         });
-        // A thread that is ending has nowhere to keep it.
-        kept.unwrap_or_else(|_| Self::compute())
+        // A thread that is ending has no thread-local storage any more.
+        cached.unwrap_or_else(|_| Self::compute())
     }
 
     fn compute() -> Self {
@@ -63,25 +73,41 @@ impl Holder {
     pub(crate) fn of_process(part: &str) -> Self {
         let host = hostname::get().unwrap_or_default();
         let mut name = format!("{}:{}:{part}", host.to_string_lossy(), std::process::id());
-        // A thread may be named at any length.
+        // The name of a thread may have any length.
         name.truncate(name.floor_char_boundary(Self::MAX_BYTES));
         Self { name: name.into(), process_bound: true }
     }
 
-    /// A holder of the caller's own naming.
+    /// A holder with a name of the caller's own, whose lock outlives the process.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidHolder`] if the name is empty or longer than [`Holder::MAX_BYTES`].
+    /// [`ErrorKind::InvalidHolder`] if the name is empty or longer than [`Holder::MAX_BYTES`].
     pub fn named(name: impl Into<String>) -> Result<Self> {
-        let name = name.into();
+        Self::new(name.into(), false)
+    }
+
+    /// A holder with a name of the caller's own, whose lock ends with the process that acquires it.
+    ///
+    /// Whether that process is this one is known to the store, not to the holder. So a store also
+    /// describes the bound holders of other processes with this.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidHolder`] if the name is empty or longer than [`Holder::MAX_BYTES`].
+    pub fn bound(name: impl Into<String>) -> Result<Self> {
+        Self::new(name.into(), true)
+    }
+
+    pub(crate) fn new(name: String, process_bound: bool) -> Result<Self> {
+        let invalid = |reason| Err(Error::new(ErrorKind::InvalidHolder, "").with_detail(reason));
         if name.is_empty() {
-            return Err(Error::InvalidHolder { reason: "a holder's name is not empty" });
+            return invalid("a holder's name is not empty");
         }
         if name.len() > Self::MAX_BYTES {
-            return Err(Error::InvalidHolder { reason: "a holder's name has at most 512 bytes" });
+            return invalid("a holder's name has at most 512 bytes");
         }
-        Ok(Self { name: name.into(), process_bound: false })
+        Ok(Self { name: name.into(), process_bound })
     }
 
     /// The name.
@@ -90,36 +116,48 @@ impl Holder {
         &self.name
     }
 
-    /// True for [`Holder::current`]: the lock is free when the process is gone.
+    /// True if the lock is free when the process is gone.
     #[must_use]
     pub fn is_process_bound(&self) -> bool {
         self.process_bound
     }
-
-    /// A holder as a lock file names it.
-    pub(crate) fn from_parts(name: &str, process_bound: bool) -> Self {
-        Self { name: name.into(), process_bound }
-    }
 }
 
+/// The name alone, as it is.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.name)
+        f.write_str(&self.name)
     }
 }
 
-#[cfg(target_os = "linux")]
-pub(crate) fn thread_id() -> u64 {
-    u64::from(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs())
+/// The same as [`Holder::named`].
+impl FromStr for Holder {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::named(name)
+    }
 }
 
-/// Without a portable thread id, threads are numbered as they first ask.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn thread_id() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    std::thread_local! { static ID: u64 = NEXT.fetch_add(1, Ordering::Relaxed); }
-    ID.with(|id| *id)
+/// A holder as it is serialized.
+#[derive(Serialize, Deserialize)]
+struct Parts<'a> {
+    name: std::borrow::Cow<'a, str>,
+    process_bound: bool,
+}
+
+impl TryFrom<Parts<'_>> for Holder {
+    type Error = Error;
+
+    fn try_from(parts: Parts<'_>) -> Result<Self> {
+        Self::new(parts.name.into_owned(), parts.process_bound)
+    }
+}
+
+impl From<Holder> for Parts<'static> {
+    fn from(holder: Holder) -> Self {
+        Self { name: holder.name.to_string().into(), process_bound: holder.process_bound }
+    }
 }
 
 #[cfg(test)]
@@ -147,14 +185,26 @@ mod tests {
 
     #[test]
     fn empty_and_long_names_are_refused() {
-        assert!(Holder::named("").is_err());
-        assert!(Holder::named("x".repeat(513)).is_err());
-        assert!(Holder::named("x".repeat(512)).is_ok());
+        for constructor in [|name: String| Holder::named(name), |name: String| Holder::bound(name)] {
+            assert_eq!(constructor(String::new()).unwrap_err().kind(), ErrorKind::InvalidHolder);
+            assert!(constructor("x".repeat(513)).is_err());
+            assert!(constructor("x".repeat(512)).is_ok());
+        }
     }
 
     #[test]
-    fn a_name_does_not_pass_for_the_process() {
+    fn a_named_holder_is_not_the_bound_one_of_that_name() {
         let here = Holder::current();
         assert_ne!(Holder::named(here.name()).unwrap(), here);
+        assert_eq!(Holder::bound(here.name()).unwrap(), here);
+    }
+
+    #[test]
+    fn a_holder_survives_serialization() {
+        for holder in [Holder::current(), Holder::named("job \"7\"").unwrap()] {
+            let text = serde_json::to_string(&holder).unwrap();
+            assert_eq!(serde_json::from_str::<Holder>(&text).unwrap(), holder);
+        }
+        assert!(serde_json::from_str::<Holder>(r#"{"name":"","process_bound":true}"#).is_err());
     }
 }

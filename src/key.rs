@@ -1,6 +1,6 @@
 //! Keys, and their mapping to file names.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::convert::Infallible;
 use std::fmt;
 use std::fmt::Write as _;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The caller's name for a record: any non-empty string of at most [`Key::MAX_CHARS`] characters.
 ///
@@ -56,15 +56,15 @@ impl Key {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidKey`] if it is empty or longer than [`Key::MAX_CHARS`].
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) if it is empty or longer than [`Key::MAX_CHARS`].
     pub fn new(key: impl Into<String>) -> Result<Self> {
         let key = key.into();
         if key.is_empty() {
-            return Err(Error::InvalidKey { reason: "a key must not be empty" });
+            return Err(invalid("a key must not be empty"));
         }
         // Count characters only if the bytes, which are never fewer, exceed the limit.
         if key.len() > Self::MAX_CHARS && key.chars().count() > Self::MAX_CHARS {
-            return Err(Error::InvalidKey { reason: "a key must not be longer than 10,000 characters" });
+            return Err(invalid("a key must not be longer than 10,000 characters"));
         }
         let stem = stem_of(&key).map(String::into_boxed_str);
         Ok(Self::of_stem(key.into_boxed_str(), stem))
@@ -204,6 +204,10 @@ fn decode(stem: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+fn invalid(reason: &str) -> Error {
+    Error::new(ErrorKind::InvalidKey, "").with_detail(reason)
+}
+
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()
@@ -239,6 +243,55 @@ impl fmt::Debug for Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+impl AsRef<str> for Key {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// A key compares and hashes as its text does, so a map with keys can be searched with a `&str`.
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq<str> for Key {
+    fn eq(&self, other: &str) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<&str> for Key {
+    fn eq(&self, other: &&str) -> bool {
+        self.as_str() == *other
+    }
+}
+
+impl PartialEq<String> for Key {
+    fn eq(&self, other: &String) -> bool {
+        self.as_str() == other
+    }
+}
+
+impl PartialEq<Key> for str {
+    fn eq(&self, other: &Key) -> bool {
+        self == other.as_str()
+    }
+}
+
+impl PartialEq<Key> for &str {
+    fn eq(&self, other: &Key) -> bool {
+        *self == other.as_str()
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        key.as_str().to_owned()
     }
 }
 
@@ -283,7 +336,7 @@ pub trait IntoKey {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidKey`] if the value is not a valid key.
+    /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey) if the value is not a valid key.
     fn into_key(self) -> Result<Key>;
 }
 

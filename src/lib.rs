@@ -1,8 +1,8 @@
 //! JSON records and crash-safe locks in one directory, shared by the processes of one host.
 //!
-//! A *record* is one JSON file. A *lock* is a sidecar file beside it that says who holds the record
-//! and until when. Advisory `flock` keeps the processes out of each other's way: there is no daemon,
-//! no server and, while nobody waits, no background thread.
+//! A *record* is one JSON file. A *lock* is a sidecar file beside it that says who holds the record and until
+//! when. Advisory `flock` keeps the processes apart. There is no daemon, no server and, while nobody waits, no
+//! background thread.
 //!
 //! ```
 //! use std::time::Duration;
@@ -12,7 +12,7 @@
 //! # let path = dir.path().join("records");
 //! let store = FileSystemRecordStore::open(&path)?;
 //!
-//! // One process at a time, whatever becomes of the others.
+//! // One process at a time, whatever happens to the others.
 //! let options = LockOptions::new()
 //!     .acquire_timeout(Duration::from_secs(5))
 //!     .hold_timeout(Duration::from_secs(30));
@@ -25,87 +25,117 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`lock`] and [`read`] and [`write`] are the ground. On it stand [`get_or_compute`] (work done once,
-//! for all who ask), [`update`] and [`compare_and_swap`], records with a [time to live], [`watch`],
-//! [`lock_all`] and [`transaction`]. The [guide] has a page with an example for each.
+//! [`lock`], [`read`] and [`write`] are the foundation. On it are built [`get_or_compute`] (work done once, for
+//! all callers), [`update`] and [`compare_and_swap`], records with a [time to live], [`watch`], [`lock_all`] and
+//! [`transaction`]. The [guide] has a page with an example for each.
+//!
+//! # Layers
+//!
+//! ```text
+//!    your program        record-store (command line)
+//!          │                      │
+//!          ▼                      ▼
+//!    RecordStoreExt   typed methods: read, write, lock, update, …   asynchronous::AsyncRecordStore
+//!          │          guards, get_or_compute, watches, transactions     the same as futures
+//!          ▼
+//!    RecordStore      the object-safe core: JSON text, complete options, one method per operation
+//!          │
+//!          ├── MemoryRecordStore        threads of one process
+//!          ├── FileSystemRecordStore    processes of one host
+//!          │      operations ─ claims, leases, latches, owners ─ files, wait queue
+//!          └── your own store           `conformance` tests it
+//! ```
+//!
+//! The page [design] describes the files, the protocol and the invariants (I1, I2, …) that the comments in the
+//! source name.
 //!
 //! # Guarantees
 //!
-//! * **One holder.** At no moment do two live holders exist for one key, whatever is killed, stopped,
-//!   forked or expired.
-//! * **Whole records.** A reader sees an old record or a new one, never something between.
-//! * **No late writers.** Changes through a [`LockGuard`] carry its token. A holder whose lease ran
-//!   out gets [`Error::LockLost`] and changes nothing, even if nobody took the lock since.
-//! * **No lost writes.** What returned `Ok` survives the crash of any process and, under
+//! * **One holder.** At no moment do two live holders exist for one key, whatever process is killed, stopped or
+//!   forked, and whenever a lease expires.
+//! * **Whole records.** A reader sees an old record or a new one, never a mixture.
+//! * **No late writers.** Changes through a [`LockGuard`] carry its fencing token. A holder whose lease expired
+//!   gets [`ErrorKind::LockLost`] and changes nothing, even if nobody acquired the lock since.
+//! * **No lost writes.** A change that returned `Ok` survives the crash of any process and, under
 //!   [`Durability::Full`], the default, also a power loss.
-//! * **No dead locks.** A lock of the default holder is free as soon as its process is gone, however
-//!   it went: the kernel tells. A named holder's lock is free when its lease runs out.
-//! * **Committed reads.** A read returns what was current at a moment at which no other's lock was
-//!   live. It writes nothing and works in a directory that cannot be written.
-//! * **Bounded calls.** A call with a timeout returns by it, also while some process is stopped in
-//!   the middle of an operation.
-//! * **Clocks.** Leases are kept by the boot clock: stepping the wall clock changes nothing, and
-//!   time spent suspended counts.
+//! * **Stale locks free themselves.** A lock of the default holder is free as soon as its process is gone, also
+//!   after `kill -9`: the kernel reports it. A lock of a named holder is free when its lease expires.
+//! * **Committed reads.** A read returns a result that was current at a moment at which no other holder's lock
+//!   was live. It writes nothing and works in a directory that cannot be written.
+//! * **Bounded calls.** A call with a timeout returns by then, also while a process is stopped in the middle of
+//!   an operation.
+//! * **Clocks.** Leases follow the boot clock: stepping the wall clock changes nothing, and suspended time
+//!   counts.
 //!
 //! # Limitations
 //!
-//! * Unix only, Linux first. One host: containers may share a directory, machines may not. No network
-//!   file systems; [`open`](FileSystemOptions::open) refuses where `flock` can be seen not to work.
-//! * Nothing protects from hostile processes of the same user: they can change the files.
-//! * Several records are not changed in one step.
-//! * A forked child that goes on without `exec` keeps the locks of its dead parent alive until it
-//!   changes the store itself, or ends. If another thread was just changing the store when it was
-//!   forked and the parent is killed in that moment, the keys of that latch stay blocked until the
-//!   child ends.
-//! * A checksum finds damage to a result. A record without one counts as written by hand and is taken
-//!   as it stands; so does one in which both the checksum's name and the result are damaged.
-//! * On a file system that ignores case or normalises Unicode, keys that differ only so share one
-//!   file name. Using the second is [`Error::KeyMismatch`], but writing it replaces the first.
+//! * Unix only, Linux first. One host: containers may share a directory, machines may not. No network file
+//!   systems; [`open`](FileSystemOptions::open) refuses where it detects that `flock` does not work.
+//! * No protection from hostile processes of the same user: they can change the files.
+//! * Several records cannot be changed atomically.
+//! * A forked child that continues without `exec` keeps the locks of its dead parent alive until it changes the
+//!   store itself, or ends. If the fork happens while another thread changes the store, and the parent is
+//!   killed at that moment, the keys of that latch stay blocked until the child ends.
+//! * A checksum detects damage of a result. A record without a checksum counts as handwritten and is accepted.
+//!   So is a record in which both the name of the checksum and the result are damaged.
+//! * On a file system that ignores case or normalizes Unicode, keys that differ only in that share one file
+//!   name. Reading the second key is [`ErrorKind::KeyMismatch`], but writing it replaces the first.
 //!
 //! # Pitfalls
 //!
-//! * A lease is a promise to be done by then. Work that may take longer [renews](LockGuard::renew)
-//!   it, and what is not written through the guard must check the [token](LockGuard::token).
-//! * A [named](Holder::named) holder without a hold timeout keeps its lock for ever if it forgets to
-//!   release, for that is what naming is for. [`break_lock`](RecordStoreExt::break_lock) helps.
-//! * The default holder is the thread. Two guards of one thread for one key are one lock; so are two
-//!   tasks that share a thread. The module `tokio`, behind the feature of that name, has a holder for
-//!   each task, and futures that do not block.
+//! * A lease is a promise to finish in time. Work that may take longer [renews](LockGuard::renew) it, and
+//!   changes outside of the guard must check the [token](LockGuard::token).
+//! * A [named](Holder::named) holder without a hold timeout keeps its lock forever if it forgets to release it:
+//!   that is the purpose of naming. [`break_lock`](RecordStoreExt::break_lock) helps. A
+//!   [bound](Holder::bound) holder has a name of its own, too, but its lock ends with the process.
+//! * The default holder is the thread. Two guards of one thread for one key are one lock; so are two tasks that
+//!   share a thread. The module `asynchronous`, behind the feature `tokio`, has a holder for each task, and
+//!   futures that do not block.
+//!
+//! # Crate features
+//!
+//! None is enabled by default.
+//!
+//! | feature | provides |
+//! | --- | --- |
+//! | `tokio` | the module `asynchronous`: the operations as futures |
+//! | `tracing` | spans and events for waits, takeovers, dead owners and lost locks |
+//! | `conformance` | the module `conformance`: the contract as a test suite for any store |
+//! | `cli` | the program `record-store` |
 //!
 //! # For those who know Prefect
 //!
-//! The contract is that of `RecordStore` in `prefect.records.base`. Where it is stricter, users of
-//! Prefect's own file store had paid for the difference.
+//! The contract is that of `RecordStore` in `prefect.records.base`. It is stricter where Prefect's own file
+//! store failed its users.
 //!
 //! | Prefect | here | stricter in |
 //! | --- | --- | --- |
 //! | `TransactionRecord(key, result)` | [`TransactionRecord`] | |
-//! | `read(key, holder)` | [`read`], [`read_as`], [`try_read`], [`LockGuard::read`] | waits for another's lock also while there is no record yet, because its holder may be about to write it; a timeout is an error, never a silent `None` |
-//! | `write(key, result, holder)` | [`write`], [`write_as`], [`LockGuard::write`] | the check and the change are one step, so no write lands inside another's lock; in place of a torn file there is the old record or the new |
+//! | `read(key, holder)` | [`read`], [`read_with`], [`LockGuard::read`] | waits for another holder's lock also if there is no record yet, because that holder may be about to write it; a timeout is an error, never a silent `None` |
+//! | `write(key, result, holder)` | [`write`], [`write_with`], [`LockGuard::write`] | the check and the change are one step, so no write happens inside another holder's lock; a record is never torn |
 //! | `exists(key)` | [`exists`] | |
 //! | `supports_isolation_level(level)` | [`supports_isolation_level`] | |
-//! | `acquire_lock(key, holder, acquire_timeout, hold_timeout)` | [`acquire_lock`] | returns the token, and an error that names the holder where Prefect returned `False`, which is easy to ignore; a timeout of zero tries once, where Prefect waited for ever; an expired lock is taken over in one step, so there are never two holders |
-//! | `release_lock(key, holder)` | [`release_lock`] | releasing what is not locked is an error too |
-//! | `is_locked(key)`, `is_lock_holder(key, holder)` | [`is_locked`], [`is_lock_holder`] | asking never writes; a dead process's lock is no lock |
+//! | `acquire_lock(key, holder, acquire_timeout, hold_timeout)` | [`acquire_lock`] | returns the token, and an error that names the holder where Prefect returned `False`, which is easy to ignore; a timeout of zero makes one attempt, where Prefect waited forever; an expired lock is taken over atomically, so there are never two holders |
+//! | `release_lock(key, holder)` | [`release_lock`] | releasing a key that is not locked is an error, too |
+//! | `is_locked(key)`, `is_lock_holder(key, holder)` | [`is_locked`], [`is_lock_holder`] | the check never writes; a dead process's lock is not a lock |
 //! | `wait_for_lock(key, timeout)` | [`wait_for_lock`] | woken by the release, not by polling |
-//! | `lock(key, …)` | [`lock`] → [`LockGuard`] | a lock that cannot be had is an error, where Prefect ran the body all the same; the guard's changes are fenced |
+//! | `lock(key, …)` | [`lock`] → [`LockGuard`] | a lock that cannot be acquired is an error, where Prefect ran the body nevertheless; the guard's changes are fenced |
 //! | `generate_default_holder()` | [`Holder::current`] | bound to the process: its death frees the lock |
-//! | `NotImplementedError` | [`Error::Unsupported`] | names the method |
+//! | `NotImplementedError` | [`ErrorKind::Unsupported`] | names the method |
 //! | `prefect.transactions` | [`transaction`] | see the table at [`Transaction`] |
 //! | | [`remove`], [`renew`], [`try_lock`], [`lock_info`], [`break_lock`], [`keys`], [`locks`] | not in Prefect |
 //!
+//! [`lock`]: RecordStoreExt::lock
+//! [`read`]: RecordStoreExt::read
+//! [`write`]: RecordStoreExt::write
 //! [`get_or_compute`]: RecordStoreExt::get_or_compute
 //! [`update`]: RecordStoreExt::update
 //! [`compare_and_swap`]: RecordStoreExt::compare_and_swap
 //! [`watch`]: RecordStoreExt::watch
 //! [`lock_all`]: RecordStoreExt::lock_all
 //! [`transaction`]: RecordStoreExt::transaction
-//! [time to live]: WriteOptions::time_to_live
-//! [`read`]: RecordStoreExt::read
-//! [`read_as`]: RecordStoreExt::read_as
-//! [`try_read`]: RecordStoreExt::try_read
-//! [`write`]: RecordStoreExt::write
-//! [`write_as`]: RecordStoreExt::write_as
+//! [`read_with`]: RecordStoreExt::read_with
+//! [`write_with`]: RecordStoreExt::write_with
 //! [`exists`]: RecordStoreExt::exists
 //! [`supports_isolation_level`]: RecordStoreExt::supports_isolation_level
 //! [`acquire_lock`]: RecordStoreExt::acquire_lock
@@ -113,7 +143,6 @@
 //! [`is_locked`]: RecordStoreExt::is_locked
 //! [`is_lock_holder`]: RecordStoreExt::is_lock_holder
 //! [`wait_for_lock`]: RecordStoreExt::wait_for_lock
-//! [`lock`]: RecordStoreExt::lock
 //! [`try_lock`]: RecordStoreExt::try_lock
 //! [`remove`]: RecordStoreExt::remove
 //! [`renew`]: RecordStoreExt::renew
@@ -121,57 +150,63 @@
 //! [`break_lock`]: RecordStoreExt::break_lock
 //! [`keys`]: RecordStoreExt::keys
 //! [`locks`]: RecordStoreExt::locks
+//! [time to live]: WriteOptions::time_to_live
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(unix))]
 compile_error!("record-store needs a Unix: it is built on flock");
 
-mod cancellation;
 mod compute;
 mod error;
 mod filesystem;
-mod finite;
-mod guard;
 mod holder;
-mod keep_alive;
+mod json;
 mod key;
 mod lock;
-mod lock_all;
+mod lock_info;
+mod locking;
 mod memory;
-mod per_process;
+mod options;
+mod process;
 mod record;
-mod same;
+mod rfc3339;
 mod store;
-mod store_ext;
 mod trace;
 mod transaction;
 mod watch;
 
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod asynchronous;
 #[cfg(feature = "conformance")]
+#[cfg_attr(docsrs, doc(cfg(feature = "conformance")))]
 pub mod conformance;
-// Pages to read, with nothing to use in them.
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("guide/design.md")]
+pub mod design {}
 #[cfg(any(doc, doctest))]
 pub mod guide;
-#[cfg(feature = "tokio")]
-pub mod tokio;
 
-pub use cancellation::{Cancellation, OnCancel};
-pub use compute::UpdateOptions;
-pub use error::{Error, Result};
+pub use error::{Error, ErrorKind, Place, Result};
 pub use filesystem::{Checked, Durability, FileSystemOptions, FileSystemRecordStore, Finding, OpenMode};
 pub use filesystem::{Problem, Swept, Verification};
-pub use guard::LockGuard;
 pub use holder::Holder;
+pub use json::Json;
 pub use key::{IntoKey, Key};
-pub use lock::{Acquired, Claim, LockInfo, LockOptions, LockState, LockToken};
-pub use lock_all::LockGuards;
+pub use lock::{Acquired, Claim, LockToken};
+pub use lock_info::{LockInfo, LockState};
+pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel};
 pub use memory::MemoryRecordStore;
-pub use record::{Json, TransactionRecord, WriteOptions};
+pub use options::{LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions, WriteOptions};
+pub use record::TransactionRecord;
+pub use store::ext::RecordStoreExt;
 pub use store::{IsolationLevel, Listing, RecordStore};
-pub use store_ext::RecordStoreExt;
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use watch::{RecordChange, RecordVersion, RecordWatch};
 
-/// The README's examples, run with the others.
+/// Runs the README's examples.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

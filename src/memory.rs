@@ -1,25 +1,21 @@
-//! The store in memory: the contract among the threads of one process, and the reference model for
-//! every other store.
+//! The store in memory: the contract among the threads of one process, and the reference model for every
+//! other store.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::value::RawValue;
-
-use crate::same::same_json;
 use crate::trace;
-use crate::{
-    Acquired, Cancellation, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
-};
-use crate::{LockState, LockToken, RecordStore, RecordVersion, Result, WriteOptions};
+use crate::{Acquired, Claim, Error, ErrorKind, Holder, IsolationLevel, Json, Key, Listing};
+use crate::{LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore, RecordVersion};
+use crate::{RemoveOptions, Result, WaitOptions, WriteOptions};
 
-/// Records and locks in memory, shared by the threads of one process and gone with the last clone of
-/// the store.
+/// Records and locks in memory, shared by the threads of one process, and gone with the last clone of the
+/// store.
 ///
-/// Behaves as the file store does, so it stands in for one in tests, and it is small enough to be
-/// read whole: where the two disagree, this one says what the contract means.
+/// It behaves as the file store does, so it can replace one in tests. It is also the reference: where the
+/// two disagree, this one defines the contract.
 ///
 /// ```
 /// use std::thread;
@@ -35,24 +31,24 @@ use crate::{LockState, LockToken, RecordStore, RecordVersion, Result, WriteOptio
 ///         });
 ///     }
 /// });
-/// assert_eq!(store.read::<u64>("visits")?.expect("written four times").result, 4);
+/// assert_eq!(store.read::<u64>("visits")?.expect("it was written four times").result, 4);
 /// # Ok::<(), record_store::Error>(())
 /// ```
 ///
 /// # Limitations
 ///
 /// Leases follow [`Instant`], which on Linux does not count the time during which the machine is
-/// suspended. A lease too long for the clocks to hold has no term. A lock whose lease ran out stays
-/// listed in [`locks`](crate::RecordStoreExt::locks) until the next one of its key takes its place,
-/// and a record whose time to live is over takes up memory until it is written again or removed.
+/// suspended. A lease that is too long for the clocks never expires. An expired lock stays listed in
+/// [`locks`](crate::RecordStoreExt::locks) until the next lock of its key replaces it, and an expired
+/// record occupies memory until it is written again or removed.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRecordStore(Arc<Shared>);
 
-/// What the clones of a handle have in common.
+/// The state that the clones of a handle share.
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Notified when a lock went, when its lease got another end, and when a record changed.
+    /// Notified when a lock is removed, when the end of its lease changes, and when a record changes.
     changed: Condvar,
 }
 
@@ -62,7 +58,7 @@ struct State {
     locks: BTreeMap<Key, Lock>,
     /// The newest token of all keys.
     newest: u64,
-    /// How many writes there were: the version of the last.
+    /// The number of writes: the version of the last one.
     writes: u64,
 }
 
@@ -70,8 +66,8 @@ struct State {
 struct Record {
     json: Json,
     version: u64,
-    /// `None`: it lives for ever.
-    ends: Option<Instant>,
+    /// `None`: it never expires.
+    expires: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -79,7 +75,7 @@ struct Lock {
     holder: Holder,
     token: LockToken,
     acquired_at: SystemTime,
-    /// `None`: the lock has no term.
+    /// `None`: until released.
     lease: Option<Lease>,
 }
 
@@ -91,7 +87,7 @@ struct Lease {
 }
 
 impl Lease {
-    /// A lease from now on. One that ends beyond what the clocks can hold has no term.
+    /// A lease that starts now. One that ends beyond the range of the clocks never expires.
     fn starting_now(hold_timeout: Option<Duration>) -> Option<Self> {
         let hold_timeout = hold_timeout?;
         Some(Self {
@@ -119,16 +115,15 @@ impl Lock {
 }
 
 impl State {
-    /// The record, unless its time to live is over.
+    /// The record, unless it has expired.
     fn record(&self, key: &Key) -> Option<&Record> {
-        self.records.get(key).filter(|record| record.ends.is_none_or(|ends| Instant::now() < ends))
+        self.records.get(key).filter(|record| record.expires.is_none_or(|end| Instant::now() < end))
     }
 
-    fn put(&mut self, key: &Key, result: &RawValue, options: &WriteOptions) {
-        // A moment that the clock cannot hold never comes.
-        let ends = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
+    fn put(&mut self, key: &Key, result: &Json, options: &WriteOptions) {
+        let expires = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
         self.writes += 1;
-        self.records.insert(key.clone(), Record { json: result.to_owned(), version: self.writes, ends });
+        self.records.insert(key.clone(), Record { json: result.clone(), version: self.writes, expires });
     }
 
     fn version(&self, key: &Key) -> RecordVersion {
@@ -141,26 +136,18 @@ impl State {
     }
 
     /// Whether a record may be read or changed on this claim.
-    fn check(&self, operation: &'static str, key: &Key, claim: &Claim) -> Result<()> {
-        let live = self.live(key, Instant::now());
-        match claim {
-            Claim::Token(token) => match live {
-                Some(lock) if lock.token == *token => Ok(()),
-                _ => Err(lost(operation, key, *token)),
-            },
-            Claim::Holder(holder) => match live {
-                Some(lock) if lock.holder != *holder => Err(Error::Locked {
-                    operation,
-                    key: key.clone(),
-                    holder: lock.holder.clone(),
-                    path: None,
-                }),
-                _ => Ok(()),
-            },
+    fn admit(&self, operation: &'static str, key: &Key, claim: &Claim) -> Result<()> {
+        match (claim, self.live(key, Instant::now())) {
+            (Claim::Token(token), Some(lock)) if lock.token == *token => Ok(()),
+            (Claim::Token(token), _) => Err(lost(operation, key, *token)),
+            (Claim::Holder(holder), Some(lock)) if lock.holder != *holder => {
+                Err(Error::new(ErrorKind::Locked, operation).with_key(key).with_holder(lock.holder.clone()))
+            }
+            (Claim::Holder(_), _) => Ok(()),
         }
     }
 
-    /// The live lock, if the claim is to that lock itself.
+    /// The live lock that the claim is about.
     fn own_lock(&mut self, operation: &'static str, key: &Key, claim: &Claim) -> Result<&mut Lock> {
         let now = Instant::now();
         let live = self.locks.get_mut(key).filter(|lock| lock.is_live(now));
@@ -168,38 +155,21 @@ impl State {
             (Claim::Token(token), Some(lock)) if lock.token == *token => Ok(lock),
             (Claim::Token(token), _) => Err(lost(operation, key, *token)),
             (Claim::Holder(holder), Some(lock)) if lock.holder == *holder => Ok(lock),
-            (Claim::Holder(holder), Some(lock)) => Err(Error::NotLockHolder {
-                operation,
-                key: key.clone(),
-                holder: holder.clone(),
-                current: lock.holder.clone(),
-                path: None,
-            }),
-            (Claim::Holder(_), None) => Err(Error::NotLocked { operation, key: key.clone(), path: None }),
+            (Claim::Holder(holder), Some(lock)) => Err(Error::new(ErrorKind::NotLockHolder, operation)
+                .with_key(key)
+                .with_claimant(holder.clone())
+                .with_holder(lock.holder.clone())),
+            (Claim::Holder(_), None) => Err(Error::new(ErrorKind::NotLocked, operation).with_key(key)),
         }
     }
 }
 
 fn lost(operation: &'static str, key: &Key, token: LockToken) -> Error {
-    trace::lost(Error::LockLost { operation, key: key.clone(), token, path: None })
+    trace::lost(Error::new(ErrorKind::LockLost, operation).with_key(key).with_token(token))
 }
 
-/// A wait that ended before the lock did.
-enum Blocked {
-    TimedOut { holder: Holder, waited: Duration },
-    Cancelled,
-}
-
-impl Blocked {
-    fn into_error(self, operation: &'static str, key: &Key) -> Error {
-        let key = key.clone();
-        match self {
-            Blocked::TimedOut { holder, waited } => {
-                Error::LockTimeout { operation, key, holder: Some(holder), waited, path: None }
-            }
-            Blocked::Cancelled => Error::Cancelled { operation, key },
-        }
-    }
+fn check_cancelled(operation: &'static str, key: &Key, options: &WaitOptions) -> Result<()> {
+    options.get_cancellation().map_or(Ok(()), |cancellation| cancellation.check(operation, key))
 }
 
 impl MemoryRecordStore {
@@ -209,42 +179,73 @@ impl MemoryRecordStore {
         Self::default()
     }
 
-    /// Every change of the state is complete before anything could panic, so a poisoned mutex says
-    /// nothing about the state.
+    /// Every change of the state is complete before any call that could panic, so the state behind a
+    /// poisoned mutex is consistent.
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while a lock of the key is live, other than this holder's own.
-    fn wait_while_locked(
+    /// Sleeps between calls of `attempt` until it returns a value. While it cannot, it returns whose lock
+    /// it waits for, if any, and when it has to be called again at the latest. `Ok(None)` at the timeout.
+    fn wait<T>(
         &self,
+        operation: &'static str,
         key: &Key,
-        own: Option<&Holder>,
-        timeout: Option<Duration>,
-        cancellation: Option<&Cancellation>,
-    ) -> Result<MutexGuard<'_, State>, Blocked> {
+        options: &WaitOptions,
+        mut attempt: impl FnMut(&State, Instant) -> Result<T, Option<Instant>>,
+    ) -> Result<Option<(MutexGuard<'_, State>, T)>> {
         let start = Instant::now();
-        let _alarm = cancellation.map(|it| it.on_cancel(self.alarm()));
-        // A deadline beyond what the clock can hold never comes.
-        let deadline = timeout.and_then(|timeout| start.checked_add(timeout));
+        let _wakes = options.get_cancellation().map(|it| it.on_cancel(self.alarm()));
+        // A deadline beyond the range of the clock is never reached.
+        let deadline = options.get_timeout().and_then(|timeout| start.checked_add(timeout));
         let mut state = self.state();
         loop {
-            if cancellation.is_some_and(Cancellation::is_cancelled) {
-                return Err(Blocked::Cancelled);
-            }
+            check_cancelled(operation, key, options)?;
             let now = Instant::now();
-            let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
-                return Ok(state);
+            let next_event = match attempt(&state, now) {
+                Ok(value) => return Ok(Some((state, value))),
+                Err(next_event) => next_event,
             };
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Err(Blocked::TimedOut { holder: lock.holder.clone(), waited: now - start });
+                return Ok(None);
             }
-            let lease_end = lock.lease.as_ref().map(|lease| lease.end);
-            state = self.sleep(state, now, deadline.into_iter().chain(lease_end).min());
+            state = match deadline.into_iter().chain(next_event).min() {
+                None => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let pause = until.saturating_duration_since(now);
+                    self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 
-    /// What wakes those who sleep. Not between a look and the sleep after it: so it takes the mutex.
+    /// Waits while a lock of another holder than `own` is live.
+    fn wait_while_locked(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        own: Option<&Holder>,
+        options: &WaitOptions,
+    ) -> Result<MutexGuard<'_, State>> {
+        let start = Instant::now();
+        let mut in_the_way = None;
+        let free = |state: &State, now| {
+            let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
+                return Ok(());
+            };
+            in_the_way = Some(lock.holder.clone());
+            Err(lock.lease.as_ref().map(|lease| lease.end))
+        };
+        match self.wait(operation, key, options, free)? {
+            Some((state, ())) => Ok(state),
+            None => Err(Error::new(ErrorKind::LockTimeout, operation)
+                .with_key(key)
+                .with_holder(in_the_way)
+                .with_waited(start.elapsed())),
+        }
+    }
+
+    /// Wakes the sleepers. It locks the mutex so that none of them is between its check and its sleep.
     fn alarm(&self) -> impl FnOnce() + Send + use<> {
         let store = self.clone();
         move || {
@@ -252,147 +253,121 @@ impl MemoryRecordStore {
             store.0.changed.notify_all();
         }
     }
-
-    /// Sleeps until something changed, or until the time has come.
-    fn sleep<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        now: Instant,
-        until: Option<Instant>,
-    ) -> MutexGuard<'a, State> {
-        let Some(until) = until else {
-            return self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        };
-        let pause = until.saturating_duration_since(now);
-        self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
-    }
 }
 
 impl RecordStore for MemoryRecordStore {
-    fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
-        let state = match claim {
-            Claim::Holder(holder) => self
-                .wait_while_locked(key, Some(holder), timeout, None)
-                .map_err(|blocked| blocked.into_error("read", key))?,
-            Claim::Token(_) => {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+        let state = match options.resolve_claim() {
+            _ if options.ignores_lock() => self.state(),
+            Claim::Holder(holder) => {
+                self.wait_while_locked("read", key, Some(&holder), options.get_wait())?
+            }
+            claim @ Claim::Token(_) => {
+                check_cancelled("read", key, options.get_wait())?;
                 let state = self.state();
-                state.check("read", key, claim)?;
+                state.admit("read", key, &claim)?;
                 state
             }
         };
         Ok(state.record(key).map(|record| record.json.clone()))
     }
 
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()> {
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
         let mut state = self.state();
-        state.check("write", key, claim)?;
-        state.put(key, result, options);
+        state.admit("write", key, &options.resolve_claim())?;
+        state.put(key, result, &options);
         self.0.changed.notify_all();
         Ok(())
     }
 
-    fn swap_json(
+    fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&RawValue>,
-        result: &RawValue,
-        claim: &Claim,
-        options: &WriteOptions,
+        expected: Option<&Json>,
+        result: &Json,
+        options: WriteOptions,
     ) -> Result<bool> {
         let mut state = self.state();
-        state.check("compare_and_swap", key, claim)?;
+        state.admit("compare_and_swap", key, &options.resolve_claim())?;
         let is_expected = match (state.record(key), expected) {
-            (Some(record), Some(expected)) => same_json(&record.json, expected),
+            (Some(record), Some(expected)) => record.json.is_same_value(expected),
             (record, expected) => record.is_none() && expected.is_none(),
         };
         if is_expected {
-            state.put(key, result, options);
+            state.put(key, result, &options);
             self.0.changed.notify_all();
         }
         Ok(is_expected)
     }
 
-    fn record_exists(&self, key: &Key) -> Result<bool> {
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
         Ok(self.state().record(key).is_some())
     }
 
-    fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
+    fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
         let mut state = self.state();
-        state.check("remove", key, claim)?;
-        let was_there = state.record(key).is_some();
+        state.admit("remove", key, &options.resolve_claim())?;
+        let existed = state.record(key).is_some();
         state.records.remove(key);
         self.0.changed.notify_all();
-        Ok(was_there)
+        Ok(existed)
     }
 
-    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
+    fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
         Ok(self.state().version(key))
     }
 
-    fn wait_for_change(
+    fn wait_for_change_raw(
         &self,
         key: &Key,
         seen: &RecordVersion,
-        timeout: Option<Duration>,
+        options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
-        // A deadline beyond what the clock can hold never comes.
-        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut state = self.state();
-        loop {
-            let version = state.version(key);
-            if version != *seen {
-                return Ok(Some(version));
-            }
-            let now = Instant::now();
-            if deadline.is_some_and(|deadline| now >= deadline) {
-                return Ok(None);
-            }
-            let ends = state.record(key).and_then(|record| record.ends);
-            state = self.sleep(state, now, deadline.into_iter().chain(ends).min());
-        }
+        let changed = self.wait("watch", key, &options, |state, _| match state.version(key) {
+            version if version != *seen => Ok(version),
+            _ => Err(state.record(key).and_then(|record| record.expires)),
+        })?;
+        Ok(changed.map(|(_, version)| version))
     }
 
-    fn all_keys(&self) -> Result<Listing<'_, Key>> {
+    fn keys_raw(&self) -> Result<Listing<'_, Key>> {
         Ok(self.listing(|state, after| {
-            let mut later = state.records.range((after, Bound::Unbounded));
+            let mut later = state.records.range::<Key, _>((after, Bound::Unbounded));
             let (key, _) = later.find(|(key, _)| state.record(key).is_some())?;
             Some((key.clone(), key.clone()))
         }))
     }
 
-    fn supports_level(&self, level: IsolationLevel) -> bool {
+    fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
         matches!(level, IsolationLevel::ReadCommitted | IsolationLevel::Serializable)
     }
 
-    fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
-        let mut state = self
-            .wait_while_locked(key, Some(holder), options.get_acquire_timeout(), options.get_cancellation())
-            .map_err(|blocked| blocked.into_error("acquire_lock", key))?;
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        let holder = options.resolve_holder();
+        let mut state = self.wait_while_locked("acquire_lock", key, Some(&holder), options.get_wait())?;
         let now = Instant::now();
         let lease = Lease::starting_now(options.get_hold_timeout());
-        if let Some(lock) =
-            state.locks.get_mut(key).filter(|lock| lock.is_live(now) && lock.holder == *holder)
+        if let Some(lock) = state.locks.get_mut(key).filter(|lock| lock.is_live(now) && lock.holder == holder)
         {
             lock.lease = lease;
             let token = lock.token;
             self.0.changed.notify_all();
-            return Ok(Acquired { token, reentrant: true });
+            return Ok(Acquired::reentrant(token));
         }
         state.newest += 1;
         let token = LockToken::new(state.newest);
-        let lock = Lock { holder: holder.clone(), token, acquired_at: SystemTime::now(), lease };
-        state.locks.insert(key.clone(), lock);
-        Ok(Acquired { token, reentrant: false })
+        state.locks.insert(key.clone(), Lock { holder, token, acquired_at: SystemTime::now(), lease });
+        Ok(Acquired::new(token))
     }
 
-    fn renew_lease(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
         self.state().own_lock("renew", key, claim)?.lease = Lease::starting_now(hold_timeout);
-        // The new end may come before the old one, for which those who wait would sleep on.
+        // The new end may be earlier than the one that the waiters sleep until.
         self.0.changed.notify_all();
         Ok(())
     }
 
-    fn release(&self, key: &Key, claim: &Claim) -> Result<()> {
+    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
         let mut state = self.state();
         state.own_lock("release_lock", key, claim)?;
         state.locks.remove(key);
@@ -400,33 +375,38 @@ impl RecordStore for MemoryRecordStore {
         Ok(())
     }
 
-    fn current_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
+    fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
         let state = self.state();
         let now = Instant::now();
         Ok(state.live(key, now).map(|lock| lock.info(key, now)))
     }
 
-    fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
-        Ok(self.wait_while_locked(key, None, timeout, None).is_ok())
+    fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
+        match self.wait_while_locked("wait_for_lock", key, None, &options) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_timeout() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
-    fn force_release(&self, key: &Key) -> Result<bool> {
-        let broken = self.state().locks.remove(key).is_some();
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+        let mut state = self.state();
+        let is_meant = |lock: &Lock| token.is_none_or(|token| lock.token == token);
+        let broken = state.locks.get(key).is_some_and(is_meant) && state.locks.remove(key).is_some();
         self.0.changed.notify_all();
         Ok(broken)
     }
 
-    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
+    fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         Ok(self.listing(|state, after| {
-            let (key, lock) = state.locks.range((after, Bound::Unbounded)).next()?;
+            let (key, lock) = state.locks.range::<Key, _>((after, Bound::Unbounded)).next()?;
             Some((key.clone(), lock.info(key, Instant::now())))
         }))
     }
 }
 
 impl MemoryRecordStore {
-    /// A listing that looks for one item at a time: it copies no map, and nobody waits for whoever
-    /// reads it.
+    /// A listing that finds one item at a time: it copies no map, and a slow reader blocks nobody.
     fn listing<'a, T: 'a>(
         &'a self,
         next: impl Fn(&State, Bound<&Key>) -> Option<(Key, T)> + Send + 'a,
@@ -447,7 +427,7 @@ mod tests {
     use crate::RecordStoreExt;
 
     #[test]
-    fn a_poisoned_mutex_is_no_obstacle() {
+    fn a_poisoned_mutex_is_usable() {
         let store = MemoryRecordStore::new();
         store.write("key", &1).unwrap();
         std::thread::scope(|scope| {
@@ -462,32 +442,32 @@ mod tests {
         let _guard = store.lock("key", LockOptions::new()).unwrap();
         let other = Holder::named("other").unwrap();
         let short = Duration::from_millis(1);
-        let waited = store.acquire_lock("key", &LockOptions::new().holder(other).acquire_timeout(short));
+        let waited = store.acquire_lock("key", LockOptions::new().holder(other).acquire_timeout(short));
         assert!(waited.unwrap_err().is_timeout());
     }
 
     #[test]
     fn tokens_start_at_one() {
         let store = MemoryRecordStore::new();
-        assert_eq!(store.acquire_lock("key", &LockOptions::new()).unwrap().get(), 1);
+        assert_eq!(store.acquire_lock("key", LockOptions::new()).unwrap().get(), 1);
     }
 
     #[test]
-    fn a_lease_beyond_the_clocks_has_no_term() {
+    fn a_lease_beyond_the_clocks_never_expires() {
         assert!(Lease::starting_now(Some(Duration::MAX)).is_none());
-        // Whatever the clocks hold, no length may panic on the way there.
+        // No length may panic, whatever the range of the clocks is.
         for bits in 0..64 {
             let _ = Lease::starting_now(Some(Duration::from_secs(1 << bits)));
         }
-        // Within reach of a clock that starts at boot, and beyond the wall clock.
+        // Within the range of a clock that starts at boot, but beyond the wall clock.
         let between = Duration::from_secs(i64::MAX.unsigned_abs() - 1_000_000_000);
         assert!(Lease::starting_now(Some(between)).is_none());
     }
 
     #[test]
-    fn an_expired_lock_is_listed_as_such_and_can_be_broken() {
+    fn an_expired_lock_is_listed_as_expired_and_can_be_broken() {
         let store = MemoryRecordStore::new();
-        store.acquire_lock("key", &LockOptions::new().hold_timeout(Duration::ZERO)).unwrap();
+        store.acquire_lock("key", LockOptions::new().hold_timeout(Duration::ZERO)).unwrap();
         let listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].state(), LockState::Expired);
@@ -497,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listing_goes_on_while_the_store_changes() {
+    fn a_listing_continues_while_the_store_changes() {
         let store = MemoryRecordStore::new();
         for key in ["a", "b", "c"] {
             store.write(key, &1).unwrap();

@@ -1,33 +1,26 @@
-//! A record, and the JSON text that it is on disk.
+//! A record, and its text in a file.
 //!
 //! ```json
 //! {"key":"invoice-42","crc32":"34921bf8","result":{"total":12}}
 //! ```
 //!
-//! `crc32` covers the exact bytes of `result`. A record with a time to live also has `expiry`, an
-//! object that the store understands, and `expiry_crc32`, which covers its bytes. Fields that this
-//! version does not know are ignored, so a later version can add some. That is also the one gap: where
-//! the very name of a checksum is damaged, the record looks like one written by hand, and is taken as
-//! it stands. One flipped bit there leaves the result the right one; it would take a second, in the
-//! result, to get a wrong one.
+//! `crc32` covers the exact bytes of `result`. A record with a time to live also has `expiry`, an object
+//! that the store interprets, and `expiry_crc32`, which covers its bytes. Unknown fields are ignored, so a
+//! later version can add some. A record without a checksum counts as written by hand and is accepted. So a
+//! damaged checksum *name* goes unnoticed; a wrong result would need a second error, in the result itself.
 
 use std::borrow::Cow;
-use std::time::Duration;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::finite;
-use crate::{Claim, Error, Key, Result};
-
-/// A result as it stands in the record: one JSON value in its exact text.
-pub type Json = Box<RawValue>;
+use crate::{Error, ErrorKind, Json, Key, Result};
 
 /// A record: a key and the result stored under it.
 ///
 /// This is Prefect's `TransactionRecord`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TransactionRecord<R> {
     /// The caller's name for the record.
     pub key: Key,
@@ -35,109 +28,44 @@ pub struct TransactionRecord<R> {
     pub result: R,
 }
 
-impl<R: DeserializeOwned> TransactionRecord<R> {
-    /// Decodes a stored result. The one place where JSON becomes a caller's type.
-    pub(crate) fn decode(operation: &'static str, key: Key, json: &RawValue) -> Result<Self> {
-        match serde_json::from_str(json.get()) {
-            Ok(result) => Ok(Self { key, result }),
-            Err(source) => Err(Error::Decode { operation, key, source }),
-        }
-    }
-}
-
-/// How a record is written: on what ground, and for how long.
-///
-/// The default writes for the calling thread's default holder, and for ever.
-///
-/// ```
-/// use std::time::Duration;
-/// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
-///
-/// let store = MemoryRecordStore::new();
-/// let for_an_hour = WriteOptions::new().time_to_live(Duration::from_secs(3600));
-/// store.write_with("session-7", "signed in", for_an_hour)?;
-/// assert!(store.exists("session-7")?);
-/// # Ok::<(), record_store::Error>(())
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use = "options do nothing until something is written with them"]
-pub struct WriteOptions {
-    claim: Option<Claim>,
-    time_to_live: Option<Duration>,
-}
-
-impl WriteOptions {
-    /// The default options.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Writes on this claim instead of that of [`Holder::current`](crate::Holder::current). A
-    /// [`LockGuard`](crate::LockGuard) writes by its token, whatever is set here.
-    pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
-        self.claim = Some(claim.into());
-        self
-    }
-
-    /// The record is gone after this time: it reads as absent and does not exist. Suspended time
-    /// counts; a stepped wall clock matters only after a reboot. A time beyond the calendar is for
-    /// ever, and so is the next write without one.
-    pub fn time_to_live(mut self, time: Duration) -> Self {
-        self.time_to_live = Some(time);
-        self
-    }
-
-    /// The claim to write on: the one set, or that of the calling thread's default holder.
+impl<R> TransactionRecord<R> {
+    /// A record from its parts.
     #[must_use]
-    pub fn resolve_claim(&self) -> Claim {
-        self.claim.clone().unwrap_or_else(Claim::current)
-    }
-
-    /// The claim that was set.
-    #[must_use]
-    pub fn get_claim(&self) -> Option<&Claim> {
-        self.claim.as_ref()
-    }
-
-    /// How long the record is to live. `None`: for ever.
-    #[must_use]
-    pub fn get_time_to_live(&self) -> Option<Duration> {
-        self.time_to_live
+    pub fn new(key: Key, result: R) -> Self {
+        Self { key, result }
     }
 }
 
-/// Encodes a caller's value. The one place where a caller's type becomes JSON.
-pub(crate) fn encode<R: Serialize + ?Sized>(operation: &'static str, key: &Key, result: &R) -> Result<Json> {
-    finite::check(result)
-        .and_then(|()| serde_json::value::to_raw_value(result))
-        .map_err(|source| Error::Encode { operation, key: key.clone(), source })
-}
-
-/// The record file's text for a result, and for when it is over, if ever.
-pub(crate) fn to_text(key: &Key, result: &RawValue, expiry: Option<&RawValue>) -> Vec<u8> {
+/// The text of a record file, with an expiry if it has a time to live.
+pub(crate) fn to_text(key: &Key, result: &Json, expiry: Option<&Json>) -> Vec<u8> {
     #[derive(Serialize)]
     struct Out<'a> {
         key: &'a str,
         crc32: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        expiry: Option<&'a RawValue>,
+        expiry: Option<&'a Json>,
         #[serde(skip_serializing_if = "Option::is_none")]
         expiry_crc32: Option<&'a str>,
-        result: &'a RawValue,
+        result: &'a Json,
     }
-    let crc32 = |json: &RawValue| format!("{:08x}", crc32fast::hash(json.get().as_bytes()));
-    let (of_result, of_expiry) = (crc32(result), expiry.map(crc32));
-    let mut text = Vec::with_capacity(key.as_str().len() + result.get().len() + 48);
-    let out =
-        Out { key: key.as_str(), crc32: &of_result, expiry, expiry_crc32: of_expiry.as_deref(), result };
-    // Strings and finished JSON into memory: there is nothing here that could fail.
+    let crc32 = |json: &Json| format!("{:08x}", crc32fast::hash(json.as_str().as_bytes()));
+    let (result_crc32, expiry_crc32) = (crc32(result), expiry.map(crc32));
+    let mut text = Vec::with_capacity(key.as_str().len() + result.as_str().len() + 48);
+    let out = Out {
+        key: key.as_str(),
+        crc32: &result_crc32,
+        expiry,
+        expiry_crc32: expiry_crc32.as_deref(),
+        result,
+    };
+    // Strings and finished JSON into memory: this cannot fail.
     let written = serde_json::to_writer(&mut text, &out);
     debug_assert!(written.is_ok());
     text.push(b'\n');
     text
 }
 
-/// Why a text is no sound record.
+/// Why a text is not a sound record.
 #[derive(Debug)]
 pub(crate) enum Unsound {
     Json(serde_json::Error),
@@ -145,7 +73,7 @@ pub(crate) enum Unsound {
         stored: String,
         computed: u32,
     },
-    /// What is said of its end makes no sense.
+    /// The expiry makes no sense.
     Expiry(Option<serde_json::Error>),
 }
 
@@ -156,7 +84,7 @@ pub(crate) struct Parsed<'a> {
     pub(crate) expiry: Option<&'a RawValue>,
 }
 
-/// Reads a record file's text. A record without `crc32` was written by hand and is accepted.
+/// Parses the text of a record file.
 pub(crate) fn parse(text: &[u8]) -> Result<Parsed<'_>, Unsound> {
     #[derive(Deserialize)]
     struct In<'a> {
@@ -172,14 +100,14 @@ pub(crate) fn parse(text: &[u8]) -> Result<Parsed<'_>, Unsound> {
         result: &'a RawValue,
     }
     let record: In<'_> = serde_json::from_slice(text).map_err(Unsound::Json)?;
-    check_sum(record.crc32.as_deref(), record.result)?;
+    verify_checksum(record.crc32.as_deref(), record.result)?;
     if let Some(expiry) = record.expiry {
-        check_sum(record.expiry_crc32.as_deref(), expiry)?;
+        verify_checksum(record.expiry_crc32.as_deref(), expiry)?;
     }
     Ok(Parsed { key: record.key, result: record.result, expiry: record.expiry })
 }
 
-fn check_sum(stored: Option<&str>, json: &RawValue) -> Result<(), Unsound> {
+fn verify_checksum(stored: Option<&str>, json: &RawValue) -> Result<(), Unsound> {
     let Some(stored) = stored else { return Ok(()) };
     let computed = crc32fast::hash(json.get().as_bytes());
     if u32::from_str_radix(stored, 16) == Ok(computed) {
@@ -189,20 +117,16 @@ fn check_sum(stored: Option<&str>, json: &RawValue) -> Result<(), Unsound> {
 }
 
 impl Unsound {
-    pub(crate) fn into_error(
-        self,
-        operation: &'static str,
-        key: Option<Key>,
-        path: std::path::PathBuf,
-    ) -> Error {
-        let (reason, source) = match self {
-            Unsound::Json(source) => ("not a JSON record".to_owned(), Some(source)),
-            Unsound::Expiry(source) => ("no valid expiry".to_owned(), source),
+    pub(crate) fn into_error(self, operation: &'static str) -> Error {
+        let error = Error::new(ErrorKind::CorruptRecord, operation);
+        match self {
+            Unsound::Json(source) => error.with_detail("not a JSON record").with_source(source),
+            Unsound::Expiry(None) => error.with_detail("no valid expiry"),
+            Unsound::Expiry(Some(source)) => error.with_detail("no valid expiry").with_source(source),
             Unsound::Checksum { stored, computed } => {
-                (format!("checksum {stored:.16?} stored, {computed:08x} computed"), None)
+                error.with_detail(format!("checksum {stored:.16?} stored, {computed:08x} computed"))
             }
-        };
-        Error::CorruptRecord { operation, key, reason, path, source }
+        }
     }
 }
 
@@ -210,29 +134,29 @@ impl Unsound {
 mod tests {
     use super::*;
 
-    fn raw(json: &str) -> Json {
-        RawValue::from_string(json.to_owned()).unwrap()
+    fn json(text: &str) -> Json {
+        Json::parse(text).unwrap()
     }
 
     #[test]
     fn a_record_reads_back_to_the_byte() {
         let key = Key::new("in\"voice\n42").unwrap();
-        for json in [
+        for result in [
             "null",
             "{ \"a\" : [1, 2.50, \"\\u00e9\"] }",
             "123456789012345678901234567890",
             "\"\\ud83d\\ude00\"",
         ] {
-            let text = to_text(&key, &raw(json), None);
+            let text = to_text(&key, &json(result), None);
             let parsed = parse(&text).unwrap();
             assert_eq!(parsed.key, key.as_str());
-            assert_eq!(parsed.result.get(), json);
+            assert_eq!(parsed.result.get(), result);
         }
     }
 
     #[test]
     fn the_format_is_fixed() {
-        let text = to_text(&Key::new("invoice-42").unwrap(), &raw("{\"total\":12}"), None);
+        let text = to_text(&Key::new("invoice-42").unwrap(), &json("{\"total\":12}"), None);
         assert_eq!(
             String::from_utf8(text).unwrap(),
             "{\"key\":\"invoice-42\",\"crc32\":\"34921bf8\",\"result\":{\"total\":12}}\n"
@@ -241,7 +165,7 @@ mod tests {
 
     #[test]
     fn an_expiry_has_a_checksum_of_its_own() {
-        let text = to_text(&Key::new("k").unwrap(), &raw("7"), Some(&raw("{\"expires_at\":\"x\"}")));
+        let text = to_text(&Key::new("k").unwrap(), &json("7"), Some(&json("{\"expires_at\":\"x\"}")));
         let text = String::from_utf8(text).unwrap();
         assert_eq!(parse(text.as_bytes()).unwrap().expiry.unwrap().get(), "{\"expires_at\":\"x\"}");
         let other = text.replace("\"x\"", "\"y\"");
@@ -250,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_record_by_hand_needs_no_checksum_and_may_say_more() {
+    fn a_handwritten_record_needs_no_checksum_and_may_have_more_fields() {
         let parsed = parse(b" {\"result\": 7 , \"note\": {\"by\": \"me\"}, \"key\": \"k\"}\n").unwrap();
         assert_eq!((parsed.key.as_ref(), parsed.result.get()), ("k", "7"));
     }
 
     #[test]
-    fn unsound_texts() {
-        let good = to_text(&Key::new("k").unwrap(), &raw("[1,2,3]"), None);
+    fn unsound_texts_are_refused() {
+        let good = to_text(&Key::new("k").unwrap(), &json("[1,2,3]"), None);
         for cut in 0..good.len() - 1 {
             assert!(matches!(parse(&good[..cut]), Err(Unsound::Json(_))), "cut at {cut}");
         }

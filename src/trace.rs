@@ -1,7 +1,6 @@
-//! What the feature `tracing` tells. Without it these functions are empty, and cost nothing.
-//! The table of what is told is in the guide, under `observing`.
+//! The spans and events of the feature `tracing`. Without it these functions are empty and cost nothing.
+//! The guide lists them on its page `observing`.
 
-use crate::filesystem::Swept;
 use crate::{Error, Holder, Key, LockState, LockToken, Result};
 
 #[cfg(feature = "tracing")]
@@ -45,6 +44,7 @@ impl Waiting {
     }
 }
 
+/// A lock was acquired in the place of an expired or abandoned one.
 pub(crate) fn taken_over(key: &Key, token: LockToken, from: &Holder, state: LockState) {
     #[cfg(feature = "tracing")]
     {
@@ -52,28 +52,29 @@ pub(crate) fn taken_over(key: &Key, token: LockToken, from: &Holder, state: Lock
         if state == LockState::Abandoned {
             tracing::info!(target: TARGET, key, token, holder, "took over the lock of a dead owner");
         } else {
-            tracing::info!(target: TARGET, key, token, holder, "took over a lock whose lease ran out");
+            tracing::info!(target: TARGET, key, token, holder, "took over an expired lock");
         }
     }
     #[cfg(not(feature = "tracing"))]
     let _ = (key, token, from, state);
 }
 
-pub(crate) fn swept(swept: &Swept) {
+/// A sweep removed this many files.
+pub(crate) fn swept(owners: usize, staged: usize, locks: usize, records: usize) {
     #[cfg(feature = "tracing")]
-    if *swept != Swept::default() {
-        let Swept { owners, staged, locks, records } = swept;
-        tracing::debug!(target: TARGET, owners, staged, locks, records, "cleared away what was left behind");
+    if owners + staged + locks + records > 0 {
+        tracing::debug!(target: TARGET, owners, staged, locks, records, "removed leftover files");
     }
     #[cfg(not(feature = "tracing"))]
-    let _ = swept;
+    let _ = (owners, staged, locks, records);
 }
 
-/// Tells of an error that says a lock is lost, and passes it on.
+/// Reports an error that says that a lock is lost, and returns it.
 pub(crate) fn lost(error: Error) -> Error {
     #[cfg(feature = "tracing")]
-    if let Error::LockLost { operation, key, token, .. } = &error {
-        let (key, token) = (key.as_str(), token.get());
+    {
+        let (operation, key) = (error.operation(), error.key().map(Key::as_str));
+        let token = error.token().map(LockToken::get);
         tracing::warn!(target: TARGET, operation, key, token, "the lock is lost");
     }
     error

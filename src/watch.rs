@@ -1,20 +1,23 @@
-//! Watching a record.
+//! Watching a record for changes.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::{Key, RecordStore, Result};
+use crate::{Key, RecordStore, Result, WaitOptions};
 
-/// The state of a record at a look: absent, or one of its versions. Two looks that find the same
-/// find equal versions; after each write the version is another, also where the result is not.
+#[cfg(doc)]
+use crate::ErrorKind;
+
+/// The version of a record at one moment, or its absence. Two snapshots of the same version are equal;
+/// after each write the version is another one, also if the result is the same.
 ///
-/// Stores make these; nobody else can tell what is in them.
+/// Stores create these; only the store that created one can interpret it.
 #[derive(Clone)]
 pub struct RecordVersion {
     numbers: Option<[u64; 4]>,
-    /// What keeps the numbers from being given to another version.
+    /// Prevents that another version gets the same numbers.
     kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -25,14 +28,14 @@ impl RecordVersion {
         Self { numbers: None, kept: None }
     }
 
-    /// A record that a store tells from its other versions by these numbers.
+    /// A version that the store distinguishes from others by these numbers.
     #[must_use]
     pub fn new(numbers: [u64; 4]) -> Self {
         Self { numbers: Some(numbers), kept: None }
     }
 
-    /// Keeps something for as long as the version: an open file, for example, whose inode number no
-    /// other file has meanwhile.
+    /// Keeps a value as long as the version: for example an open file, whose inode number no other file
+    /// gets meanwhile.
     #[must_use]
     pub fn keeping(mut self, kept: impl Any + Send + Sync) -> Self {
         self.kept = Some(Arc::new(kept));
@@ -66,7 +69,7 @@ impl fmt::Debug for RecordVersion {
     }
 }
 
-/// What became of a watched record.
+/// How a watched record changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RecordChange {
@@ -74,12 +77,12 @@ pub enum RecordChange {
     Appeared,
     /// It was written again.
     Changed,
-    /// It was removed, or its time to live is over.
+    /// It was removed, or it expired.
     Removed,
 }
 
 impl RecordChange {
-    /// What became of a record that is not as it was seen.
+    /// The change between two different versions.
     pub(crate) fn between(seen: &RecordVersion, now: &RecordVersion) -> Self {
         match (seen.is_absent(), now.is_absent()) {
             (true, _) => RecordChange::Appeared,
@@ -89,27 +92,26 @@ impl RecordChange {
     }
 }
 
-/// Watches one record, by [`RecordStoreExt::watch`](crate::RecordStoreExt::watch).
+/// Watches one record. Created by [`RecordStoreExt::watch`](crate::RecordStoreExt::watch).
 ///
-/// Remembers the state that it last saw, so nothing that happens between two waits is missed. Of
-/// several changes between two looks only the last is told. What is told is that the record changed;
-/// to [read](crate::RecordStoreExt::read) it is up to the caller, and then as always: a read waits
-/// while another holder's lock is live.
+/// It remembers the version that it last saw, so no change between two waits is missed. Of several changes
+/// between two waits, only the last is reported. The watch reports that the record changed, not its result.
+/// [Reading](crate::RecordStoreExt::read) it waits, as always, while another holder's lock is live.
 ///
 /// ```
 /// use std::time::Duration;
-/// use record_store::{MemoryRecordStore, RecordChange, RecordStoreExt};
+/// use record_store::{MemoryRecordStore, RecordChange, RecordStoreExt, WaitOptions};
 ///
 /// let store = MemoryRecordStore::new();
 /// let mut watch = store.watch("status")?;
-/// assert_eq!(watch.next(Some(Duration::ZERO))?, None);
+/// assert_eq!(watch.next(Duration::ZERO)?, None);
 /// store.write("status", "building")?;
-/// assert_eq!(watch.next(None)?, Some(RecordChange::Appeared));
+/// assert_eq!(watch.next(WaitOptions::new())?, Some(RecordChange::Appeared));
 /// store.write("status", "done")?;
-/// assert_eq!(watch.next(None)?, Some(RecordChange::Changed));
+/// assert_eq!(watch.next(WaitOptions::new())?, Some(RecordChange::Changed));
 /// # Ok::<(), record_store::Error>(())
 /// ```
-#[must_use = "a watch tells only what it is asked for"]
+#[must_use = "a watch reports a change only when `next` is called"]
 pub struct RecordWatch<'a, S: RecordStore + ?Sized> {
     store: &'a S,
     key: Key,
@@ -118,7 +120,7 @@ pub struct RecordWatch<'a, S: RecordStore + ?Sized> {
 
 impl<'a, S: RecordStore + ?Sized> RecordWatch<'a, S> {
     pub(crate) fn begin(store: &'a S, key: Key) -> Result<Self> {
-        let seen = store.record_version(&key)?;
+        let seen = store.version_raw(&key)?;
         Ok(Self { store, key, seen })
     }
 
@@ -128,25 +130,28 @@ impl<'a, S: RecordStore + ?Sized> RecordWatch<'a, S> {
         &self.key
     }
 
-    /// Waits until the record is not as it was last seen, and tells what became of it: `None` when
-    /// the time is up first. A timeout of `None` waits for ever; zero looks once.
+    /// Waits until the record has another version than the last one that was seen, and returns how it
+    /// changed. `Ok(None)` at the timeout. [`WaitOptions::new`] waits forever; a timeout of zero checks
+    /// once.
     ///
     /// # Errors
     ///
-    /// As for [`RecordStoreExt::exists`](crate::RecordStoreExt::exists). The watch can go on.
-    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<RecordChange>> {
-        let Some(now) = self.store.wait_for_change(&self.key, &self.seen, timeout)? else { return Ok(None) };
+    /// [`ErrorKind::Cancelled`], and as for [`RecordStoreExt::exists`](crate::RecordStoreExt::exists). The
+    /// watch can be used again.
+    pub fn next(&mut self, options: impl Into<WaitOptions>) -> Result<Option<RecordChange>> {
+        let changed = self.store.wait_for_change_raw(&self.key, &self.seen, options.into())?;
+        let Some(now) = changed else { return Ok(None) };
         let change = RecordChange::between(&self.seen, &now);
         self.seen = now;
         Ok(Some(change))
     }
 
     /// See [`RecordStoreExt::wait_for_record`](crate::RecordStoreExt::wait_for_record).
-    pub(crate) fn wait_for_record(&mut self, timeout: Option<Duration>) -> Result<bool> {
+    pub(crate) fn wait_for_record(&mut self, options: &WaitOptions) -> Result<bool> {
         let start = Instant::now();
+        let left = |timeout: Duration| timeout.saturating_sub(start.elapsed());
         loop {
-            let left = timeout.map(|timeout| timeout.saturating_sub(start.elapsed()));
-            match self.next(left)? {
+            match self.next(options.clone().timeout(options.get_timeout().map(left)))? {
                 None => return Ok(false),
                 Some(RecordChange::Removed) => {}
                 Some(RecordChange::Appeared | RecordChange::Changed) => return Ok(true),

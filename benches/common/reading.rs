@@ -1,5 +1,7 @@
 //! Reads, checks and removes files with the bare system calls, as a careful C programmer would.
 
+#![allow(clippy::disallowed_methods, reason = "the store is compared with these calls")]
+
 use std::hint::black_box;
 use std::os::fd::OwnedFd;
 

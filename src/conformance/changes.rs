@@ -6,8 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use super::PATIENCE;
-use super::support::{LEASE, assert_matches, join, long_lease, named, wait_for_expiry};
-use crate::{Claim, Error, LockOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
+use super::support::{
+    LEASE, assert_error, assert_matches, join, long_lease, named, wait_for_expiry, write_by,
+};
+use crate::{
+    Claim, Error, ErrorKind, LockOptions, RecordStore, RecordStoreExt, Result, UpdateOptions, WriteOptions,
+};
 
 checks! { "changes":
     a_swap_needs_the_expected_result:
@@ -57,15 +61,15 @@ fn write_if_absent_keeps_an_existing_record(store: &dyn RecordStore) {
 fn a_swap_respects_locks(store: &dyn RecordStore) {
     let other = named("other");
     store.write("key", &1).unwrap();
-    let token = store.acquire_lock("key", &long_lease(&other)).unwrap();
+    let token = store.acquire_lock("key", long_lease(&other)).unwrap();
     for expected in [Some(&1), Some(&2), None] {
         let outcome = store.compare_and_swap("key", expected, &3, WriteOptions::new());
-        assert_matches!(outcome, Err(Error::Locked { .. }));
+        assert_error(outcome, ErrorKind::Locked);
     }
-    let by = |claim: Claim| store.compare_and_swap("key", Some(&1), &2, WriteOptions::new().claim(claim));
+    let by = |claim: Claim| store.compare_and_swap("key", Some(&1), &2, write_by(claim));
     assert_matches!(by(token.into()), Ok(true));
     store.release_lock("key", &other).unwrap();
-    assert_matches!(by(token.into()), Err(Error::LockLost { .. }));
+    assert_error(by(token.into()), ErrorKind::LockLost);
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 2);
 }
 
@@ -88,7 +92,7 @@ fn one_of_many_concurrent_swaps_succeeds(store: &dyn RecordStore) {
 }
 
 fn an_update_receives_the_old_result(store: &dyn RecordStore) {
-    let update = |old: Option<i64>| Ok::<_, Error>(old.map_or(1, |old| old * 10));
+    let update = |old: Option<i64>| Ok(old.map_or(1, |old| old * 10));
     assert_eq!(store.update("key", LockOptions::new(), update).unwrap(), 1);
     assert_eq!(store.update("key", LockOptions::new(), update).unwrap(), 10);
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 10);
@@ -110,11 +114,10 @@ impl From<Error> for Failure {
 
 fn a_failed_update_changes_nothing(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
-    let fails = store.update("key", LockOptions::new(), |_: Option<i64>| Err(Failure::Closure));
+    let fails = store.try_update("key", LockOptions::new(), |_: Option<i64>| Err(Failure::Closure));
     assert_matches!(fails, Err(Failure::Closure));
-    let panics = || {
-        store.update("key", LockOptions::new(), |_: Option<i64>| -> Result<_, Error> { panic!("on purpose") })
-    };
+    let panics =
+        || store.update("key", LockOptions::new(), |_: Option<i64>| -> Result<_> { panic!("on purpose") });
     assert!(catch_unwind(AssertUnwindSafe(panics)).is_err(), "the panic was swallowed");
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
     assert!(!store.is_locked("key").unwrap(), "the lock was not released");
@@ -122,11 +125,11 @@ fn a_failed_update_changes_nothing(store: &dyn RecordStore) {
 
 fn an_update_that_outlasts_its_lease_is_refused(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
-    let outcome = store.update("key", LockOptions::new().hold_timeout(LEASE), |_: Option<i64>| {
+    let outcome = store.try_update("key", LockOptions::new().hold_timeout(LEASE), |_: Option<i64>| {
         wait_for_expiry(store, "key");
         Ok::<_, Failure>(2)
     });
-    assert_matches!(outcome, Err(Failure::Store(Error::LockLost { .. })));
+    assert_matches!(outcome, Err(Failure::Store(error)) if error.is_lock_lost());
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
 }
 
@@ -138,7 +141,7 @@ fn a_result_is_computed_once(store: &dyn RecordStore) {
                 scope.spawn(|| {
                     store.get_or_compute("key", LockOptions::new().acquire_timeout(PATIENCE), || {
                         thread::sleep(LEASE / 3);
-                        Ok::<_, Error>(computed.fetch_add(1, Ordering::SeqCst) + 1)
+                        Ok(computed.fetch_add(1, Ordering::SeqCst) + 1)
                     })
                 })
             })
@@ -154,14 +157,14 @@ fn a_result_is_computed_once(store: &dyn RecordStore) {
 fn a_failed_computation_can_be_retried(store: &dyn RecordStore) {
     let attempts = Cell::new(0);
     let compute = |fail: bool| {
-        store.get_or_compute("key", LockOptions::new(), || {
+        store.get_or_try_compute("key", LockOptions::new(), || {
             attempts.set(attempts.get() + 1);
             if fail { Err(Failure::Closure) } else { Ok(attempts.get()) }
         })
     };
     assert_matches!(compute(true), Err(Failure::Closure));
     let panics =
-        || store.get_or_compute("key", LockOptions::new(), || -> Result<i64, Error> { panic!("on purpose") });
+        || store.get_or_compute("key", LockOptions::new(), || -> Result<i64> { panic!("on purpose") });
     assert!(catch_unwind(AssertUnwindSafe(panics)).is_err(), "the panic was swallowed");
     assert!(!store.exists("key").unwrap(), "a failure was stored");
     assert!(!store.is_locked("key").unwrap(), "the lock was not released");
@@ -171,10 +174,10 @@ fn a_failed_computation_can_be_retried(store: &dyn RecordStore) {
 
 fn a_computation_that_outlasts_its_lease_is_refused(store: &dyn RecordStore) {
     let options = UpdateOptions::from(LockOptions::new().hold_timeout(LEASE));
-    let outcome = store.get_or_compute("key", options, || {
+    let outcome = store.get_or_try_compute("key", options, || {
         wait_for_expiry(store, "key");
         Ok::<_, Failure>(1)
     });
-    assert_matches!(outcome, Err(Failure::Store(Error::LockLost { .. })));
+    assert_matches!(outcome, Err(Failure::Store(error)) if error.is_lock_lost());
     assert!(!store.exists("key").unwrap(), "a late result was stored");
 }

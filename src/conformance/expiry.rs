@@ -1,8 +1,8 @@
 //! Records with a time to live.
 
 use super::PATIENCE;
-use super::support::{LEASE, assert_matches, named, one_attempt};
-use crate::{LockOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
+use super::support::{LEASE, assert_matches, named, one_attempt, write_by};
+use crate::{LockOptions, ReadOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
 
 checks! { "expiry":
     a_record_expires_on_time:
@@ -23,7 +23,7 @@ fn expiring() -> WriteOptions {
 fn wait_for_expiry(store: &dyn RecordStore, key: &str) {
     let mut watch = store.watch(key).unwrap();
     while store.exists(key).unwrap() {
-        assert_matches!(watch.next(Some(PATIENCE)), Ok(Some(_)));
+        assert_matches!(watch.next(PATIENCE), Ok(Some(_)));
     }
 }
 
@@ -38,6 +38,7 @@ fn a_record_expires_on_time(store: &dyn RecordStore) {
     wait_for_expiry(store, "key");
     assert!(start.elapsed() >= LEASE, "the record expired too early");
     assert_matches!(store.read::<i64>("key"), Ok(None));
+    assert_matches!(store.read_with::<i64>("key", ReadOptions::new().ignore_lock()), Ok(None));
     let mut keys = listed();
     keys.sort();
     assert_eq!(keys, ["long", "stays"]);
@@ -68,23 +69,23 @@ fn changes_treat_an_expired_record_as_absent(store: &dyn RecordStore) {
     assert_matches!(store.compare_and_swap("swapped", Some(&1), &2, WriteOptions::new()), Ok(false));
     assert_matches!(store.write_if_absent("absent", &2, WriteOptions::new()), Ok(true));
     let options = || UpdateOptions::new().time_to_live(LEASE);
-    let computed = store.get_or_compute("computed", options(), || Ok::<_, crate::Error>(2));
+    let computed = store.get_or_compute("computed", options(), || Ok(2));
     assert_matches!(computed, Ok(2));
     wait_for_expiry(store, "computed");
     let updated = store.update("computed", options(), |old: Option<i64>| {
         assert_eq!(old, None, "`update` received an expired result");
-        Ok::<_, crate::Error>(3)
+        Ok(3)
     });
     assert_matches!(updated, Ok(3));
 }
 
 fn expiry_of_a_record_keeps_its_lock(store: &dyn RecordStore) {
     let me = named("me");
-    let token = store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
     store.write_with("key", &1, expiring().claim(token)).unwrap();
     wait_for_expiry(store, "key");
     assert!(store.is_lock_holder("key", &me).unwrap(), "the lock disappeared with the record");
-    store.write_as("key", &2, token).unwrap();
+    store.write_with("key", &2, write_by(token)).unwrap();
     store.release_lock("key", token).unwrap();
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 2);
 }

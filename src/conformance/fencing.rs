@@ -1,7 +1,9 @@
 //! Claims by token: valid for exactly one acquisition, and only while its lock is live.
 
-use super::support::{assert_matches, expired_lock, long_lease, named, one_attempt, result_of};
-use crate::{Error, LockToken, RecordStore, RecordStoreExt};
+use super::support::{
+    assert_matches, expired_lock, long_lease, named, one_attempt, read_by, remove_by, result_of, write_by,
+};
+use crate::{Key, LockToken, RecordStore, RecordStoreExt};
 
 checks! { "fencing":
     a_live_token_is_accepted:
@@ -25,21 +27,19 @@ fn assert_lost(store: &dyn RecordStore, key: &str, lost: LockToken) {
     let record = result_of(store, key, &reader);
 
     let outcomes = [
-        ("read", store.read_as::<i64>(key, lost).map(drop)),
-        ("write", store.write_as(key, &-1, lost)),
-        ("remove", store.remove_as(key, lost).map(drop)),
+        ("read", store.read_with::<i64>(key, read_by(lost)).map(drop)),
+        ("write", store.write_with(key, &-1, write_by(lost))),
+        ("remove", store.remove_with(key, remove_by(lost)).map(drop)),
         ("renew", store.renew(key, lost, None)),
         ("release_lock", store.release_lock(key, lost)),
     ];
     for (method, outcome) in outcomes {
         match outcome {
-            Err(Error::LockLost { operation, key: of, token, .. }) => {
-                assert_eq!(
-                    (operation, of.as_str(), token),
-                    (method, key, lost),
-                    "the error names another operation, key or token"
-                );
-            }
+            Err(error) if error.is_lock_lost() => assert_eq!(
+                (error.operation(), error.key().map(Key::as_str), error.token()),
+                (method, Some(key), Some(lost)),
+                "the error names another operation, key or token"
+            ),
             outcome => panic!("{method} with a lost token: {outcome:?}"),
         }
     }
@@ -52,17 +52,17 @@ fn assert_lost(store: &dyn RecordStore, key: &str, lost: LockToken) {
 
 fn a_live_token_is_accepted(store: &dyn RecordStore) {
     let me = named("me");
-    let token = store.acquire_lock("key", &one_attempt(&me)).unwrap();
-    assert_matches!(store.read_as::<i64>("key", token), Ok(None));
-    store.write_as("key", &1, token).unwrap();
-    assert_eq!(store.read_as::<i64>("key", token).unwrap().unwrap().result, 1);
-    assert!(store.remove_as("key", token).unwrap());
-    assert!(!store.remove_as("key", token).unwrap());
-    store.write_as("key", &2, token).unwrap();
-    store.renew("key", token, Some(super::PATIENCE)).unwrap();
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
+    assert_matches!(store.read_with::<i64>("key", read_by(token)), Ok(None));
+    store.write_with("key", &1, write_by(token)).unwrap();
+    assert_eq!(store.read_with::<i64>("key", read_by(token)).unwrap().unwrap().result, 1);
+    assert!(store.remove_with("key", remove_by(token)).unwrap());
+    assert!(!store.remove_with("key", remove_by(token)).unwrap());
+    store.write_with("key", &2, write_by(token)).unwrap();
+    store.renew("key", token, super::PATIENCE).unwrap();
     // Acquiring again as the same holder does not start a new acquisition.
-    store.acquire_lock("key", &one_attempt(&me)).unwrap();
-    store.write_as("key", &3, token).unwrap();
+    store.acquire_lock("key", one_attempt(&me)).unwrap();
+    store.write_with("key", &3, write_by(token)).unwrap();
     store.release_lock("key", token).unwrap();
     assert!(!store.is_locked("key").unwrap());
     assert_eq!(result_of(store, "key", &me), Some(3));
@@ -80,10 +80,10 @@ fn a_token_is_refused_after_expiry(store: &dyn RecordStore) {
 fn a_token_is_refused_after_a_takeover(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     let token = expired_lock(store, "key", &me);
-    let next = store.acquire_lock("key", &one_attempt(&other)).unwrap();
-    store.write_as("key", &1, next).unwrap();
+    let next = store.acquire_lock("key", one_attempt(&other)).unwrap();
+    store.write_with("key", &1, write_by(next)).unwrap();
     assert_lost(store, "key", token);
-    store.write_as("key", &2, next).unwrap();
+    store.write_with("key", &2, write_by(next)).unwrap();
     store.release_lock("key", next).unwrap();
     assert_lost(store, "key", token);
 }
@@ -91,10 +91,10 @@ fn a_token_is_refused_after_a_takeover(store: &dyn RecordStore) {
 fn a_token_is_refused_after_release(store: &dyn RecordStore) {
     let me = named("me");
     store.write("key", &1).unwrap();
-    let token = store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
     store.release_lock("key", &me).unwrap();
     assert_lost(store, "key", token);
-    let next = store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    let next = store.acquire_lock("key", one_attempt(&me)).unwrap();
     assert_lost(store, "key", token);
     store.release_lock("key", next).unwrap();
     assert_lost(store, "key", next);
@@ -103,19 +103,19 @@ fn a_token_is_refused_after_release(store: &dyn RecordStore) {
 fn a_token_is_refused_after_break_lock(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     store.write("key", &1).unwrap();
-    let token = store.acquire_lock("key", &long_lease(&me)).unwrap();
+    let token = store.acquire_lock("key", long_lease(&me)).unwrap();
     assert!(store.break_lock("key").unwrap());
     assert_lost(store, "key", token);
-    let next = store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    let next = store.acquire_lock("key", one_attempt(&other)).unwrap();
     assert!(next > token, "token {next} after {token}");
     assert_lost(store, "key", token);
-    store.write_as("key", &2, next).unwrap();
+    store.write_with("key", &2, write_by(next)).unwrap();
 }
 
 fn an_unknown_token_is_refused(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
     assert_lost(store, "key", LockToken::new(1));
-    let token = store.acquire_lock("key", &one_attempt(&named("other"))).unwrap().get();
+    let token = store.acquire_lock("key", one_attempt(&named("other"))).unwrap().get();
     for unknown in [0, token - 1, token + 1, u64::MAX] {
         assert_lost(store, "key", LockToken::new(unknown));
     }

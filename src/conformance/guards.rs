@@ -4,9 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::support::{
-    LEASE, assert_matches, join, long_lease, named, one_attempt, result_of, short_lease, wait_for_expiry,
+    LEASE, assert_error, assert_error_of, assert_matches, assert_names, join, long_lease, named, one_attempt,
+    result_of, short_lease, wait_for_expiry,
 };
-use crate::{Error, Holder, LockGuard, LockOptions, RecordStore, RecordStoreExt};
+use crate::{ErrorKind, Holder, LockGuard, LockOptions, RecordStore, RecordStoreExt, WaitOptions};
 
 checks! { "guards":
     a_dropped_guard_releases:
@@ -71,8 +72,8 @@ fn a_guard_reads_writes_removes_and_renews(store: &dyn RecordStore) {
     guard.write(&1).unwrap();
     let record = guard.read::<i64>().unwrap().unwrap();
     assert_eq!((record.key.as_str(), record.result), ("key", 1));
-    assert_matches!(guard.write(&f64::NAN), Err(Error::Encode { .. }));
-    assert_matches!(guard.read::<String>(), Err(Error::Decode { .. }));
+    assert_error(guard.write(&f64::NAN), ErrorKind::Encode);
+    assert_error(guard.read::<String>(), ErrorKind::Decode);
     assert_eq!(guard.read::<i64>().unwrap().unwrap().result, 1, "the old record was changed");
     guard.renew().unwrap();
     assert!(guard.remove().unwrap());
@@ -99,12 +100,8 @@ fn only_the_outermost_guard_releases(store: &dyn RecordStore) {
 fn a_failed_lock_is_an_error(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     let held = store.lock("key", long_lease(&other)).unwrap();
-    match store.lock("key", one_attempt(&me)) {
-        Err(Error::LockTimeout { operation: "acquire_lock", holder, .. }) => {
-            assert_eq!(holder, Some(other.clone()), "the error names another holder");
-        }
-        outcome => panic!("a second lock: {outcome:?}"),
-    }
+    let error = assert_error_of(store.lock("key", one_attempt(&me)), ErrorKind::LockTimeout, "acquire_lock");
+    assert_names(&error, "key", &other);
     assert!(store.is_lock_holder("key", &other).unwrap());
     held.release().unwrap();
 }
@@ -124,11 +121,11 @@ fn try_lock_does_not_wait(store: &dyn RecordStore) {
 }
 
 fn assert_lost(guard: &LockGuard<'_, dyn RecordStore + '_>) {
-    assert_matches!(guard.read::<i64>(), Err(Error::LockLost { operation: "read", .. }));
-    assert_matches!(guard.write(&-1), Err(Error::LockLost { operation: "write", .. }));
-    assert_matches!(guard.remove(), Err(Error::LockLost { operation: "remove", .. }));
-    assert_matches!(guard.renew(), Err(Error::LockLost { operation: "renew", .. }));
-    assert_matches!(guard.remaining(), Err(Error::LockLost { .. }));
+    assert_error_of(guard.read::<i64>(), ErrorKind::LockLost, "read");
+    assert_error_of(guard.write(&-1), ErrorKind::LockLost, "write");
+    assert_error_of(guard.remove(), ErrorKind::LockLost, "remove");
+    assert_error_of(guard.renew(), ErrorKind::LockLost, "renew");
+    assert_error(guard.remaining(), ErrorKind::LockLost);
 }
 
 fn an_expired_guard_changes_nothing(store: &dyn RecordStore) {
@@ -137,7 +134,7 @@ fn an_expired_guard_changes_nothing(store: &dyn RecordStore) {
     let expired = store.lock("key", short_lease(&me)).unwrap();
     wait_for_expiry(store, "key");
     assert_lost(&expired);
-    assert_matches!(expired.release(), Err(Error::LockLost { operation: "release_lock", .. }));
+    assert_error_of(expired.release(), ErrorKind::LockLost, "release_lock");
     assert_eq!(result_of(store, "key", &me), Some(1), "a refused operation changed the record");
     assert!(!store.is_locked("key").unwrap());
 }
@@ -164,7 +161,7 @@ fn a_guard_that_lost_its_lock_does_not_release_the_next(store: &dyn RecordStore)
             }
             let [dropped, released] = lost;
             drop(dropped);
-            assert_matches!(released.release(), Err(Error::LockLost { .. }));
+            assert_error(released.release(), ErrorKind::LockLost);
             assert_eq!(held.read::<i64>().unwrap().unwrap().result, 1);
             held.release().unwrap();
         }
@@ -183,7 +180,7 @@ fn pointers_are_stores(store: &dyn RecordStore) {
         guard.release().unwrap();
         assert!(store.exists("key").unwrap());
         assert!(!store.break_lock("key").unwrap());
-        assert!(store.wait_for_lock("key", None).unwrap());
+        assert!(store.wait_for_lock("key", WaitOptions::new()).unwrap());
         assert_eq!(store.keys().unwrap().count(), 1);
         assert!(store.supports_isolation_level(crate::IsolationLevel::Serializable));
         store.write("gone", &1).unwrap();

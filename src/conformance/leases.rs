@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::PATIENCE;
 use super::support::blocks_until;
 use super::support::{
-    LEASE, assert_matches, expired_lock, long_lease, named, one_attempt, result_of, short_lease,
-    wait_for_expiry,
+    LEASE, assert_error, assert_error_of, assert_names, expired_lock, long_lease, named, one_attempt,
+    remove_by, result_of, short_lease, wait_for_expiry, write_by,
 };
-use crate::{Claim, Error, LockInfo, LockOptions, LockState, RecordStore, RecordStoreExt};
+use crate::{Claim, ErrorKind, LockInfo, LockOptions, LockState, RecordStore, RecordStoreExt};
 
 checks! { "leases":
     a_lease_expires:
@@ -37,8 +37,8 @@ checks! { "leases":
 fn a_lease_expires(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     let start = Instant::now();
-    let first = store.acquire_lock("key", &short_lease(&other)).unwrap();
-    let second = store.acquire_lock("key", &one_attempt(&me).acquire_timeout(PATIENCE)).unwrap();
+    let first = store.acquire_lock("key", short_lease(&other)).unwrap();
+    let second = store.acquire_lock("key", one_attempt(&me).acquire_timeout(PATIENCE)).unwrap();
     let elapsed = start.elapsed();
     assert!(elapsed >= LEASE, "the next holder acquired the lock after {elapsed:?} of {LEASE:?}");
     assert!(elapsed < PATIENCE / 2, "the next holder acquired the lock late, after {elapsed:?}");
@@ -50,12 +50,12 @@ fn every_method_respects_a_live_lease(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     let methods: [(&str, &dyn Fn() -> bool); 3] = [
         ("is_locked", &|| !store.is_locked("key").unwrap()),
-        ("write", &|| store.write_as("key", &1, &me).is_ok()),
-        ("acquire_lock", &|| store.acquire_lock("key", &one_attempt(&me)).is_ok()),
+        ("write", &|| store.write_with("key", &1, write_by(&me)).is_ok()),
+        ("acquire_lock", &|| store.acquire_lock("key", one_attempt(&me)).is_ok()),
     ];
     for (method, is_free) in methods {
         let start = Instant::now();
-        store.acquire_lock("key", &short_lease(&other)).unwrap();
+        store.acquire_lock("key", short_lease(&other)).unwrap();
         while !is_free() {
             assert!(start.elapsed() < PATIENCE, "{method} still treats the lock as live after its lease");
             thread::sleep(LEASE / 100);
@@ -71,11 +71,11 @@ fn an_expired_lock_is_not_a_lock(store: &dyn RecordStore) {
     assert!(!store.is_locked("key").unwrap());
     assert!(!store.is_lock_holder("key", &me).unwrap());
     assert_eq!(store.lock_info("key").unwrap(), None);
-    assert!(store.wait_for_lock("key", Some(Duration::ZERO)).unwrap());
+    assert!(store.wait_for_lock("key", Duration::ZERO).unwrap());
     assert!(store.locks().unwrap().all(|info| info.unwrap().state() != LockState::Held));
     for holder in [&me, &other] {
-        assert_matches!(store.renew("key", holder, None), Err(Error::NotLocked { operation: "renew", .. }));
-        assert_matches!(store.release_lock("key", holder), Err(Error::NotLocked { .. }));
+        assert_error_of(store.renew("key", holder, None), ErrorKind::NotLocked, "renew");
+        assert_error(store.release_lock("key", holder), ErrorKind::NotLocked);
     }
     assert!(!store.is_locked("key").unwrap(), "a refused renewal revived the lock");
 }
@@ -85,32 +85,32 @@ fn an_expired_lock_blocks_nobody(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
     expired_lock(store, "key", &other);
     assert_eq!(result_of(store, "key", &me), Some(1));
-    store.write_as("key", &2, &me).unwrap();
+    store.write_with("key", &2, write_by(&me)).unwrap();
     assert_eq!(result_of(store, "key", &other), Some(2));
-    assert!(store.remove_as("key", &me).unwrap());
+    assert!(store.remove_with("key", remove_by(&me)).unwrap());
 }
 
 fn a_lock_without_a_hold_timeout_does_not_expire(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     expired_lock(store, "another key", &other);
     assert!(store.is_lock_holder("key", &other).unwrap());
-    assert_matches!(store.acquire_lock("key", &one_attempt(&me)), Err(Error::LockTimeout { .. }));
+    assert_error(store.acquire_lock("key", one_attempt(&me)), ErrorKind::LockTimeout);
 }
 
 fn acquiring_again_restarts_the_lease(store: &dyn RecordStore) {
     let me = named("me");
     // A longer lease: the lock outlives the old lease.
-    store.acquire_lock("longer", &short_lease(&me)).unwrap();
-    store.acquire_lock("longer", &one_attempt(&me)).unwrap();
+    store.acquire_lock("longer", short_lease(&me)).unwrap();
+    store.acquire_lock("longer", one_attempt(&me)).unwrap();
     assert_eq!(info_of(store, "longer").remaining(), None, "the old lease still applies");
     expired_lock(store, "meanwhile", &me);
     assert!(store.is_lock_holder("longer", &me).unwrap(), "the lock expired with the old lease");
 
     // A shorter lease: the lock expires with the new lease.
-    let token = store.acquire_lock("shorter", &one_attempt(&me)).unwrap();
+    let token = store.acquire_lock("shorter", one_attempt(&me)).unwrap();
     let start = Instant::now();
-    assert_eq!(store.acquire_lock("shorter", &short_lease(&me)).unwrap(), token);
+    assert_eq!(store.acquire_lock("shorter", short_lease(&me)).unwrap(), token);
     wait_for_expiry(store, "shorter");
     assert!(start.elapsed() >= LEASE, "the lease expired after {:?} of {LEASE:?}", start.elapsed());
 }
@@ -119,7 +119,7 @@ fn an_expired_lock_is_not_reentrant(store: &dyn RecordStore) {
     let me = named("me");
     let key = crate::Key::new("key").unwrap();
     let old = expired_lock(store, "key", &me);
-    let new = store.acquire(&key, &me, &one_attempt(&me)).unwrap();
+    let new = store.acquire_lock_raw(&key, one_attempt(&me)).unwrap();
     assert!(!new.reentrant, "the store reports that the lock was already held");
     assert!(new.token > old, "token {} after {old}", new.token);
 }
@@ -127,7 +127,7 @@ fn an_expired_lock_is_not_reentrant(store: &dyn RecordStore) {
 fn renew_restarts_the_lease(store: &dyn RecordStore) {
     let (me, hour) = (named("me"), Duration::from_hours(1));
     store.write("key", &1).unwrap();
-    let token = store.acquire_lock("key", &long_lease(&me)).unwrap();
+    let token = store.acquire_lock("key", long_lease(&me)).unwrap();
     let before = info_of(store, "key");
     for claim in [Claim::from(&me), Claim::from(token)] {
         let renew = |hold_timeout| store.renew("key", claim.clone(), hold_timeout);
@@ -149,15 +149,15 @@ fn renew_restarts_the_lease(store: &dyn RecordStore) {
 
 fn a_renewed_lease_expires(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    let renews = || store.renew("key", &other, Some(LEASE)).unwrap();
+    let renews = || store.renew("key", &other, LEASE).unwrap();
     let acquires_again = || {
-        store.acquire_lock("key", &short_lease(&other)).unwrap();
+        store.acquire_lock("key", short_lease(&other)).unwrap();
     };
     let shortens: [&dyn Fn(); 2] = [&renews, &acquires_again];
     for shorten in shortens {
-        store.acquire_lock("key", &long_lease(&other)).unwrap();
+        store.acquire_lock("key", long_lease(&other)).unwrap();
         let acquires = || {
-            store.acquire_lock("key", &LockOptions::new().holder(me.clone())).unwrap();
+            store.acquire_lock("key", LockOptions::new().holder(me.clone())).unwrap();
             Instant::now()
         };
         let mut start = Instant::now();
@@ -173,20 +173,13 @@ fn a_renewed_lease_expires(store: &dyn RecordStore) {
 
 fn renew_needs_the_holder(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    assert_matches!(store.renew("key", &me, None), Err(Error::NotLocked { operation: "renew", .. }));
+    assert_error_of(store.renew("key", &me, None), ErrorKind::NotLocked, "renew");
     assert!(!store.is_locked("key").unwrap(), "a refused renewal created a lock");
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     let before = info_of(store, "key");
-    match store.renew("key", &me, Some(LEASE)) {
-        Err(Error::NotLockHolder { operation: "renew", key, holder, current, .. }) => {
-            assert_eq!(
-                (key.as_str(), holder, current),
-                ("key", me, other),
-                "the error names another key or holder"
-            );
-        }
-        outcome => panic!("a renewal by another holder: {outcome:?}"),
-    }
+    let error = assert_error_of(store.renew("key", &me, LEASE), ErrorKind::NotLockHolder, "renew");
+    assert_names(&error, "key", &other);
+    assert_eq!(error.claimant(), Some(&me), "the error names another claimant");
     assert_eq!(info_of(store, "key"), before, "a refused renewal changed the lock");
 }
 

@@ -4,8 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::PATIENCE;
-use super::support::{LEASE, SHORT_WAIT, assert_matches, blocks_until, join, long_lease, named};
-use crate::{Error, LockOptions, RecordStore, RecordStoreExt};
+use super::support::{
+    LEASE, SHORT_WAIT, assert_error, assert_matches, assert_names, blocks_until, join, long_lease, named,
+};
+use crate::{Error, ErrorKind, LockOptions, RecordStore, RecordStoreExt};
 
 checks! { "lock_all":
     all_locks_or_none:
@@ -18,14 +20,10 @@ checks! { "lock_all":
 
 fn all_locks_or_none(store: &dyn RecordStore) {
     let other = named("other");
-    store.acquire_lock("b", &long_lease(&other)).unwrap();
+    store.acquire_lock("b", long_lease(&other)).unwrap();
     let options = || LockOptions::new().acquire_timeout(SHORT_WAIT);
-    match store.lock_all(["c", "a", "b"], options()) {
-        Err(Error::LockTimeout { key, holder, .. }) => {
-            assert_eq!((key.as_str(), holder), ("b", Some(other.clone())));
-        }
-        outcome => panic!("{outcome:?}"),
-    }
+    let error = assert_error(store.lock_all(["c", "a", "b"], options()), ErrorKind::LockTimeout);
+    assert_names(&error, "b", &other);
     for key in ["a", "c"] {
         assert!(!store.is_locked(key).unwrap(), "{key} is still locked");
     }
@@ -68,7 +66,7 @@ fn different_orders_do_not_deadlock(store: &dyn RecordStore) {
 
 fn leases_do_not_expire_during_the_call(store: &dyn RecordStore) {
     let other = named("other");
-    store.acquire_lock("b", &long_lease(&other)).unwrap();
+    store.acquire_lock("b", long_lease(&other)).unwrap();
     let options = LockOptions::new().hold_timeout(LEASE).acquire_timeout(PATIENCE);
     let remaining = blocks_until(
         || {

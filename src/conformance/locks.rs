@@ -4,9 +4,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::PATIENCE;
 use super::support::{
-    LEASE, SHORT_WAIT, assert_matches, blocks_until, expired_lock, long_lease, named, one_attempt,
+    LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_waited,
+    blocks_until, expired_lock, long_lease, named, one_attempt, one_read, remove_by, write_by,
 };
-use crate::{Error, Holder, Key, LockInfo, LockOptions, LockState, RecordStore, RecordStoreExt};
+use crate::{
+    ErrorKind, Holder, Key, LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore,
+    RecordStoreExt, WaitOptions,
+};
 
 checks! { "locks":
     a_free_key_can_be_locked:
@@ -31,6 +35,8 @@ checks! { "locks":
         "A named holder and a default holder with the same name are different holders.",
     a_named_holder_is_the_same_on_every_thread:
         "A named holder is the same holder on every thread.",
+    a_bound_holder_is_a_holder_of_its_own_kind:
+        "A holder that is bound to the process is another holder than the named one of the same name, is the same on every thread, and is the default holder if it has its name.",
     tokens_only_grow:
         "The tokens of a key only grow, across release, expiry, `break_lock` and removal.",
     lock_info_describes_the_lock:
@@ -39,6 +45,8 @@ checks! { "locks":
         "`locks` lists every live lock exactly once; the state of any other entry shows that it is not live.",
     break_lock_frees_the_key:
         "`break_lock` frees the key, wakes the waiters, and reports whether a lock existed.",
+    break_lock_by_token_breaks_only_that_acquisition:
+        "`break_lock_by_token` breaks the lock of that acquisition, wakes the waiters, and leaves the lock of any other acquisition as it is.",
     queries_change_nothing:
         "Querying a lock changes nothing.",
     the_longest_timeouts_work:
@@ -50,7 +58,7 @@ fn a_free_key_can_be_locked(store: &dyn RecordStore) {
     store.write("with", &1).unwrap();
     for key in ["with", "without"] {
         assert!(!store.is_locked(key).unwrap());
-        let token = store.acquire_lock(key, &LockOptions::new().holder(me.clone())).unwrap();
+        let token = store.acquire_lock(key, LockOptions::new().holder(me.clone())).unwrap();
         assert!(store.is_lock_holder(key, &me).unwrap());
         assert_eq!(store.lock_info(key).unwrap().expect("a lock").token(), token);
     }
@@ -60,11 +68,11 @@ fn a_free_key_can_be_locked(store: &dyn RecordStore) {
 
 fn acquiring_again_keeps_the_token(store: &dyn RecordStore) {
     let (key, me) = (Key::new("key").unwrap(), named("me"));
-    let first = store.acquire(&key, &me, &one_attempt(&me)).unwrap();
+    let first = store.acquire_lock_raw(&key, one_attempt(&me)).unwrap();
     assert!(!first.reentrant, "the first acquisition is reported as reentrant");
     let before = info_of(store);
     // No timeout: the holder must not wait for its own lock.
-    let again = store.acquire(&key, &me, &LockOptions::new()).unwrap();
+    let again = store.acquire_lock_raw(&key, LockOptions::new().holder(me.clone())).unwrap();
     assert!(again.reentrant, "the second acquisition is not reported as reentrant");
     assert_eq!(again.token, first.token);
     assert_eq!(info_of(store).acquired_at(), before.acquired_at());
@@ -75,42 +83,32 @@ fn acquiring_again_keeps_the_token(store: &dyn RecordStore) {
 
 fn another_holder_cannot_acquire_a_live_lock(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     let before = info_of(store);
-    match store.acquire_lock("key", &one_attempt(&me)) {
-        Err(Error::LockTimeout { operation: "acquire_lock", key, holder, .. }) => {
-            assert_eq!((key.as_str(), holder), ("key", Some(other)), "the error names another holder");
-        }
-        outcome => panic!("a second holder: {outcome:?}"),
-    }
+    let outcome = store.acquire_lock("key", one_attempt(&me));
+    let error = assert_error_of(outcome, ErrorKind::LockTimeout, "acquire_lock");
+    assert_names(&error, "key", &other);
     assert_eq!(info_of(store), before, "a refused acquisition changed the lock");
 }
 
 fn an_acquire_timeout_of_zero_does_not_wait(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("free", &one_attempt(&me)).unwrap();
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("free", one_attempt(&me)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let start = Instant::now();
-    assert_matches!(store.acquire_lock("key", &one_attempt(&me)), Err(Error::LockTimeout { .. }));
+    assert_error(store.acquire_lock("key", one_attempt(&me)), ErrorKind::LockTimeout);
     assert!(start.elapsed() < PATIENCE / 2, "the call waited");
 }
 
 fn an_acquire_timeout_is_respected(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let start = Instant::now();
-    let outcome = store.acquire_lock("key", &one_attempt(&me).acquire_timeout(SHORT_WAIT));
+    let outcome = store.acquire_lock("key", one_attempt(&me).acquire_timeout(SHORT_WAIT));
     let elapsed = start.elapsed();
-    match outcome {
-        Err(Error::LockTimeout { operation: "acquire_lock", holder, waited, .. }) => {
-            assert_eq!(holder, Some(other), "the error names another holder");
-            assert!(
-                waited >= SHORT_WAIT && waited <= elapsed,
-                "the error reports a wait of {waited:?}, the call took {elapsed:?}"
-            );
-        }
-        outcome => panic!("a second holder: {outcome:?}"),
-    }
+    let error = assert_error_of(outcome, ErrorKind::LockTimeout, "acquire_lock");
+    assert_names(&error, "key", &other);
+    assert_waited(&error, SHORT_WAIT, elapsed);
     assert!(elapsed >= SHORT_WAIT, "gave up early, after {elapsed:?}");
     assert!(elapsed < PATIENCE / 2, "gave up late, after {elapsed:?}");
 }
@@ -118,13 +116,10 @@ fn an_acquire_timeout_is_respected(store: &dyn RecordStore) {
 fn a_release_wakes_a_waiter(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     for timeout in [None, Some(PATIENCE)] {
-        let first = store.acquire_lock("key", &long_lease(&other)).unwrap();
-        let mut options = LockOptions::new().holder(me.clone());
-        if let Some(timeout) = timeout {
-            options = options.acquire_timeout(timeout);
-        }
+        let first = store.acquire_lock("key", long_lease(&other)).unwrap();
+        let options = LockOptions::new().holder(me.clone()).acquire_timeout(timeout);
         let releases = || store.release_lock("key", &other).unwrap();
-        let second = blocks_until(|| store.acquire_lock("key", &options), releases).unwrap();
+        let second = blocks_until(|| store.acquire_lock("key", options.clone()), releases).unwrap();
         assert!(second > first, "token {second} after {first}");
         assert!(store.is_lock_holder("key", &me).unwrap());
         store.release_lock("key", &me).unwrap();
@@ -133,27 +128,21 @@ fn a_release_wakes_a_waiter(store: &dyn RecordStore) {
 
 fn release_needs_the_holder(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     let before = info_of(store);
-    match store.release_lock("key", &me) {
-        Err(Error::NotLockHolder { operation: "release_lock", key, holder, current, .. }) => {
-            assert_eq!(
-                (key.as_str(), holder, current),
-                ("key", me, other),
-                "the error names another key or holder"
-            );
-        }
-        outcome => panic!("a release by another holder: {outcome:?}"),
-    }
+    let outcome = store.release_lock("key", &me);
+    let error = assert_error_of(outcome, ErrorKind::NotLockHolder, "release_lock");
+    assert_names(&error, "key", &other);
+    assert_eq!(error.claimant(), Some(&me), "the error names another claimant");
     assert_eq!(info_of(store), before, "a refused release changed the lock");
 }
 
 fn release_needs_a_lock(store: &dyn RecordStore) {
     let me = named("me");
-    assert_matches!(store.release_lock("key", &me), Err(Error::NotLocked { operation: "release_lock", .. }));
-    store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    assert_error_of(store.release_lock("key", &me), ErrorKind::NotLocked, "release_lock");
+    store.acquire_lock("key", one_attempt(&me)).unwrap();
     store.release_lock("key", &me).unwrap();
-    assert_matches!(store.release_lock("key", &me), Err(Error::NotLocked { operation: "release_lock", .. }));
+    assert_error_of(store.release_lock("key", &me), ErrorKind::NotLocked, "release_lock");
     assert!(!store.is_locked("key").unwrap());
 }
 
@@ -164,11 +153,11 @@ fn is_lock_holder_identifies_the_holder(store: &dyn RecordStore) {
         (store.is_locked("key").unwrap(), holds(&me), holds(&other))
     };
     assert_eq!(answers(), (false, false, false), "free key");
-    store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    store.acquire_lock("key", one_attempt(&me)).unwrap();
     assert_eq!(answers(), (true, true, false), "locked key");
     store.release_lock("key", &me).unwrap();
     assert_eq!(answers(), (false, false, false), "released key");
-    store.acquire_lock("key", &one_attempt(&Holder::current())).unwrap();
+    store.acquire_lock("key", one_attempt(&Holder::current())).unwrap();
     assert_eq!(answers(), (true, false, false), "key locked by the default holder");
     assert!(store.is_lock_holder("key", &Holder::current()).unwrap());
 }
@@ -176,25 +165,58 @@ fn is_lock_holder_identifies_the_holder(store: &dyn RecordStore) {
 fn a_named_holder_is_not_a_default_holder(store: &dyn RecordStore) {
     let me = Holder::current();
     let namesake = named(me.name());
-    store.acquire_lock("key", &one_attempt(&me)).unwrap();
-    assert_matches!(store.acquire_lock("key", &one_attempt(&namesake)), Err(Error::LockTimeout { .. }));
+    store.acquire_lock("key", one_attempt(&me)).unwrap();
+    assert_error(store.acquire_lock("key", one_attempt(&namesake)), ErrorKind::LockTimeout);
     assert!(!store.is_lock_holder("key", &namesake).unwrap());
-    assert_matches!(store.write_as("key", &1, &namesake), Err(Error::Locked { .. }));
-    assert_matches!(store.release_lock("key", &namesake), Err(Error::NotLockHolder { .. }));
+    assert_error(store.write_with("key", &1, write_by(&namesake)), ErrorKind::Locked);
+    assert_error(store.release_lock("key", &namesake), ErrorKind::NotLockHolder);
     store.release_lock("key", &me).unwrap();
 }
 
 fn a_named_holder_is_the_same_on_every_thread(store: &dyn RecordStore) {
     let job = named("job");
-    let token = store.acquire_lock("key", &one_attempt(&job)).unwrap();
+    let token = store.acquire_lock("key", one_attempt(&job)).unwrap();
     std::thread::scope(|scope| {
         let other_thread = scope.spawn(|| {
-            assert_eq!(store.acquire_lock("key", &one_attempt(&job)).unwrap(), token);
-            store.write_as("key", &1, &job).unwrap();
+            assert_eq!(store.acquire_lock("key", one_attempt(&job)).unwrap(), token);
+            store.write_with("key", &1, write_by(&job)).unwrap();
             store.release_lock("key", &job).unwrap();
         });
         super::support::join(other_thread);
     });
+    assert!(!store.is_locked("key").unwrap());
+}
+
+fn a_bound_holder_is_a_holder_of_its_own_kind(store: &dyn RecordStore) {
+    let bound = Holder::bound("job").unwrap();
+    let namesake = named("job");
+    let token = store.acquire_lock("key", one_attempt(&bound)).unwrap();
+    let info = info_of(store);
+    assert_eq!(info.holder(), &bound, "`lock_info` reports another holder");
+    assert!(store.is_lock_holder("key", &bound).unwrap());
+    assert!(!store.is_lock_holder("key", &namesake).unwrap(), "mistaken for the named holder");
+    assert_error(store.acquire_lock("key", one_attempt(&namesake)), ErrorKind::LockTimeout);
+    let error = assert_error(store.write_with("key", &1, write_by(&namesake)), ErrorKind::Locked);
+    assert_names(&error, "key", &bound);
+    assert_error(store.release_lock("key", &namesake), ErrorKind::NotLockHolder);
+    std::thread::scope(|scope| {
+        let other_thread = scope.spawn(|| {
+            assert_eq!(store.acquire_lock("key", one_attempt(&bound)).unwrap(), token);
+            store.write_with("key", &1, write_by(&bound)).unwrap();
+            store.release_lock("key", &bound).unwrap();
+        });
+        super::support::join(other_thread);
+    });
+    store.acquire_lock("key", one_attempt(&namesake)).unwrap();
+    assert!(!store.is_lock_holder("key", &bound).unwrap(), "mistaken for the bound holder");
+    assert_error(store.acquire_lock("key", one_attempt(&bound)), ErrorKind::LockTimeout);
+    store.release_lock("key", &namesake).unwrap();
+
+    let me = Holder::current();
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
+    let again = Holder::bound(me.name()).unwrap();
+    assert_eq!(store.acquire_lock("key", one_attempt(&again)).unwrap(), token);
+    store.release_lock("key", &again).unwrap();
     assert!(!store.is_locked("key").unwrap());
 }
 
@@ -206,13 +228,13 @@ fn tokens_only_grow(store: &dyn RecordStore) {
         if round == 4 {
             tokens.push(expired_lock(store, "key", &named("three")));
         }
-        tokens.push(store.acquire_lock("key", &one_attempt(holder)).unwrap());
+        tokens.push(store.acquire_lock("key", one_attempt(holder)).unwrap());
         match round % 3 {
             0 => store.release_lock("key", holder).unwrap(),
             1 => assert!(store.break_lock("key").unwrap()),
             _ => {
-                store.write_as("key", &round, holder).unwrap();
-                store.remove_as("key", holder).unwrap();
+                store.write_with("key", &round, write_by(holder)).unwrap();
+                store.remove_with("key", remove_by(holder)).unwrap();
                 store.release_lock("key", holder).unwrap();
             }
         }
@@ -228,7 +250,7 @@ fn lock_info_describes_the_lock(store: &dyn RecordStore) {
     };
     assert_eq!(store.lock_info("key").unwrap(), None);
     let (me, hour) = (named("me"), Duration::from_hours(1));
-    let token = store.acquire_lock("key", &one_attempt(&me)).unwrap();
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
     let info = info_of(store);
     assert_eq!((info.key().as_str(), info.holder(), info.token()), ("key", &me, token));
     assert_eq!((info.expires_at(), info.remaining()), (None, None), "a lock without a hold timeout");
@@ -236,7 +258,7 @@ fn lock_info_describes_the_lock(store: &dyn RecordStore) {
     assert_ne!(info.owner_alive(), Some(false), "this process is alive");
     assert_close(info.acquired_at(), SystemTime::now());
 
-    store.acquire_lock("key", &one_attempt(&me).hold_timeout(hour)).unwrap();
+    store.acquire_lock("key", one_attempt(&me).hold_timeout(hour)).unwrap();
     let info = info_of(store);
     let remaining = info.remaining().expect("a lease");
     assert!(remaining <= hour && remaining + PATIENCE > hour, "{remaining:?} of an hour remain");
@@ -252,7 +274,7 @@ fn locks_lists_every_live_lock_once(store: &dyn RecordStore) {
     store.write("only a record", &1).unwrap();
     expired_lock(store, "expired", &me);
     for (key, holder) in [("a", &me), ("b", &other), ("c", &me)] {
-        store.acquire_lock(key, &one_attempt(holder)).unwrap();
+        store.acquire_lock(key, one_attempt(holder)).unwrap();
     }
     store.release_lock("c", &me).unwrap();
     let (live, others): (Vec<LockInfo>, Vec<LockInfo>) =
@@ -266,8 +288,8 @@ fn locks_lists_every_live_lock_once(store: &dyn RecordStore) {
 fn break_lock_frees_the_key(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     assert!(!store.break_lock("key").unwrap(), "the key was never locked");
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
-    let acquires = || store.acquire_lock("key", &LockOptions::new().holder(me.clone()));
+    store.acquire_lock("key", long_lease(&other)).unwrap();
+    let acquires = || store.acquire_lock("key", LockOptions::new().holder(me.clone()));
     blocks_until(acquires, || assert!(store.break_lock("key").unwrap(), "the key was locked")).unwrap();
     assert!(store.is_lock_holder("key", &me).unwrap());
     assert!(store.break_lock("key").unwrap());
@@ -275,46 +297,79 @@ fn break_lock_frees_the_key(store: &dyn RecordStore) {
     assert!(!store.break_lock("key").unwrap(), "the lock was already broken");
 }
 
+fn break_lock_by_token_breaks_only_that_acquisition(store: &dyn RecordStore) {
+    let (me, other) = (named("me"), named("other"));
+    assert!(!store.break_lock_by_token("key", LockToken::new(1)).unwrap(), "the key was never locked");
+    let old = store.acquire_lock("key", one_attempt(&other)).unwrap();
+    assert!(store.break_lock("key").unwrap());
+    assert!(!store.break_lock_by_token("key", old).unwrap(), "that lock was already broken");
+    let new = store.acquire_lock("key", long_lease(&other)).unwrap();
+    let before = info_of(store);
+    for unrelated in [old, LockToken::new(new.get() + 1), LockToken::new(0)] {
+        assert!(!store.break_lock_by_token("key", unrelated).unwrap(), "no such lock is left");
+    }
+    let same = |info: &LockInfo| (info.token(), info.holder().clone(), info.expires_at());
+    assert_eq!(same(&info_of(store)), same(&before), "the lock of another acquisition was changed");
+    store.write_with("key", &1, write_by(new)).unwrap();
+
+    // The same acquisition, after its holder acquired the lock again.
+    store.acquire_lock("key", long_lease(&other)).unwrap();
+    let acquires = || store.acquire_lock("key", LockOptions::new().holder(me.clone()));
+    let breaks = || assert!(store.break_lock_by_token("key", new).unwrap(), "the key was locked");
+    let newest = blocks_until(acquires, breaks).unwrap();
+    assert!(!store.break_lock_by_token("key", new).unwrap(), "that lock was already broken");
+    assert!(store.is_lock_holder("key", &me).unwrap());
+    assert_error(store.write_with("key", &2, write_by(new)), ErrorKind::LockLost);
+    assert!(store.break_lock_by_token("key", newest).unwrap());
+    assert!(!store.is_locked("key").unwrap());
+
+    // A store may or may not still keep a lock that is no longer live. In either case the key is free.
+    let expired = expired_lock(store, "key", &other);
+    store.break_lock_by_token("key", expired).unwrap();
+    assert!(!store.break_lock_by_token("key", expired).unwrap(), "that lock was already broken");
+    assert!(!store.is_locked("key").unwrap());
+}
+
 fn queries_change_nothing(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     let before = info_of(store);
     let _ = store.is_locked("key").unwrap();
     let _ = store.is_lock_holder("key", &me).unwrap();
     let _ = store.locks().unwrap().count();
     let _ = store.exists("key").unwrap();
-    assert!(!store.wait_for_lock("key", Some(Duration::ZERO)).unwrap());
-    assert_matches!(store.try_read::<i64>("key", Duration::ZERO), Err(Error::LockTimeout { .. }));
+    assert!(!store.wait_for_lock("key", Duration::ZERO).unwrap());
+    assert_error(store.read_with::<i64>("key", one_read()), ErrorKind::LockTimeout);
     assert_eq!(info_of(store), before);
     for key in ["key", "free"] {
         assert!(!store.exists(key).unwrap());
     }
-    assert!(store.wait_for_lock("free", None).unwrap());
+    assert!(store.wait_for_lock("free", WaitOptions::new()).unwrap());
     assert_eq!(store.lock_info("free").unwrap(), None);
 }
 
 fn the_longest_timeouts_work(store: &dyn RecordStore) {
     let (me, other, longest) = (named("me"), named("other"), Duration::MAX);
     let options = LockOptions::new().holder(other.clone()).acquire_timeout(longest).hold_timeout(longest);
-    let token = store.acquire_lock("key", &options).unwrap();
+    let token = store.acquire_lock("key", options.clone()).unwrap();
     assert!(store.is_lock_holder("key", &other).unwrap(), "the longest lease expired at once");
-    store.renew("key", token, Some(longest)).unwrap();
+    store.renew("key", token, longest).unwrap();
     assert!(store.is_lock_holder("key", &other).unwrap(), "the longest lease expired at once");
     // A clock that starts at boot can represent the last expiry time; the wall clock cannot.
     for seconds in [1 << 32, 1 << 53, i64::MAX.unsigned_abs() - 1_000_000_000] {
-        store.renew("key", token, Some(Duration::from_secs(seconds))).unwrap();
+        store.renew("key", token, Duration::from_secs(seconds)).unwrap();
         let info = info_of(store);
         assert!(info.remaining().is_none_or(|left| left > LEASE), "{info:?} is about to expire");
     }
-    assert_matches!(store.acquire_lock("key", &one_attempt(&me)), Err(Error::LockTimeout { .. }));
+    assert_error(store.acquire_lock("key", one_attempt(&me)), ErrorKind::LockTimeout);
     // From here on, a lease keeps this check from hanging on a store that does not wake waiters.
-    store.renew("key", token, Some(PATIENCE)).unwrap();
-    let acquires = || store.acquire_lock("key", &options.clone().holder(me.clone()));
+    store.renew("key", token, PATIENCE).unwrap();
+    let acquires = || store.acquire_lock("key", options.clone().holder(me.clone()));
     blocks_until(acquires, || store.release_lock("key", &other).unwrap()).unwrap();
-    store.renew("key", &me, Some(PATIENCE)).unwrap();
-    let waits = || store.wait_for_lock("key", Some(longest));
+    store.renew("key", &me, PATIENCE).unwrap();
+    let waits = || store.wait_for_lock("key", longest);
     assert!(blocks_until(waits, || store.release_lock("key", &me).unwrap()).unwrap());
-    assert_matches!(store.try_read::<i64>("key", longest), Ok(None));
+    assert_matches!(store.read_with::<i64>("key", ReadOptions::new().timeout(longest)), Ok(None));
 }
 
 fn info_of(store: &dyn RecordStore) -> LockInfo {

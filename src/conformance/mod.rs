@@ -24,7 +24,7 @@
 //! ```
 //!
 //! To run each check as a separate test, iterate over [`checks`]. A store that does not implement every
-//! method ([`Error::Unsupported`](crate::Error::Unsupported)) can select the checks that apply to it:
+//! method ([`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported)) can select the checks that apply to it:
 //!
 //! ```
 //! # #[cfg(feature = "conformance")] {
@@ -69,6 +69,7 @@ macro_rules! checks {
     };
 }
 
+mod cancellation;
 mod changes;
 mod expiry;
 mod fencing;
@@ -151,6 +152,7 @@ pub fn checks() -> &'static [Check] {
             leases::CHECKS,
             fencing::CHECKS,
             waiting::CHECKS,
+            cancellation::CHECKS,
             guards::CHECKS,
             threads::CHECKS,
             changes::CHECKS,

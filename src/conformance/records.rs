@@ -4,10 +4,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use super::support::{Done, assert_matches, join, long_lease, named, one_attempt, result_of};
-use crate::{Claim, Error, Holder, IsolationLevel, Json, RecordStore, RecordStoreExt};
+use super::support::{
+    Done, assert_error, assert_error_of, assert_matches, assert_names, join, long_lease, named, one_attempt,
+    remove_by, result_of, write_by,
+};
+use crate::{
+    Claim, ErrorKind, Holder, IsolationLevel, Json, Key, LockOptions, LockToken, ReadOptions, RecordStore,
+    RecordStoreExt, WaitOptions, WriteOptions,
+};
 
 checks! { "records":
     absent_is_none:
@@ -18,6 +23,12 @@ checks! { "records":
         "A write replaces the record.",
     json_text_is_kept_byte_for_byte:
         "The JSON text of a result is kept byte for byte.",
+    raw_json_text_is_kept_byte_for_byte:
+        "`read_raw` returns exactly the text that `write_raw` or `compare_and_swap_raw` wrote.",
+    floats_are_kept_bit_for_bit:
+        "A finite float reads back with the same bits.",
+    a_deeply_nested_result_is_kept_or_refused:
+        "A result that is nested 127 levels deep is kept; a deeper one is `Encode`, and the old record stays.",
     a_large_result_is_kept:
         "A result of one megabyte is written and read like any other.",
     a_wrong_type_is_refused:
@@ -79,21 +90,97 @@ fn a_write_replaces_the_record(store: &dyn RecordStore) {
     );
 }
 
+/// Texts that a store would change if it parsed them and wrote them again.
+const EXACT_TEXTS: [&str; 7] = [
+    "123456789012345678901234567890",
+    "-0.1000",
+    "1e400",
+    "{ \"b\" : 1,\n  \"a\": [ 2.50 , \"\\u00e9\" ] }",
+    "{\"same\":1,\"same\":2}",
+    "\"\\ud83d\\ude00 \u{1f600} \u{2028}\"",
+    "null",
+];
+
 fn json_text_is_kept_byte_for_byte(store: &dyn RecordStore) {
-    for text in [
-        "123456789012345678901234567890",
-        "-0.1000",
-        "1e400",
-        "{ \"b\" : 1,\n  \"a\": [ 2.50 , \"\\u00e9\" ] }",
-        "{\"same\":1,\"same\":2}",
-        "\"\\ud83d\\ude00 \u{1f600} \u{2028}\"",
-        "null",
-    ] {
-        let json = RawValue::from_string(text.to_owned()).unwrap();
+    for text in EXACT_TEXTS {
+        let json = Json::parse(text).unwrap();
         store.write("key", &json).unwrap();
         let record = store.read::<Json>("key").unwrap().unwrap();
-        assert_eq!(record.result.get(), text);
+        assert_eq!(record.result.as_str(), text);
     }
+}
+
+fn raw_json_text_is_kept_byte_for_byte(store: &dyn RecordStore) {
+    let written = Key::new("written").unwrap();
+    let swapped = Key::new("swapped").unwrap();
+    let read = |key| store.read_raw(key, ReadOptions::new()).unwrap().expect("a record");
+    let mut last: Option<Json> = None;
+    for text in EXACT_TEXTS {
+        let json = Json::parse(text).unwrap();
+        store.write_raw(&written, &json, WriteOptions::new()).unwrap();
+        assert_eq!(read(&written).as_str(), text);
+        assert_eq!(store.read::<Json>(&written).unwrap().unwrap().result.as_str(), text);
+        let swap = store.compare_and_swap_raw(&swapped, last.as_ref(), &json, WriteOptions::new());
+        assert_matches!(swap, Ok(true));
+        assert_eq!(read(&swapped).as_str(), text);
+        last = Some(json);
+    }
+}
+
+fn floats_are_kept_bit_for_bit(store: &dyn RecordStore) {
+    let mut doubles =
+        vec![0.0, -0.0, 0.1 + 0.2, f64::MAX, f64::MIN_POSITIVE, 5e-324, 1e16, 9_007_199_254_740_993.0];
+    let mut singles = vec![0.0, -0.0, 0.1_f32 + 0.2, f32::MAX, f32::MIN_POSITIVE, 1e-45, 16_777_217.0];
+    // Arbitrary bits, the same in every run.
+    let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
+    while doubles.len() < 500 {
+        bits = bits.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        doubles.push(f64::from_bits(bits));
+        doubles.retain(|float| float.is_finite());
+        singles.push(f32::from_bits((bits >> 32) as u32));
+        singles.retain(|float| float.is_finite());
+    }
+    store.write("doubles", &doubles).unwrap();
+    store.write("singles", &singles).unwrap();
+    let read = store.read::<Vec<f64>>("doubles").unwrap().unwrap().result;
+    for (read, written) in read.iter().zip(&doubles) {
+        assert_eq!(read.to_bits(), written.to_bits(), "{written:e} became {read:e}");
+    }
+    let read = store.read::<Vec<f32>>("singles").unwrap().unwrap().result;
+    for (read, written) in read.iter().zip(&singles) {
+        assert_eq!(read.to_bits(), written.to_bits(), "{written:e} became {read:e}");
+    }
+}
+
+/// A result that is nested this many levels deep.
+fn nested(levels: usize) -> serde_json::Value {
+    (1..levels).fold(serde_json::Value::Array(Vec::new()), |inner, _| serde_json::Value::Array(vec![inner]))
+}
+
+fn a_deeply_nested_result_is_kept_or_refused(store: &dyn RecordStore) {
+    let deepest = nested(127);
+    store.write("key", &deepest).unwrap();
+    let record = store.read::<serde_json::Value>("key").unwrap().expect("a record");
+    assert!(record.result == deepest, "the result was changed");
+    assert_matches!(store.compare_and_swap("key", Some(&deepest), &deepest, WriteOptions::new()), Ok(true));
+    for levels in [128, 500] {
+        let bad = nested(levels);
+        let text = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert_error(Json::parse(text), ErrorKind::Decode);
+        assert_error_of(store.write("key", &bad), ErrorKind::Encode, "write");
+        let swap = store.compare_and_swap("key", Some(&deepest), &bad, WriteOptions::new());
+        assert_error_of(swap, ErrorKind::Encode, "compare_and_swap");
+        assert_error(store.write_if_absent("other", &bad, WriteOptions::new()), ErrorKind::Encode);
+        assert_error(store.update("key", LockOptions::new(), |_| Ok(bad.clone())), ErrorKind::Encode);
+        assert_error(
+            store.get_or_compute("other", LockOptions::new(), || Ok(bad.clone())),
+            ErrorKind::Encode,
+        );
+    }
+    let record = store.read::<serde_json::Value>("key").unwrap().expect("a record");
+    assert!(record.result == deepest, "the old record did not stay");
+    assert!(!store.exists("other").unwrap(), "a refused write created a record");
+    assert!(!store.is_locked("key").unwrap() && !store.is_locked("other").unwrap(), "a lock was left behind");
 }
 
 fn a_large_result_is_kept(store: &dyn RecordStore) {
@@ -107,7 +194,7 @@ fn a_large_result_is_kept(store: &dyn RecordStore) {
 
 fn a_wrong_type_is_refused(store: &dyn RecordStore) {
     store.write("key", "text").unwrap();
-    assert_matches!(store.read::<i64>("key"), Err(Error::Decode { operation: "read", .. }));
+    assert_error_of(store.read::<i64>("key"), ErrorKind::Decode, "read");
     assert_eq!(store.read::<String>("key").unwrap().unwrap().result, "text");
 }
 
@@ -115,49 +202,56 @@ fn a_result_that_json_cannot_represent_is_refused(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
     let me = Holder::current();
     for bad in [f64::NAN, f64::INFINITY] {
-        assert_matches!(store.write("key", &bad), Err(Error::Encode { operation: "write", .. }));
-        assert_matches!(store.write_as("key", &[Some(bad)], &me), Err(Error::Encode { .. }));
+        assert_error_of(store.write("key", &bad), ErrorKind::Encode, "write");
+        assert_error(store.write_with("key", &[Some(bad)], write_by(&me)), ErrorKind::Encode);
     }
     assert_eq!(result_of(store, "key", &me), Some(1), "the old record was changed");
-    assert_matches!(store.write("other", &f64::NAN), Err(Error::Encode { .. }));
+    assert_error(store.write("other", &f64::NAN), ErrorKind::Encode);
     assert!(!store.exists("other").unwrap(), "a refused write created a record");
 }
 
 fn an_invalid_key_is_refused(store: &dyn RecordStore) {
     let me = named("me");
-    assert_matches!(store.read::<i64>(""), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.write("", &1), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.remove(""), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.exists(""), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.acquire_lock("", &one_attempt(&me)), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.release_lock("", &me), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.renew("", &me, None), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.lock("", one_attempt(&me)), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.is_locked(""), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.wait_for_lock("", None), Err(Error::InvalidKey { .. }));
-    assert_matches!(store.break_lock(""), Err(Error::InvalidKey { .. }));
+    assert_error(store.read::<i64>(""), ErrorKind::InvalidKey);
+    assert_error(store.write("", &1), ErrorKind::InvalidKey);
+    assert_error(store.remove(""), ErrorKind::InvalidKey);
+    assert_error(store.exists(""), ErrorKind::InvalidKey);
+    assert_error(store.acquire_lock("", one_attempt(&me)), ErrorKind::InvalidKey);
+    assert_error(store.release_lock("", &me), ErrorKind::InvalidKey);
+    assert_error(store.renew("", &me, None), ErrorKind::InvalidKey);
+    assert_error(store.lock("", one_attempt(&me)), ErrorKind::InvalidKey);
+    assert_error(store.is_locked(""), ErrorKind::InvalidKey);
+    assert_error(store.wait_for_lock("", WaitOptions::new()), ErrorKind::InvalidKey);
+    assert_error(store.break_lock(""), ErrorKind::InvalidKey);
+    assert_error(store.break_lock_by_token("", LockToken::new(1)), ErrorKind::InvalidKey);
+    assert_error(store.compare_and_swap("", Some(&1), &2, WriteOptions::new()), ErrorKind::InvalidKey);
+    assert_error(store.update("", LockOptions::new(), |_: Option<i64>| Ok(1)), ErrorKind::InvalidKey);
+    assert_error(store.get_or_compute("", LockOptions::new(), || Ok(1)), ErrorKind::InvalidKey);
+    assert_error(store.watch(""), ErrorKind::InvalidKey);
+    assert_error(store.lock_all(["a", ""], one_attempt(&me)), ErrorKind::InvalidKey);
+    assert!(!store.is_locked("a").unwrap(), "a refused call acquired a lock");
 }
 
 fn exists_ignores_locks(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     assert!(!store.exists("key").unwrap());
-    store.acquire_lock("key", &one_attempt(&other)).unwrap();
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
     assert!(!store.exists("key").unwrap(), "`exists` reports a record where only a lock exists");
-    store.write_as("key", &1, &other).unwrap();
+    store.write_with("key", &1, write_by(&other)).unwrap();
     assert!(store.exists("key").unwrap(), "`exists` reports no record because it is locked");
     store.release_lock("key", &other).unwrap();
     assert!(store.exists("key").unwrap());
-    store.remove_as("key", &me).unwrap();
+    store.remove_with("key", remove_by(&me)).unwrap();
     assert!(!store.exists("key").unwrap());
 }
 
 fn the_lock_holder_can_write(store: &dyn RecordStore) {
     let me = named("me");
-    store.acquire_lock("by name", &one_attempt(&me)).unwrap();
-    store.write_as("by name", &1, &me).unwrap();
+    store.acquire_lock("by name", one_attempt(&me)).unwrap();
+    store.write_with("by name", &1, write_by(&me)).unwrap();
     assert_eq!(result_of(store, "by name", &me), Some(1));
 
-    store.acquire_lock("by default", &long_lease(&Holder::current())).unwrap();
+    store.acquire_lock("by default", long_lease(&Holder::current())).unwrap();
     store.write("by default", &2).unwrap();
     assert_eq!(store.read::<i64>("by default").unwrap().unwrap().result, 2);
     assert!(store.remove("by default").unwrap());
@@ -166,28 +260,12 @@ fn the_lock_holder_can_write(store: &dyn RecordStore) {
 fn other_holders_cannot_write_or_remove(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     store.write("key", &1).unwrap();
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     for claim in [Claim::from(&me), Claim::current()] {
-        match store.write_as("key", &2, claim.clone()) {
-            Err(Error::Locked { operation: "write", key, holder, .. }) => {
-                assert_eq!(
-                    (key.as_str(), holder),
-                    ("key", other.clone()),
-                    "the error names another key or holder"
-                );
-            }
-            outcome => panic!("a write by another holder: {outcome:?}"),
-        }
-        match store.remove_as("key", claim) {
-            Err(Error::Locked { operation: "remove", key, holder, .. }) => {
-                assert_eq!(
-                    (key.as_str(), holder),
-                    ("key", other.clone()),
-                    "the error names another key or holder"
-                );
-            }
-            outcome => panic!("a removal by another holder: {outcome:?}"),
-        }
+        let outcome = store.write_with("key", &2, write_by(claim.clone()));
+        assert_names(&assert_error_of(outcome, ErrorKind::Locked, "write"), "key", &other);
+        let outcome = store.remove_with("key", remove_by(claim));
+        assert_names(&assert_error_of(outcome, ErrorKind::Locked, "remove"), "key", &other);
     }
     assert_eq!(result_of(store, "key", &other), Some(1), "the old record was changed");
     assert!(store.is_lock_holder("key", &other).unwrap(), "the lock was released");
@@ -195,11 +273,11 @@ fn other_holders_cannot_write_or_remove(store: &dyn RecordStore) {
 
 fn writes_need_no_lock(store: &dyn RecordStore) {
     let me = named("me");
-    store.write_as("key", &1, &me).unwrap();
+    store.write_with("key", &1, write_by(&me)).unwrap();
     store.write("key", &2).unwrap();
     assert_eq!(result_of(store, "key", &me), Some(2));
     assert!(!store.is_locked("key").unwrap(), "a write created a lock");
-    assert!(store.remove_as("key", &me).unwrap());
+    assert!(store.remove_with("key", remove_by(&me)).unwrap());
 }
 
 fn remove_reports_whether_a_record_existed(store: &dyn RecordStore) {
@@ -215,9 +293,9 @@ fn remove_reports_whether_a_record_existed(store: &dyn RecordStore) {
 
 fn writes_and_removals_keep_the_lock(store: &dyn RecordStore) {
     let me = named("me");
-    let token = store.acquire_lock("key", &one_attempt(&me)).unwrap();
-    store.write_as("key", &1, &me).unwrap();
-    assert!(store.remove_as("key", &me).unwrap());
+    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
+    store.write_with("key", &1, write_by(&me)).unwrap();
+    assert!(store.remove_with("key", remove_by(&me)).unwrap());
     let info = store.lock_info("key").unwrap().expect("the lock is still live");
     assert_eq!((info.holder(), info.token()), (&me, token));
 }
@@ -229,8 +307,8 @@ fn keys_lists_each_record_once(store: &dyn RecordStore) {
         store.write(key, &1).unwrap();
         store.write(key, &2).unwrap();
     }
-    store.acquire_lock("a", &one_attempt(&me)).unwrap();
-    store.acquire_lock("only locked", &one_attempt(&me)).unwrap();
+    store.acquire_lock("a", one_attempt(&me)).unwrap();
+    store.acquire_lock("only locked", one_attempt(&me)).unwrap();
     assert_eq!(listed(store), ["a", "b", "c"]);
     store.remove("b").unwrap();
     assert_eq!(listed(store), ["a", "c"]);

@@ -8,7 +8,10 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use crate::{Claim, Holder, Key, LockOptions, LockToken, RecordStore, RecordStoreExt};
+use crate::{
+    Claim, Error, ErrorKind, Holder, Key, LockOptions, LockToken, ReadOptions, RecordStore, RecordStoreExt,
+    RemoveOptions, Result, WriteOptions,
+};
 
 /// A lease that is short enough for a check to wait until it expires.
 pub(super) const LEASE: Duration = Duration::from_millis(150);
@@ -36,14 +39,34 @@ pub(super) fn short_lease(holder: &Holder) -> LockOptions {
     one_attempt(holder).hold_timeout(LEASE)
 }
 
+/// Options for a read on this claim.
+pub(super) fn read_by(claim: impl Into<Claim>) -> ReadOptions {
+    ReadOptions::new().claim(claim)
+}
+
+/// Options for a read that makes one attempt without a wait.
+pub(super) fn one_read() -> ReadOptions {
+    ReadOptions::new().timeout(Duration::ZERO)
+}
+
+/// Options for a write on this claim.
+pub(super) fn write_by(claim: impl Into<Claim>) -> WriteOptions {
+    WriteOptions::new().claim(claim)
+}
+
+/// Options for a removal on this claim.
+pub(super) fn remove_by(claim: impl Into<Claim>) -> RemoveOptions {
+    RemoveOptions::new().claim(claim)
+}
+
 /// Waits until the lock of the key has expired. Fails if this takes too long.
 pub(super) fn wait_for_expiry(store: &dyn RecordStore, key: &str) {
-    assert!(store.wait_for_lock(key, Some(PATIENCE)).expect("a wait"), "the lease does not expire");
+    assert!(store.wait_for_lock(key, PATIENCE).expect("a wait"), "the lease does not expire");
 }
 
 /// Acquires a lock and lets its lease expire. Returns the token, which is no longer valid.
 pub(super) fn expired_lock(store: &dyn RecordStore, key: &str, holder: &Holder) -> LockToken {
-    let token = store.acquire_lock(key, &short_lease(holder)).expect("a lock on a free key");
+    let token = store.acquire_lock(key, short_lease(holder)).expect("a lock on a free key");
     wait_for_expiry(store, key);
     token
 }
@@ -51,8 +74,8 @@ pub(super) fn expired_lock(store: &dyn RecordStore, key: &str, holder: &Holder) 
 /// Reads the record's result as this holder. Fails instead of hanging if another holder's lock stays live.
 pub(super) fn result_of(store: &dyn RecordStore, key: &str, holder: &Holder) -> Option<i64> {
     let key = Key::new(key).expect("a key");
-    let json = store.read_json(&key, &Claim::from(holder), Some(PATIENCE)).expect("a read")?;
-    Some(json.get().parse().expect("a number"))
+    let json = store.read_raw(&key, read_by(holder).timeout(PATIENCE)).expect("a read")?;
+    Some(json.as_str().parse().expect("a number"))
 }
 
 /// Runs `blocked` on a new thread, checks that it blocks, runs `unblock`, and returns the result of
@@ -90,6 +113,39 @@ impl Drop for Done<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
     }
+}
+
+/// Asserts that the outcome is an error of this kind, and returns the error.
+pub(super) fn assert_error<T: Debug>(outcome: Result<T>, kind: ErrorKind) -> Error {
+    match outcome {
+        Err(error) if error.kind() == kind => error,
+        outcome => panic!("expected {kind:?}, got {outcome:?}"),
+    }
+}
+
+/// [`assert_error`] for an error that names this operation.
+pub(super) fn assert_error_of<T: Debug>(outcome: Result<T>, kind: ErrorKind, operation: &str) -> Error {
+    let error = assert_error(outcome, kind);
+    assert_eq!(error.operation(), operation, "the error names another operation");
+    error
+}
+
+/// Asserts that the error names this key and this holder.
+pub(super) fn assert_names(error: &Error, key: &str, holder: &Holder) {
+    assert_eq!(
+        (error.key().map(Key::as_str), error.holder()),
+        (Some(key), Some(holder)),
+        "the error names another key or holder"
+    );
+}
+
+/// Asserts that the error reports a wait that is not shorter than the timeout and not longer than the call.
+pub(super) fn assert_waited(error: &Error, timeout: Duration, elapsed: Duration) {
+    let waited = error.waited().expect("the error reports no wait");
+    assert!(
+        waited >= timeout && waited <= elapsed,
+        "the error reports a wait of {waited:?}, the call took {elapsed:?}"
+    );
 }
 
 /// Asserts that a value matches a pattern. The message shows the value.

@@ -2,8 +2,10 @@
 
 use std::thread;
 
-use super::support::{SHORT_WAIT, assert_matches, join};
-use crate::{CommitMode, Error, IsolationLevel, LockOptions, RecordStore, RecordStoreExt, TransactionState};
+use super::support::{SHORT_WAIT, assert_error, join};
+use crate::{
+    CommitMode, ErrorKind, IsolationLevel, LockOptions, RecordStore, RecordStoreExt, TransactionState,
+};
 
 checks! { "transactions":
     a_transaction_writes_only_on_commit:
@@ -40,7 +42,7 @@ fn a_serializable_transaction_holds_the_lock(store: &dyn RecordStore) {
         let options = LockOptions::new().acquire_timeout(SHORT_WAIT);
         join(scope.spawn(|| begin().lock_options(options).begin().map(|other| other.state())))
     });
-    assert_matches!(concurrent, Err(Error::LockTimeout { .. }));
+    assert_error(concurrent, ErrorKind::LockTimeout);
     transaction.stage(&1).unwrap();
     transaction.commit().unwrap();
     assert!(!store.is_locked("key").unwrap(), "the lock was not released");

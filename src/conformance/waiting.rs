@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::PATIENCE;
-use super::support::blocks_until;
 use super::support::{
-    LEASE, SHORT_WAIT, assert_matches, join, long_lease, named, one_attempt, result_of, short_lease,
+    LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_waited,
+    blocks_until, join, long_lease, named, one_attempt, one_read, read_by, remove_by, result_of, short_lease,
+    write_by,
 };
-use crate::{Claim, Error, Holder, Key, LockToken, RecordStore, RecordStoreExt};
+use crate::{ErrorKind, Holder, Key, LockToken, ReadOptions, RecordStore, RecordStoreExt, WaitOptions};
 
 checks! { "waiting":
     a_read_returns_what_the_holder_commits:
@@ -30,6 +31,8 @@ checks! { "waiting":
         "`wait_for_lock` returns `false` at the timeout, and not before; a timeout of zero checks once.",
     wait_for_lock_is_true_when_the_lease_expires:
         "`wait_for_lock` returns `true` when the lease expires, and not before.",
+    ignore_lock_reads_the_last_committed_state_at_once:
+        "With `ignore_lock`, a read returns the last committed state at once, whoever holds the lock and whatever the claim is, and changes nothing.",
     one_release_wakes_all_waiters:
         "One release wakes every `wait_for_lock` and every read that waits for the key.",
 }
@@ -39,24 +42,24 @@ fn a_read_returns_what_the_holder_commits(store: &dyn RecordStore) {
     let key = Key::new("key").unwrap();
     store.write(&key, &1).unwrap();
     for (round, timeout) in [(2, None), (3, Some(PATIENCE))] {
-        store.acquire_lock(&key, &long_lease(&other)).unwrap();
-        let read = || store.read_json(&key, &Claim::from(&me), timeout);
+        store.acquire_lock(&key, long_lease(&other)).unwrap();
+        let read = || store.read_raw(&key, read_by(&me).timeout(timeout));
         let json = blocks_until(read, || {
-            store.write_as(&key, &-1, &other).unwrap();
-            store.write_as(&key, &round, &other).unwrap();
+            store.write_with(&key, &-1, write_by(&other)).unwrap();
+            store.write_with(&key, &round, write_by(&other)).unwrap();
             store.release_lock(&key, &other).unwrap();
         });
-        assert_eq!(json.unwrap().expect("a record").get(), round.to_string(), "not the committed record");
+        assert_eq!(json.unwrap().expect("a record").as_str(), round.to_string(), "not the committed record");
     }
 }
 
 fn a_read_waits_for_the_first_record(store: &dyn RecordStore) {
     let other = named("other");
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let record = blocks_until(
         || store.read::<i64>("key"),
         || {
-            store.write_as("key", &1, &other).unwrap();
+            store.write_with("key", &1, write_by(&other)).unwrap();
             store.release_lock("key", &other).unwrap();
         },
     );
@@ -65,14 +68,14 @@ fn a_read_waits_for_the_first_record(store: &dyn RecordStore) {
 
 fn a_read_after_a_wait_can_find_no_record(store: &dyn RecordStore) {
     let other = named("other");
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let read = || store.read::<i64>("key");
     assert_matches!(blocks_until(read, || store.release_lock("key", &other).unwrap()), Ok(None));
 
     store.write("key", &1).unwrap();
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let removes = || {
-        assert!(store.remove_as("key", &other).unwrap());
+        assert!(store.remove_with("key", remove_by(&other)).unwrap());
         store.release_lock("key", &other).unwrap();
     };
     assert_matches!(blocks_until(read, removes), Ok(None));
@@ -82,47 +85,34 @@ fn a_read_timeout_is_an_error(store: &dyn RecordStore) {
     let other = named("other");
     store.write("with", &1).unwrap();
     for key in ["with", "without"] {
-        store.acquire_lock(key, &long_lease(&other)).unwrap();
+        store.acquire_lock(key, long_lease(&other)).unwrap();
         for timeout in [Duration::ZERO, SHORT_WAIT] {
             let start = Instant::now();
-            let outcome = store.try_read::<i64>(key, timeout);
+            let outcome = store.read_with::<i64>(key, ReadOptions::new().timeout(timeout));
             let elapsed = start.elapsed();
-            match outcome {
-                Err(Error::LockTimeout { operation: "read", key: of, holder, waited, .. }) => {
-                    assert_eq!(
-                        (of.as_str(), holder),
-                        (key, Some(other.clone())),
-                        "the error names another key or holder"
-                    );
-                    assert!(
-                        waited >= timeout && waited <= elapsed,
-                        "the error reports a wait of {waited:?}, the call took {elapsed:?}"
-                    );
-                }
-                outcome => panic!("a read of a locked key: {outcome:?}"),
-            }
+            let error = assert_error_of(outcome, ErrorKind::LockTimeout, "read");
+            assert_names(&error, key, &other);
+            assert_waited(&error, timeout, elapsed);
             assert!(elapsed >= timeout, "gave up after {elapsed:?} of {timeout:?}");
             assert!(elapsed < PATIENCE / 2, "gave up late, after {elapsed:?} of {timeout:?}");
         }
         store.release_lock(key, &other).unwrap();
     }
-    assert_eq!(store.try_read::<i64>("with", Duration::ZERO).unwrap().unwrap().result, 1);
-    assert_matches!(store.try_read::<i64>("without", Duration::ZERO), Ok(None));
+    assert_eq!(store.read_with::<i64>("with", one_read()).unwrap().unwrap().result, 1);
+    assert_matches!(store.read_with::<i64>("without", one_read()), Ok(None));
 }
 
 fn the_lock_holder_reads_without_a_wait(store: &dyn RecordStore) {
     for holder in [named("me"), Holder::current()] {
-        let token = store.acquire_lock("key", &long_lease(&holder)).unwrap();
-        store.write_as("key", &1, &holder).unwrap();
-        assert_eq!(store.read_as::<i64>("key", &holder).unwrap().unwrap().result, 1);
-        assert_eq!(store.read_as::<i64>("key", token).unwrap().unwrap().result, 1);
+        let token = store.acquire_lock("key", long_lease(&holder)).unwrap();
+        store.write_with("key", &1, write_by(&holder)).unwrap();
+        assert_eq!(store.read_with::<i64>("key", read_by(&holder)).unwrap().unwrap().result, 1);
+        assert_eq!(store.read_with::<i64>("key", read_by(token)).unwrap().unwrap().result, 1);
         if holder.is_process_bound() {
             assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
         }
-        assert_matches!(
-            store.read_as::<i64>("key", LockToken::new(token.get() + 1)),
-            Err(Error::LockLost { .. })
-        );
+        let unknown = LockToken::new(token.get() + 1);
+        assert_error(store.read_with::<i64>("key", read_by(unknown)), ErrorKind::LockLost);
         store.release_lock("key", &holder).unwrap();
     }
 }
@@ -131,7 +121,7 @@ fn a_read_waits_until_the_lease_expires(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
     store.write("key", &1).unwrap();
     let start = Instant::now();
-    store.acquire_lock("key", &short_lease(&other)).unwrap();
+    store.acquire_lock("key", short_lease(&other)).unwrap();
     assert_eq!(result_of(store, "key", &me), Some(1));
     let elapsed = start.elapsed();
     assert!(elapsed >= LEASE, "returned early, after {elapsed:?} of {LEASE:?}");
@@ -147,7 +137,7 @@ fn wait_for_lock_of_a_free_key_is_true(store: &dyn RecordStore) {
             assert!(start.elapsed() < PATIENCE / 2, "the call waited for a free key");
         }
         if !locked_before {
-            store.acquire_lock("key", &one_attempt(&me)).unwrap();
+            store.acquire_lock("key", one_attempt(&me)).unwrap();
             store.release_lock("key", &me).unwrap();
         }
     }
@@ -157,7 +147,7 @@ fn wait_for_lock_of_a_free_key_is_true(store: &dyn RecordStore) {
 fn wait_for_lock_is_true_after_a_release(store: &dyn RecordStore) {
     let other = named("other");
     for timeout in [None, Some(PATIENCE)] {
-        store.acquire_lock("key", &long_lease(&other)).unwrap();
+        store.acquire_lock("key", long_lease(&other)).unwrap();
         let waits = || store.wait_for_lock("key", timeout);
         assert!(blocks_until(waits, || store.release_lock("key", &other).unwrap()).unwrap());
         assert!(!store.is_locked("key").unwrap(), "the wait acquired the lock");
@@ -167,10 +157,10 @@ fn wait_for_lock_is_true_after_a_release(store: &dyn RecordStore) {
 fn wait_for_lock_is_false_at_the_timeout(store: &dyn RecordStore) {
     // The caller's own lock is treated like any other.
     for holder in [named("other"), Holder::current()] {
-        store.acquire_lock("key", &long_lease(&holder)).unwrap();
+        store.acquire_lock("key", long_lease(&holder)).unwrap();
         for timeout in [Duration::ZERO, SHORT_WAIT] {
             let start = Instant::now();
-            assert!(!store.wait_for_lock("key", Some(timeout)).unwrap());
+            assert!(!store.wait_for_lock("key", timeout).unwrap());
             let elapsed = start.elapsed();
             assert!(elapsed >= timeout, "gave up after {elapsed:?} of {timeout:?}");
             assert!(elapsed < PATIENCE / 2, "gave up late, after {elapsed:?} of {timeout:?}");
@@ -182,7 +172,7 @@ fn wait_for_lock_is_false_at_the_timeout(store: &dyn RecordStore) {
 fn wait_for_lock_is_true_when_the_lease_expires(store: &dyn RecordStore) {
     for timeout in [None, Some(PATIENCE)] {
         let start = Instant::now();
-        store.acquire_lock("key", &short_lease(&named("other"))).unwrap();
+        store.acquire_lock("key", short_lease(&named("other"))).unwrap();
         assert!(store.wait_for_lock("key", timeout).unwrap());
         let elapsed = start.elapsed();
         assert!(elapsed >= LEASE, "returned early, after {elapsed:?} of {LEASE:?}");
@@ -190,19 +180,49 @@ fn wait_for_lock_is_true_when_the_lease_expires(store: &dyn RecordStore) {
     }
 }
 
+fn ignore_lock_reads_the_last_committed_state_at_once(store: &dyn RecordStore) {
+    let (me, other) = (named("me"), named("other"));
+    store.write("with", &1).unwrap();
+    let lost = store.acquire_lock("with", one_attempt(&me)).unwrap();
+    store.release_lock("with", lost).unwrap();
+    for key in ["with", "without"] {
+        store.acquire_lock(key, long_lease(&other)).unwrap();
+    }
+    let before = store.lock_info("with").unwrap().expect("a live lock");
+    let start = Instant::now();
+    for written in [1, 2] {
+        let options = ReadOptions::new().ignore_lock();
+        for options in [
+            options.clone().timeout(Duration::ZERO),
+            options.clone().timeout(PATIENCE).claim(&me),
+            options.clone().claim(&other),
+            options.clone().claim(lost),
+            options,
+        ] {
+            let record = store.read_with::<i64>("with", options.clone()).unwrap().expect("a record");
+            assert_eq!(record.result, written, "not the last committed state");
+            assert_matches!(store.read_with::<i64>("without", options), Ok(None));
+        }
+        store.write_with("with", &2, write_by(&other)).unwrap();
+    }
+    assert!(start.elapsed() < PATIENCE / 2, "the read waited");
+    let after = store.lock_info("with").unwrap().expect("a live lock");
+    assert_eq!((after.holder(), after.token()), (before.holder(), before.token()), "the lock was changed");
+}
+
 fn one_release_wakes_all_waiters(store: &dyn RecordStore) {
     let other = named("other");
-    store.acquire_lock("key", &long_lease(&other)).unwrap();
+    store.acquire_lock("key", long_lease(&other)).unwrap();
     let wait_together = || {
         std::thread::scope(|scope| {
-            let waits = || assert!(store.wait_for_lock("key", None).unwrap());
+            let waits = || assert!(store.wait_for_lock("key", WaitOptions::new()).unwrap());
             let reads = || assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
             let waiters = [scope.spawn(waits), scope.spawn(waits), scope.spawn(reads), scope.spawn(reads)];
             waiters.into_iter().for_each(join);
         });
     };
     blocks_until(wait_together, || {
-        store.write_as("key", &1, &other).unwrap();
+        store.write_with("key", &1, write_by(&other)).unwrap();
         store.release_lock("key", &other).unwrap();
     });
 }

@@ -1,14 +1,27 @@
 //! The guide: one page per use, in the order in which most programs need them.
 //!
-//! 1. [Compute once](compute_once): many workers need a result, one of them computes it.
-//! 2. [Update](update): read, change and write a record without losing concurrent changes.
-//! 3. [Records that expire](expiry): caches and sessions.
-//! 4. [Waiting for a record](watching): sleep until another process changes it.
-//! 5. [Several keys](several_keys): acquire several locks without a deadlock.
-//! 6. [Transactions](transactions): commit or roll back a piece of work as a whole.
-//! 7. [Asynchronous programs](asynchronous), with the feature `tokio`.
-//! 8. [Observability](observing): spans and events, with the feature `tracing`.
-//! 9. [The command line](command_line), with the feature `cli`.
+//! 1. [Lock a record](locking): guards, leases, timeouts and errors.
+//! 2. [Compute once](compute_once): many workers need a result, one of them computes it.
+//! 3. [Update](update): read, change and write a record without losing concurrent changes.
+//! 4. [Records that expire](expiry): caches and sessions.
+//! 5. [Waiting for a record](watching): sleep until another process changes it.
+//! 6. [Several keys](several_keys): acquire several locks without a deadlock.
+//! 7. [Transactions](transactions): commit or roll back a piece of work as a whole.
+//! 8. [Asynchronous programs](asynchronous), with the feature `tokio`.
+//! 9. [Observability](observing): spans and events, with the feature `tracing`.
+//! 10. [The command line](command_line), with the feature `cli`.
+//!
+//! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
+//! seconds and prints what it did:
+//!
+//! * `cargo run --example worker_pool`: a pool of processes works through jobs with retries. Some workers
+//!   are killed in the middle of a job; every job is done and stored exactly once.
+//! * `cargo run --example sessions`: the workers of a server share sessions that expire.
+//! * `cargo run --example build_cache`: several builders ask for the same artifacts by content hash. Each
+//!   artifact is built once, and a failed build is tried again by the next builder.
+
+#[doc = include_str!("locking.md")]
+pub mod locking {}
 
 #[doc = include_str!("compute_once.md")]
 pub mod compute_once {}

@@ -9,7 +9,11 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Claim, IntoKey, IsolationLevel, Key, LockToken, RecordStore, Result, TransactionRecord};
+use crate::TransactionRecord;
+use crate::{IntoKey, IsolationLevel, Key, LockToken, ReadOptions, RecordStore, RecordStoreExt, Result};
+
+#[cfg(doc)]
+use crate::ErrorKind;
 pub use pending::PendingTransaction;
 use work::{BoxError, Work};
 
@@ -92,10 +96,8 @@ pub enum TransactionState {
 /// | nested `with transaction(…)` | [`Transaction::child`] | the parent is explicit, not a context variable; children are rolled back before their parent, not after it; if the commit of a child fails, the parent rolls back |
 /// | `is_pending()` … `is_rolled_back()` | [`state`](Transaction::state), [`is_committed`](Transaction::is_committed) | |
 /// | commit without a staged value | writes no record | Prefect writes `null` |
-/// | `ConfigurationError` for an unsupported level | [`Error::UnsupportedIsolationLevel`] from `begin` | |
+/// | `ConfigurationError` for an unsupported level | [`ErrorKind::UnsupportedIsolationLevel`] from `begin` | |
 /// | `txn.set`, `txn.get` | | use the closure's variables |
-///
-/// [`Error::UnsupportedIsolationLevel`]: crate::Error::UnsupportedIsolationLevel
 #[must_use = "a transaction that is dropped rolls back"]
 pub struct Transaction<'p, 's, S: RecordStore + ?Sized> {
     work: Work<'s, S>,
@@ -140,16 +142,13 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     /// # Errors
     ///
     /// As for [`RecordStoreExt::read`](crate::RecordStoreExt::read), and
-    /// [`Error::LockLost`](crate::Error::LockLost).
+    /// [`ErrorKind::LockLost`].
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
         if let Some(guard) = &self.work.guard {
             return guard.read();
         }
-        self.work
-            .store
-            .read_json(&self.work.key, &Claim::Holder(self.work.holder.clone()), None)?
-            .map(|json| TransactionRecord::decode("read", self.work.key.clone(), &json))
-            .transpose()
+        let options = ReadOptions::new().claim(&self.work.holder);
+        self.work.store.read_with(&self.work.key, options)
     }
 
     /// Stages the result that [`commit`](Transaction::commit) writes. Replaces a result that was staged
@@ -157,7 +156,7 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`](crate::Error::Encode) if JSON cannot represent the result. A result that was staged
+    /// [`ErrorKind::Encode`] if JSON cannot represent the result. A result that was staged
     /// before stays staged.
     pub fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
         self.work.stage(result)
@@ -179,7 +178,7 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidKey`](crate::Error::InvalidKey).
+    /// [`ErrorKind::InvalidKey`].
     pub fn child(&mut self, key: impl IntoKey) -> Result<PendingTransaction<'_, 's, S>> {
         Ok(PendingTransaction::within(&mut self.work, key.into_key()?))
     }
@@ -189,8 +188,8 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Hook`](crate::Error::Hook) if a hook fails; the error of the write, such as
-    /// [`Error::Locked`](crate::Error::Locked) or [`Error::LockLost`](crate::Error::LockLost). The
+    /// [`ErrorKind::Hook`] if a hook fails; the error of the write, such as
+    /// [`ErrorKind::Locked`] or [`ErrorKind::LockLost`]. The
     /// transaction is then rolled back. Children that have already committed stay committed.
     pub fn commit(mut self) -> Result<()> {
         self.work.commit()
@@ -201,7 +200,7 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::Hook`](crate::Error::Hook) of the first hook that failed. All other hooks have run.
+    /// [`ErrorKind::Hook`] of the first hook that failed. All other hooks have run.
     pub fn rollback(mut self) -> Result<()> {
         self.work.roll_back()
     }

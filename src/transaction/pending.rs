@@ -2,7 +2,7 @@
 
 use super::work::Work;
 use super::{CommitMode, Transaction, TransactionState};
-use crate::{Error, IsolationLevel, Key, LockGuard, LockOptions, RecordStore, Result};
+use crate::{Error, ErrorKind, IsolationLevel, Key, LockGuard, LockOptions, RecordStore, Result};
 
 /// A transaction that has not begun, and its options. Created by
 /// [`RecordStoreExt::transaction`](crate::RecordStoreExt::transaction) and [`Transaction::child`].
@@ -80,21 +80,22 @@ impl<'p, 's, S: RecordStore + ?Sized> PendingTransaction<'p, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedIsolationLevel`]; [`Error::LockTimeout`] if the lock was not acquired in time; the
+    /// [`ErrorKind::UnsupportedIsolationLevel`]; [`ErrorKind::LockTimeout`] if the lock was not acquired in time; the
     /// errors of [`exists`](crate::RecordStoreExt::exists). After an error, no lock is held.
     pub fn begin(self) -> Result<Transaction<'p, 's, S>> {
         let Self { store, parent, key, level, mode, overwrite, options } = self;
-        if !store.supports_level(level) {
-            return Err(Error::UnsupportedIsolationLevel { key, level });
+        if !store.supports_isolation_level_raw(level) {
+            let error = Error::new(ErrorKind::UnsupportedIsolationLevel, "begin").with_key(&key);
+            return Err(error.with_detail(format!("{level:?}")));
         }
         // Resolve the holder once: another thread, with another default holder, may end the transaction.
         let holder = options.resolve_holder();
         let options = options.holder(holder.clone());
         let guard = match level {
             IsolationLevel::ReadCommitted => None,
-            IsolationLevel::Serializable => Some(LockGuard::acquire(store, key.clone(), &options)?),
+            IsolationLevel::Serializable => Some(LockGuard::acquire(store, key.clone(), options.clone())?),
         };
-        let is_done = !overwrite && store.record_exists(&key)?;
+        let is_done = !overwrite && store.exists_raw(&key)?;
         let state = if is_done { TransactionState::Committed } else { TransactionState::Active };
         let (staged, on_commit, on_rollback, children) = Default::default();
         let work = Work {

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::{CommitMode, TransactionState};
 use crate::WriteOptions;
-use crate::record::encode;
-use crate::{Claim, Error, Holder, IsolationLevel, Json, Key, LockGuard, LockOptions, RecordStore, Result};
+use crate::{
+    Error, ErrorKind, Holder, IsolationLevel, Json, Key, LockGuard, LockOptions, RecordStore, Result,
+};
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 pub(super) type Hook<'s> = Box<dyn FnOnce(&Key) -> Result<(), BoxError> + Send + 's>;
@@ -36,7 +37,7 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         if self.is_finished() {
             return Ok(());
         }
-        self.staged = Some(encode("stage", &self.key, result)?);
+        self.staged = Some(Json::encode_result("stage", &self.key, result)?);
         self.state = TransactionState::Staged;
         Ok(())
     }
@@ -74,10 +75,9 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         }
         let Some(staged) = self.staged.take() else { return Ok(()) };
         if let Some(guard) = &self.guard {
-            return guard.write_json(&staged, &WriteOptions::new());
+            return guard.write_raw(&staged, WriteOptions::new());
         }
-        let claim = Claim::Holder(self.holder.clone());
-        self.store.write_json(&self.key, &staged, &claim, &WriteOptions::new())
+        self.store.write_raw(&self.key, &staged, WriteOptions::new().claim(&self.holder))
     }
 
     fn commit_children(&mut self) -> Result<()> {
@@ -101,7 +101,7 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
 /// Runs a hook and turns its panic into an error. Otherwise the remaining hooks would not run, and a panic
 /// in a hook that `drop` runs during another panic would abort the process.
 fn run(hook: Hook<'_>, operation: &'static str, key: &Key) -> Result<()> {
-    let failed = |source| Error::Hook { operation, key: key.clone(), source };
+    let failed = |source: BoxError| Error::new(ErrorKind::Hook, operation).with_key(key).with_source(source);
     match catch_unwind(AssertUnwindSafe(|| hook(key))) {
         Ok(outcome) => outcome.map_err(failed),
         Err(panic) => {

@@ -4,7 +4,10 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use record_store::{Cancellation, Error, LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt};
+use record_store::{
+    Cancellation, Error, ErrorKind, FileSystemOptions, IsolationLevel, LockOptions, MemoryRecordStore,
+    OpenMode, ReadOptions, RecordStore, RecordStoreExt,
+};
 use tempfile::tempdir;
 
 use crate::support::children::until_asleep;
@@ -62,7 +65,7 @@ fn a_cancelled_waiter_wakes_at_once_without_the_lock() {
                 cancellation.cancel();
                 let (outcome, end) = waiter.join().unwrap();
                 let error = outcome.unwrap_err();
-                assert!(matches!(&error, Error::Cancelled { operation: "acquire_lock", .. }), "{error}");
+                assert_eq!((error.kind(), error.operation()), (ErrorKind::Cancelled, "acquire_lock"));
                 assert!(error.is_cancelled() && error.key().unwrap().as_str() == "k");
                 end - start
             })
@@ -73,6 +76,111 @@ fn a_cancelled_waiter_wakes_at_once_without_the_lock() {
             "polled every 250 ms instead of being woken: {times:?}"
         );
         assert!(!store.lock_info("k").unwrap().unwrap().is_held_by(&crate::support::named("waiter")));
+    });
+}
+
+/// An operation, and a call of it that waits while `k` is locked and has no record.
+type Wait = (&'static str, fn(&dyn RecordStore, &Cancellation) -> Result<(), Error>);
+
+/// The waits that need no lock: they also work in a store that is opened read-only.
+const WAITS_WITHOUT_A_LOCK: [Wait; 3] = [
+    ("read", |store, cancellation| {
+        store.read_with::<u8>("k", ReadOptions::new().cancellation(cancellation)).map(drop)
+    }),
+    ("wait_for_lock", |store, cancellation| store.wait_for_lock("k", cancellation).map(drop)),
+    ("watch", |store, cancellation| store.watch("k")?.next(cancellation).map(drop)),
+];
+
+/// Asserts that the wait ends with `Cancelled`, most of the time within a moment.
+fn assert_wakes_at_once(store: &Store, (operation, wait): Wait) {
+    let mut times: Vec<_> = (0..7)
+        .map(|_| {
+            let cancellation = Cancellation::new();
+            let waiter = spawn_until_asleep({
+                let (store, cancellation) = (store.clone(), cancellation.clone());
+                move || (wait(&*store, &cancellation), Instant::now())
+            });
+            let start = Instant::now();
+            cancellation.cancel();
+            let (outcome, end) = waiter.join().unwrap();
+            let error = outcome.unwrap_err();
+            assert_eq!((error.kind(), error.operation()), (ErrorKind::Cancelled, operation));
+            assert_eq!(error.key().unwrap().as_str(), "k");
+            end - start
+        })
+        .collect();
+    times.sort_unstable();
+    assert!(
+        times[times.len() / 2] < millis(100),
+        "{operation} polled every 250 ms instead of being woken: {times:?}"
+    );
+}
+
+#[test]
+fn a_cancelled_reader_or_watcher_wakes_at_once() {
+    with_each_store(|store| {
+        let _other = store.lock("k", as_named("other")).unwrap();
+        for wait in WAITS_WITHOUT_A_LOCK {
+            assert_wakes_at_once(store, wait);
+        }
+    });
+}
+
+#[test]
+fn a_cancelled_reader_or_watcher_of_a_read_only_store_wakes_at_once() {
+    let dir = tempdir().unwrap();
+    let writable = open(dir.path());
+    let _other = writable.lock("k", as_named("other")).unwrap();
+    let read_only = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir.path()).unwrap();
+    let store: Store = std::sync::Arc::new(read_only);
+    for wait in WAITS_WITHOUT_A_LOCK {
+        assert_wakes_at_once(&store, wait);
+    }
+}
+
+#[test]
+fn a_cancelled_reader_or_watcher_does_not_affect_the_others() {
+    with_each_store(|store| {
+        let guard = store.lock("k", as_named("other")).unwrap();
+        let (cancellation, never) = (Cancellation::new(), Cancellation::new());
+        let start_all = |cancellation: &Cancellation| {
+            WAITS_WITHOUT_A_LOCK.map(|(_, wait)| {
+                let (store, cancellation) = (store.clone(), cancellation.clone());
+                spawn_until_asleep(move || wait(&*store, &cancellation))
+            })
+        };
+        let (cancelled, others) = (start_all(&cancellation), start_all(&never));
+        cancellation.cancel();
+        for waiter in cancelled {
+            assert!(waiter.join().unwrap().unwrap_err().is_cancelled());
+        }
+        thread::sleep(millis(20));
+        assert!(others.iter().all(|waiter| !waiter.is_finished()));
+        guard.write(&1).unwrap();
+        guard.release().unwrap();
+        for waiter in others {
+            waiter.join().unwrap().unwrap();
+        }
+        store.remove("k").unwrap();
+    });
+}
+
+#[test]
+fn a_transaction_that_waits_for_its_lock_can_be_cancelled() {
+    with_each_store(|store| {
+        let _guard = store.lock("k", LockOptions::new()).unwrap();
+        let cancellation = Cancellation::new();
+        let options = as_named("waiter").cancellation(&cancellation);
+        let waiter = spawn_until_asleep({
+            let store = store.clone();
+            move || {
+                let pending = store.transaction("k")?.isolation_level(IsolationLevel::Serializable);
+                pending.lock_options(options).begin().map(drop)
+            }
+        });
+        cancellation.cancel();
+        let error: Error = waiter.join().unwrap().unwrap_err();
+        assert!(error.is_cancelled(), "{error}");
     });
 }
 
@@ -137,7 +245,7 @@ fn a_lock_released_while_the_first_waiter_is_cancelled_goes_to_the_second() {
 }
 
 #[test]
-fn a_waiter_for_the_latch_of_a_stopped_process_can_be_cancelled() {
+fn a_call_that_waits_for_the_latch_of_a_stopped_process_can_be_cancelled() {
     let dir = tempdir().unwrap();
     let store: Store = std::sync::Arc::new(open(dir.path()));
     store.lock("k", LockOptions::new()).unwrap().release().unwrap();
@@ -147,8 +255,14 @@ fn a_waiter_for_the_latch_of_a_stopped_process_can_be_cancelled() {
     rustix::fs::flock(&latch, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let cancellation = Cancellation::new();
     let waiter = start_waiter(&store, "waiter", &cancellation);
+    // The read must enter the latch to confirm that the record does not exist.
+    let reader = spawn_until_asleep({
+        let (store, options) = (store.clone(), ReadOptions::new().cancellation(&cancellation));
+        move || store.read_with::<u8>("k", options)
+    });
     cancellation.cancel();
     assert!(waiter.join().unwrap().0.unwrap_err().is_cancelled());
+    assert!(reader.join().unwrap().unwrap_err().is_cancelled());
 }
 
 #[test]
@@ -159,7 +273,7 @@ fn a_waiter_for_another_computation_can_be_cancelled() {
         let options = as_named("waiter").cancellation(&cancellation);
         let waiter = spawn_until_asleep({
             let store = store.clone();
-            move || store.get_or_compute("k", options, || Ok::<u32, Error>(1))
+            move || store.get_or_compute("k", options, || Ok(1_u32))
         });
         cancellation.cancel();
         assert!(waiter.join().unwrap().unwrap_err().is_cancelled());

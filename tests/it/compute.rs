@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use record_store::{Durability, Error, LockOptions, RecordChange, RecordStoreExt, WriteOptions};
+use record_store::{
+    Durability, Error, ErrorKind, Key, LockOptions, RecordChange, RecordStoreExt, WaitOptions, WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
@@ -43,7 +45,7 @@ fn compute(stage: &Stage) {
         let got = store.get_or_compute(key, options, || {
             stage.send("computing");
             match stage.receive().as_str() {
-                "fail" => Err(Error::Unsupported { method: "this" }),
+                "fail" => Err(Error::new(ErrorKind::Other, "").with_detail("failed on purpose")),
                 "panic" => panic!("on purpose"),
                 result => Ok(result.to_owned()),
             }
@@ -98,7 +100,7 @@ fn a_process_that_dies_or_fails_computing_is_replaced_at_once() {
     }
     let mut failing = take_computing_child(&mut children);
     failing.send("fail");
-    failing.expect("this is not supported by this store");
+    failing.expect("failed on purpose");
     let killed = Instant::now();
     take_computing_child(&mut children).kill();
     let mut panicking = take_computing_child(&mut children);
@@ -202,7 +204,7 @@ fn several_locks_are_acquired_without_deadlock_or_lost_update() {
 fn a_lock_that_lock_all_loses_while_it_waits_is_acquired_again() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    store.acquire_lock("b", &as_named("other")).unwrap();
+    store.acquire_lock("b", as_named("other")).unwrap();
     std::thread::scope(|scope| {
         let both = scope.spawn(|| {
             let options = LockOptions::new().hold_timeout(PATIENCE).acquire_timeout(PATIENCE);
@@ -224,12 +226,12 @@ fn a_lost_lock_is_reported_and_the_others_are_renewed_and_released() {
     guards.renew().unwrap();
     assert!(store.break_lock("a").unwrap());
     // Much shorter than the lease to which the guard renews it.
-    store.renew("c", guards.get("c").unwrap().token(), Some(PATIENCE / 4)).unwrap();
+    store.renew("c", guards.get("c").unwrap().token(), PATIENCE / 4).unwrap();
     assert!(guards.renew().unwrap_err().is_lock_lost());
     let left = store.lock_info("c").unwrap().unwrap().remaining().unwrap();
     assert!(left > PATIENCE / 2, "the last one was not renewed: {left:?}");
-    let released = guards.release();
-    assert!(matches!(released, Err(Error::LockLost { key, .. }) if key.as_str() == "a"));
+    let error = guards.release().unwrap_err();
+    assert_eq!((error.kind(), error.key().map(Key::as_str)), (ErrorKind::LockLost, Some("a")));
     assert!(!store.is_locked("b").unwrap() && !store.is_locked("c").unwrap());
 }
 
@@ -264,7 +266,7 @@ fn watch_with(stage: &Stage, store: &impl record_store::RecordStore) {
     let mut watch = store.watch("key").unwrap();
     stage.send("ready");
     loop {
-        let change = watch.next(None).unwrap().unwrap();
+        let change = watch.next(WaitOptions::new()).unwrap().unwrap();
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         stage.send(&format!("{change:?} {} {}", now.tv_sec, now.tv_nsec));
     }
@@ -336,8 +338,8 @@ fn a_watch_distinguishes_all_versions() {
             // Two writes: the second one could reuse the inode number of the version that was seen.
             store.write("key", &1).unwrap();
             store.write("key", &2).unwrap();
-            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), Some(RecordChange::Changed));
-            assert_eq!(watch.next(Some(Duration::ZERO)).unwrap(), None);
+            assert_eq!(watch.next(Duration::ZERO).unwrap(), Some(RecordChange::Changed));
+            assert_eq!(watch.next(Duration::ZERO).unwrap(), None);
         }
     }
     assert!(names_in(&dir.path().join(".store/tmp")).is_empty());
@@ -353,8 +355,7 @@ fn a_fast_computation_runs_only_once_too() {
             for _ in 0..6 {
                 scope.spawn(|| {
                     let store = open_with(dir.path(), Durability::Relaxed);
-                    let compute =
-                        || Ok::<_, Error>(computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
+                    let compute = || Ok(computed.fetch_add(1, std::sync::atomic::Ordering::SeqCst));
                     assert_eq!(store.get_or_compute(&key, LockOptions::new(), compute).unwrap(), 0);
                 });
             }

@@ -3,10 +3,10 @@
 use std::cell::Cell;
 
 use record_store::{
-    Claim, Durability, Error, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
-    LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt, Result, WriteOptions, conformance,
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
+    LockOptions, LockToken, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, Result, WaitOptions,
+    WriteOptions, conformance,
 };
-use serde_json::value::RawValue;
 
 /// Runs the suite. Each store gets its own directory.
 fn on_files(open: impl Fn(std::path::PathBuf) -> Result<FileSystemRecordStore>) {
@@ -48,15 +48,15 @@ fn each_check_has_a_unique_name_and_a_sentence() {
 struct Minimal;
 
 impl RecordStore for Minimal {
-    fn read_json(&self, _: &Key, _: &Claim, _: Option<std::time::Duration>) -> Result<Option<Json>> {
-        Ok(Some(RawValue::from_string("1".to_owned()).unwrap()))
+    fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<Json>> {
+        Json::parse("1").map(Some)
     }
 
-    fn write_json(&self, _: &Key, _: &RawValue, _: &Claim, _: &WriteOptions) -> Result<()> {
+    fn write_raw(&self, _: &Key, _: &Json, _: WriteOptions) -> Result<()> {
         Ok(())
     }
 
-    fn record_exists(&self, _: &Key) -> Result<bool> {
+    fn exists_raw(&self, _: &Key) -> Result<bool> {
         Ok(true)
     }
 }
@@ -66,8 +66,12 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
     let me = Holder::current();
     let refused = [
         ("remove", Minimal.remove("key").err()),
+        ("compare_and_swap", Minimal.compare_and_swap("key", Some(&1), &2, WriteOptions::new()).err()),
+        ("compare_and_swap", Minimal.write_if_absent("key", &1, WriteOptions::new()).err()),
+        ("watch", Minimal.watch("key").err()),
+        ("watch", Minimal.wait_for_record("key", WaitOptions::new()).err()),
         ("keys", Minimal.keys().err()),
-        ("acquire_lock", Minimal.acquire_lock("key", &LockOptions::new()).err()),
+        ("acquire_lock", Minimal.acquire_lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.try_lock("key", LockOptions::new()).err()),
         ("renew", Minimal.renew("key", &me, None).err()),
@@ -75,15 +79,14 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ("lock_info", Minimal.lock_info("key").err()),
         ("lock_info", Minimal.is_locked("key").err()),
         ("lock_info", Minimal.is_lock_holder("key", &me).err()),
-        ("wait_for_lock", Minimal.wait_for_lock("key", None).err()),
+        ("wait_for_lock", Minimal.wait_for_lock("key", WaitOptions::new()).err()),
         ("break_lock", Minimal.break_lock("key").err()),
+        ("break_lock", Minimal.break_lock_by_token("key", LockToken::new(1)).err()),
         ("locks", Minimal.locks().err()),
     ];
     for (name, error) in refused {
-        match error {
-            Some(Error::Unsupported { method }) => assert_eq!(method, name),
-            other => panic!("{name}: {other:?}"),
-        }
+        let error = error.expect(name);
+        assert_eq!((error.kind(), error.operation()), (ErrorKind::Unsupported, name));
     }
     assert!(!Minimal.supports_isolation_level(IsolationLevel::ReadCommitted));
     assert_eq!(Minimal.read::<i64>("key").unwrap().unwrap().result, 1);

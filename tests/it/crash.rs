@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use record_store::{
-    Claim, Durability, FileSystemRecordStore, LockOptions, LockState, LockToken, RecordStore, RecordStoreExt,
+    Durability, FileSystemRecordStore, LockOptions, LockState, LockToken, ReadOptions, RecordStoreExt,
+    RemoveOptions, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::{TempDir, tempdir};
@@ -55,57 +56,59 @@ fn victim(stage: &Stage) {
     let store = open(&dir);
     let long = LockOptions::new().hold_timeout(LONG);
     let job = named("job");
-    let acquire = |options: &LockOptions| store.acquire_lock(&key, options).unwrap();
+    let acquire = |options: LockOptions| store.acquire_lock(&key, options).unwrap();
     // The lock is bound to this process, so it is free for the next process after the kill.
     let with_lock = |work: &dyn Fn(LockToken)| {
-        let token = acquire(&LockOptions::new());
+        let token = acquire(LockOptions::new());
         run(stage, token, || {
             work(token);
             token
         })
     };
     let done = match operation {
-        Operation::Acquire => run(stage, LockToken::new(0), || acquire(&long)),
-        Operation::AcquireNamed => run(stage, LockToken::new(0), || acquire(&long.clone().holder(job))),
+        Operation::Acquire => run(stage, LockToken::new(0), || acquire(long)),
+        Operation::AcquireNamed => run(stage, LockToken::new(0), || acquire(long.holder(job))),
         Operation::AcquireAgain => {
-            let token = acquire(&as_named("job").hold_timeout(SHORT));
-            run(stage, token, || acquire(&long.clone().holder(job)))
+            let token = acquire(as_named("job").hold_timeout(SHORT));
+            run(stage, token, || acquire(long.holder(job)))
         }
         Operation::Renew => {
-            let token = acquire(&as_named("job").hold_timeout(SHORT));
+            let token = acquire(as_named("job").hold_timeout(SHORT));
             run(stage, token, || {
-                store.renew(&key, token, Some(LONG)).unwrap();
+                store.renew(&key, token, LONG).unwrap();
                 token
             })
         }
         Operation::AcquireExpired => {
-            let token = acquire(&as_named("gone").hold_timeout(millis(1)));
-            assert!(store.wait_for_lock(&key, None).unwrap());
-            run(stage, token, || acquire(&LockOptions::new()))
+            let token = acquire(as_named("gone").hold_timeout(millis(1)));
+            assert!(store.wait_for_lock(&key, WaitOptions::new()).unwrap());
+            run(stage, token, || acquire(LockOptions::new()))
         }
         Operation::AcquireAbandoned => {
             let abandoned =
                 store.locks().unwrap().map(Result::unwrap).find(|lock| lock.key().as_str() == key);
             let abandoned = abandoned.unwrap();
             assert_eq!(abandoned.state(), LockState::Abandoned);
-            run(stage, abandoned.token(), || acquire(&LockOptions::new()))
+            run(stage, abandoned.token(), || acquire(LockOptions::new()))
         }
         Operation::Release => with_lock(&|token| store.release_lock(&key, token).unwrap()),
         Operation::ReleaseNamed => {
-            let token = acquire(&as_named("job").hold_timeout(SHORT));
+            let token = acquire(as_named("job").hold_timeout(SHORT));
             run(stage, token, || {
                 store.release_lock(&key, &job).unwrap();
                 token
             })
         }
         Operation::WriteNew | Operation::Overwrite => {
-            with_lock(&|token| store.write_as(&key, "new", token).unwrap())
+            with_lock(&|token| store.write_with(&key, "new", WriteOptions::new().claim(token)).unwrap())
         }
         Operation::WriteWithoutLock => run(stage, LockToken::new(0), || {
             store.write(&key, "new").unwrap();
             LockToken::new(0)
         }),
-        Operation::Remove => with_lock(&|token| assert!(store.remove_as(&key, token).unwrap())),
+        Operation::Remove => {
+            with_lock(&|token| assert!(store.remove_with(&key, RemoveOptions::new().claim(token)).unwrap()))
+        }
     };
     stage.send(&done.to_string());
 }
@@ -118,7 +121,7 @@ fn run(stage: &Stage, known: LockToken, operation: impl FnOnce() -> LockToken) -
 fn abandon(stage: &Stage) {
     let (dir, key): (PathBuf, String) = stage.argument();
     let store = open(&dir);
-    store.acquire_lock(key, &LockOptions::new()).unwrap();
+    store.acquire_lock(key, LockOptions::new()).unwrap();
     stage.send("done");
     stage.receive();
 }
@@ -191,7 +194,7 @@ impl Scene {
     fn check_while_stopped(&self) {
         let lock_free = self.store.lock_info(&self.key).and_then(|_| self.store.exists(&self.key));
         lock_free.unwrap_or_else(|error| panic!("{self}: {error}"));
-        match self.store.try_read::<String>(&self.key, Duration::ZERO) {
+        match self.store.read_with::<String>(&self.key, ReadOptions::new().timeout(Duration::ZERO)) {
             Ok(record) => {
                 assert!(record.is_none_or(|record| matches!(&*record.result, "old" | "new")), "{self}");
             }
@@ -227,7 +230,7 @@ impl Scene {
 
     fn value(&self) -> Option<String> {
         // The victim is dead, so its lock is stale and does not block the read.
-        let record = self.store.try_read(&self.key, Duration::from_secs(5));
+        let record = self.store.read_with(&self.key, ReadOptions::new().timeout(Duration::from_secs(5)));
         record.unwrap_or_else(|error| panic!("{self}: {error}")).map(|record| record.result)
     }
 }
@@ -275,7 +278,7 @@ fn check_job(scene: &Scene, lease: Duration) -> bool {
     let Some(info) = scene.store.lock_info(&scene.key).unwrap() else { return false };
     assert!(info.is_held_by(&named("job")), "{scene}: {info:?}");
     let left = info.remaining().expect("a lease");
-    scene.store.release(info.key(), &Claim::Holder(named("job"))).unwrap();
+    scene.store.release_lock(info.key(), named("job")).unwrap();
     // The difference between the two leases is much longer than a crash takes.
     left + SHORT / 2 > lease && left <= lease
 }

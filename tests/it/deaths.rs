@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use record_store::{Error, Holder, LockOptions, RecordStoreExt};
+use record_store::{ErrorKind, Holder, LockOptions, RecordStoreExt};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage, until_asleep};
@@ -130,10 +130,10 @@ fn neighbour(stage: &Stage) {
             "try to steal" => {
                 assert!(store.is_locked("k").unwrap());
                 assert!(!store.is_lock_holder("k", &own).unwrap());
-                let release = store.release_lock("k", &own);
-                assert!(matches!(release, Err(Error::NotLockHolder { .. })), "{release:?}");
-                let write = store.write("k", "mine");
-                assert!(matches!(write, Err(Error::Locked { .. })), "{write:?}");
+                let refusal = store.release_lock("k", &own).unwrap_err();
+                assert_eq!(refusal.kind(), ErrorKind::NotLockHolder, "{refusal:?}");
+                let refusal = store.write("k", "mine").unwrap_err();
+                assert_eq!(refusal.kind(), ErrorKind::Locked, "{refusal:?}");
                 assert!(store.try_lock("k", LockOptions::new()).unwrap().is_none());
                 store.sweep().unwrap();
                 assert!(store.is_locked("k").unwrap());

@@ -1,16 +1,16 @@
 //! The conformance suite finds faults: each test store has one fault, and a check must fail on it.
 //!
-//! Faults that only a timeout reveals (a waiter that is never woken) are not included, because each would
-//! take the whole timeout of a check.
+//! Faults that only a timeout reveals (a waiter that is never woken) are not included, except for those of
+//! cancellation, because each takes the whole timeout of a check.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use record_store::{
-    Acquired, Claim, Error, Holder, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockState,
-    LockToken, MemoryRecordStore, RecordStore, RecordVersion, Result, WriteOptions, conformance,
+    Acquired, Cancellation, Claim, Error, ErrorKind, Holder, IsolationLevel, Json, Key, Listing, LockInfo,
+    LockOptions, LockState, LockToken, MemoryRecordStore, ReadOptions, RecordStore, RecordVersion,
+    RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
 };
-use serde_json::value::RawValue;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -19,13 +19,31 @@ enum Fault {
     AcquireIgnoresOthers,
     AcquireKeepsTheLease,
     AcquireRepeatsTheToken,
+    BoundIsNamed,
+    BreakAcceptsOldTokens,
+    BreakByTokenReturnsTrue,
+    BreakIgnoresTheToken,
     BreakReturnsFalse,
+    CancellationEndsAllWaits,
+    CancellationIsATimeout,
+    CancellationIsLate,
+    CancellationReleases,
+    CancelledAcquisitionGetsTheLock,
+    CancelledBeforeIsIgnored,
+    CancelledDuringIsIgnored,
+    DeepIsFlattened,
+    DeepIsRefused,
     ExpiredIsHeld,
     ExistsCountsLocks,
+    FloatsAreRounded,
+    IgnoreLockChecksTheToken,
+    IgnoreLockFindsNothing,
+    IgnoreLockIsIgnored,
     KeysIgnoreCase,
     KeysOmitsOne,
     JsonIsReformatted,
     LeaseIsShortened,
+    NamedIsBound,
     TimeToLiveIsShortened,
     ReadIgnoresLocks,
     ReadOfMissingIgnoresLocks,
@@ -39,6 +57,7 @@ enum Fault {
     SlashIsReplaced,
     SwapIgnoresLocks,
     SwapIgnoresTheExpected,
+    SwapIsReformatted,
     SwapReturnsTrue,
     TokenIsNotChecked,
     WaitIsAlwaysTrue,
@@ -51,6 +70,8 @@ enum Fault {
 struct Faulty {
     fault: Fault,
     inner: MemoryRecordStore,
+    /// For the fault that ends every wait when one is cancelled.
+    shared: Cancellation,
 }
 
 impl Faulty {
@@ -70,127 +91,221 @@ impl Faulty {
     /// Returns the claim of the current holder if the fault accepts every claim.
     fn claim(&self, key: &Key, claim: &Claim, ignored: bool) -> Claim {
         let by_token = matches!(claim, Claim::Token(_)) && self.has(Fault::TokenIsNotChecked);
-        if !ignored && !by_token {
-            return claim.clone();
+        if ignored || by_token {
+            let lock = self.inner.lock_info_raw(key).unwrap();
+            return lock.map_or_else(Claim::current, |info| Claim::from(info.holder()));
         }
-        let lock = self.inner.current_lock(key).unwrap();
-        lock.map_or_else(Claim::current, |info| Claim::from(info.holder()))
+        match claim {
+            Claim::Holder(holder) => Claim::Holder(self.holder(holder)),
+            claim => claim.clone(),
+        }
     }
-}
 
-impl RecordStore for Faulty {
-    fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
-        let key = &self.key(key);
-        let ignored = self.has(Fault::ReadIgnoresLocks)
-            || (self.has(Fault::ReadOfMissingIgnoresLocks) && !self.inner.record_exists(key)?);
-        match self.inner.read_json(key, &self.claim(key, claim, ignored), timeout) {
-            Err(Error::LockTimeout { .. }) if self.has(Fault::ReadTimeoutIsNone) => Ok(None),
+    fn holder(&self, holder: &Holder) -> Holder {
+        let is_changed = match self.fault {
+            Fault::BoundIsNamed => holder.is_process_bound(),
+            Fault::NamedIsBound => !holder.is_process_bound(),
+            _ => false,
+        };
+        match holder.name() {
+            _ if !is_changed => Ok(holder.clone()),
+            name if holder.is_process_bound() => Holder::named(name),
+            name => Holder::bound(name),
+        }
+        .unwrap()
+    }
+
+    /// The options with which the store waits: a fault may ignore or replace the cancellation.
+    fn wait(&self, options: &WaitOptions) -> WaitOptions {
+        let Some(cancellation) = options.get_cancellation() else { return options.clone() };
+        if self.has(Fault::CancellationEndsAllWaits) {
+            let shared = self.shared.clone();
+            std::mem::forget(cancellation.on_cancel(move || shared.cancel()));
+            return options.clone().cancellation(&self.shared);
+        }
+        let is_ignored = match self.fault {
+            Fault::CancelledBeforeIsIgnored => cancellation.is_cancelled(),
+            Fault::CancelledDuringIsIgnored => !cancellation.is_cancelled(),
+            _ => false,
+        };
+        if is_ignored { WaitOptions::new().timeout(options.get_timeout()) } else { options.clone() }
+    }
+
+    /// The outcome of a wait: a fault may return something else `instead` of a cancellation, or return late.
+    fn cancelled<T>(&self, outcome: Result<T>, instead: impl FnOnce() -> Result<T>) -> Result<T> {
+        match outcome {
+            Err(error) if error.is_cancelled() && self.has(Fault::CancellationIsATimeout) => instead(),
+            Err(error) if error.is_cancelled() && self.has(Fault::CancellationIsLate) => {
+                std::thread::sleep(conformance::PATIENCE * 3 / 5);
+                Err(error)
+            }
             outcome => outcome,
         }
     }
 
-    fn write_json(&self, key: &Key, result: &RawValue, claim: &Claim, options: &WriteOptions) -> Result<()> {
-        let key = &self.key(key);
-        let claim = &self.claim(key, claim, self.has(Fault::WriteIgnoresLocks));
-        let options = &match options.get_time_to_live() {
-            Some(time) if self.has(Fault::TimeToLiveIsShortened) => {
-                WriteOptions::new().time_to_live(time.mul_f64(0.4))
+    /// The text as the fault stores it.
+    fn stored(&self, result: &Json) -> Result<Json> {
+        let text = result.as_str();
+        match self.fault {
+            Fault::JsonIsReformatted => Ok(reformatted(result)),
+            Fault::DeepIsRefused if text.starts_with(&"[".repeat(100)) => {
+                Err(Error::new(ErrorKind::Io, "write").with_detail("store a deeply nested result"))
             }
-            _ => options.clone(),
-        };
-        if self.has(Fault::JsonIsReformatted)
-            && let Ok(value) = serde_json::from_str::<serde_json::Value>(result.get())
-        {
-            return self.inner.write_json(
-                key,
-                &serde_json::value::to_raw_value(&value).unwrap(),
-                claim,
-                options,
-            );
+            Fault::DeepIsFlattened if text.starts_with(&"[".repeat(100)) => Json::parse("[]"),
+            Fault::FloatsAreRounded => match result.decode::<Vec<f64>>() {
+                Ok(floats) => {
+                    let rounded = floats.iter().map(|float| format!("{float:.14e}").parse().unwrap());
+                    Json::encode(&rounded.filter(|float: &f64| float.is_finite()).collect::<Vec<_>>())
+                }
+                Err(_) => Ok(result.clone()),
+            },
+            _ => Ok(result.clone()),
         }
-        self.inner.write_json(key, result, claim, options)?;
+    }
+}
+
+/// The same value in another text, if the value can be decoded.
+fn reformatted(result: &Json) -> Json {
+    let value = result.decode::<serde_json::Value>();
+    value.map_or_else(|_| result.clone(), |value| Json::encode(&value).unwrap())
+}
+
+impl RecordStore for Faulty {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+        let key = &self.key(key);
+        let claim = options.resolve_claim();
+        let checks_token = matches!(claim, Claim::Token(_)) && self.has(Fault::IgnoreLockChecksTheToken);
+        if options.ignores_lock() && !checks_token && !self.has(Fault::IgnoreLockIsIgnored) {
+            let is_hidden =
+                self.has(Fault::IgnoreLockFindsNothing) && self.inner.lock_info_raw(key)?.is_some();
+            return if is_hidden { Ok(None) } else { self.inner.read_raw(key, options) };
+        }
+        let all = self.has(Fault::ReadIgnoresLocks)
+            || (self.has(Fault::ReadOfMissingIgnoresLocks) && !self.inner.exists_raw(key)?);
+        let wait = self.wait(options.get_wait());
+        let mut read = ReadOptions::new().claim(self.claim(key, &claim, all)).timeout(wait.get_timeout());
+        if let Some(cancellation) = wait.get_cancellation() {
+            read = read.cancellation(cancellation);
+        }
+        let outcome = match self.inner.read_raw(key, read) {
+            Err(error) if error.is_timeout() && self.has(Fault::ReadTimeoutIsNone) => Ok(None),
+            outcome => outcome,
+        };
+        self.cancelled(outcome, || Err(Error::new(ErrorKind::LockTimeout, "read").with_key(key)))
+    }
+
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        let key = &self.key(key);
+        let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::WriteIgnoresLocks));
+        let mut options = options.claim(claim);
+        if let Some(time) = options.get_time_to_live()
+            && self.has(Fault::TimeToLiveIsShortened)
+        {
+            options = options.time_to_live(time.mul_f64(0.4));
+        }
+        self.inner.write_raw(key, &self.stored(result)?, options)?;
         if self.has(Fault::WriteLosesTheLock) {
-            self.inner.force_release(key)?;
+            self.inner.break_lock_raw(key, None)?;
         }
         Ok(())
     }
 
-    fn swap_json(
+    fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&RawValue>,
-        result: &RawValue,
-        claim: &Claim,
-        options: &WriteOptions,
+        expected: Option<&Json>,
+        result: &Json,
+        options: WriteOptions,
     ) -> Result<bool> {
-        let claim = &self.claim(key, claim, self.has(Fault::SwapIgnoresLocks));
-        match self.inner.swap_json(key, expected, result, claim, options)? {
+        let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::SwapIgnoresLocks));
+        let options = options.claim(claim);
+        let result = &if self.has(Fault::SwapIsReformatted) { reformatted(result) } else { result.clone() };
+        match self.inner.compare_and_swap_raw(key, expected, result, options.clone())? {
             false if self.has(Fault::SwapIgnoresTheExpected) => {
-                self.inner.write_json(key, result, claim, options)?;
+                self.inner.write_raw(key, result, options)?;
                 Ok(true)
             }
             swapped => Ok(swapped || self.has(Fault::SwapReturnsTrue)),
         }
     }
 
-    fn record_version(&self, key: &Key) -> Result<RecordVersion> {
-        self.inner.record_version(key)
+    fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
+        self.inner.version_raw(key)
     }
 
-    fn wait_for_change(
+    fn wait_for_change_raw(
         &self,
         key: &Key,
         seen: &RecordVersion,
-        timeout: Option<Duration>,
+        options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         if self.has(Fault::WatchReturnsTheOldVersion) {
             return Ok(Some(seen.clone()));
         }
-        self.inner.wait_for_change(key, seen, timeout)
+        let outcome = self.inner.wait_for_change_raw(key, seen, self.wait(&options));
+        self.cancelled(outcome, || Ok(None))
     }
 
-    fn record_exists(&self, key: &Key) -> Result<bool> {
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
         let key = &self.key(key);
-        let locked = self.has(Fault::ExistsCountsLocks) && self.inner.current_lock(key)?.is_some();
-        Ok(self.inner.record_exists(key)? || locked)
+        let locked = self.has(Fault::ExistsCountsLocks) && self.inner.lock_info_raw(key)?.is_some();
+        Ok(self.inner.exists_raw(key)? || locked)
     }
 
-    fn remove_record(&self, key: &Key, claim: &Claim) -> Result<bool> {
+    fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
         let key = &self.key(key);
-        let claim = self.claim(key, claim, self.has(Fault::RemoveIgnoresLocks));
-        self.inner.remove_record(key, &claim)
+        let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::RemoveIgnoresLocks));
+        self.inner.remove_raw(key, options.claim(claim))
     }
 
-    fn all_keys(&self) -> Result<Listing<'_, Key>> {
-        Ok(Box::new(self.inner.all_keys()?.skip(usize::from(self.has(Fault::KeysOmitsOne)))))
+    fn keys_raw(&self) -> Result<Listing<'_, Key>> {
+        Ok(Box::new(self.inner.keys_raw()?.skip(usize::from(self.has(Fault::KeysOmitsOne)))))
     }
 
-    fn supports_level(&self, level: IsolationLevel) -> bool {
-        self.inner.supports_level(level)
+    fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
+        self.inner.supports_isolation_level_raw(level)
     }
 
-    fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
         let key = &self.key(key);
-        let mut options = options.clone();
-        if self.has(Fault::LeaseIsShortened)
-            && let Some(lease) = options.get_hold_timeout()
-        {
-            options = options.hold_timeout(lease.mul_f64(0.4));
+        let holder = self.holder(&options.resolve_holder());
+        let wait = self.wait(options.get_wait());
+        let lease = options.get_hold_timeout();
+        let lease = if self.has(Fault::LeaseIsShortened) { lease.map(|it| it.mul_f64(0.4)) } else { lease };
+        let mut options =
+            LockOptions::new().holder(holder.clone()).hold_timeout(lease).acquire_timeout(wait.get_timeout());
+        if let Some(cancellation) = wait.get_cancellation() {
+            options = options.cancellation(cancellation);
         }
-        let held = self.inner.current_lock(key)?;
-        match held.filter(|info| info.holder() == holder) {
+        let held = self.inner.lock_info_raw(key)?;
+        match held.filter(|info| *info.holder() == holder) {
             Some(info) if self.has(Fault::AcquireKeepsTheLease) => {
-                return Ok(Acquired { token: info.token(), reentrant: true });
+                return Ok(Acquired::reentrant(info.token()));
             }
             _ => {}
         }
-        let mut acquired = match self.inner.acquire(key, holder, &options) {
-            Err(Error::LockTimeout { .. }) if self.has(Fault::AcquireIgnoresOthers) => {
-                self.inner.force_release(key)?;
-                self.inner.acquire(key, holder, &options)?
+        let outcome = match self.inner.acquire_lock_raw(key, options.clone()) {
+            Err(error) if error.is_timeout() && self.has(Fault::AcquireIgnoresOthers) => {
+                self.inner.break_lock_raw(key, None)?;
+                self.inner.acquire_lock_raw(key, options)
             }
-            outcome => outcome?,
+            outcome => outcome,
         };
+        let outcome =
+            self.cancelled(outcome, || Err(Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(key)));
+        if self.has(Fault::CancelledAcquisitionGetsTheLock)
+            && outcome.as_ref().is_err_and(Error::is_cancelled)
+        {
+            self.inner.break_lock_raw(key, None)?;
+            self.inner.acquire_lock_raw(key, LockOptions::new().holder(holder))?;
+        }
+        let mut acquired = outcome?;
+        if let Some(cancellation) = wait.get_cancellation()
+            && self.has(Fault::CancellationReleases)
+        {
+            let (store, key) = (self.inner.clone(), key.clone());
+            std::mem::forget(cancellation.on_cancel(move || drop(store.break_lock_raw(&key, None))));
+        }
         if self.has(Fault::ReentryIsNotReported) {
             acquired.reentrant = false;
         }
@@ -200,81 +315,119 @@ impl RecordStore for Faulty {
         Ok(acquired)
     }
 
-    fn renew_lease(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
         let key = &self.key(key);
         if self.has(Fault::RenewRevives)
             && let Claim::Holder(holder) = claim
         {
-            let mut options = LockOptions::new().acquire_timeout(Duration::ZERO);
-            if let Some(lease) = hold_timeout {
-                options = options.hold_timeout(lease);
-            }
-            return self.inner.acquire(key, holder, &options).map(drop);
+            let options = LockOptions::new().holder(holder.clone()).acquire_timeout(Duration::ZERO);
+            return self.inner.acquire_lock_raw(key, options.hold_timeout(hold_timeout)).map(drop);
         }
         if self.has(Fault::RenewKeepsTheLease) {
             return Ok(());
         }
-        self.inner.renew_lease(key, &self.claim(key, claim, false), hold_timeout)
+        self.inner.renew_raw(key, &self.claim(key, claim, false), hold_timeout)
     }
 
-    fn release(&self, key: &Key, claim: &Claim) -> Result<()> {
+    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
         let key = &self.key(key);
         let claim = self.claim(key, claim, self.has(Fault::ReleaseIgnoresHolder));
-        match self.inner.release(key, &claim) {
-            Err(Error::NotLocked { .. }) if self.has(Fault::ReleaseOfFreeSucceeds) => Ok(()),
+        match self.inner.release_lock_raw(key, &claim) {
+            Err(error) if error.kind() == ErrorKind::NotLocked && self.has(Fault::ReleaseOfFreeSucceeds) => {
+                Ok(())
+            }
             outcome => outcome,
         }
     }
 
-    fn current_lock(&self, key: &Key) -> Result<Option<LockInfo>> {
+    fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
         let key = self.key(key);
         if self.has(Fault::ExpiredIsHeld) {
-            let mut locks = self.inner.all_locks()?;
+            let mut locks = self.inner.locks_raw()?;
             return locks.find(|info| info.as_ref().is_ok_and(|info| *info.key() == key)).transpose();
         }
-        self.inner.current_lock(&key)
+        self.inner.lock_info_raw(&key)
     }
 
-    fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
-        Ok(self.inner.wait_until_free(&self.key(key), timeout)? || self.has(Fault::WaitIsAlwaysTrue))
+    fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
+        let outcome = self.inner.wait_for_lock_raw(&self.key(key), self.wait(&options));
+        Ok(self.cancelled(outcome, || Ok(false))? || self.has(Fault::WaitIsAlwaysTrue))
     }
 
-    fn force_release(&self, key: &Key) -> Result<bool> {
-        Ok(self.inner.force_release(&self.key(key))? && !self.has(Fault::BreakReturnsFalse))
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+        let key = &self.key(key);
+        match (token, self.fault) {
+            (Some(_), Fault::BreakIgnoresTheToken) => self.inner.break_lock_raw(key, None),
+            (Some(_), Fault::BreakByTokenReturnsTrue) => self.inner.break_lock_raw(key, token).map(|_| true),
+            // Breaks the lock of the holder that once had this token.
+            (Some(token), Fault::BreakAcceptsOldTokens) => {
+                let newest = self.inner.lock_info_raw(key)?.map(|info| info.token());
+                let meant = newest.filter(|newest| *newest >= token && token.get() > 0);
+                self.inner.break_lock_raw(key, Some(meant.unwrap_or(token)))
+            }
+            _ => Ok(self.inner.break_lock_raw(key, token)? && !self.has(Fault::BreakReturnsFalse)),
+        }
     }
 
-    fn all_locks(&self) -> Result<Listing<'_, LockInfo>> {
+    fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         let held = self.has(Fault::ExpiredIsHeld);
         let state = move |info: LockInfo| if held { info.with_state(LockState::Held) } else { info };
-        Ok(Box::new(self.inner.all_locks()?.map(move |info| info.map(state))))
+        Ok(Box::new(self.inner.locks_raw()?.map(move |info| info.map(state))))
     }
 }
 
 /// Whether the check `name` fails on a store with this fault.
 fn finds(name: &str, fault: Fault) -> bool {
     let check = conformance::checks().iter().find(|check| check.name() == name).expect(name);
-    let store = Faulty { fault, inner: MemoryRecordStore::new() };
+    let store = Faulty { fault, inner: MemoryRecordStore::new(), shared: Cancellation::new() };
     catch_unwind(AssertUnwindSafe(|| check.run(&store))).is_err()
+}
+
+/// Asserts that each check fails on a store with its fault, and passes on a store without a fault.
+fn assert_found<const N: usize>(expected: [(Fault, &str); N]) {
+    std::thread::scope(|scope| {
+        let runs = expected.map(|(fault, name)| {
+            (fault, name, scope.spawn(move || (finds(name, fault), finds(name, Fault::None))))
+        });
+        for (fault, name, run) in runs {
+            let (found, false_alarm) = run.join().unwrap();
+            assert!(found, "{name} does not find {fault:?}");
+            assert!(!false_alarm, "{name} fails without a fault");
+        }
+    });
 }
 
 #[test]
 fn every_fault_is_found() {
     use Fault::*;
-    let expected = [
+    assert_found([
         (AcquireIgnoresOthers, "locks::another_holder_cannot_acquire_a_live_lock"),
         (AcquireIgnoresOthers, "guards::a_failed_lock_is_an_error"),
         (AcquireIgnoresOthers, "guards::try_lock_does_not_wait"),
         (AcquireKeepsTheLease, "leases::acquiring_again_restarts_the_lease"),
         (AcquireRepeatsTheToken, "locks::tokens_only_grow"),
+        (BoundIsNamed, "locks::a_bound_holder_is_a_holder_of_its_own_kind"),
+        (BreakAcceptsOldTokens, "locks::break_lock_by_token_breaks_only_that_acquisition"),
+        (BreakByTokenReturnsTrue, "locks::break_lock_by_token_breaks_only_that_acquisition"),
+        (BreakIgnoresTheToken, "locks::break_lock_by_token_breaks_only_that_acquisition"),
         (BreakReturnsFalse, "locks::break_lock_frees_the_key"),
+        (DeepIsFlattened, "records::a_deeply_nested_result_is_kept_or_refused"),
+        (DeepIsRefused, "records::a_deeply_nested_result_is_kept_or_refused"),
         (ExpiredIsHeld, "leases::an_expired_lock_is_not_a_lock"),
         (ExpiredIsHeld, "locks::locks_lists_every_live_lock_once"),
         (ExistsCountsLocks, "records::exists_ignores_locks"),
+        (FloatsAreRounded, "records::floats_are_kept_bit_for_bit"),
+        (IgnoreLockChecksTheToken, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
+        (IgnoreLockFindsNothing, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
+        (IgnoreLockIsIgnored, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
         (KeysIgnoreCase, "keys::case_and_unicode_form_are_significant"),
         (KeysOmitsOne, "records::keys_lists_each_record_once"),
         (JsonIsReformatted, "records::json_text_is_kept_byte_for_byte"),
+        (JsonIsReformatted, "records::raw_json_text_is_kept_byte_for_byte"),
         (LeaseIsShortened, "leases::a_lease_expires"),
         (LeaseIsShortened, "waiting::wait_for_lock_is_true_when_the_lease_expires"),
+        (NamedIsBound, "locks::a_bound_holder_is_a_holder_of_its_own_kind"),
+        (NamedIsBound, "locks::a_named_holder_is_not_a_default_holder"),
         (TimeToLiveIsShortened, "expiry::a_record_expires_on_time"),
         (ReadIgnoresLocks, "waiting::a_read_returns_what_the_holder_commits"),
         (ReadIgnoresLocks, "waiting::a_read_timeout_is_an_error"),
@@ -293,6 +446,7 @@ fn every_fault_is_found() {
         (SwapIgnoresLocks, "changes::a_swap_respects_locks"),
         (SwapIgnoresTheExpected, "changes::a_swap_needs_the_expected_result"),
         (SwapIgnoresTheExpected, "changes::one_of_many_concurrent_swaps_succeeds"),
+        (SwapIsReformatted, "records::raw_json_text_is_kept_byte_for_byte"),
         (SwapReturnsTrue, "changes::write_if_absent_keeps_an_existing_record"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_expiry"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_a_takeover"),
@@ -303,15 +457,31 @@ fn every_fault_is_found() {
         (WatchReturnsTheOldVersion, "watching::a_watch_without_a_change_times_out"),
         (WriteIgnoresLocks, "records::other_holders_cannot_write_or_remove"),
         (WriteLosesTheLock, "records::writes_and_removals_keep_the_lock"),
-    ];
-    std::thread::scope(|scope| {
-        let runs = expected.map(|(fault, name)| {
-            (fault, name, scope.spawn(move || (finds(name, fault), finds(name, Fault::None))))
-        });
-        for (fault, name, run) in runs {
-            let (found, false_alarm) = run.join().unwrap();
-            assert!(found, "{name} does not find {fault:?}");
-            assert!(!false_alarm, "{name} fails without a fault");
-        }
-    });
+    ]);
+}
+
+/// A cancellation that is ignored or late is noticed only after the timeout of the check.
+#[test]
+fn every_fault_of_cancellation_is_found() {
+    use Fault::*;
+    assert_found([
+        (CancelledBeforeIsIgnored, "cancellation::a_call_that_is_already_cancelled_fails_at_once"),
+        (CancelledDuringIsIgnored, "cancellation::a_cancelled_acquisition_gets_no_lock"),
+        (CancelledDuringIsIgnored, "cancellation::a_cancelled_read_returns_promptly"),
+        (CancelledDuringIsIgnored, "cancellation::a_cancelled_wait_for_lock_returns_promptly"),
+        (CancelledDuringIsIgnored, "cancellation::a_cancelled_watch_returns_promptly_and_can_be_used_again"),
+        (CancelledDuringIsIgnored, "cancellation::one_cancellation_ends_all_its_waits_and_no_others"),
+        (CancellationIsATimeout, "cancellation::a_cancelled_acquisition_gets_no_lock"),
+        (CancellationIsATimeout, "cancellation::a_cancelled_read_returns_promptly"),
+        (CancellationIsATimeout, "cancellation::a_cancelled_wait_for_lock_returns_promptly"),
+        (CancellationIsATimeout, "cancellation::a_cancelled_watch_returns_promptly_and_can_be_used_again"),
+        (CancellationIsLate, "cancellation::a_cancelled_acquisition_gets_no_lock"),
+        (CancellationIsLate, "cancellation::a_cancelled_read_returns_promptly"),
+        (CancellationIsLate, "cancellation::a_cancelled_wait_for_lock_returns_promptly"),
+        (CancellationIsLate, "cancellation::a_cancelled_watch_returns_promptly_and_can_be_used_again"),
+        (CancellationEndsAllWaits, "cancellation::one_cancellation_ends_all_its_waits_and_no_others"),
+        (CancellationReleases, "cancellation::a_cancellation_does_not_affect_held_locks"),
+        (CancelledAcquisitionGetsTheLock, "cancellation::a_call_that_is_already_cancelled_fails_at_once"),
+        (CancelledAcquisitionGetsTheLock, "cancellation::a_cancelled_acquisition_gets_no_lock"),
+    ]);
 }

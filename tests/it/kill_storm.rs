@@ -8,7 +8,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use record_store::{Durability, FileSystemRecordStore, LockOptions, RecordStoreExt};
+use record_store::{Durability, FileSystemRecordStore, LockOptions, ReadOptions, RecordStoreExt};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
@@ -318,7 +318,7 @@ impl Storm {
     }
 
     fn check_own(&self, key: &str) {
-        let record = self.store.try_read::<Count>(key, ACQUIRE_TIMEOUT);
+        let record = self.store.read_with::<Count>(key, ReadOptions::new().timeout(ACQUIRE_TIMEOUT));
         let record = record.unwrap_or_else(|error| panic!("{key}: {error:?}"));
         let (count, acked) = (record.map_or(0, |record| record.result.open()), self.greatest(key));
         assert!(count >= acked, "{key}: {acked} was acknowledged, but the record has {count}");

@@ -4,6 +4,7 @@
 //! `RECORD_STORE_STORM=10 cargo test --test it` makes the stress tests run ten times as long.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests damage stores and play the part of other programs")]
 #![cfg(target_os = "linux")]
 
 #[cfg(feature = "tokio")]

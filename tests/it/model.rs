@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use record_store::{
-    Claim, Durability, Error, FileSystemOptions, Holder, Key, LockInfo, LockOptions, LockState, LockToken,
-    MemoryRecordStore, RecordStore, RecordStoreExt,
+    Claim, Durability, Error, ErrorKind, FileSystemOptions, Holder, Json, Key, LockInfo, LockOptions,
+    LockState, LockToken, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions,
+    WriteOptions,
 };
 
 /// The number of keys and of holders: few, so that operations conflict.
@@ -96,16 +97,18 @@ impl<'a> Side<'a> {
     fn attempt(&mut self, key: &Key, action: &Action) -> Result<String, Error> {
         let store = self.store;
         Ok(match action {
-            Action::Read(by) => match store.read_json(key, &self.claim(key, by), Some(Duration::ZERO))? {
+            Action::Read(by) => match self.read(key, by)? {
                 Some(json) => format!("record {json}"),
                 None => "no record".to_owned(),
             },
-            Action::Write(by, value) => text(store.write_as(key, value, self.claim(key, by))?),
-            Action::WriteNan(by) => text(store.write_as(key, &f64::NAN, self.claim(key, by))?),
-            Action::Remove(by) => text(store.remove_as(key, self.claim(key, by))?),
+            Action::Write(by, value) => text(store.write_with(key, value, self.write_options(key, by))?),
+            Action::WriteNan(by) => text(store.write_with(key, &f64::NAN, self.write_options(key, by))?),
+            Action::Remove(by) => {
+                text(store.remove_with(key, RemoveOptions::new().claim(self.claim(key, by)))?)
+            }
             Action::Exists => text(store.exists(key)?),
             Action::Acquire(number, lease) => {
-                let acquired = store.acquire(key, &holder(*number), &options(*number, lease))?;
+                let acquired = store.acquire_lock_raw(key, options(*number, lease))?;
                 let ordinal = self.ordinal_of_acquired(key, acquired.token);
                 format!("acquisition {ordinal}, reentrant: {}", acquired.reentrant)
             }
@@ -122,7 +125,7 @@ impl<'a> Side<'a> {
                 assert!(broken || !was_live, "a live lock was not broken");
                 text(was_live)
             }
-            Action::Wait => text(store.wait_for_lock(key, Some(Duration::ZERO))?),
+            Action::Wait => text(store.wait_for_lock(key, Duration::ZERO)?),
             Action::Info => text(store.lock_info(key)?.map(|info| self.describe_lock(&info))),
             Action::IsLockHolder(number) => text(store.is_lock_holder(key, &holder(*number))?),
             Action::Keys => {
@@ -138,6 +141,15 @@ impl<'a> Side<'a> {
                 text(live)
             }
         })
+    }
+
+    fn read(&self, key: &Key, by: &ClaimBy) -> Result<Option<Json>, Error> {
+        let options = ReadOptions::new().claim(self.claim(key, by)).timeout(Duration::ZERO);
+        self.store.read_raw(key, options)
+    }
+
+    fn write_options(&self, key: &Key, by: &ClaimBy) -> WriteOptions {
+        WriteOptions::new().claim(self.claim(key, by))
     }
 
     fn claim(&self, key: &Key, by: &ClaimBy) -> Claim {
@@ -167,7 +179,7 @@ impl<'a> Side<'a> {
 
     fn describe_lock(&self, info: &LockInfo) -> String {
         format!(
-            "{} has {}, acquisition {:?}, {:?}, has an expiry: {} {}",
+            "{:?} has {}, acquisition {:?}, {:?}, has an expiry: {} {}",
             info.holder(),
             info.key(),
             self.ordinal(info.key(), info.token()),
@@ -179,21 +191,24 @@ impl<'a> Side<'a> {
 
     /// The error without paths, times and token numbers, which differ between stores.
     fn describe_error(&self, error: &Error) -> String {
-        match error {
-            Error::Locked { operation, key, holder, .. } => format!("{operation} {key}: Locked by {holder}"),
-            Error::LockTimeout { operation, key, holder, .. } => {
-                format!("{operation} {key}: LockTimeout by {holder:?}")
-            }
-            Error::LockLost { operation, key, token, .. } => {
-                format!("{operation} {key}: LockLost, acquisition {:?}", self.ordinal(key, *token))
-            }
-            Error::NotLocked { operation, key, .. } => format!("{operation} {key}: NotLocked"),
-            Error::NotLockHolder { operation, key, holder, current, .. } => {
-                format!("{operation} {key}: NotLockHolder, {holder} for {current}")
-            }
-            Error::Encode { operation, key, .. } => format!("{operation} {key}: Encode"),
-            other => panic!("no operation may return this error here: {other:?}"),
-        }
+        use ErrorKind::{Encode, LockLost, LockTimeout, Locked, NotLockHolder, NotLocked};
+        let kind = error.kind();
+        assert!(
+            matches!(kind, Locked | LockTimeout | LockLost | NotLocked | NotLockHolder | Encode),
+            "no operation may return this error here: {error:?}"
+        );
+        let (key, token) = (error.key().expect("every error names its key"), error.token());
+        assert_eq!(token.is_some(), kind == LockLost, "{error:?}");
+        assert_eq!(error.claimant().is_some(), kind == NotLockHolder, "{error:?}");
+        assert_eq!(error.holder().is_some(), error.is_locked(), "{error:?}");
+        format!(
+            "{} {key}: {kind:?}, held by {:?}, claimed by {:?}, acquisition {:?}, outcome unknown: {}",
+            error.operation(),
+            error.holder(),
+            error.claimant(),
+            token.map(|token| self.ordinal(key, token)),
+            error.is_outcome_unknown(),
+        )
     }
 }
 
@@ -219,11 +234,10 @@ fn hold_timeout(lease: &Lease) -> Option<Duration> {
 }
 
 fn options(number: usize, lease: &Lease) -> LockOptions {
-    let options = LockOptions::new().holder(holder(number)).acquire_timeout(Duration::ZERO);
-    match hold_timeout(lease) {
-        Some(hold_timeout) => options.hold_timeout(hold_timeout),
-        None => options,
-    }
+    LockOptions::new()
+        .holder(holder(number))
+        .acquire_timeout(Duration::ZERO)
+        .hold_timeout(hold_timeout(lease))
 }
 
 proptest! {

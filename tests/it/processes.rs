@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Claim, Durability, Error, FileSystemRecordStore, Holder, LockGuard, LockOptions, RecordStoreExt,
+    Claim, Durability, Error, ErrorKind, FileSystemRecordStore, Holder, LockGuard, LockOptions, ReadOptions,
+    RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
 };
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -28,17 +29,13 @@ pub(crate) const ROLES: &[Role] = &[
 /// The delay that a busy machine may add to any operation.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// Acquires the lock for a named holder or the default holder, and keeps it until the parent requests the
-/// release.
+/// Acquires the lock for this holder or the default holder, and keeps it until the parent requests the release.
 fn hold(stage: &Stage) {
-    let (dir, name, lease): (PathBuf, Option<String>, Option<u64>) = stage.argument();
+    let (dir, holder, lease): (PathBuf, Option<Holder>, Option<u64>) = stage.argument();
     let store = open(&dir);
-    let mut options = LockOptions::new();
-    if let Some(name) = name {
-        options = options.holder(named(&name));
-    }
-    if let Some(lease) = lease {
-        options = options.hold_timeout(millis(lease));
+    let mut options = LockOptions::new().hold_timeout(lease.map(millis));
+    if let Some(holder) = holder {
+        options = options.holder(holder);
     }
     stage.send("ready");
     stage.expect("go");
@@ -49,8 +46,8 @@ fn hold(stage: &Stage) {
 }
 
 /// Starts a child that runs [`hold`]. Also returns a time before the lock was acquired.
-fn start_holding(dir: &Path, name: Option<&str>, lease: Option<u64>) -> (Child, Instant) {
-    let mut child = Child::start("hold", &(dir, name, lease));
+fn start_holding(dir: &Path, holder: Option<Holder>, lease: Option<u64>) -> (Child, Instant) {
+    let mut child = Child::start("hold", &(dir, holder, lease));
     child.expect("ready");
     let before = Instant::now();
     child.send("go");
@@ -124,16 +121,16 @@ fn a_named_lock_outlives_its_process_until_its_lease_expires() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let lease = millis(1_500);
-    let (holder, before) = start_holding(dir.path(), Some("job"), Some(1_500));
+    let (holder, before) = start_holding(dir.path(), Some(named("job")), Some(1_500));
     holder.kill();
     store.sweep().unwrap();
     // On a very slow machine the lease may have expired already.
     assert!(store.is_locked("k").unwrap() || before.elapsed() >= lease);
-    match store.acquire_lock("k", &LockOptions::new().acquire_timeout(Duration::ZERO)) {
-        Err(Error::LockTimeout { holder, .. }) => assert_eq!(holder, Some(named("job"))),
+    match store.acquire_lock("k", LockOptions::new().acquire_timeout(Duration::ZERO)) {
+        Err(error) if error.is_timeout() => assert_eq!(error.holder(), Some(&named("job"))),
         other => assert!(before.elapsed() >= lease, "{other:?}"),
     }
-    store.acquire_lock("k", &LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+    store.acquire_lock("k", LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
     assert!(before.elapsed() >= lease, "acquired before the lease expired");
     assert!(before.elapsed() < lease + SLACK);
 }
@@ -142,15 +139,43 @@ fn a_named_lock_outlives_its_process_until_its_lease_expires() {
 fn a_named_lock_passes_to_another_process_with_the_same_name() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let (holder, _) = start_holding(dir.path(), Some("job"), None);
+    let (holder, _) = start_holding(dir.path(), Some(named("job")), None);
     let token = store.lock_info("k").unwrap().unwrap().token();
     holder.kill();
     store.sweep().unwrap();
-    let stranger = store.acquire_lock("k", &LockOptions::new().acquire_timeout(Duration::ZERO));
+    let stranger = store.acquire_lock("k", LockOptions::new().acquire_timeout(Duration::ZERO));
     assert!(stranger.unwrap_err().is_timeout());
-    assert_eq!(store.acquire_lock("k", &as_named("job")).unwrap(), token);
+    assert_eq!(store.acquire_lock("k", as_named("job")).unwrap(), token);
     store.release_lock("k", named("job")).unwrap();
     assert!(!store.is_locked("k").unwrap());
+}
+
+#[test]
+fn a_bound_lock_with_a_name_of_its_own_ends_with_its_process() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let job = Holder::bound("job").unwrap();
+    let zero = || LockOptions::new().holder(job.clone()).acquire_timeout(Duration::ZERO);
+    let (holder, _) = start_holding(dir.path(), Some(job.clone()), None);
+    let info = store.lock_info("k").unwrap().expect("the holder's lock");
+    assert_eq!(info.holder(), &job);
+    // In this process, a holder of the same name is another holder.
+    assert!(!info.is_held_by(&job) && !store.is_lock_holder("k", &job).unwrap());
+    let error = store.acquire_lock("k", zero()).unwrap_err();
+    assert!(error.is_timeout() && error.holder() == Some(&job), "{error:?}");
+    let error = store.write_with("k", &1, WriteOptions::new().claim(&job)).unwrap_err();
+    assert_eq!((error.kind(), error.holder()), (ErrorKind::Locked, Some(&job)));
+    for error in [store.release_lock("k", &job).unwrap_err(), store.renew("k", &job, None).unwrap_err()] {
+        assert_eq!(error.kind(), ErrorKind::NotLockHolder);
+        assert_eq!((error.claimant(), error.holder()), (Some(&job), Some(&job)));
+    }
+    holder.stop();
+    assert!(store.is_locked("k").unwrap(), "a stopped process still holds its lock");
+    holder.kill();
+    assert!(!store.is_locked("k").unwrap(), "still held by the dead process");
+    let token = store.acquire_lock("k", zero()).unwrap();
+    assert!(token > info.token() && store.is_lock_holder("k", &job).unwrap());
+    store.release_lock("k", &job).unwrap();
 }
 
 #[test]
@@ -224,10 +249,10 @@ fn outlast_lease(stage: &Stage) {
     stage.send("held");
     stage.expect("go");
     for outcome in [store.release_lock("k", &holder), store.renew("k", &holder, None)] {
-        assert!(matches!(outcome, Err(Error::NotLockHolder { .. })), "{outcome:?}");
+        assert_eq!(outcome.unwrap_err().kind(), ErrorKind::NotLockHolder);
     }
-    let write = store.write_as("k", "late", &holder);
-    assert!(matches!(write, Err(Error::Locked { .. })), "{write:?}");
+    let write = store.write_with("k", "late", WriteOptions::new().claim(&holder));
+    assert_eq!(write.unwrap_err().kind(), ErrorKind::Locked);
     assert_lost(guard);
     drop(other);
     stage.send("all refused");
@@ -257,12 +282,14 @@ fn fork(stage: &Stage) {
             for claim in [Claim::Holder(own.clone()), Claim::Token(bound.token())] {
                 assert!(store.release_lock("bound", claim.clone()).is_err());
                 assert!(store.renew("bound", claim.clone(), None).is_err());
-                assert!(store.write_as("bound", "child", claim.clone()).is_err());
-                assert!(store.remove_as("bound", claim).is_err());
+                assert!(
+                    store.write_with("bound", "child", WriteOptions::new().claim(claim.clone())).is_err()
+                );
+                assert!(store.remove_with("bound", RemoveOptions::new().claim(claim)).is_err());
             }
             assert!(!store.is_lock_holder("bound", &own).unwrap());
-            assert!(store.acquire_lock("bound", &zero).unwrap_err().is_timeout());
-            assert!(store.acquire_lock("bound", &zero.clone().holder(own)).unwrap_err().is_timeout());
+            assert!(store.acquire_lock("bound", zero.clone()).unwrap_err().is_timeout());
+            assert!(store.acquire_lock("bound", zero.clone().holder(own)).unwrap_err().is_timeout());
             assert_lost(bound);
             assert_lost(named_guard);
             drop(dropped);
@@ -408,19 +435,20 @@ fn calls_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
     while_stopped_in_latch(dir.path(), "k", || {
         for timeout in [Duration::ZERO, millis(300)] {
             let timed_out = |error: Error| {
-                assert!(matches!(error, Error::LockTimeout { holder: None, .. }), "{error:?}");
+                assert!(error.is_timeout() && error.holder().is_none(), "{error:?}");
             };
-            assert_bounded(timeout, || timed_out(store.acquire_lock("k", &options(timeout)).unwrap_err()));
+            let read = || store.read_with::<String>("k", ReadOptions::new().timeout(timeout));
+            assert_bounded(timeout, || timed_out(store.acquire_lock("k", options(timeout)).unwrap_err()));
             assert_bounded(timeout, || timed_out(store.lock("k", options(timeout)).unwrap_err()));
             // The read must enter the latch to confirm that the record does not exist.
-            assert_bounded(timeout, || timed_out(store.try_read::<String>("k", timeout).unwrap_err()));
+            assert_bounded(timeout, || timed_out(read().unwrap_err()));
         }
         assert_bounded(Duration::ZERO, || {
             assert!(store.try_lock("k", LockOptions::new()).unwrap().is_none());
         });
-        assert_bounded(Duration::ZERO, || assert!(store.wait_for_lock("k", None).unwrap()));
+        assert_bounded(Duration::ZERO, || assert!(store.wait_for_lock("k", WaitOptions::new()).unwrap()));
     });
-    store.acquire_lock("k", &options(Duration::ZERO)).unwrap();
+    store.acquire_lock("k", options(Duration::ZERO)).unwrap();
 }
 
 #[test]
@@ -446,12 +474,10 @@ fn lock_queries_and_reads_need_no_latch() {
         let (timeout, other) = (millis(300), as_named("other"));
         assert_bounded(timeout, || {
             // The lock is held, so the waiter does not need the latch, and the error names the holder.
-            let error = store.acquire_lock("k", &other.acquire_timeout(timeout)).unwrap_err();
-            assert!(
-                matches!(&error, Error::LockTimeout { holder: Some(holder), .. } if holder == guard.holder())
-            );
+            let error = store.acquire_lock("k", other.acquire_timeout(timeout)).unwrap_err();
+            assert!(error.is_timeout() && error.holder() == Some(guard.holder()), "{error:?}");
         });
-        assert_bounded(timeout, || assert!(!store.wait_for_lock("k", Some(timeout)).unwrap()));
+        assert_bounded(timeout, || assert!(!store.wait_for_lock("k", timeout).unwrap()));
     });
     guard.release().unwrap();
 }

@@ -6,7 +6,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Claim, Durability, Error, FileSystemRecordStore, Holder, LockGuard, LockOptions, RecordStoreExt, Result,
+    Claim, Durability, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, ReadOptions, RecordStoreExt,
+    RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
@@ -34,8 +35,8 @@ enum Operation {
     Write,
     Remove,
     /// This one and the following ones claim by the token of a lock whose lease expires after [`LEASE`].
-    WriteAs,
-    RemoveAs,
+    WriteByToken,
+    RemoveByToken,
     Renew,
     Release,
 }
@@ -50,10 +51,12 @@ struct Task {
 fn run_actor(stage: &Stage) {
     let Task { dir, key, operation } = stage.argument();
     let store = open_with(&dir, Durability::Relaxed);
-    let fenced =
-        matches!(operation, Operation::WriteAs | Operation::RemoveAs | Operation::Renew | Operation::Release);
-    let token = fenced.then(|| store.acquire_lock(&key, &as_named("late").hold_timeout(LEASE)).unwrap());
-    let claim = token.map_or_else(|| Claim::Holder(Holder::current()), Claim::Token);
+    let fenced = matches!(
+        operation,
+        Operation::WriteByToken | Operation::RemoveByToken | Operation::Renew | Operation::Release
+    );
+    let token = fenced.then(|| store.acquire_lock(&key, as_named("late").hold_timeout(LEASE)).unwrap());
+    let claim = token.map_or_else(Claim::current, Claim::Token);
     let done = perform(stage, "", || describe(execute(&store, &key, operation, claim)));
     stage.send(&done);
     // A lock that the actor acquired ends with its process, so stay alive until the parent has checked.
@@ -63,25 +66,25 @@ fn run_actor(stage: &Stage) {
 fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim: Claim) -> Result<String> {
     let answer = match operation {
         Operation::Acquire => {
-            store.acquire_lock(key, &LockOptions::new().acquire_timeout(ZERO))?;
+            store.acquire_lock(key, LockOptions::new().acquire_timeout(ZERO))?;
             "done"
         }
         Operation::AcquireWithoutTimeout => {
-            store.acquire_lock(key, &LockOptions::new())?;
+            store.acquire_lock(key, LockOptions::new())?;
             "done"
         }
         Operation::Read => {
-            let record = store.try_read::<String>(key, ZERO)?;
+            let record = store.read_with::<String>(key, ReadOptions::new().timeout(ZERO))?;
             return Ok(record.map_or_else(|| "nothing".into(), |record| record.result));
         }
         Operation::IsLocked => locked_or_free(store.is_locked(key)?),
-        Operation::WaitForLock => locked_or_free(!store.wait_for_lock(key, Some(ZERO))?),
-        Operation::Write | Operation::WriteAs => {
-            store.write_as(key, "actor's", claim)?;
+        Operation::WaitForLock => locked_or_free(!store.wait_for_lock(key, ZERO)?),
+        Operation::Write | Operation::WriteByToken => {
+            store.write_with(key, "actor's", WriteOptions::new().claim(claim))?;
             "done"
         }
-        Operation::Remove | Operation::RemoveAs => {
-            store.remove_as(key, claim)?;
+        Operation::Remove | Operation::RemoveByToken => {
+            store.remove_with(key, RemoveOptions::new().claim(claim))?;
             "done"
         }
         Operation::Renew => {
@@ -104,10 +107,12 @@ fn locked_or_free(locked: bool) -> &'static str {
 fn describe(outcome: Result<String>) -> String {
     match outcome {
         Ok(answer) => answer,
-        Err(Error::Locked { .. }) => "refused".into(),
-        Err(Error::LockTimeout { .. }) => "timeout".into(),
-        Err(Error::LockLost { .. }) => "lost".into(),
-        Err(other) => format!("{other}: {other:?}"),
+        Err(error) => match error.kind() {
+            ErrorKind::Locked => "refused".into(),
+            ErrorKind::LockTimeout => "timeout".into(),
+            ErrorKind::LockLost => "lost".into(),
+            _ => format!("{error:?}"),
+        },
     }
 }
 
@@ -185,8 +190,8 @@ fn write_first(store: &FileSystemRecordStore, key: &str) {
 }
 
 fn leave_expired(store: &FileSystemRecordStore, key: &str) {
-    store.acquire_lock(key, &as_named("gone").hold_timeout(millis(1))).unwrap();
-    assert!(store.wait_for_lock(key, None).unwrap());
+    store.acquire_lock(key, as_named("gone").hold_timeout(millis(1))).unwrap();
+    assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap());
 }
 
 fn try_lock<'a>(store: &'a FileSystemRecordStore, key: &str) -> Option<Guard<'a>> {
@@ -294,12 +299,12 @@ fn late_against_successor(operation: Operation) {
 
 #[test]
 fn a_late_write_is_refused_after_a_successor_acquired_the_lock() {
-    late_against_successor(Operation::WriteAs);
+    late_against_successor(Operation::WriteByToken);
 }
 
 #[test]
 fn a_late_removal_is_refused_after_a_successor_acquired_the_lock() {
-    late_against_successor(Operation::RemoveAs);
+    late_against_successor(Operation::RemoveByToken);
 }
 
 #[test]
@@ -316,10 +321,11 @@ fn a_late_release_is_refused_after_a_successor_acquired_the_lock() {
 /// value: the write took effect before the read, or is refused.
 #[test]
 fn a_late_write_does_not_take_effect_after_a_read_has_seen_the_old_record() {
-    at_every_step(Operation::WriteAs, write_first, |store, key, mut actor, step| {
+    at_every_step(Operation::WriteByToken, write_first, |store, key, mut actor, step| {
         actor.advance(step);
-        assert!(store.wait_for_lock(key, None).unwrap());
-        let seen = actor.run_beside(|| store.try_read::<String>(key, PATIENCE).unwrap().unwrap().result);
+        assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap());
+        let patient = ReadOptions::new().timeout(PATIENCE);
+        let seen = actor.run_beside(|| store.read_with::<String>(key, patient).unwrap().unwrap().result);
         let outcome = actor.finish();
         let expected = if seen == "first" { "lost" } else { "done" };
         assert_eq!(outcome.answer, expected, "{}: {seen} was read", outcome.position);
@@ -397,8 +403,8 @@ fn a_read_never_returns_one_of_two_uncommitted_removals() {
             guard.release().unwrap();
             actor.advance(distance);
             actor.run_beside(|| {
-                let token = store.acquire_lock(key, &as_named("next")).unwrap();
-                assert!(store.remove_as(key, token).unwrap());
+                let token = store.acquire_lock(key, as_named("next")).unwrap();
+                assert!(store.remove_with(key, RemoveOptions::new().claim(token)).unwrap());
             });
             let outcome = actor.finish();
             assert!(
@@ -433,7 +439,7 @@ fn against_renewal(operation: Operation, expected: &str) {
         let guard = store.lock(key, as_named("holder").hold_timeout(LEASE)).unwrap();
         actor.advance(step);
         // On a busy machine the lease may have expired before the renewal. Then this schedule proves nothing.
-        let renewed = actor.run_beside(|| store.renew(key, guard.token(), Some(PATIENCE)));
+        let renewed = actor.run_beside(|| store.renew(key, guard.token(), PATIENCE));
         std::thread::sleep(LEASE);
         let outcome = actor.finish();
         if renewed.is_ok() {

@@ -5,7 +5,9 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use nix::libc;
-use record_store::{Durability, FileSystemRecordStore, LockOptions, LockToken, RecordStoreExt};
+use record_store::{
+    Durability, FileSystemRecordStore, LockOptions, LockToken, ReadOptions, RecordStoreExt, WriteOptions,
+};
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, mark, perform};
@@ -66,7 +68,7 @@ const OPERATIONS: &[Operation] = &[
         "getpid newfstatat getpid fstat openat flock fstat newfstatat getpid openat write close flock close",
         |stores, n| {
             stores.tokens[n]
-                .set(stores.durable.acquire_lock(format!("lock-{n}"), &LockOptions::new()).unwrap());
+                .set(stores.durable.acquire_lock(format!("lock-{n}"), LockOptions::new()).unwrap());
         },
     ),
     Operation(
@@ -75,18 +77,26 @@ const OPERATIONS: &[Operation] = &[
         |stores, n| stores.durable.renew(format!("lock-{n}"), stores.tokens[n].get(), None).unwrap(),
     ),
     Operation(
-        "write_as, relaxed, new",
+        "write by token, relaxed, new",
         "getpid fstat openat write close openat flock fstat getpid openat fstat read getpid close getpid newfstatat renameat flock close",
-        |stores, n| stores.relaxed.write_as(format!("lock-{n}"), "newer", stores.tokens[n].get()).unwrap(),
+        |stores, n| {
+            stores
+                .relaxed
+                .write_with(format!("lock-{n}"), "newer", WriteOptions::new().claim(stores.tokens[n].get()))
+                .unwrap();
+        },
     ),
     Operation(
-        "read_as",
+        "read by token",
         "openat fstat getpid openat fstat read getpid close getpid newfstatat read close",
         |stores, n| {
             assert!(
                 stores
                     .relaxed
-                    .read_as::<String>(format!("lock-{n}"), stores.tokens[n].get())
+                    .read_with::<String>(
+                        format!("lock-{n}"),
+                        ReadOptions::new().claim(stores.tokens[n].get())
+                    )
                     .unwrap()
                     .is_some()
             );

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt, WriteOptions};
 use tempfile::tempdir;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -105,8 +105,8 @@ fn a_wait_is_a_span_and_its_outcome_an_event() {
     let other = store.lock("key", as_named("other").hold_timeout(millis(30))).unwrap();
     let lines = Recorder::capture(|| {
         let short = as_named("me").acquire_timeout(millis(5));
-        assert!(store.acquire_lock("key", &short).unwrap_err().is_timeout());
-        store.acquire_lock("key", &as_named("me")).unwrap();
+        assert!(store.acquire_lock("key", short).unwrap_err().is_timeout());
+        store.acquire_lock("key", as_named("me")).unwrap();
     });
     assert_recorded(
         &lines,
@@ -114,10 +114,7 @@ fn a_wait_is_a_span_and_its_outcome_an_event() {
     );
     assert_recorded(&lines, &["gave up", "waited=", "error="]);
     assert_recorded(&lines, &["the wait is over"]);
-    assert_recorded(
-        &lines,
-        &["INFO record_store:", "took over a lock whose lease ran out", "holder=\"other\""],
-    );
+    assert_recorded(&lines, &["INFO record_store:", "took over an expired lock", "holder=\"other\""]);
     let lost = Recorder::capture(|| assert!(other.write(&1).unwrap_err().is_lock_lost()));
     assert_recorded(&lost, &["WARN record_store:", "the lock is lost", "\"write\"", "key=\"key\"", "token="]);
 }
@@ -132,14 +129,16 @@ fn a_dead_owner_is_reported() {
     let lines = Recorder::capture(|| drop(store.lock("key", LockOptions::new()).unwrap()));
     assert_recorded(&lines, &["took over the lock of a dead owner", "key=\"key\""]);
     let lines = Recorder::capture(|| assert_eq!(store.sweep().unwrap().owners, 1));
-    assert_recorded(&lines, &["cleared away what was left behind", "owners=1"]);
+    assert_recorded(&lines, &["removed leftover files", "owners=1"]);
 }
 
 #[test]
 fn the_memory_store_reports_lost_locks() {
     let store = MemoryRecordStore::new();
-    let token = store.acquire_lock("key", &as_named("me")).unwrap();
+    let token = store.acquire_lock("key", as_named("me")).unwrap();
     store.release_lock("key", named("me")).unwrap();
-    let lines = Recorder::capture(|| assert!(store.write_as("key", &1, token).unwrap_err().is_lock_lost()));
+    let lines = Recorder::capture(|| {
+        assert!(store.write_with("key", &1, WriteOptions::new().claim(token)).unwrap_err().is_lock_lost());
+    });
     assert_recorded(&lines, &["the lock is lost"]);
 }

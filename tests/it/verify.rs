@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use record_store::{
-    Durability, Error, FileSystemOptions, FileSystemRecordStore, Finding, Holder, LockOptions, LockState,
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Finding, Holder, LockOptions, LockState,
     OpenMode, Problem, RecordStoreExt,
 };
 use tempfile::TempDir;
@@ -46,9 +46,9 @@ fn a_store_in_use_is_sound() {
     let (_dir, store) = new_store();
     let job = as_named("job").hold_timeout(Duration::from_hours(1));
     for key in ["sound", &"lock/".repeat(100)] {
-        store.acquire_lock(key, &job).unwrap();
+        store.acquire_lock(key, job.clone()).unwrap();
     }
-    store.acquire_lock("mine", &LockOptions::new()).unwrap();
+    store.acquire_lock("mine", LockOptions::new()).unwrap();
     let mut verification = store.verify();
     assert!(verification.by_ref().next().is_none());
     let checked = verification.checked();
@@ -72,7 +72,7 @@ fn unsound_records_are_found() {
         let path = store.path().join(name);
         fs::write(&path, &text).unwrap();
         let problem = only(&store, name);
-        assert!(problem.is_damage() && matches!(problem, Problem::UnsoundRecord(_)), "{text}: {problem:?}");
+        assert!(problem.is_damage() && matches!(problem, Problem::CorruptRecord(_)), "{text}: {problem:?}");
         let key = name.strip_suffix(".json").unwrap();
         // The finding contains the error that a read returns.
         if name != hashed {
@@ -83,7 +83,9 @@ fn unsound_records_are_found() {
     }
     fs::create_dir(store.path().join("dir.json")).unwrap();
     let cause = only(&store, "dir.json");
-    assert!(matches!(cause.cause(), Some(Error::NotARegularFile { found: "a directory", .. })), "{cause:?}");
+    let error = cause.cause().expect("an error");
+    assert_eq!(error.kind(), ErrorKind::NotARegularFile, "{cause:?}");
+    assert_eq!(error.detail(), Some("a directory"), "{cause:?}");
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn a_record_over_the_size_limit_is_found() {
     store.write("large", &"x".repeat(1_000)).unwrap();
     assert!(findings(&store).is_empty());
     let limited = FileSystemOptions::new().max_record_bytes(900).open(store.path()).unwrap();
-    assert!(matches!(only(&limited, "large.json"), Problem::UnsoundRecord(_)));
+    assert!(matches!(only(&limited, "large.json"), Problem::CorruptRecord(_)));
 }
 
 #[test]
@@ -102,7 +104,7 @@ fn unsound_and_stale_locks_are_found() {
     for text in ["not a lock", "{}", "{\"key\":\"k\"}\0"] {
         fs::write(&path, text).unwrap();
         let problem = only(&store, "k.lock");
-        assert!(problem.is_damage() && matches!(problem, Problem::UnsoundLock(_)), "{text}: {problem:?}");
+        assert!(problem.is_damage() && matches!(problem, Problem::CorruptLock(_)), "{text}: {problem:?}");
     }
     for text in ["", "\0\0\0"] {
         fs::write(&path, text).unwrap();
@@ -111,20 +113,21 @@ fn unsound_and_stale_locks_are_found() {
     }
     remove(&path);
 
-    store.acquire_lock("k", &LockOptions::new()).unwrap();
+    store.acquire_lock("k", LockOptions::new()).unwrap();
     let held = fs::read_to_string(&path).unwrap();
     fs::copy(&path, store.path().join("other.lock")).unwrap();
     let misnamed = only(&store, "other.lock");
-    assert!(matches!(misnamed, Problem::UnsoundLock(Error::KeyMismatch { .. })), "{misnamed:?}");
+    let Problem::CorruptLock(error) = misnamed else { panic!("{misnamed:?}") };
+    assert_eq!(error.kind(), ErrorKind::KeyMismatch, "{error:?}");
     remove(&store.path().join("other.lock"));
 
     let owner = held.split("\"owner\":\"").nth(1).unwrap().split('"').next().unwrap();
     fs::write(&path, held.replace(owner, "1-dead")).unwrap();
-    assert!(matches!(only(&store, "k.lock"), Problem::DeadLock(LockState::Abandoned)));
+    assert!(matches!(only(&store, "k.lock"), Problem::StaleLock(LockState::Abandoned)));
     store.break_lock("k").unwrap();
-    store.acquire_lock("k", &as_named("job").hold_timeout(Duration::ZERO)).unwrap();
+    store.acquire_lock("k", as_named("job").hold_timeout(Duration::ZERO)).unwrap();
     let late = only(&store, "k.lock");
-    assert!(!late.is_damage() && matches!(late, Problem::DeadLock(LockState::Expired)), "{late:?}");
+    assert!(!late.is_damage() && matches!(late, Problem::StaleLock(LockState::Expired)), "{late:?}");
     store.sweep().unwrap();
     assert!(findings(&store).is_empty());
 }
@@ -148,10 +151,10 @@ fn unknown_files_are_found() {
         let path = store.path().join(name);
         fs::write(&path, "").unwrap();
         let problem = only(&store, name);
-        assert!(!problem.is_damage() && matches!(problem, Problem::Strange), "{name}: {problem:?}");
+        assert!(!problem.is_damage() && matches!(problem, Problem::Foreign), "{name}: {problem:?}");
         remove(&path);
         symlink("/nowhere", &path).unwrap();
-        assert!(matches!(only(&store, name), Problem::Strange), "{name}");
+        assert!(matches!(only(&store, name), Problem::Foreign), "{name}");
         remove(&path);
     }
 }
@@ -162,11 +165,11 @@ fn leftovers_of_dead_processes_are_found() {
     let staged = store.path().join(".store/tmp/1-dead.0");
     fs::write(&staged, "{").unwrap();
     let left = only(&store, ".store/tmp/1-dead.0");
-    assert!(!left.is_damage() && matches!(left, Problem::Unfinished), "{left:?}");
+    assert!(!left.is_damage() && matches!(left, Problem::OrphanedStagedFile), "{left:?}");
     remove(&staged);
     fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
     let left = only(&store, ".store/owners/1-dead");
-    assert!(!left.is_damage() && matches!(left, Problem::DeadOwner), "{left:?}");
+    assert!(!left.is_damage() && matches!(left, Problem::OrphanedOwner), "{left:?}");
 }
 
 #[test]
@@ -179,18 +182,20 @@ fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
         symlink("/nowhere", &path).unwrap();
         let problem = only(&store, &format!(".store/{name}"));
         assert!(problem.is_damage(), "{name}");
-        assert!(matches!(problem, Problem::Misplaced { found: "a symbolic link" }), "{name}: {problem:?}");
+        assert!(matches!(problem, Problem::WrongType { found: "a symbolic link" }), "{name}: {problem:?}");
     }
     let (_dir, store) = new_store();
     fs::write(store.path().join(".store/format.json"), "{\"version\":2}").unwrap();
     let newer = only(&store, ".store/format.json");
-    assert!(matches!(newer, Problem::UnsoundFormat(Error::UnsupportedFormat { found: 2, .. })), "{newer:?}");
+    let Problem::CorruptFormat(error) = newer else { panic!("{newer:?}") };
+    assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error:?}");
+    assert!(error.detail().is_some_and(|detail| detail.starts_with("version 2,")), "{error:?}");
 }
 
 #[test]
 fn verify_changes_nothing() {
     let (_dir, store) = new_store();
-    store.acquire_lock("late", &as_named("job").hold_timeout(Duration::ZERO)).unwrap();
+    store.acquire_lock("late", as_named("job").hold_timeout(Duration::ZERO)).unwrap();
     fs::write(store.path().join("bad.json"), "").unwrap();
     fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
     let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(store.path()).unwrap();

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use record_store::{FileSystemOptions, Holder, LockOptions, OpenMode, RecordStoreExt};
+use record_store::{
+    FileSystemOptions, Holder, LockOptions, OpenMode, ReadOptions, RecordStoreExt, WaitOptions,
+};
 use rustix::process::Signal;
 use tempfile::tempdir;
 
@@ -79,7 +81,7 @@ fn an_observer_never_sees_a_partial_lock_file() {
     while start.elapsed() < time {
         held += u32::from(store.lock_info("k").unwrap().is_some());
         listed += store.locks().unwrap().map(Result::unwrap).count();
-        match store.try_read::<String>("k", Duration::ZERO) {
+        match store.read_with::<String>("k", ReadOptions::new().timeout(Duration::ZERO)) {
             Ok(record) => assert_eq!(record.unwrap().result, "value"),
             Err(error) => assert!(error.is_timeout(), "{error}"),
         }
@@ -107,7 +109,7 @@ fn a_lock_file_is_reused_in_place_but_never_grows() {
             let store = &store;
             let waiter = scope.spawn(move || {
                 sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
-                store.acquire_lock("k", &as_named(&next)).unwrap()
+                store.acquire_lock("k", as_named(&next)).unwrap()
             });
             until_asleep(std::process::id(), thread.recv().unwrap());
             guard.release().unwrap();
@@ -124,11 +126,7 @@ fn wait_once(stage: &Stage) {
     let store = open(&dir);
     stage.send("ready");
     stage.expect("go");
-    let mut options = LockOptions::new();
-    if let Some(timeout) = timeout {
-        options = options.acquire_timeout(timeout);
-    }
-    match store.lock("k", options) {
+    match store.lock("k", LockOptions::new().acquire_timeout(timeout)) {
         Ok(guard) => {
             stage.send("acquired");
             stage.expect("release");
@@ -237,7 +235,7 @@ fn wait_to_read(stage: &Stage) {
     stage.send("ready");
     stage.expect("go");
     let record = store.read::<String>("k").unwrap().expect("a record");
-    assert!(store.wait_for_lock("k", None).unwrap());
+    assert!(store.wait_for_lock("k", WaitOptions::new()).unwrap());
     stage.send(&record.result);
 }
 
@@ -319,7 +317,7 @@ fn an_expired_lease_wakes_its_waiter() {
     let store = open(dir.path());
     let start = Instant::now();
     let lease = millis(700);
-    store.acquire_lock("k", &as_named("gone").hold_timeout(lease)).unwrap();
+    store.acquire_lock("k", as_named("gone").hold_timeout(lease)).unwrap();
     store.lock("k", LockOptions::new()).unwrap().release().unwrap();
     assert!(start.elapsed() >= lease);
     assert!(start.elapsed() < lease + PATIENCE / 2);
@@ -329,7 +327,7 @@ fn an_expired_lease_wakes_its_waiter() {
 fn a_broken_lock_wakes_its_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    store.acquire_lock("k", &as_named("forever")).unwrap();
+    store.acquire_lock("k", as_named("forever")).unwrap();
     let mut waiter = start_waiting(dir.path(), None);
     assert!(store.break_lock("k").unwrap());
     waiter.expect("acquired");

@@ -58,7 +58,7 @@ impl Peer for Sqlite {
         let Self { full, normal } = self;
         Some(match work {
             Work::Put(Durability::Full) => Box::new(|key, value| sqlite_put(full, key, &encode(value))),
-            Work::Put(Durability::Relaxed) => Box::new(|key, value| sqlite_put(normal, key, &encode(value))),
+            Work::Put(_) => Box::new(|key, value| sqlite_put(normal, key, &encode(value))),
             Work::Get => Box::new(|key, _| {
                 black_box(decode(&sqlite_get(normal, key)).number);
             }),
@@ -126,7 +126,7 @@ impl Peer for Redb {
         };
         Some(match work {
             Work::Put(Durability::Full) => put(redb::Durability::Immediate),
-            Work::Put(Durability::Relaxed) => put(redb::Durability::None),
+            Work::Put(_) => put(redb::Durability::None),
             Work::Get => Box::new(|key, _| {
                 black_box(this.read(key, |text| decode(text).number));
             }),
@@ -204,7 +204,7 @@ impl Peer for Lmdb {
         let Self { full, relaxed } = self;
         Some(match work {
             Work::Put(Durability::Full) => Box::new(|key, value| full.change(key, |_| encode(value))),
-            Work::Put(Durability::Relaxed) => Box::new(|key, value| relaxed.change(key, |_| encode(value))),
+            Work::Put(_) => Box::new(|key, value| relaxed.change(key, |_| encode(value))),
             Work::Get => Box::new(|key, _| {
                 black_box(relaxed.read(key, |text| decode(text).number));
             }),

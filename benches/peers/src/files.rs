@@ -93,9 +93,7 @@ impl Peer for Ours {
         let Self { durable, relaxed } = self;
         Some(match work {
             Work::Put(Durability::Full) => Box::new(|key, value| durable.write(key, value).expect("written")),
-            Work::Put(Durability::Relaxed) => {
-                Box::new(|key, value| relaxed.write(key, value).expect("written"))
-            }
+            Work::Put(_) => Box::new(|key, value| relaxed.write(key, value).expect("written")),
             Work::Get => Box::new(|key, _| {
                 let record = relaxed.read::<Invoice>(key).expect("read");
                 black_box(record.expect("a record").result.number);
@@ -176,7 +174,7 @@ impl Peer for Cacache {
             Work::Exists => Box::new(move |key, _| {
                 assert!(cacache::metadata_sync(dir, key).expect("checked").is_some());
             }),
-            Work::Put(Durability::Full) | Work::Lock | Work::Update => return None,
+            Work::Put(_) | Work::Lock | Work::Update => return None,
         })
     }
 }

@@ -46,7 +46,7 @@ impl Peer for Gix {
                 let text = fs::read(self.0.join(key)).expect("read");
                 put(lock, &changed(&text));
             }),
-            Work::Put(Durability::Full) | Work::Get | Work::Exists => return None,
+            Work::Put(_) | Work::Get | Work::Exists => return None,
         })
     }
 }

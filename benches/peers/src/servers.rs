@@ -167,7 +167,7 @@ impl Peer for Redis {
         let Self { always, everysec } = self;
         Some(match work {
             Work::Put(Durability::Full) => Box::new(|key, value| always.put(key, &encode(value))),
-            Work::Put(Durability::Relaxed) => Box::new(|key, value| everysec.put(key, &encode(value))),
+            Work::Put(_) => Box::new(|key, value| everysec.put(key, &encode(value))),
             Work::Get => Box::new(|key, _| {
                 black_box(decode(&everysec.get(key)).number);
             }),
@@ -286,7 +286,7 @@ impl Peer for Etcd {
     fn job(&mut self, work: Work) -> Option<Job<'_>> {
         Some(match work {
             Work::Put(Durability::Full) => Box::new(|key, value| self.put(key, &encode(value))),
-            Work::Put(Durability::Relaxed) => return None,
+            Work::Put(_) => return None,
             Work::Get => Box::new(|key, _| {
                 black_box(decode(&self.get(key).0).number);
             }),

@@ -1,6 +1,6 @@
 //! `export`: writes all records as JSON Lines.
 
-use record_store::{Claim, FileSystemRecordStore, Json, Key, RecordStore, RecordStoreExt};
+use record_store::{FileSystemRecordStore, Json, Key, ReadOptions, RecordStore, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::ExportArgs;
@@ -46,7 +46,7 @@ fn line(store: &FileSystemRecordStore, key: &Key, args: &ExportArgs) -> Result<O
         key: &'a str,
         result: &'a Json,
     }
-    let result = store.read_json(key, &Claim::current(), args.wait)?;
+    let result = store.read_raw(key, ReadOptions::new().timeout(args.wait))?;
     let line = result.map(|result| json(&Line { key: key.as_str(), result: &result })).transpose()?;
     // JSON strings contain no raw line feed. A line feed between values is only white space.
     Ok(line.map(|line| line.replace(['\n', '\r'], " ")))

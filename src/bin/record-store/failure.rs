@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use record_store::Error;
+use record_store::{Error, ErrorKind};
 
 /// The reason why this program exits with a code other than 0. A closed output pipe is also a
 /// `Failure`, with code 0: it ends the program early.
@@ -41,7 +41,7 @@ impl Failure {
 
     /// Data with an invalid format.
     pub(crate) fn bad_data(what: &str, error: &dyn StdError) -> Self {
-        Self::new(BAD_DATA, format!("{what}: {}", chain(error)))
+        Self::new(BAD_DATA, with_causes(format!("{what}: {error}"), error))
     }
 
     pub(crate) fn io(what: &str, error: &io::Error) -> Self {
@@ -69,14 +69,32 @@ impl Failure {
         Self::new(code, format!("cannot read the command's output: {error}"))
     }
 
-    /// An error and its causes, on one line.
-    pub(crate) fn chain(error: &Error) -> String {
-        chain(error)
+    /// An error of the library, its causes, and what to do on the command line, on one line.
+    pub(crate) fn describe(error: &Error) -> String {
+        advised(Self::problem(error), advice(error))
+    }
+
+    /// An error of the library and its causes, on one line. Leaves out the library's hint, which names
+    /// methods instead of commands.
+    pub(crate) fn problem(error: &Error) -> String {
+        let mut line = error.to_string();
+        if let Some(hint) = error.hint()
+            && let Some(rest) = line.strip_suffix(hint)
+        {
+            line.truncate(rest.trim_end_matches("; ").len());
+        }
+        with_causes(line, error)
     }
 
     /// Termination by a signal. The exit code is that of a shell.
     pub(crate) fn signal(number: i32) -> Self {
         Self::silent(signal_code(number))
+    }
+
+    /// Adds what the user can do to the end of the message.
+    pub(crate) fn advise(mut self, advice: &str) -> Self {
+        self.message = self.message.map(|message| advised(message, Some(advice)));
+        self
     }
 
     /// Adds the position of the failure to the message.
@@ -107,33 +125,201 @@ pub(crate) fn signal_code(number: i32) -> u8 {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let code = match &error {
-            error if error.is_locked() || error.is_lock_lost() => LOCKED,
-            error if error.is_corrupt() => BAD_DATA,
-            Error::Encode { .. }
-            | Error::Decode { .. }
-            | Error::RecordTooLarge { .. }
-            | Error::NotARegularFile { .. }
-            | Error::UnsupportedFormat { .. } => BAD_DATA,
-            Error::NotAStore { .. } => NOT_FOUND,
-            // A read-only open of a directory that does not exist.
-            Error::Io { operation: "open", source, .. } if source.kind() == io::ErrorKind::NotFound => {
+        let code = match error.kind() {
+            _ if error.is_locked() || error.is_lock_lost() => LOCKED,
+            _ if error.is_corrupt() => BAD_DATA,
+            ErrorKind::Encode
+            | ErrorKind::Decode
+            | ErrorKind::RecordTooLarge
+            | ErrorKind::NotARegularFile
+            | ErrorKind::UnsupportedFormat => BAD_DATA,
+            ErrorKind::NotAStore => NOT_FOUND,
+            // The directory of the store does not exist.
+            ErrorKind::Io
+                if error.operation() == "open" && error.io_kind() == Some(io::ErrorKind::NotFound) =>
+            {
                 NOT_FOUND
             }
             _ => IO,
         };
-        Self::new(code, chain(&error))
+        Self::new(code, Self::describe(&error))
     }
 }
 
-/// The error and its causes, on one line.
-fn chain(error: &dyn StdError) -> String {
-    let mut line = error.to_string();
+/// What the user of the command line can do about an error, if that is known.
+fn advice(error: &Error) -> Option<&'static str> {
+    let has_key = error.key().is_some();
+    Some(match error.kind() {
+        ErrorKind::Locked => "wait until it is released, or release it with unlock",
+        ErrorKind::LockTimeout if error.holder().is_some() => {
+            "wait longer with --wait, or release it with unlock"
+        }
+        ErrorKind::LockTimeout => "wait longer with --wait",
+        ErrorKind::LockLost => "run the command again",
+        ErrorKind::CorruptRecord if has_key => "replace the record with put, or remove it with rm",
+        ErrorKind::CorruptLock if has_key => {
+            "if no process is at work on this key, remove the file with unlock --force"
+        }
+        // The file name is a hash, and only the file contained the key.
+        ErrorKind::CorruptRecord => "move the file out of the store's directory",
+        ErrorKind::CorruptLock => "if no process is at work on the store, remove the file",
+        // Only --text requests a type.
+        ErrorKind::Decode => "leave out --text",
+        // The limit cannot be changed on the command line.
+        ErrorKind::RecordTooLarge => return None,
+        ErrorKind::NotAStore => "create a store with put, run or import",
+        ErrorKind::ReadOnly => NOT_WRITABLE,
+        ErrorKind::Io => match error.io_kind()? {
+            io::ErrorKind::PermissionDenied => {
+                "check the owner and the permissions: a change needs write permission for all files of the store"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => NOT_WRITABLE,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space on the disk",
+            _ => return None,
+        },
+        // The other hints name no methods.
+        _ => return error.hint(),
+    })
+}
+
+const NOT_WRITABLE: &str = "use get, ls, locks, export, verify and watch: they need no write permission";
+
+fn advised(mut message: String, advice: Option<&str>) -> String {
+    if let Some(advice) = advice {
+        message.push_str("; ");
+        message.push_str(advice);
+    }
+    message
+}
+
+/// Adds the causes of `error` to its message.
+fn with_causes(mut message: String, error: &dyn StdError) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         // Writing to a `String` cannot fail.
-        let _ = write!(line, ": {error}");
+        let _ = write!(message, ": {error}");
         cause = error.source();
     }
-    line
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use record_store::{Holder, Key};
+
+    use super::*;
+
+    fn error(kind: ErrorKind) -> Error {
+        Error::new(kind, "write").with_key(&Key::new("k").unwrap()).with_path("/records/k.json")
+    }
+
+    fn io_error(kind: io::ErrorKind) -> Error {
+        error(ErrorKind::Io).with_detail("open the record").with_source(io::Error::from(kind))
+    }
+
+    #[test]
+    fn the_advice_comes_after_the_causes_and_names_commands() {
+        let corrupt = error(ErrorKind::CorruptLock).with_detail("a bad file").with_source("the cause");
+        assert_eq!(
+            Failure::describe(&corrupt),
+            "write \"k\": corrupt lock: a bad file (/records/k.json): the cause; \
+             if no process is at work on this key, remove the file with unlock --force"
+        );
+        assert_eq!(
+            Failure::problem(&corrupt),
+            "write \"k\": corrupt lock: a bad file (/records/k.json): the cause"
+        );
+        assert_eq!(
+            Failure::describe(&error(ErrorKind::UnsupportedFormat).with_detail("version 2")),
+            "write \"k\": unsupported format: version 2 (/records/k.json); update this program"
+        );
+        assert_eq!(
+            Failure::describe(&io_error(io::ErrorKind::TimedOut)),
+            "write \"k\": cannot open the record (/records/k.json): timed out"
+        );
+    }
+
+    #[test]
+    fn a_hint_of_the_library_is_shown_only_if_it_names_no_method() {
+        use ErrorKind as Kind;
+        for kind in [
+            Kind::InvalidKey,
+            Kind::InvalidHolder,
+            Kind::Locked,
+            Kind::LockTimeout,
+            Kind::Cancelled,
+            Kind::LockLost,
+            Kind::NotLocked,
+            Kind::NotLockHolder,
+            Kind::CorruptRecord,
+            Kind::CorruptLock,
+            Kind::CorruptStore,
+            Kind::KeyMismatch,
+            Kind::NotARegularFile,
+            Kind::RecordTooLarge,
+            Kind::Encode,
+            Kind::Decode,
+            Kind::Io,
+            Kind::Thread,
+            Kind::Hook,
+            Kind::UnsupportedIsolationLevel,
+            Kind::UnsupportedFormat,
+            Kind::UnsupportedFileSystem,
+            Kind::NotAStore,
+            Kind::ReadOnly,
+            Kind::Unsupported,
+            Kind::Other,
+        ] {
+            for error in [error(kind), error(kind).with_holder(Holder::current()), Error::new(kind, "read")] {
+                let (advice, hint) = (advice(&error), error.hint());
+                assert!(advice.is_none_or(|advice| !advice.contains('_')), "{kind:?}: {advice:?}");
+                let described = Failure::describe(&error);
+                assert_eq!(
+                    hint.is_some_and(|hint| described.contains(hint)),
+                    hint.is_some() && hint == advice,
+                    "{kind:?}: {described}"
+                );
+                assert!(advice.is_none_or(|advice| described.ends_with(&format!("; {advice}"))));
+            }
+        }
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_written_has_advice() {
+        for (kind, word) in [
+            (io::ErrorKind::PermissionDenied, "write permission"),
+            (io::ErrorKind::ReadOnlyFilesystem, "they need no write permission"),
+            (io::ErrorKind::StorageFull, "free some space"),
+        ] {
+            let described = Failure::describe(&io_error(kind));
+            assert!(described.contains(word), "{described}");
+        }
+    }
+
+    #[test]
+    fn the_exit_code_depends_on_the_kind() {
+        let code = |error: Error| Failure::from(error).code;
+        for (kind, expected) in [
+            (ErrorKind::Locked, LOCKED),
+            (ErrorKind::LockTimeout, LOCKED),
+            (ErrorKind::NotLockHolder, LOCKED),
+            (ErrorKind::LockLost, LOCKED),
+            (ErrorKind::CorruptRecord, BAD_DATA),
+            (ErrorKind::CorruptLock, BAD_DATA),
+            (ErrorKind::CorruptStore, BAD_DATA),
+            (ErrorKind::KeyMismatch, BAD_DATA),
+            (ErrorKind::NotARegularFile, BAD_DATA),
+            (ErrorKind::RecordTooLarge, BAD_DATA),
+            (ErrorKind::Decode, BAD_DATA),
+            (ErrorKind::UnsupportedFormat, BAD_DATA),
+            (ErrorKind::NotAStore, NOT_FOUND),
+            (ErrorKind::UnsupportedFileSystem, IO),
+            (ErrorKind::Thread, IO),
+        ] {
+            assert_eq!(code(error(kind)), expected, "{kind:?}");
+        }
+        assert_eq!(code(io_error(io::ErrorKind::NotFound)), IO);
+        let missing = Error::new(ErrorKind::Io, "open").with_source(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(code(missing), NOT_FOUND);
+    }
 }

@@ -1,5 +1,6 @@
-//! Text forms of locks and times, shared by all listings.
+//! Text forms of locks, times and numbers, shared by all listings.
 
+use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
 use record_store::{LockInfo, LockState};
@@ -48,6 +49,12 @@ pub(crate) fn duration(duration: Duration) -> String {
     whole.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// A number of things, such as `1 record` or `2 records`.
+pub(crate) fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// The time that has passed since `time`. Zero if `time` is in the future, as after the clock was set
 /// back.
 pub(crate) fn age(time: SystemTime) -> String {
@@ -63,6 +70,11 @@ mod tests {
         let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
         assert_eq!(rfc3339(far), "9999-12-31T23:59:59.000Z");
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn one_thing_is_singular() {
+        assert_eq!([0, 1, 2].map(|n: u64| count(n, "lock")), ["0 locks", "1 lock", "2 locks"]);
     }
 
     #[test]

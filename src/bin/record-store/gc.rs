@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::args::GcArgs;
 use crate::failure::Failure;
-use crate::format::json;
+use crate::format::{count, json};
 use crate::output::Output;
 
 /// The counts of removed items. The field names are part of the JSON interface.
@@ -23,7 +23,7 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     out.line(&if args.json {
         json(&removed)?
     } else {
-        format!("{} records and {} locks removed", removed.records, removed.locks)
+        format!("{} and {} removed", count(removed.records, "record"), count(removed.locks, "lock"))
     })?;
     out.finish()
 }

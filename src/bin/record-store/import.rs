@@ -71,8 +71,8 @@ fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> 
         _ if !store.exists(key)? => guard.write(result)?,
         Existing::Skip => {}
         Existing::Fail => {
-            let advice = "use --existing skip or --existing overwrite";
-            return Err(Failure::new(EXISTS, format!("{:?} already has a record; {advice}", key.as_str())));
+            let failure = Failure::new(EXISTS, format!("{:?} already has a record", key.as_str()));
+            return Err(failure.advise("use --existing skip or --existing overwrite"));
         }
     }
     Ok(guard.release()?)

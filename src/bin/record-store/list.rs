@@ -61,14 +61,15 @@ fn row(lock: &LockInfo) -> [Cell; 7] {
         state_cell(lock),
         owner_cell(lock),
         rfc3339(lock.acquired_at()).into(),
-        lock.expires_at()
-            .map_or_else(|| Cell::coloured("released", Colour::Dim), |time| rfc3339(time).into()),
+        lock.expires_at().map_or_else(|| Cell::coloured("none", Colour::Dim), |time| rfc3339(time).into()),
         lock.token().to_string().into(),
         printable(lock.holder().name()).into(),
     ]
 }
 
 /// A lock as JSON. The field names are part of the JSON interface.
+///
+/// [`LockInfo`] serializes the same fields, but its times have nanoseconds, and these have milliseconds.
 #[derive(Serialize)]
 struct JsonLock<'a> {
     key: &'a str,

@@ -3,6 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use crate::format::count;
+
 /// A task that is shorter than this shows no progress.
 const DELAY: Duration = Duration::from_millis(500);
 /// The minimum time between two drawings.
@@ -62,12 +64,12 @@ impl Drop for Progress {
 
 fn line(done: u64, total: Option<u64>, records: u64, elapsed: Duration) -> String {
     let per_second = u128::from(records) * 1_000 / elapsed.as_millis().max(1);
-    let count = format!("{records} records, {per_second}/s");
-    let Some(total) = total else { return count };
+    let rate = format!("{}, {per_second}/s", count(records, "record"));
+    let Some(total) = total else { return rate };
     // `done` can exceed `total`: the input may grow while it is read.
     let percent = usize::try_from(u128::from(done.min(total)) * 100 / u128::from(total)).unwrap_or(100);
     let filled = percent * BAR / 100;
-    format!("[{:<BAR$}] {percent:3} %  {count}", "#".repeat(filled))
+    format!("[{:<BAR$}] {percent:3} %  {rate}", "#".repeat(filled))
 }
 
 #[cfg(test)]
@@ -78,6 +80,7 @@ mod tests {
     fn the_line_shows_the_rate_and_at_most_100_percent() {
         let second = Duration::from_secs(1);
         assert_eq!(line(7, None, 7, second), "7 records, 7/s");
+        assert_eq!(line(1, None, 1, second), "1 record, 1/s");
         assert_eq!(
             line(5, Some(10), 500, second / 2),
             "[###############               ]  50 %  500 records, 1000/s"

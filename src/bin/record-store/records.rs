@@ -2,7 +2,7 @@
 
 use std::io;
 
-use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, OpenMode, RecordStoreExt};
+use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Key, OpenMode, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
 use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
@@ -13,9 +13,7 @@ pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.record.store)?;
     match Value::read(Form::of(args.text), &store, key, args.wait)? {
         Some(value) => value.print(),
-        None => {
-            Err(Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display())))
-        }
+        None => Err(no_record(&store, key)),
     }
 }
 
@@ -37,7 +35,12 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     if store.remove(key)? {
         return Ok(());
     }
-    Err(Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display())))
+    Err(no_record(&store, key))
+}
+
+fn no_record(store: &FileSystemRecordStore, key: &Key) -> Failure {
+    Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display()))
+        .advise("list the keys with ls")
 }
 
 /// Opens a store without changing anything in it.

@@ -92,12 +92,8 @@ impl Run {
         match store.lock(&self.args.record.key, LockOptions::new().acquire_timeout(Duration::ZERO)) {
             Ok(guard) => self.compute(store, guard).map(Some),
             Err(error) if error.is_timeout() && !timed_out => Ok(None),
-            Err(mut error) => {
-                if let Error::LockTimeout { waited, .. } = &mut error {
-                    *waited = self.started.elapsed();
-                }
-                Err(error.into())
-            }
+            Err(error) if error.is_timeout() => Err(error.with_waited(self.started.elapsed()).into()),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -124,10 +120,8 @@ impl Run {
             }
             Ended::HoldExceeded => {
                 let hold = self.args.hold.unwrap_or_default();
-                return Err(Failure::new(
-                    HOLD_EXCEEDED,
-                    format!("the command was terminated after {hold:?}"),
-                ));
+                let message = format!("the command was terminated after {hold:?}");
+                return Err(Failure::new(HOLD_EXCEEDED, message).advise("give it more time with --hold"));
             }
             Ended::Signalled(signal) => return Err(Failure::signal(signal)),
         };

@@ -77,6 +77,7 @@ impl Target {
 
 /// Creates a temporary file that is removed if a signal terminates this program, even during its
 /// creation.
+#[allow(clippy::disallowed_methods, reason = "the file of an export is not a file of a store")]
 fn removed_on_signals(create: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
     let path: Arc<Mutex<Option<PathBuf>>> = Arc::default();
     let path_to_remove = Arc::clone(&path);

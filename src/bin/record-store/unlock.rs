@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, IsTerminal};
 
-use record_store::{Error, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStoreExt};
+use record_store::{Error, ErrorKind, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
 use crate::failure::{Failure, LOCKED, NOT_FOUND, USAGE};
@@ -19,8 +19,7 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     let mut out = Output::open();
     let interactive = out.is_terminal() && io::stdin().is_terminal();
     if !args.force && !interactive {
-        let advice = "add --force to release the lock without confirmation";
-        return Err(Failure::new(USAGE, format!("{}; {advice}", found.summary(key))));
+        return Err(Failure::new(USAGE, found.summary(key)).advise(found.advice()));
     }
     out.lines(&table(&found.rows(key), out.style()))?;
     if !args.force && !confirmed(&mut out)? {
@@ -44,9 +43,10 @@ impl Found {
             Ok(Some(lock)) => Ok(Self::Lock(Box::new(lock))),
             Ok(None) => {
                 let dir = store.path().display();
-                Err(Failure::new(NOT_FOUND, format!("{:?} is not locked ({dir})", key.as_str())))
+                let message = format!("{:?} is not locked ({dir})", key.as_str());
+                Err(Failure::new(NOT_FOUND, message).advise("list the locks with locks"))
             }
-            Err(error @ Error::CorruptLock { .. }) => Ok(Self::Corrupt(error)),
+            Err(error) if error.kind() == ErrorKind::CorruptLock => Ok(Self::Corrupt(error)),
             Err(error) => Err(error.into()),
         }
     }
@@ -56,9 +56,18 @@ impl Found {
         match self {
             Self::Lock(lock) => {
                 let owner = owner_cell(lock).text;
-                format!("{:?} is locked by {} (owner: {owner})", key.as_str(), lock.holder())
+                format!("{:?} is locked by {:?} (owner: {owner})", key.as_str(), lock.holder().name())
             }
-            Self::Corrupt(error) => error.to_string(),
+            Self::Corrupt(error) => Failure::problem(error),
+        }
+    }
+
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Lock(_) => "add --force to release the lock without confirmation",
+            Self::Corrupt(_) => {
+                "if no process is at work on this key, add --force to remove the file without confirmation"
+            }
         }
     }
 
@@ -70,7 +79,7 @@ impl Found {
                 let since = format!("{} ({} ago)", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
                 let until = match lock.expires_at().zip(lock.remaining()) {
                     Some((end, left)) => format!("{} (in {})", rfc3339(end), duration(left)),
-                    None => "released".to_owned(),
+                    None => "none".to_owned(),
                 };
                 rows.push(row("HOLDER", printable(lock.holder().name()).into()));
                 rows.push(row("OWNER", owner_cell(lock)));
@@ -78,29 +87,38 @@ impl Found {
                 rows.push(row("UNTIL", until.into()));
                 rows.push(row("TOKEN", lock.token().to_string().into()));
             }
-            Self::Corrupt(error) => rows.push(row("LOCK", Cell::coloured(error.to_string(), Colour::Bad))),
+            Self::Corrupt(error) => {
+                rows.push(row("LOCK", Cell::coloured(Failure::problem(error), Colour::Bad)));
+            }
         }
         rows
     }
 
     /// Releases the lock that was found. A lock that another holder acquired since then stays.
+    ///
+    /// A corrupt lock has no token. It is removed if it is still corrupt, but that check and the removal
+    /// are two steps.
     fn release(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), Failure> {
         match self {
             Self::Lock(lock) if store.break_lock_by_token(key, lock.token())? => Ok(()),
-            Self::Corrupt(_) if matches!(store.lock_info(key), Err(Error::CorruptLock { .. })) => {
+            Self::Corrupt(_) if is_corrupt(store, key) => {
                 store.break_lock(key)?;
                 Ok(())
             }
             _ => match store.lock_info(key)? {
                 Some(now) => {
-                    let message = format!("{:?} is now locked by {}", key.as_str(), now.holder());
-                    Err(Failure::new(LOCKED, message))
+                    let message = format!("{:?} is now locked by {:?}", key.as_str(), now.holder().name());
+                    Err(Failure::new(LOCKED, message).advise("run unlock again to see that lock"))
                 }
                 // The lock was released or expired in the meantime.
                 None => Ok(()),
             },
         }
     }
+}
+
+fn is_corrupt(store: &FileSystemRecordStore, key: &Key) -> bool {
+    store.lock_info(key).is_err_and(|error| error.kind() == ErrorKind::CorruptLock)
 }
 
 fn confirmed(out: &mut Output) -> Result<bool, Failure> {

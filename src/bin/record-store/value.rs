@@ -4,7 +4,8 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use record_store::{
-    Claim, FileSystemRecordStore, Json, Key, LockGuard, RecordStore, RecordStoreExt, WriteOptions,
+    Error, ErrorKind, FileSystemRecordStore, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt,
+    WriteOptions,
 };
 
 use crate::failure::Failure;
@@ -30,6 +31,9 @@ pub(crate) enum Value {
     Text(String),
 }
 
+/// The advice for input that is not text.
+const ENCODE: &str = "encode it as text, for example with base64, and store it with --text";
+
 /// The largest accepted input: the size limit of a record.
 const MAX_BYTES: u64 = 1 << 30;
 
@@ -47,12 +51,18 @@ impl Value {
     /// Parses input. `what` names the input in error messages.
     pub(crate) fn parse(form: Form, bytes: Vec<u8>, what: &str) -> Result<Self, Failure> {
         match form {
-            Form::Json => serde_json::from_slice(&bytes)
-                .map(Value::Json)
-                .map_err(|error| Failure::bad_data(&format!("{what} is not one JSON value"), &error)),
-            Form::Text => String::from_utf8(bytes)
-                .map(Value::Text)
-                .map_err(|error| Failure::bad_data(&format!("{what} is not UTF-8 text"), &error)),
+            Form::Json => serde_json::from_slice(&bytes).map(Value::Json).map_err(|error| {
+                let failure = Failure::bad_data(&format!("{what} is not one JSON value"), &error);
+                // --text would not accept other bytes either.
+                if std::str::from_utf8(&bytes).is_ok() {
+                    failure.advise("store it with --text")
+                } else {
+                    failure.advise(ENCODE)
+                }
+            }),
+            Form::Text => String::from_utf8(bytes).map(Value::Text).map_err(|error| {
+                Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(ENCODE)
+            }),
         }
     }
 
@@ -63,8 +73,8 @@ impl Value {
         store: &FileSystemRecordStore,
         key: &Key,
         timeout: Option<Duration>,
-    ) -> Result<Option<Self>, record_store::Error> {
-        let json = store.read_json(key, &Claim::current(), timeout)?;
+    ) -> Result<Option<Self>, Error> {
+        let json = store.read_raw(key, ReadOptions::new().timeout(timeout))?;
         json.map(|json| Self::from_json(form, key, json)).transpose()
     }
 
@@ -72,17 +82,17 @@ impl Value {
     pub(crate) fn read_locked(
         form: Form,
         guard: &LockGuard<'_, FileSystemRecordStore>,
-    ) -> Result<Option<Self>, record_store::Error> {
+    ) -> Result<Option<Self>, Error> {
         let record = guard.read::<Json>()?;
         record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
     }
 
-    fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, record_store::Error> {
+    fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, Error> {
         match form {
             Form::Json => Ok(Value::Json(json)),
-            Form::Text => serde_json::from_str(json.get()).map(Value::Text).map_err(|source| {
-                record_store::Error::Decode { operation: "read", key: key.clone(), source }
-            }),
+            Form::Text => serde_json::from_str(json.as_str())
+                .map(Value::Text)
+                .map_err(|error| Error::new(ErrorKind::Decode, "read").with_key(key).with_source(error)),
         }
     }
 
@@ -91,7 +101,7 @@ impl Value {
         &self,
         guard: &LockGuard<'_, FileSystemRecordStore>,
         options: WriteOptions,
-    ) -> Result<(), record_store::Error> {
+    ) -> Result<(), Error> {
         match self {
             Value::Json(json) => guard.write_with(json, options),
             Value::Text(text) => guard.write_with(text, options),
@@ -104,7 +114,7 @@ impl Value {
         store: &FileSystemRecordStore,
         key: &Key,
         options: WriteOptions,
-    ) -> Result<(), record_store::Error> {
+    ) -> Result<(), Error> {
         match self {
             Value::Json(json) => store.write_with(key, json, options),
             Value::Text(text) => store.write_with(key, text, options),
@@ -115,7 +125,7 @@ impl Value {
     pub(crate) fn print(&self) -> Result<(), Failure> {
         let mut out = Output::open();
         match self {
-            Value::Json(json) => out.line(json.get())?,
+            Value::Json(json) => out.line(json.as_str())?,
             Value::Text(text) => out.write(text.as_bytes())?,
         }
         out.finish()

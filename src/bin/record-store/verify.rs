@@ -1,11 +1,11 @@
 //! `verify`: checks the files of a store.
 
-use record_store::{Checked, Finding, Problem};
+use record_store::{Checked, Finding, LockState, Problem};
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::failure::{BAD_DATA, Failure};
-use crate::format::json;
+use crate::format::{count, json};
 use crate::list::printed;
 use crate::output::Output;
 use crate::records::open_to_read;
@@ -42,16 +42,28 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Damage,
-    Strange,
+    Foreign,
     Leftover,
 }
 
 fn kind(problem: &Problem) -> Kind {
     match problem {
         damage if damage.is_damage() => Kind::Damage,
-        Problem::Strange => Kind::Strange,
+        Problem::Foreign => Kind::Foreign,
         _ => Kind::Leftover,
     }
+}
+
+/// Names the problem. The library names the file, but not its state.
+fn describe(problem: &Problem) -> String {
+    let text = match problem {
+        Problem::StaleLock(LockState::Expired) => "stale lock: its lease has expired",
+        Problem::StaleLock(_) => "stale lock: its process is gone",
+        Problem::OrphanedOwner => "orphaned owner file: its process is gone",
+        Problem::OrphanedStagedFile => "orphaned staged file: its process is gone",
+        other => return other.to_string(),
+    };
+    text.to_owned()
 }
 
 /// A finding as JSON. The field names are part of the JSON interface.
@@ -65,19 +77,19 @@ struct JsonFinding {
 
 fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failure> {
     let Finding { path, problem, .. } = finding;
-    let cause = problem.cause().map(Failure::chain);
+    let cause = problem.cause().map(Failure::describe);
     let (path, kind) = (path.display().to_string(), kind(problem));
     if as_json {
-        return out.line(&json(&JsonFinding { path, kind, problem: problem.to_string(), cause })?);
+        return out.line(&json(&JsonFinding { path, kind, problem: describe(problem), cause })?);
     }
     let style = out.style();
     let word = match kind {
         Kind::Damage => style.paint(Colour::Bad, "damage"),
-        Kind::Strange => style.paint(Colour::Warning, "strange"),
+        Kind::Foreign => style.paint(Colour::Warning, "foreign"),
         Kind::Leftover => style.paint(Colour::Dim, "leftover"),
     };
     // The cause already contains the path.
-    let message = cause.unwrap_or_else(|| format!("{problem} ({path})"));
+    let message = cause.unwrap_or_else(|| format!("{} ({path})", describe(problem)));
     out.line(&format!("{word}: {}", style.printable(&message)))
 }
 
@@ -85,7 +97,7 @@ fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failu
 #[derive(Default, Serialize)]
 struct Summary {
     damage: u64,
-    strange: u64,
+    foreign: u64,
     leftover: u64,
     /// The number of files and directories that could not be checked.
     unchecked: u64,
@@ -95,7 +107,7 @@ impl Summary {
     fn count(&mut self, kind: Kind) {
         match kind {
             Kind::Damage => self.damage += 1,
-            Kind::Strange => self.strange += 1,
+            Kind::Foreign => self.foreign += 1,
             Kind::Leftover => self.leftover += 1,
         }
     }
@@ -113,13 +125,15 @@ impl Summary {
         if as_json {
             return out.line(&json(&All { files, records, locks, summary: self })?);
         }
-        let Summary { damage, strange, leftover, unchecked } = self;
+        let Summary { damage, foreign, leftover, unchecked } = self;
         let colour = if damage + unchecked == 0 { Colour::Good } else { Colour::Bad };
         let damaged = out.style().paint(colour, &format!("{damage} damaged")).into_owned();
         let unchecked = if *unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
         out.line(&format!(
-            "{files} files checked ({records} records, {locks} locks): \
-             {damaged}, {strange} strange, {leftover} leftover{unchecked}"
+            "{} checked ({}, {}): {damaged}, {foreign} foreign, {leftover} leftover{unchecked}",
+            count(files, "file"),
+            count(records, "record"),
+            count(locks, "lock"),
         ))
     }
 }

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use record_store::tokio::AsyncRecordStore;
+use record_store::asynchronous::AsyncRecordStore;
 use record_store::{
-    Acquired, Cancellation, Claim, Error, Holder, Json, Key, LockOptions, MemoryRecordStore, RecordStore,
-    Result, WriteOptions,
+    Acquired, Cancellation, Claim, Error, Json, Key, LockOptions, MemoryRecordStore, ReadOptions,
+    RecordStore, Result, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 use tokio::time::{sleep, timeout};
@@ -173,6 +173,79 @@ fn tasks_aborted_at_random_moments_do_not_disturb_others() {
     wait_until_no_lock_file(&single_threaded(), &store);
 }
 
+/// Counts in the record `k`, and checks that no other task does so at the same time.
+async fn count(store: Store, rounds: u64, inside: Arc<AtomicUsize>) {
+    for round in 0..rounds {
+        // Sometimes the lock is an inner one.
+        let outer = match round % 3 {
+            0 => Some(store.lock_all(["a", "k"], long_timeout()).await.unwrap()),
+            _ => None,
+        };
+        let guard = store.lock("k", long_timeout()).await.unwrap();
+        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+        let count = guard.read::<u64>().await.unwrap().map_or(0, |record| record.result);
+        guard.write(&(count + 1)).await.unwrap();
+        assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
+        // Otherwise the guards are dropped.
+        if round % 2 == 0 {
+            guard.release().await.unwrap();
+            if let Some(outer) = outer {
+                outer.release().await.unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn aborted_acquisitions_of_every_kind_do_not_disturb_others() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let rounds = storm(20);
+    for runtime in [single_threaded(), multi_threaded()] {
+        runtime.block_on(async {
+            let inside = Arc::default();
+            let steady: Vec<_> =
+                (0..4).map(|_| tokio::spawn(count(store.clone(), rounds, Arc::clone(&inside)))).collect();
+            let mut random = 0x2545_F491_4F6C_DD1D_u64;
+            while steady.iter().any(|task| !task.is_finished()) {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                let store = store.clone();
+                let aborted = tokio::spawn(async move {
+                    match random % 4 {
+                        0 => drop(store.lock("k", LockOptions::new()).await),
+                        1 => {
+                            let lease = LockOptions::new().hold_timeout(PATIENCE);
+                            drop(store.lock_all(["a", "k", "z"], lease).await);
+                        }
+                        2 => {
+                            let fails = async || Err::<u8, _>(Error::other("on purpose"));
+                            drop(store.get_or_compute("computed", LockOptions::new(), fails).await);
+                        }
+                        // Tasks with one holder do not exclude each other.
+                        _ => {
+                            let guard = store.lock("shared", as_named("shared")).await.unwrap();
+                            let _ = guard.write(&1).await;
+                        }
+                    }
+                });
+                sleep(Duration::from_micros(random % 3_000)).await;
+                aborted.abort();
+                assert!(!aborted.await.is_err_and(|error| error.is_panic()));
+            }
+            for task in steady {
+                task.await.unwrap();
+            }
+            wait_until("all locks to be free", async || store.locks().await.unwrap().next().await.is_none())
+                .await;
+            assert_eq!(store.read::<u64>("k").await.unwrap().unwrap().result, rounds * 4);
+            store.remove("k").await.unwrap();
+        });
+    }
+    wait_until_no_lock_file(&single_threaded(), &store);
+}
+
 #[test]
 fn waiters_behind_an_aborted_task_keep_their_order() {
     let dir = tempdir().unwrap();
@@ -208,39 +281,61 @@ fn waiters_behind_an_aborted_task_keep_their_order() {
 fn a_cancellation_ends_a_wait_with_and_without_a_thread() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    single_threaded().block_on(async {
-        let guard = store.lock("k", as_named("other")).await.unwrap();
-        let shutdown = Cancellation::new();
-        let options = || LockOptions::new().cancellation(&shutdown);
-        // One waiter occupies the pool's thread, the others are queued behind it.
-        let mut waiters = tokio::task::JoinSet::new();
-        for _ in 0..5 {
-            let (store, options) = (store.clone(), options());
-            waiters.spawn(async move { store.lock("k", options).await.map(drop) });
-        }
-        let (computes, compute) = (store.clone(), options());
-        waiters.spawn(async move {
-            computes.get_or_compute("k", compute, async || old_or_one(None)).await.map(drop)
+    for is_first in [true, false] {
+        single_threaded().block_on(async {
+            let guard = store.lock("k", as_named("other")).await.unwrap();
+            // The first waiter for a lock has a thread, the others are queued behind it.
+            let first = (!is_first).then(|| {
+                let store = store.clone();
+                tokio::spawn(async move { store.lock("k", LockOptions::new()).await.map(drop) })
+            });
+            let shutdown = Cancellation::new();
+            let options = || LockOptions::new().cancellation(&shutdown);
+            let mut waiters = tokio::task::JoinSet::new();
+            for _ in 0..5 {
+                let (store, options) = (store.clone(), options());
+                waiters.spawn(async move { store.lock("k", options).await.map(drop) });
+            }
+            let (waits, lock) = (store.clone(), options());
+            waiters.spawn(async move {
+                waits.get_or_compute("k", lock, async || old_or_one(None)).await.map(drop)
+            });
+            let (waits, lock) = (store.clone(), options());
+            waiters.spawn(async move { waits.lock_all(["a", "k"], lock).await.map(drop) });
+            let (waits, read) = (store.clone(), ReadOptions::new().cancellation(&shutdown));
+            waiters.spawn(async move { waits.read_with::<u8>("k", read).await.map(drop) });
+            let (waits, wait) = (store.clone(), WaitOptions::from(&shutdown));
+            waiters.spawn(async move { waits.wait_for_lock("k", wait).await.map(drop) });
+            let (waits, wait) = (store.clone(), WaitOptions::from(&shutdown));
+            waiters.spawn(async move { waits.wait_for_record("k", wait).await.map(drop) });
+            sleep(millis(100)).await;
+            assert!(waiters.try_join_next().is_none());
+            let start = Instant::now();
+            shutdown.cancel();
+            while let Some(outcome) = waiters.join_next().await {
+                assert!(outcome.unwrap().unwrap_err().is_cancelled());
+            }
+            assert!(start.elapsed() < PATIENCE / 2);
+            assert!(store.lock("free", options()).await.unwrap_err().is_cancelled());
+            assert!(first.as_ref().is_none_or(|first| !first.is_finished()), "it is not cancelled");
+            guard.release().await.unwrap();
+            if let Some(first) = first {
+                first.await.unwrap().unwrap();
+            }
+            assert_lock_is_usable(&store, "k").await;
+            assert_lock_is_usable(&store, "a").await;
+            store.remove("k").await.unwrap();
         });
-        sleep(millis(100)).await;
-        assert!(waiters.try_join_next().is_none());
-        let start = Instant::now();
-        shutdown.cancel();
-        while let Some(outcome) = waiters.join_next().await {
-            assert!(outcome.unwrap().unwrap_err().is_cancelled());
-        }
-        assert!(start.elapsed() < PATIENCE / 2);
-        assert!(store.lock("free", options()).await.unwrap_err().is_cancelled());
-        guard.release().await.unwrap();
-        assert_lock_is_usable(&store, "k").await;
-    });
+    }
 }
 
-/// A store that counts its calls in progress.
+/// A store that counts its calls in progress, and sometimes returns a lock late.
 #[derive(Clone, Debug, Default)]
 struct Counting {
     store: MemoryRecordStore,
     in_progress: Arc<AtomicUsize>,
+    /// Whether a wait for a lock goes on after its cancellation.
+    ignores_cancellation: bool,
 }
 
 impl Counting {
@@ -250,35 +345,34 @@ impl Counting {
         self.in_progress.fetch_sub(1, Ordering::SeqCst);
         outcome
     }
+
+    fn in_progress(&self) -> usize {
+        self.in_progress.load(Ordering::SeqCst)
+    }
 }
 
 impl RecordStore for Counting {
-    fn read_json(&self, key: &Key, claim: &Claim, timeout: Option<Duration>) -> Result<Option<Json>> {
-        self.counted(|store| store.read_json(key, claim, timeout))
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+        self.counted(|store| store.read_raw(key, options))
     }
-    fn write_json(
-        &self,
-        key: &Key,
-        result: &serde_json::value::RawValue,
-        claim: &Claim,
-        options: &WriteOptions,
-    ) -> Result<()> {
-        self.store.write_json(key, result, claim, options)
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        self.store.write_raw(key, result, options)
     }
-    fn record_exists(&self, key: &Key) -> Result<bool> {
-        self.store.record_exists(key)
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
+        self.store.exists_raw(key)
     }
-    fn acquire(&self, key: &Key, holder: &Holder, options: &LockOptions) -> Result<Acquired> {
-        // Like a store that does not support cancellation, and that sometimes returns late.
-        let acquired = self.counted(|store| store.acquire(key, holder, options));
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        let options =
+            if self.ignores_cancellation { options.cancellation(&Cancellation::new()) } else { options };
+        let acquired = self.counted(|store| store.acquire_lock_raw(key, options));
         std::thread::sleep(Duration::from_millis(1));
         acquired
     }
-    fn release(&self, key: &Key, claim: &Claim) -> Result<()> {
-        self.store.release(key, claim)
+    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+        self.store.release_lock_raw(key, claim)
     }
-    fn wait_until_free(&self, key: &Key, timeout: Option<Duration>) -> Result<bool> {
-        self.counted(|store| store.wait_until_free(key, timeout))
+    fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
+        self.counted(|store| store.wait_for_lock_raw(key, options))
     }
 }
 
@@ -297,11 +391,16 @@ fn a_dropped_wait_gives_up_its_thread() {
             let waits = store.clone();
             waiters.spawn(async move { waits.wait_for_lock("k", None).await.map(drop) });
         }
-        wait_until("9 calls to be in progress", async || counting.in_progress.load(Ordering::SeqCst) == 9)
-            .await;
+        wait_until("9 calls to be in progress", async || counting.in_progress() == 9).await;
+        for _ in 0..80 {
+            let waits = store.clone();
+            waiters.spawn(async move { waits.read::<u8>("k").await.map(drop) });
+        }
+        sleep(millis(100)).await;
+        assert!(counting.in_progress() <= 65, "more than 64 threads, and that of the pool");
         waiters.shutdown().await;
         let start = Instant::now();
-        wait_until("all calls to end", async || counting.in_progress.load(Ordering::SeqCst) == 0).await;
+        wait_until("all calls to end", async || counting.in_progress() == 0).await;
         assert!(start.elapsed() < PATIENCE / 2);
         guard.release().await.unwrap();
     });
@@ -309,16 +408,28 @@ fn a_dropped_wait_gives_up_its_thread() {
 
 #[test]
 fn a_lock_acquired_too_late_is_released_before_its_holder_acquires_another() {
-    let store = AsyncRecordStore::new(Counting::default());
+    let counting = Counting { ignores_cancellation: true, ..Counting::default() };
+    let store = AsyncRecordStore::new(counting.clone());
     for runtime in [single_threaded(), multi_threaded()] {
         runtime.block_on(async {
-            for _ in 0..storm(50) {
-                // The future is dropped when the lock is acquired but the thread has not returned it yet.
-                assert!(poll_then_drop(1, store.lock("k", LockOptions::new())).await.is_none());
+            let is_usable = async || {
                 let guard = store.lock("k", LockOptions::new()).await.unwrap();
                 sleep(millis(3)).await;
                 guard.write(&1).await.unwrap_or_else(|error: Error| panic!("the lock was released: {error}"));
                 guard.release().await.unwrap();
+            };
+            for _ in 0..storm(50) {
+                // The future is dropped when the lock is acquired but the thread has not returned it yet.
+                assert!(poll_then_drop(1, store.lock("k", LockOptions::new())).await.is_none());
+                is_usable().await;
+            }
+            for _ in 0..storm(5) {
+                // The call of the dropped future goes on, and acquires the lock when it becomes free.
+                let other = store.lock("k", as_named("other")).await.unwrap();
+                assert!(poll_then_drop(u32::MAX, store.lock("k", LockOptions::new())).await.is_none());
+                assert_eq!(counting.in_progress(), 1);
+                other.release().await.unwrap();
+                is_usable().await;
             }
         });
     }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use record_store::{LockOptions, RecordChange};
+use record_store::asynchronous::current_holder;
+use record_store::{LockOptions, ReadOptions, RecordChange};
 use tempfile::tempdir;
+use tokio::sync::Semaphore;
 
 use super::{Store, long_timeout, open, single_threaded, wait_until_queued};
 use crate::support::{PATIENCE, as_named, millis, storm};
@@ -120,8 +122,8 @@ fn more_tasks_than_threads_can_wait_for_different_locks() {
             .collect();
         tokio::time::sleep(millis(100)).await;
         // These need threads too, but none is free.
-        let late = store.clone();
-        let late = tokio::spawn(async move { late.try_read::<u8>("k7", millis(80)).await });
+        let (late, options) = (store.clone(), ReadOptions::new().timeout(millis(80)));
+        let late = tokio::spawn(async move { late.read_with::<u8>("k7", options).await });
         assert!(late.await.unwrap().unwrap_err().is_timeout());
         let start = Instant::now();
         let late = as_named("late").acquire_timeout(millis(80));
@@ -145,20 +147,20 @@ fn timeouts_are_respected() {
         let start = Instant::now();
         let error = store.lock("k", as_named("other").acquire_timeout(time)).await.unwrap_err();
         late(start);
-        let record_store::Error::LockTimeout { waited, holder, .. } = error else { panic!("{error}") };
-        assert!(waited >= time && holder == Some(record_store::tokio::current_holder()));
+        assert!(error.is_timeout(), "{error}");
+        assert!(error.waited().unwrap() >= time && error.holder() == Some(&current_holder()));
         let start = Instant::now();
         let spawned = tokio::spawn({
             let store = store.clone();
-            async move { store.try_read::<u8>("k", time).await }
+            async move { store.read_with::<u8>("k", ReadOptions::new().timeout(time)).await }
         });
         assert!(spawned.await.unwrap().unwrap_err().is_timeout());
         late(start);
         let start = Instant::now();
-        assert!(!store.wait_for_lock("k", Some(time)).await.unwrap());
+        assert!(!store.wait_for_lock("k", time).await.unwrap());
         late(start);
         let start = Instant::now();
-        assert!(!store.wait_for_record("k", Some(time)).await.unwrap());
+        assert!(!store.wait_for_record("k", time).await.unwrap());
         late(start);
     });
 }
@@ -170,16 +172,21 @@ fn tasks_acquire_the_lock_in_the_order_of_their_requests() {
     single_threaded().block_on(async {
         let guard = store.lock("k", LockOptions::new()).await.unwrap();
         let (sender, mut acquired) = tokio::sync::mpsc::unbounded_channel();
+        // Closed when the tasks may release the lock.
+        let gate = Arc::new(Semaphore::new(0));
         for number in 0..5 {
-            let (store, sender) = (store.clone(), sender.clone());
+            let (store, sender, gate) = (store.clone(), sender.clone(), Arc::clone(&gate));
             tokio::spawn(async move {
                 let guard = store.lock("k", long_timeout()).await.unwrap();
                 sender.send(number).unwrap();
+                let _closed = gate.acquire().await;
                 guard.release().await.unwrap();
             });
         }
         wait_until_queued(&store).await;
         guard.release().await.unwrap();
+        assert!(store.try_lock("k", as_named("newcomer")).await.unwrap().is_none(), "it overtook the tasks");
+        gate.close();
         for number in 0..5 {
             assert_eq!(acquired.recv().await, Some(number));
         }

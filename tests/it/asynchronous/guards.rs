@@ -1,13 +1,19 @@
 //! Guards: which holder they belong to, and what happens when they are dropped or lost.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Instant;
 
-use record_store::tokio::{AsyncRecordStore, current_holder};
-use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
+use record_store::asynchronous::{AsyncRecordStore, current_holder};
+use record_store::{
+    Acquired, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore, ReadOptions, RecordStore,
+    RecordStoreExt, Result, WriteOptions,
+};
 use tempfile::tempdir;
+use tokio::sync::Semaphore;
 
-use super::{Guard, long_timeout, multi_threaded, open, single_threaded, wait_until};
+use super::{Guard, long_timeout, multi_threaded, open, single_threaded, wait_until, wait_until_queued};
 use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
 #[test]
@@ -72,6 +78,118 @@ fn a_holder_that_has_the_lock_can_lock_again() {
         assert!(store.is_lock_holder("k", outer.holder()).await.unwrap());
         outer.release().await.unwrap();
         assert!(!store.is_locked("k").await.unwrap());
+    });
+}
+
+#[test]
+fn a_holder_that_has_the_lock_can_lock_again_while_many_tasks_wait() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    single_threaded().block_on(async {
+        let outer = store.lock("k", LockOptions::new()).await.unwrap();
+        let lock = async |store: super::Store| store.lock("k", long_timeout()).await?.release().await;
+        let waiters: Vec<_> = (0..100).map(|_| tokio::spawn(lock(store.clone()))).collect();
+        wait_until_queued(&store).await;
+        let again = async {
+            let inner = store.lock("k", LockOptions::new()).await.unwrap();
+            assert_eq!(inner.token(), outer.token());
+            drop(inner);
+            let inner = store.try_lock("k", LockOptions::new()).await.unwrap().expect("the same holder");
+            assert_eq!(inner.token(), outer.token());
+            let count = async |old: Option<u8>| Ok(old.unwrap_or(0) + 1);
+            assert_eq!(store.update("k", LockOptions::new(), count).await.unwrap(), 1);
+            store.remove("k").await.unwrap();
+            let computed = store.get_or_compute("k", LockOptions::new(), async || Ok(7_u8)).await;
+            assert_eq!(computed.unwrap(), 7);
+            store.lock_all(["j", "k"], LockOptions::new()).await.unwrap().release().await.unwrap();
+            inner.release().await.unwrap();
+            assert!(outer.is_held().await.unwrap());
+        };
+        tokio::time::timeout(PATIENCE / 2, again).await.expect("the waiters do not block their holder");
+        assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
+        outer.release().await.unwrap();
+        for waiter in waiters {
+            waiter.await.unwrap().unwrap();
+        }
+        // Two futures of one task, with another task between them in the queue: the second does not wait for
+        // that task, which waits for the first.
+        let other = store.lock("k", as_named("other")).await.unwrap();
+        let requested = Arc::new(Semaphore::new(0));
+        let joined = tokio::spawn({
+            let (store, requested) = (store.clone(), Arc::clone(&requested));
+            async move {
+                let second = async {
+                    let _closed = requested.acquire().await;
+                    store.lock("k", long_timeout()).await.unwrap()
+                };
+                let (first, second) = tokio::join!(store.lock("k", long_timeout()), second);
+                assert_eq!(first.unwrap().token(), second.token());
+            }
+        });
+        wait_until_queued(&store).await;
+        let between = tokio::spawn(lock(store.clone()));
+        wait_until_queued(&store).await;
+        requested.close();
+        wait_until_queued(&store).await;
+        other.release().await.unwrap();
+        tokio::time::timeout(PATIENCE / 2, joined).await.expect("there is no deadlock").unwrap();
+        between.await.unwrap().unwrap();
+    });
+}
+
+/// A store whose releases are stuck until the gate is open.
+#[derive(Debug, Default)]
+struct Gated {
+    store: MemoryRecordStore,
+    is_open: AtomicBool,
+}
+
+impl RecordStore for Gated {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+        self.store.read_raw(key, options)
+    }
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        self.store.write_raw(key, result, options)
+    }
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
+        self.store.exists_raw(key)
+    }
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        self.store.acquire_lock_raw(key, options)
+    }
+    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+        let start = Instant::now();
+        while !self.is_open.load(Ordering::SeqCst) && start.elapsed() < PATIENCE {
+            std::thread::sleep(millis(1));
+        }
+        self.store.release_lock_raw(key, claim)
+    }
+    fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
+        self.store.lock_info_raw(key)
+    }
+}
+
+#[test]
+fn a_drop_and_the_acquisitions_after_it_are_not_blocked_by_a_release_that_is_stuck() {
+    let store = AsyncRecordStore::new(Gated::default());
+    single_threaded().block_on(async {
+        let guard = store.lock("k", LockOptions::new()).await.unwrap();
+        let token = guard.token();
+        let start = Instant::now();
+        drop(guard);
+        assert!(store.try_lock("k", LockOptions::new()).await.unwrap().is_none());
+        let time = millis(100);
+        let error = store.lock("k", LockOptions::new().acquire_timeout(time)).await.unwrap_err();
+        assert!(error.is_timeout() && error.waited().unwrap() >= time, "{error}");
+        assert_eq!(error.holder(), Some(&current_holder()));
+        let late = LockOptions::new().acquire_timeout(millis(10));
+        let error = store.lock_all(["a", "k"], late).await.unwrap_err();
+        assert!(error.is_timeout() && error.key().unwrap().as_str() == "k", "{error}");
+        assert!(start.elapsed() < PATIENCE / 2);
+        store.inner().is_open.store(true, Ordering::SeqCst);
+        let again = store.lock("k", LockOptions::new()).await.unwrap();
+        assert!(again.token() > token);
+        again.release().await.unwrap();
     });
 }
 
@@ -210,7 +328,8 @@ fn keep_alive_renews_the_lease_while_the_executor_is_blocked() {
 
 #[test]
 fn keep_alive_ends_with_its_guard() {
-    let store = AsyncRecordStore::new(MemoryRecordStore::new());
+    let store: Arc<dyn RecordStore> = Arc::new(MemoryRecordStore::new());
+    let store = AsyncRecordStore::from(store);
     single_threaded().block_on(async {
         for released in [true, false] {
             let (lost, losses) = channel();

@@ -2,13 +2,14 @@
 
 mod cancel;
 mod executor;
+mod glob_import;
 mod guards;
 mod operations;
 
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::tokio::{AsyncLockGuard, AsyncRecordStore};
+use record_store::asynchronous::{AsyncLockGuard, AsyncRecordStore};
 use record_store::{Durability, FileSystemRecordStore, LockOptions};
 use tokio::runtime::{Builder, Runtime};
 

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use record_store::tokio::{AsyncRecordStore, current_holder};
+use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Durability, Error, IsolationLevel, LockOptions, MemoryRecordStore, RecordChange, RecordStore,
-    UpdateOptions, WriteOptions,
+    Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
+    MemoryRecordStore, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result, UpdateOptions,
+    WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -44,8 +45,8 @@ fn records_can_be_read_written_and_removed() {
         assert!(!store.exists("brief").await.unwrap());
         assert!(store.remove("k").await.unwrap());
         assert!(!store.remove("k").await.unwrap());
-        assert!(matches!(store.write("k", &f64::NAN).await, Err(Error::Encode { .. })));
-        assert!(matches!(store.read::<u8>("").await, Err(Error::InvalidKey { .. })));
+        assert_eq!(store.write("k", &f64::NAN).await.unwrap_err().kind(), ErrorKind::Encode);
+        assert_eq!(store.read::<u8>("").await.unwrap_err().kind(), ErrorKind::InvalidKey);
         assert!(store.supports_isolation_level(IsolationLevel::Serializable));
     });
 }
@@ -54,9 +55,9 @@ fn records_can_be_read_written_and_removed() {
 fn locks_can_be_acquired_renewed_released_and_broken() {
     with_each_store(async |store| {
         let (me, other) = (current_holder(), named("other"));
-        let token = store.acquire_lock("k", &LockOptions::new()).await.unwrap();
+        let token = store.acquire_lock("k", LockOptions::new()).await.unwrap();
         assert_eq!(
-            store.acquire_lock("k", &LockOptions::new()).await.unwrap(),
+            store.acquire_lock("k", LockOptions::new()).await.unwrap(),
             token,
             "the holder has the lock already"
         );
@@ -64,19 +65,23 @@ fn locks_can_be_acquired_renewed_released_and_broken() {
         assert!(store.is_lock_holder("k", &me).await.unwrap());
         assert!(!store.is_lock_holder("k", &other).await.unwrap());
         assert!(store.try_lock("k", as_named("other")).await.unwrap().is_none());
-        assert!(matches!(store.write_as("k", &1, &other).await, Err(Error::Locked { .. })));
-        assert!(matches!(store.remove_as("k", &other).await, Err(Error::Locked { .. })));
+        let write = store.write_with("k", &1, WriteOptions::new().claim(&other)).await;
+        assert_eq!(write.unwrap_err().kind(), ErrorKind::Locked);
+        let remove = store.remove_with("k", RemoveOptions::new().claim(&other)).await;
+        assert_eq!(remove.unwrap_err().kind(), ErrorKind::Locked);
         store.write("k", &1).await.unwrap();
-        store.write_as("k", &2, token).await.unwrap();
-        assert_eq!(store.read_as::<u8>("k", token).await.unwrap().unwrap().result, 2);
-        assert!(matches!(store.release_lock("k", &other).await, Err(Error::NotLockHolder { .. })));
-        store.renew("k", token, Some(PATIENCE)).await.unwrap();
+        store.write_with("k", &2, WriteOptions::new().claim(token)).await.unwrap();
+        let read = store.read_with::<u8>("k", ReadOptions::new().claim(token)).await;
+        assert_eq!(read.unwrap().unwrap().result, 2);
+        assert_eq!(store.release_lock("k", &other).await.unwrap_err().kind(), ErrorKind::NotLockHolder);
+        store.renew("k", token, PATIENCE).await.unwrap();
         let info = store.lock_info("k").await.unwrap().unwrap();
         assert!(info.remaining().is_some() && info.holder() == &me);
-        assert!(!store.wait_for_lock("k", Some(Duration::ZERO)).await.unwrap());
+        assert!(!store.wait_for_lock("k", Duration::ZERO).await.unwrap());
         store.release_lock("k", me).await.unwrap();
-        assert!(matches!(store.release_lock("k", token).await, Err(Error::LockLost { .. })));
-        store.acquire_lock("k", &as_named("other")).await.unwrap();
+        assert_eq!(store.release_lock("k", token).await.unwrap_err().kind(), ErrorKind::LockLost);
+        store.acquire_lock("k", as_named("other")).await.unwrap();
+        assert!(!store.break_lock_by_token("k", token).await.unwrap());
         assert!(store.break_lock("k").await.unwrap());
         assert!(store.wait_for_lock("k", None).await.unwrap());
     });
@@ -114,34 +119,30 @@ fn an_unsupported_operation_is_an_error() {
     #[derive(Clone, Debug)]
     struct Minimal;
     impl RecordStore for Minimal {
-        fn read_json(
-            &self,
-            _: &record_store::Key,
-            _: &record_store::Claim,
-            _: Option<Duration>,
-        ) -> record_store::Result<Option<record_store::Json>> {
+        fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<Json>> {
             panic!("on purpose");
         }
-        fn write_json(
-            &self,
-            _: &record_store::Key,
-            _: &serde_json::value::RawValue,
-            _: &record_store::Claim,
-            _: &WriteOptions,
-        ) -> record_store::Result<()> {
+        fn write_raw(&self, _: &Key, _: &Json, _: WriteOptions) -> Result<()> {
             Ok(())
         }
-        fn record_exists(&self, _: &record_store::Key) -> record_store::Result<bool> {
+        fn exists_raw(&self, _: &Key) -> Result<bool> {
             Ok(false)
+        }
+        fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
+            Ok(Box::new(std::iter::from_fn(|| panic!("on purpose"))))
         }
     }
     let store = AsyncRecordStore::new(Minimal);
     single_threaded().block_on(async {
-        assert!(matches!(store.keys().await, Err(Error::Unsupported { method: "keys" })));
-        let lock = store.lock("k", LockOptions::new()).await;
-        assert!(matches!(lock, Err(Error::Unsupported { method: "acquire_lock" })));
+        let keys = store.keys().await.unwrap_err();
+        assert_eq!((keys.kind(), keys.operation()), (ErrorKind::Unsupported, "keys"));
+        let lock = store.lock("k", LockOptions::new()).await.unwrap_err();
+        assert_eq!((lock.kind(), lock.operation()), (ErrorKind::Unsupported, "acquire_lock"));
+        let locks = store.clone();
         let panics = tokio::spawn(async move { store.read::<u8>("k").await.map(drop) });
         assert!(panics.await.unwrap_err().is_panic(), "a panic reaches the caller");
+        let panics = tokio::spawn(async move { locks.locks().await.unwrap().next().await.is_some() });
+        assert!(panics.await.unwrap_err().is_panic(), "also that of a listing");
     });
 }
 
@@ -186,7 +187,7 @@ fn lock_all_can_wait_longer_than_its_lease() {
 fn a_watch_misses_no_change() {
     with_each_store(async |store| {
         let mut watch = store.watch("k").await.unwrap();
-        assert_eq!(watch.next(Some(Duration::ZERO)).await.unwrap(), None);
+        assert_eq!(watch.next(Duration::ZERO).await.unwrap(), None);
         store.write("k", &1).await.unwrap();
         assert_eq!(watch.next(None).await.unwrap(), Some(RecordChange::Appeared));
         store.write("k", &1).await.unwrap();
@@ -198,7 +199,7 @@ fn a_watch_misses_no_change() {
         assert_eq!(watch.key().as_str(), "k");
         let waits = tokio::spawn({
             let store = store.clone();
-            async move { store.wait_for_record("k", Some(PATIENCE)).await }
+            async move { store.wait_for_record("k", PATIENCE).await }
         });
         tokio::time::sleep(millis(20)).await;
         store.write("k", &1).await.unwrap();
@@ -223,7 +224,7 @@ fn fifty_tasks_compute_a_result_once() {
                         let options = UpdateOptions::new().lock(super::long_timeout());
                         let compute = async || {
                             tokio::time::sleep(millis(30)).await;
-                            Ok::<u32, Error>(7 + computed.fetch_add(1, Ordering::Relaxed))
+                            Ok(7 + computed.fetch_add(1, Ordering::Relaxed))
                         };
                         store.get_or_compute("k", options, compute).await
                     })
@@ -238,19 +239,33 @@ fn fifty_tasks_compute_a_result_once() {
     }
 }
 
+/// An error type of the caller.
+struct OwnError;
+
+impl From<Error> for OwnError {
+    fn from(error: Error) -> Self {
+        panic!("the store failed: {error}")
+    }
+}
+
 #[test]
 fn a_failed_computation_stores_nothing() {
     with_each_store(async |store| {
-        let fails = async || Err::<u8, _>(Error::Unsupported { method: "compute" });
+        let fails = async || Err::<u8, _>(Error::new(ErrorKind::Unsupported, "compute"));
         assert!(store.get_or_compute("k", LockOptions::new(), fails).await.is_err());
-        let fails = async |_: Option<u8>| Err::<u8, _>(Error::Unsupported { method: "compute" });
+        let fails = async |_: Option<u8>| Err::<u8, _>(Error::new(ErrorKind::Unsupported, "compute"));
         assert!(store.update("k", LockOptions::new(), fails).await.is_err());
         assert!(!store.exists("k").await.unwrap());
-        let counts = async |old: Option<u8>| Ok::<u8, Error>(old.unwrap_or(0) + 1);
+        let fails = async || Err::<u8, _>(OwnError);
+        assert!(store.get_or_try_compute("k", LockOptions::new(), fails).await.is_err());
+        let fails = async |_: Option<u8>| Err::<u8, _>(OwnError);
+        assert!(store.try_update("k", LockOptions::new(), fails).await.is_err());
+        assert!(!store.exists("k").await.unwrap() && !store.is_locked("k").await.unwrap());
+        let counts = async |old: Option<u8>| Ok(old.unwrap_or(0) + 1);
         assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 1);
         assert_eq!(store.update("k", LockOptions::new(), counts).await.unwrap(), 2);
         let never = async || panic!("the record exists");
-        assert_eq!(store.get_or_compute::<u8, Error, _>("k", LockOptions::new(), never).await.unwrap(), 2);
+        assert_eq!(store.get_or_compute::<u8, _>("k", LockOptions::new(), never).await.unwrap(), 2);
     });
 }
 
@@ -265,7 +280,7 @@ fn a_fast_computation_runs_only_once_too() {
                 .map(|_| {
                     let (store, computed) = (store.clone(), Arc::clone(&computed));
                     tokio::spawn(async move {
-                        let compute = async || Ok::<_, Error>(computed.fetch_add(1, Ordering::Relaxed));
+                        let compute = async || Ok(computed.fetch_add(1, Ordering::Relaxed));
                         store.get_or_compute(format!("k{round}"), LockOptions::new(), compute).await
                     })
                 })

@@ -43,9 +43,9 @@ impl Drop for SmallDisk {
 #[track_caller]
 fn assert_full<T: std::fmt::Debug>(result: Result<T, Error>, below: &Path) {
     match result {
-        Err(Error::Io { path, source, .. }) => {
-            assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
-            assert!(path.starts_with(below), "{}", path.display());
+        Err(error) if error.kind() == ErrorKind::Io => {
+            assert_eq!(error.io_kind(), Some(std::io::ErrorKind::StorageFull), "{error:?}");
+            assert!(error.path().is_some_and(|path| path.starts_with(below)), "{error}");
         }
         other => panic!("{other:?}"),
     }
@@ -63,16 +63,16 @@ fn a_full_disk_damages_nothing() {
     let big = "x".repeat(10_000);
     store.write("k", "old").unwrap();
     store.write("gone", "old").unwrap();
-    let token = store.acquire_lock("mine", &leases()).unwrap();
-    store.acquire_lock("broken", &leases()).unwrap();
+    let token = store.acquire_lock("mine", leases()).unwrap();
+    store.acquire_lock("broken", leases()).unwrap();
     disk.fill();
     let before = tree::files(&root);
     abort_if_hung("a full disk", || {
         assert_full(store.write("k", &big), &root.join(".store/tmp"));
         assert_full(store.write("new", "small"), &root.join(".store/tmp"));
         assert_full(store.renew("mine", token, None), &root.join(".store/tmp"));
-        assert_full(store.acquire_lock("k", &once()), &root);
-        assert_full(store.acquire_lock("x".repeat(5_000), &once()), &root);
+        assert_full(store.acquire_lock("k", once()), &root);
+        assert_full(store.acquire_lock("x".repeat(5_000), once()), &root);
     });
     // The first use of a latch may create its file, which is still empty.
     let created: Vec<_> = tree::files(&root).into_iter().filter(|file| !before.contains(file)).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use record_store::{Json, Key, LockToken};
+use record_store::{Json, Key, LockToken, RemoveOptions, WriteOptions};
 
 use super::*;
 
@@ -122,7 +122,10 @@ fn awkward_keys_coexist() {
     assert_eq!((&keys, &locks), (&expected, &expected));
     for key in awkward_keys() {
         assert!(store.try_lock(&key, LockOptions::new()).unwrap().is_none(), "{key:.50?}");
-        assert_eq!(store.read_as::<String>(&key, job()).unwrap().unwrap().result, key);
+        assert_eq!(
+            store.read_with::<String>(&key, ReadOptions::new().claim(job())).unwrap().unwrap().result,
+            key
+        );
         store.release_lock(&key, job()).unwrap();
         assert_eq!(store.read::<String>(&key).unwrap().unwrap().result, key);
     }
@@ -146,27 +149,27 @@ fn an_invalid_key_is_refused_and_changes_nothing() {
         let (store, key, token) = (&setup.store, &key, LockToken::new(1));
         let refused = [
             store.read::<Json>(key).map(drop),
-            store.read_as::<Json>(key, token).map(drop),
-            store.try_read::<Json>(key, Duration::ZERO).map(drop),
+            store.read_with::<Json>(key, ReadOptions::new().claim(token)).map(drop),
+            store.read_with::<Json>(key, ReadOptions::new().timeout(Duration::ZERO)).map(drop),
             store.write(key, &1),
-            store.write_as(key, &1, token),
+            store.write_with(key, &1, WriteOptions::new().claim(token)),
             store.remove(key).map(drop),
-            store.remove_as(key, token).map(drop),
+            store.remove_with(key, RemoveOptions::new().claim(token)).map(drop),
             store.exists(key).map(drop),
-            store.acquire_lock(key, &once()).map(drop),
+            store.acquire_lock(key, once()).map(drop),
             store.release_lock(key, token),
             store.renew(key, token, None),
             store.lock(key, once()).map(drop),
             store.try_lock(key, once()).map(drop),
             store.is_locked(key).map(drop),
             store.is_lock_holder(key, &job()).map(drop),
-            store.wait_for_lock(key, None).map(drop),
+            store.wait_for_lock(key, WaitOptions::new()).map(drop),
             store.lock_info(key).map(drop),
             store.break_lock(key).map(drop),
             Key::new(key.as_str()).map(drop),
         ];
         for (at, result) in refused.into_iter().enumerate() {
-            assert!(matches!(result, Err(Error::InvalidKey { .. })), "operation {at}: {result:?}");
+            assert!(is_kind(&result, ErrorKind::InvalidKey), "operation {at}: {result:?}");
         }
     }
     tree::assert_unchanged(setup.parent.path(), &before, "invalid keys");

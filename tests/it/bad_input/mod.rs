@@ -18,7 +18,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use record_store::{
-    Durability, Error, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions, RecordStoreExt,
+    Durability, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions, ReadOptions,
+    RecordStoreExt, WaitOptions,
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tempfile::TempDir;
@@ -131,20 +132,35 @@ fn clear(path: &Path) {
     }
 }
 
+fn is_kind<T>(result: &Result<T, Error>, kind: ErrorKind) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == kind)
+}
+
+/// Checks kind and path of the error, and returns it.
 #[track_caller]
-fn assert_not_regular<T: std::fmt::Debug>(result: Result<T, Error>, path: &Path, what: &str) {
+fn assert_refused<T: std::fmt::Debug>(
+    result: Result<T, Error>,
+    kind: ErrorKind,
+    path: &Path,
+    what: &str,
+) -> Error {
     match result {
-        Err(Error::NotARegularFile { path: at, .. }) => assert_eq!(at, path, "{what}"),
+        Err(error) if error.kind() == kind => {
+            assert_eq!(error.path(), Some(path), "{what}");
+            error
+        }
         other => panic!("{what}: {other:?}"),
     }
 }
 
 #[track_caller]
+fn assert_not_regular<T: std::fmt::Debug>(result: Result<T, Error>, path: &Path, what: &str) {
+    assert_refused(result, ErrorKind::NotARegularFile, path, what);
+}
+
+#[track_caller]
 fn assert_io<T: std::fmt::Debug>(result: Result<T, Error>, path: &Path, what: &str) {
-    match result {
-        Err(Error::Io { path: at, .. }) => assert_eq!(at, path, "{what}"),
-        other => panic!("{what}: {other:?}"),
-    }
+    assert_refused(result, ErrorKind::Io, path, what);
 }
 
 /// Runs one ignored test of this binary in a separate process that works in `dir`. The commands in `shell`

@@ -17,7 +17,7 @@ fn a_file_that_is_not_regular_in_place_of_a_latch_is_refused() {
         let (store, path) = (&setup.store, setup.path(&latch));
         assert_not_regular(store.write("k", &1), &path, what);
         assert_not_regular(store.remove("k"), &path, what);
-        assert_not_regular(store.acquire_lock("k", &LockOptions::new()), &path, what);
+        assert_not_regular(store.acquire_lock("k", LockOptions::new()), &path, what);
         assert_not_regular(store.release_lock("k", job()), &path, what);
         assert_not_regular(store.renew("k", job(), None), &path, what);
         assert_not_regular(store.break_lock("k"), &path, what);
@@ -28,7 +28,7 @@ fn a_file_that_is_not_regular_in_place_of_a_latch_is_refused() {
         assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 7);
         assert!(store.exists("k").unwrap());
         assert_eq!(store.lock_info("k").unwrap(), None);
-        assert!(store.wait_for_lock("k", None).unwrap());
+        assert!(store.wait_for_lock("k", WaitOptions::new()).unwrap());
         store.write("other", &1).unwrap();
     });
 }
@@ -36,14 +36,12 @@ fn a_file_that_is_not_regular_in_place_of_a_latch_is_refused() {
 #[test]
 fn a_key_without_a_token_left_is_an_error() {
     let setup = Setup::new();
-    let expired = setup.store.acquire_lock("k", &once().hold_timeout(Duration::ZERO)).unwrap();
+    let expired = setup.store.acquire_lock("k", once().hold_timeout(Duration::ZERO)).unwrap();
     let text = fs::read_to_string(setup.path("k.lock")).unwrap();
     let last = ((1_u64 << 53) - 1).to_string();
     fs::write(setup.path("k.lock"), text.replace(&expired.to_string(), &last)).unwrap();
-    match setup.store.acquire_lock("k", &once()) {
-        Err(Error::CorruptStore { path, .. }) => assert_eq!(path, setup.path(&latch_of("k"))),
-        other => panic!("{other:?}"),
-    }
+    let acquired = setup.store.acquire_lock("k", once());
+    assert_refused(acquired, ErrorKind::CorruptStore, &setup.path(&latch_of("k")), "no token is left");
     assert!(!setup.store.is_locked("k").unwrap());
     setup.store.write("k", &1).unwrap();
 }
@@ -68,8 +66,9 @@ fn a_file_that_is_not_regular_in_place_of_the_event_counters_is_refused_except_t
         assert_not_regular(open(setup, OpenMode::Existing), &path, what);
         // A reader does not need them, even to wait.
         let reader = open(setup, OpenMode::ReadOnly).unwrap();
-        setup.store.acquire_lock("k", &once().holder(job())).unwrap();
-        let error = reader.try_read::<Json>("k", Duration::from_millis(30)).unwrap_err();
+        setup.store.acquire_lock("k", once().holder(job())).unwrap();
+        let error =
+            reader.read_with::<Json>("k", ReadOptions::new().timeout(Duration::from_millis(30))).unwrap_err();
         assert!(error.is_timeout(), "{what}: {error:?}");
     });
 }
@@ -84,7 +83,7 @@ fn event_counters_of_any_size_are_usable() {
         fs::File::create(setup.path(".store/events")).unwrap().set_len(size).unwrap();
         for mode in [OpenMode::ReadOnly, OpenMode::Existing] {
             let store = open(&setup, mode).unwrap();
-            assert!(store.wait_for_lock("k", Some(Duration::ZERO)).unwrap());
+            assert!(store.wait_for_lock("k", Duration::ZERO).unwrap());
         }
         let store = open(&setup, OpenMode::Existing).unwrap();
         store.lock("k", once()).unwrap().release().unwrap();
@@ -153,7 +152,7 @@ fn missing_private_directories_are_created_again_at_the_next_open() {
     // The store that is already open cannot work, and its errors name the missing path.
     let error = setup.store.write("k", &2).unwrap_err();
     assert_eq!(error.path(), Some(&*setup.path(".store/tmp")), "{error:?}");
-    assert_io(setup.store.acquire_lock("k", &once()), &setup.path(&latch_of("k")), "no latches");
+    assert_io(setup.store.acquire_lock("k", once()), &setup.path(&latch_of("k")), "no latches");
     assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 1);
 
     open(&setup, OpenMode::Existing).unwrap().write("k", &2).unwrap();

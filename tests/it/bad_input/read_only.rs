@@ -1,6 +1,6 @@
 //! A store that is opened read-only.
 
-use record_store::{Json, LockState, LockToken, OpenMode};
+use record_store::{Json, LockState, LockToken, OpenMode, WriteOptions};
 
 use super::*;
 
@@ -11,9 +11,9 @@ fn populated() -> Setup {
     for key in ["free", "held", "expired", "abandoned"] {
         setup.store.write(key, key).unwrap();
     }
-    setup.store.acquire_lock("held", &lease(3600)).unwrap();
-    setup.store.acquire_lock("expired", &lease(0)).unwrap();
-    setup.store.acquire_lock("abandoned", &once()).unwrap();
+    setup.store.acquire_lock("held", lease(3600)).unwrap();
+    setup.store.acquire_lock("expired", lease(0)).unwrap();
+    setup.store.acquire_lock("abandoned", once()).unwrap();
     let text = fs::read_to_string(setup.path("abandoned.lock")).unwrap();
     let mut lock: serde_json::Value = serde_json::from_str(&text).unwrap();
     lock["owner"] = "1-gone".into();
@@ -30,14 +30,22 @@ fn check_reads(store: &FileSystemRecordStore) {
         assert_eq!(store.read::<String>(key).unwrap().unwrap().result, key);
         assert_eq!(store.lock_info(key).unwrap(), None);
         assert!(!store.is_locked(key).unwrap());
-        assert!(store.wait_for_lock(key, None).unwrap());
+        assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap());
     }
     assert!(store.read::<Json>("absent").unwrap().is_none());
     assert!(!store.exists("absent").unwrap());
-    assert!(store.try_read::<Json>("held", Duration::from_millis(5)).unwrap_err().is_timeout());
-    assert!(!store.wait_for_lock("held", Some(Duration::from_millis(5))).unwrap());
+    assert!(
+        store
+            .read_with::<Json>("held", ReadOptions::new().timeout(Duration::from_millis(5)))
+            .unwrap_err()
+            .is_timeout()
+    );
+    assert!(!store.wait_for_lock("held", Duration::from_millis(5)).unwrap());
     assert!(store.is_lock_holder("held", &job()).unwrap());
-    assert_eq!(store.read_as::<String>("held", job()).unwrap().unwrap().result, "held");
+    assert_eq!(
+        store.read_with::<String>("held", ReadOptions::new().claim(job())).unwrap().unwrap().result,
+        "held"
+    );
     assert!(store.read::<Json>("corrupt").unwrap_err().is_corrupt());
     assert_eq!(store.keys().unwrap().map(Result::unwrap).count(), 5);
     let (good, bad): (Vec<_>, Vec<_>) = store.locks().unwrap().partition(Result::is_ok);
@@ -56,9 +64,9 @@ fn check_changes_are_refused(store: &FileSystemRecordStore) {
     for key in ["free", "held", "expired", "abandoned", "corrupt", "absent"] {
         let refused = [
             store.write(key, &1),
-            store.write_as(key, &1, job()),
+            store.write_with(key, &1, WriteOptions::new().claim(job())),
             store.remove(key).map(drop),
-            store.acquire_lock(key, &LockOptions::new()).map(drop),
+            store.acquire_lock(key, LockOptions::new()).map(drop),
             store.lock(key, LockOptions::new()).map(drop),
             store.try_lock(key, LockOptions::new()).map(drop),
             store.renew(key, job(), None),
@@ -68,10 +76,8 @@ fn check_changes_are_refused(store: &FileSystemRecordStore) {
             store.share_owner().map(drop),
         ];
         for (at, result) in refused.into_iter().enumerate() {
-            match result {
-                Err(Error::ReadOnly { path, .. }) => assert_eq!(path, store.path()),
-                other => panic!("{key}, operation {at}: {other:?}"),
-            }
+            let what = format!("{key}, operation {at}");
+            assert_refused(result, ErrorKind::ReadOnly, store.path(), &what);
         }
     }
 }
@@ -105,7 +111,7 @@ fn a_reader_sees_concurrent_writes() {
     let reader = relaxed().mode(OpenMode::ReadOnly).open(setup.store.path()).unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| reader.read::<String>("held"));
-        setup.store.write_as("held", "committed", job()).unwrap();
+        setup.store.write_with("held", "committed", WriteOptions::new().claim(job())).unwrap();
         setup.store.release_lock("held", job()).unwrap();
         let seen = abort_if_hung("the reader", || waiting.join()).unwrap().unwrap().unwrap();
         assert_eq!(seen.result, "committed");

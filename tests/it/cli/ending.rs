@@ -130,7 +130,7 @@ fn a_command_that_exceeds_the_hold_time_is_terminated() {
     let ended = output(&mut scratch.run(&["k", "--hold", "200ms"], "sleep 1000 & sleep 1000"));
     assert!(start.elapsed() >= Duration::from_millis(200));
     let message = assert_fails(&ended, 124);
-    assert!(message.contains("200ms"), "{message}");
+    assert!(message.contains("200ms") && message.contains("--hold"), "{message}");
     assert_free(&scratch);
     // A command that is fast enough is not disturbed.
     assert_prints(&output(&mut scratch.run(&["k", "--hold", "1h"], "echo 1")), "1\n");

@@ -19,14 +19,15 @@ fn a_record_can_be_put_read_and_removed() {
     assert_prints(&output(&mut scratch.cli("rm", &["a/b"])), "");
     for subcommand in ["rm", "get"] {
         let message = assert_fails(&output(&mut scratch.cli(subcommand, &["a/b"])), 1);
-        assert!(message.contains("a/b"), "{message}");
+        assert!(message.contains("a/b") && message.ends_with("; list the keys with ls\n"), "{message}");
     }
 }
 
 #[test]
 fn invalid_input_is_not_stored() {
     let scratch = Scratch::new();
-    assert_fails(&feed(&mut scratch.cli("put", &["k"]), b"{} {}"), 65);
+    let message = assert_fails(&feed(&mut scratch.cli("put", &["k"]), b"{} {}"), 65);
+    assert!(message.ends_with("; store it with --text\n"), "{message}");
     assert_fails(&feed(&mut scratch.cli("put", &["k", "--text"]), b"\xff"), 65);
     assert!(!entry_exists(&scratch.store()));
 }
@@ -35,7 +36,8 @@ fn invalid_input_is_not_stored() {
 fn get_rm_ls_and_locks_do_not_create_a_store() {
     let scratch = Scratch::new();
     for (subcommand, arguments) in [("get", &["k"][..]), ("rm", &["k"]), ("ls", &[]), ("locks", &[])] {
-        assert_fails(&output(&mut scratch.cli(subcommand, arguments)), 1);
+        let message = assert_fails(&output(&mut scratch.cli(subcommand, arguments)), 1);
+        assert!(message.ends_with("; create a store with put, run or import\n"), "{message}");
         assert!(!entry_exists(&scratch.store()), "{subcommand}");
     }
     // A directory that is not a store.
@@ -51,7 +53,7 @@ fn get_waits_for_a_locked_record_but_put_and_rm_fail() {
     let guard = store.lock("k", LockOptions::new().holder(Holder::named("night job").unwrap())).unwrap();
     for refused in [feed(&mut scratch.cli("put", &["k"]), b"1"), output(&mut scratch.cli("rm", &["k"]))] {
         let message = assert_fails(&refused, 75);
-        assert!(message.contains("night job"), "{message}");
+        assert!(message.contains("night job") && message.ends_with("release it with unlock\n"), "{message}");
     }
     assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "10ms"])), 75);
     let mut waiter = Background::start(&mut scratch.cli("get", &["k"]));
@@ -69,8 +71,9 @@ fn a_corrupt_record_is_reported_with_its_cause() {
     for mut command in [scratch.cli("get", &["k"]), scratch.run(&["k"], "echo 1")] {
         let message = assert_fails(&output(&mut command), 65);
         assert!(message.contains("corrupt record") && message.contains("k.json"), "{message}");
-        // The cause, which is the parser's message, comes last.
-        assert!(message.trim_end().ends_with("column 7"), "{message}");
+        // The cause, which is the parser's message, comes last, before the advice.
+        let end = "column 7; replace the record with put, or remove it with rm\n";
+        assert!(message.ends_with(end), "{message}");
     }
     assert_prints(&output(&mut scratch.run(&["k", "--refresh"], "echo 1")), "1\n");
     assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
@@ -87,6 +90,29 @@ fn a_full_disk_is_reported() {
     }
     // A failure to print the error does not change the exit code.
     assert_code(&output(scratch.cli("get", &["none"]).stderr(full())), 1);
+}
+
+#[test]
+fn a_store_that_cannot_be_written_can_be_read() {
+    let scratch = Scratch::new();
+    assert_prints(&output(&mut scratch.run(&["k"], "echo 1")), "1\n");
+    // A read-only mount refuses root too.
+    let read_only = |command: &Command| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        unshare.arg("mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && exec \"$@\"");
+        unshare.arg(scratch.0.path()).arg(command.get_program()).args(command.get_args());
+        unshare
+    };
+    if !output(&mut read_only(&Command::new("true"))).status.success() {
+        eprintln!("SKIPPED: this system permits no mounts");
+        return;
+    }
+    assert_prints(&output(&mut read_only(&scratch.cli("get", &["k"]))), "1\n");
+    for command in [scratch.cli("rm", &["k"]), scratch.run(&["new"], "echo 1"), scratch.cli("gc", &[])] {
+        let message = assert_fails(&output(&mut read_only(&command)), 74);
+        assert!(message.ends_with("they need no write permission\n"), "{message}");
+    }
 }
 
 #[test]

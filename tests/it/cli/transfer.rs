@@ -25,14 +25,14 @@ fn put(scratch: &Scratch, records: &BTreeMap<String, String>) {
 }
 
 fn json(text: &str) -> Json {
-    serde_json::from_str(text).unwrap()
+    Json::parse(text).unwrap()
 }
 
 fn records_of(scratch: &Scratch) -> BTreeMap<String, String> {
     let store = scratch.open();
     let key_and_result = |key: record_store::Key| {
         let result = store.read::<Json>(&key).unwrap().unwrap().result;
-        (key.as_str().to_owned(), result.get().to_owned())
+        (key.as_str().to_owned(), result.as_str().to_owned())
     };
     store.keys().unwrap().map(|key| key_and_result(key.unwrap())).collect()
 }

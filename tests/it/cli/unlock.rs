@@ -31,7 +31,7 @@ fn force_breaks_a_live_lock() {
 fn without_a_terminal_the_error_suggests_force() {
     let scratch = Scratch::new();
     let store = scratch.open();
-    store.acquire_lock("k", &job("night job")).unwrap();
+    store.acquire_lock("k", job("night job")).unwrap();
     let message = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
     assert!(
         message.contains("night job") && message.contains("alive") && message.contains("--force"),
@@ -41,14 +41,25 @@ fn without_a_terminal_the_error_suggests_force() {
 }
 
 #[test]
+fn a_lock_without_a_lease_has_no_end() {
+    let scratch = Scratch::new();
+    scratch.open().acquire_lock("k", job("night job")).unwrap();
+    let broken = output(&mut scratch.cli("unlock", &["k", "--force"]));
+    assert_code(&broken, 0);
+    let shown = String::from_utf8(broken.stdout).unwrap();
+    let until = shown.lines().find(|line| line.starts_with("UNTIL")).unwrap();
+    assert_eq!(until.split_whitespace().collect::<Vec<_>>(), ["UNTIL", "none"]);
+}
+
+#[test]
 fn a_key_that_is_not_locked_cannot_be_unlocked() {
     let scratch = Scratch::new();
     assert_fails(&output(&mut scratch.cli("unlock", &["k", "--force"])), 1);
     assert!(!entry_exists(&scratch.store()));
-    scratch.open().acquire_lock("late", &job("night job").hold_timeout(Duration::ZERO)).unwrap();
+    scratch.open().acquire_lock("late", job("night job").hold_timeout(Duration::ZERO)).unwrap();
     for key in ["k", "late"] {
         let message = assert_fails(&output(&mut scratch.cli("unlock", &[key, "--force"])), 1);
-        assert!(message.contains("not locked"), "{message}");
+        assert!(message.contains("not locked") && message.contains("with locks"), "{message}");
     }
 }
 
@@ -58,7 +69,16 @@ fn force_removes_a_corrupt_lock() {
     let store = scratch.open();
     let path = scratch.store().join("k.lock");
     fs::write(&path, "not a lock").unwrap();
-    assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+    let message = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+    assert!(message.contains("corrupt lock") && message.contains("k.lock"), "{message}");
+    assert!(message.contains("add --force") && !message.contains("break_lock"), "{message}");
+    // A command that needs the lock suggests the command that removes it.
+    for mut command in [scratch.cli("get", &["k"]), scratch.run(&["k"], "echo 1"), scratch.cli("rm", &["k"])]
+    {
+        let message = assert_fails(&output(&mut command), 65);
+        assert!(message.trim_end().ends_with("remove the file with unlock --force"), "{message}");
+        assert!(!message.contains("break_lock"), "{message}");
+    }
     assert!(store.try_lock("k", LockOptions::new()).is_err());
     assert_code(&output(&mut scratch.cli("unlock", &["k", "--force"])), 0);
     assert!(store.try_lock("k", LockOptions::new()).unwrap().is_some());
@@ -68,7 +88,7 @@ fn force_removes_a_corrupt_lock() {
 fn on_a_terminal_the_user_is_asked() {
     let scratch = Scratch::new();
     let store = scratch.open();
-    store.acquire_lock("k", &job("night job")).unwrap();
+    store.acquire_lock("k", job("night job")).unwrap();
     for (answer, code) in [("n\n", 75), ("\n", 75), ("\x04", 75), ("yes\n", 0)] {
         let mut terminal = Terminal::start(&scratch.cli("unlock", &["k"]));
         let asked = terminal.wait_until("the question", |raw| raw.ends_with(QUESTION));
@@ -102,7 +122,7 @@ fn only_the_lock_that_was_shown_is_broken() {
 fn colours_respect_the_terminal_and_no_color() {
     let scratch = Scratch::new();
     let store = scratch.open();
-    store.acquire_lock("k", &job("night job")).unwrap();
+    store.acquire_lock("k", job("night job")).unwrap();
     let shown = |name: &str, value: &str| {
         let mut command = scratch.cli("locks", &[]);
         Terminal::start(command.env(name, value)).end().1

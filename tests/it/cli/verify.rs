@@ -11,11 +11,11 @@ fn a_sound_store_has_no_findings() {
     assert_fails(&output(&mut scratch.cli("verify", &[])), 1);
     let store = scratch.open();
     store.write("k", &1).unwrap();
-    store.acquire_lock("k", &LockOptions::new()).unwrap();
+    store.acquire_lock("k", LockOptions::new()).unwrap();
     let verified = output(&mut scratch.cli("verify", &[]));
     assert_code(&verified, 0);
     let text = String::from_utf8(verified.stdout).unwrap();
-    assert!(text.ends_with(" (1 records, 1 locks): 0 damaged, 0 strange, 0 leftover\n"), "{text}");
+    assert!(text.ends_with(" (1 record, 1 lock): 0 damaged, 0 foreign, 0 leftover\n"), "{text}");
     assert_eq!(text.lines().count(), 1);
 }
 
@@ -30,10 +30,10 @@ fn each_finding_is_printed_as_one_line() {
     assert_code(&verified, 0);
     let text = String::from_utf8(verified.stdout).unwrap();
     assert!(
-        text.contains("strange: not a file of the store (") && text.contains("notes\\u{1b})\n"),
+        text.contains("foreign: not a file of the store (") && text.contains("notes\\u{1b})\n"),
         "{text}"
     );
-    assert!(text.contains("leftover: left by a process that is gone ("), "{text}");
+    assert!(text.contains("leftover: orphaned owner file: its process is gone ("), "{text}");
 
     fs::write(scratch.store().join("bad.json"), "{").unwrap();
     let verified = output(&mut scratch.cli("verify", &[]));
@@ -41,7 +41,9 @@ fn each_finding_is_printed_as_one_line() {
     assert_eq!(verified.stderr, b"");
     let text = String::from_utf8(verified.stdout).unwrap();
     assert!(text.contains("damage: verify \"bad\": corrupt record: not a JSON record ("), "{text}");
-    assert!(text.ends_with(": 1 damaged, 1 strange, 1 leftover\n"), "{text}");
+    let damage = text.lines().find(|line| line.starts_with("damage: ")).unwrap();
+    assert!(damage.ends_with("; replace the record with put, or remove it with rm"), "{damage}");
+    assert!(text.ends_with(": 1 damaged, 1 foreign, 1 leftover\n"), "{text}");
 
     let verified = output(&mut scratch.cli("verify", &["--json"]));
     assert_code(&verified, 65);
@@ -49,7 +51,7 @@ fn each_finding_is_printed_as_one_line() {
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let (summary, findings) = lines.split_last().unwrap();
     let kinds: Vec<&str> = findings.iter().map(|finding| finding["kind"].as_str().unwrap()).collect();
-    for kind in ["damage", "strange", "leftover"] {
+    for kind in ["damage", "foreign", "leftover"] {
         assert_eq!(summary[kind], 1, "{text}");
         assert!(kinds.contains(&kind), "{text}");
     }
@@ -57,6 +59,23 @@ fn each_finding_is_printed_as_one_line() {
     assert!(damage["path"].as_str().unwrap().ends_with("/bad.json"), "{text}");
     assert!(damage["cause"].as_str().unwrap().contains("corrupt record"), "{text}");
     assert_eq!((&summary["records"], &summary["unchecked"]), (&1.into(), &0.into()));
+}
+
+#[test]
+fn stale_locks_are_leftovers() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("late", LockOptions::new().hold_timeout(Duration::ZERO)).unwrap();
+    assert_eq!(output(&mut scratch.run(&["left"], "kill -9 $PPID")).status.code(), None);
+    wait_for("the owner of \"left\" to end", || !store.is_locked("left").unwrap());
+    let verified = output(&mut scratch.cli("verify", &[]));
+    assert_code(&verified, 0);
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.contains("leftover: stale lock: its lease has expired ("), "{text}");
+    assert!(text.contains("leftover: stale lock: its process is gone ("), "{text}");
+    let verified = output(&mut scratch.cli("verify", &["--json"]));
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.contains("\"kind\":\"leftover\",\"problem\":\"stale lock: its lease"), "{text}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use record_store::{Holder, LockOptions, RecordStoreExt};
+use record_store::{Holder, LockOptions, RecordStoreExt, WriteOptions};
 use serde_json::Value;
 
 use super::terminal::Terminal;
@@ -34,12 +34,12 @@ fn the_screen_shows_each_change() {
     let store = scratch.open();
     store.write("first", &1).unwrap();
     let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
-    let screen = terminal.wait_until_screen("the record", |screen| screen.contains("0 locks, 1 records"));
+    let screen = terminal.wait_until_screen("the record", |screen| screen.contains("0 locks, 1 record "));
     assert!(screen.contains("\nfirst ") && screen.ends_with(" B"), "{screen}");
     assert!(!terminal.is_restored());
 
     let guard = store.lock("k\u{1b}[2J", job("night job").hold_timeout(Duration::from_hours(1))).unwrap();
-    let screen = terminal.wait_until_screen("the lock", |screen| screen.contains("1 locks"));
+    let screen = terminal.wait_until_screen("the lock", |screen| screen.contains("1 lock, "));
     let row = screen.lines().find(|line| line.contains("night job")).unwrap();
     assert!(row.starts_with("k\\u{1b}[2J  alive  ") && row.contains("  59m "), "{row}");
     guard.release().unwrap();
@@ -89,7 +89,7 @@ fn the_screen_fills_the_window_and_not_more() {
     let scratch = Scratch::new();
     let store = scratch.open();
     for number in 0..30 {
-        store.acquire_lock(format!("lock {number}"), &job("night job")).unwrap();
+        store.acquire_lock(format!("lock {number}"), job("night job")).unwrap();
         store.write(format!("record {number}{}", "x".repeat(100)), &1).unwrap();
     }
     let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
@@ -171,9 +171,9 @@ fn changes_are_printed_as_lines_in_a_pipe() {
     store.remove("old").unwrap();
     lines.expect("removed", "old", "");
 
-    let late = store.acquire_lock("late", &job("night job")).unwrap();
+    let late = store.acquire_lock("late", job("night job")).unwrap();
     lines.expect("locked", "late", "night job");
-    store.renew("late", late, Some(Duration::from_millis(20))).unwrap();
+    store.renew("late", late, Duration::from_millis(20)).unwrap();
     lines.expect("expired", "late", "night job");
 
     let script = format!("{} kill -9 $PPID", scratch.gate("go"));
@@ -187,7 +187,7 @@ fn changes_are_printed_as_lines_in_a_pipe() {
 #[test]
 fn watch_ends_when_its_reader_stops_although_nothing_changes() {
     let scratch = Scratch::new();
-    scratch.open().acquire_lock("k", &job("night job")).unwrap();
+    scratch.open().acquire_lock("k", job("night job")).unwrap();
     let mut watch = Background::start(&mut scratch.cli("watch", &NO_POLLING));
     let mut first = String::new();
     BufReader::new(watch.child().stdout.take().unwrap()).read_line(&mut first).unwrap();
@@ -201,14 +201,14 @@ fn watch_ends_when_its_reader_stops_although_nothing_changes() {
 fn changes_are_printed_as_json_on_request() {
     let scratch = Scratch::new();
     let store = scratch.open();
-    let token = store.acquire_lock("a\nb", &job("night job")).unwrap();
+    let token = store.acquire_lock("a\nb", job("night job")).unwrap();
     let lines = Lines::start(&mut scratch.cli("watch", &["--json"]));
     let next = || serde_json::from_str::<Value>(&lines.next()).unwrap();
     let locked = next();
     assert_eq!((&locked["change"], &locked["key"]), (&"locked".into(), &"a\nb".into()));
     assert_eq!((&locked["holder"], &locked["token"]), (&"night job".into(), &token.get().into()));
     assert_eq!((&locked["size"], locked["at"].is_string()), (&Value::Null, true));
-    store.write_as("a\nb", &1, token).unwrap();
+    store.write_with("a\nb", &1, WriteOptions::new().claim(token)).unwrap();
     let written = next();
     assert_eq!((&written["change"], &written["holder"]), (&"written".into(), &Value::Null));
     assert!(written["size"].as_u64().unwrap() > 10);

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use record_store::{Error, FileSystemRecordStore, LockOptions, RecordStoreExt};
+use record_store::{Error, ErrorKind, FileSystemRecordStore, LockOptions, RecordStoreExt};
 
 use crate::support::children::{Child, Stage};
 use crate::support::{as_named, named, names_in};
@@ -59,7 +59,7 @@ impl Drop for Mount<'_> {
 fn check_full_disk(dir: &Path) {
     let store = FileSystemRecordStore::open(dir).unwrap();
     let job = as_named("job").hold_timeout(Duration::from_secs(1_000));
-    let token = store.acquire_lock("held", &job).unwrap();
+    let token = store.acquire_lock("held", job).unwrap();
     store.write("kept", "old").unwrap();
     let fillers = thread::scope(|scope| {
         let writers = [0, 1, 2].map(|number| scope.spawn(move || fill_with_records(dir, number)));
@@ -142,7 +142,7 @@ fn check_small_disk(dir: &Path, mount: &Path) {
         // kill the process.
         let waited = store.lock("k", LockOptions::new()).and_then(|guard| {
             let other = as_named("other").acquire_timeout(Duration::from_millis(5));
-            assert!(store.acquire_lock("k", &other).unwrap_err().is_timeout());
+            assert!(store.acquire_lock("k", other).unwrap_err().is_timeout());
             guard.release()
         });
         if let Err(error) = waited {
@@ -159,6 +159,6 @@ fn fill_the_rest(dir: &Path) {
 }
 
 fn assert_full(error: &Error) {
-    let Error::Io { source, .. } = error else { panic!("{error:?}") };
-    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::StorageFull), "{error:?}");
 }

@@ -118,7 +118,7 @@ impl Harness {
             let _ = watchdog.send(());
         }
         if self.operation.needs_held() {
-            self.store.acquire_lock(self.operation.key(), &LockOptions::new()).unwrap();
+            self.store.acquire_lock(self.operation.key(), LockOptions::new()).unwrap();
         }
         child.send(&serde_json::to_string(case).unwrap());
         let (mut traced, _) = Traced::attach(child)?;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
-use record_store::{Error, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt, Result};
+use record_store::{
+    ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, ReadOptions, RecordStoreExt, Result,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::children::{Child, Stage};
@@ -89,7 +91,7 @@ fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>>
     let guarded = store.lock("k", LockOptions::new()).and_then(|guard| {
         guard.renew()?;
         let other = as_named("other").acquire_timeout(Duration::from_millis(5));
-        match store.acquire_lock("k", &other) {
+        match store.acquire_lock("k", other) {
             Ok(_) => panic!("two holders"),
             Err(error) if error.is_timeout() => {}
             Err(error) => return Err(error),
@@ -97,8 +99,9 @@ fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>>
         let written = guard.write("new");
         guard.release().and(written)
     });
-    let other = store.try_read::<String>("k", Duration::from_millis(5)).map(drop);
-    let waited = store.wait_for_lock("k", Some(Duration::from_millis(5))).map(drop);
+    let other =
+        store.read_with::<String>("k", ReadOptions::new().timeout(Duration::from_millis(5))).map(drop);
+    let waited = store.wait_for_lock("k", Duration::from_millis(5)).map(drop);
     let long = store.lock("y".repeat(3_000), LockOptions::new()).and_then(LockGuard::release);
     let longer = store.lock("z".repeat(5_000), LockOptions::new()).and_then(LockGuard::release);
     let big = store.write("big", &"x".repeat(10_000));
@@ -113,7 +116,7 @@ fn every_operation(store: &FileSystemRecordStore, dir: &Path) -> Vec<Result<()>>
 fn assert_cause(results: &[Result<()>], errno: i32) {
     let kind = std::io::Error::from_raw_os_error(errno).kind();
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        assert!(matches!(error, Error::Io { source, .. } if source.kind() == kind), "{error:?}");
+        assert_eq!((error.kind(), error.io_kind()), (ErrorKind::Io, Some(kind)), "{error:?}");
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use record_store::{
-    Durability, Error, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
-    Result,
+    Durability, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode,
+    ReadOptions, RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -123,10 +123,12 @@ pub(super) struct Outcome {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Failure {
-    /// The text with all causes, and the kind of the I/O error if it was one.
     Error {
+        /// The text with all causes.
         text: String,
+        /// The kind of the I/O error, if it was one.
         kind: Option<String>,
+        outcome_unknown: bool,
     },
     Panic,
 }
@@ -147,7 +149,11 @@ pub(super) fn operate(stage: &Stage) {
         });
         let result = match done {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Failure::Error { text: with_causes(&error), kind: kind_of(&error) }),
+            Ok(Err(error)) => Err(Failure::Error {
+                text: with_causes(&error),
+                kind: kind_of(&error),
+                outcome_unknown: error.is_outcome_unknown(),
+            }),
             Err(_) => Err(Failure::Panic),
         };
         let outcome = Outcome { result, leaked: opened_since(&before) };
@@ -173,9 +179,9 @@ pub(super) fn work(store: &FileSystemRecordStore, key: &str, value: &str) -> Res
 
 fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
     use Operation as O;
-    let acquire = |options: LockOptions| store.acquire_lock(key, &options).unwrap();
+    let acquire = |options: LockOptions| store.acquire_lock(key, options).unwrap();
     if case.operation != O::AcquireFirst {
-        store.acquire_lock(KEPT, &LockOptions::new()).unwrap();
+        store.acquire_lock(KEPT, LockOptions::new()).unwrap();
     }
     match case.operation {
         O::WriteOver | O::WriteRelaxed | O::WriteHeld | O::Read | O::ReadHeld | O::Remove | O::Exists => {
@@ -188,7 +194,7 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
         }
         O::TakeExpired | O::Sweep => {
             acquire(as_named("gone").hold_timeout(millis(1)));
-            assert!(store.wait_for_lock(key, None).unwrap());
+            assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap());
         }
         O::TakeAbandoned => {
             acquire(LockOptions::new());
@@ -247,25 +253,25 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
         }
         O::WriteByToken => {
             let token = store.lock_info(key)?.map(|info| info.token());
-            store.write_as(key, NEW, token.unwrap()).map(|()| String::new())
+            store.write_with(key, NEW, WriteOptions::new().claim(token.unwrap())).map(|()| String::new())
         }
         O::Read | O::ReadAbsent | O::ReadHeld => {
-            Ok(store.try_read(key, WAIT_TIMEOUT)?.map(value).unwrap_or_default())
+            Ok(store.read_with(key, ReadOptions::new().timeout(WAIT_TIMEOUT))?.map(value).unwrap_or_default())
         }
         O::Remove | O::RemoveAbsent => store.remove(key).map(|removed| removed.to_string()),
         O::Exists => store.exists(key).map(|exists| exists.to_string()),
         O::Acquire | O::AcquireFirst | O::AcquireAfresh | O::AcquireBlank | O::AcquireLongKey => {
-            acquire(store, key, &free.hold_timeout(LONG_LEASE))
+            acquire(store, key, free.hold_timeout(LONG_LEASE))
         }
-        O::TakeExpired | O::TakeAbandoned => acquire(store, key, &free.hold_timeout(LONG_LEASE)),
-        O::AcquireAgain => acquire(store, key, &free.holder(job()).hold_timeout(LONG_LEASE)),
-        O::AcquireHeld => acquire(store, key, &free.acquire_timeout(WAIT_TIMEOUT)),
-        O::Renew => store.renew(key, job(), Some(LONG_LEASE)).map(|()| String::new()),
+        O::TakeExpired | O::TakeAbandoned => acquire(store, key, free.hold_timeout(LONG_LEASE)),
+        O::AcquireAgain => acquire(store, key, free.holder(job()).hold_timeout(LONG_LEASE)),
+        O::AcquireHeld => acquire(store, key, free.acquire_timeout(WAIT_TIMEOUT)),
+        O::Renew => store.renew(key, job(), LONG_LEASE).map(|()| String::new()),
         O::Release | O::ReleaseAwaited => store.release_lock(key, job()).map(|()| String::new()),
         O::BreakLock => store.break_lock(key).map(|broken| broken.to_string()),
         O::LockInfo => Ok(store.lock_info(key)?.is_some().to_string()),
         O::WaitFree | O::WaitHeld | O::WaitHeldFirst => {
-            store.wait_for_lock(key, Some(WAIT_TIMEOUT)).map(|free| free.to_string())
+            store.wait_for_lock(key, WAIT_TIMEOUT).map(|free| free.to_string())
         }
         O::Keys => Ok(store.keys()?.collect::<Result<Vec<_>>>()?.len().to_string()),
         O::Locks => Ok(store.locks()?.collect::<Result<Vec<_>>>()?.len().to_string()),
@@ -273,7 +279,7 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
     }
 }
 
-fn acquire(store: &FileSystemRecordStore, key: &str, options: &LockOptions) -> Result<String> {
+fn acquire(store: &FileSystemRecordStore, key: &str, options: LockOptions) -> Result<String> {
     store.acquire_lock(key, options).map(|token| token.to_string())
 }
 
@@ -285,7 +291,10 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 }
 
 fn kind_of(error: &Error) -> Option<String> {
-    if let Error::Io { source, .. } = error { Some(format!("{:?}", source.kind())) } else { None }
+    if error.kind() != ErrorKind::Io {
+        return None;
+    }
+    Some(format!("{:?}", error.io_kind().expect("the cause of an I/O error")))
 }
 
 /// The paths that this process has open.

@@ -36,9 +36,10 @@ impl Injection {
     pub(super) fn check(&self) {
         match &self.outcome.result {
             Err(Failure::Panic) => panic!("{self}: a panic"),
-            Err(Failure::Error { kind, .. }) => {
+            Err(Failure::Error { kind, outcome_unknown, .. }) => {
                 self.check_error(kind.as_deref());
                 self.check_unchanged();
+                self.check_outcome_unknown(*outcome_unknown);
             }
             Ok(value) => {
                 let refused = self.fault.errno().is_some_and(|errno| errno != Errno::EINTR);
@@ -73,12 +74,24 @@ impl Injection {
     /// failed, the change is in place. A sweep that fails halfway has done its first half.
     fn check_unchanged(&self) {
         let Self { operation, before, after, .. } = self;
-        if self.call.number == libc::SYS_fsync && operation.is_durable() {
+        if self.is_failed_directory_sync() {
             assert_eq!((&after.lock, after.kept), (&before.lock, before.kept), "{self}");
             assert_eq!(after.record.as_deref(), self.new_record(), "{self}");
         } else if *operation != Operation::Sweep {
             assert_eq!(after, before, "{self}: an error changed something");
         }
+    }
+
+    /// The error says that the outcome is unknown exactly if the change is visible, but perhaps not durable.
+    fn check_outcome_unknown(&self, outcome_unknown: bool) {
+        // An open changes no record and no lock.
+        if !self.operation.is_open() {
+            assert_eq!(outcome_unknown, self.is_failed_directory_sync(), "{self}: is the outcome unknown?");
+        }
+    }
+
+    fn is_failed_directory_sync(&self) -> bool {
+        self.call.number == libc::SYS_fsync && self.operation.is_durable()
     }
 
     fn check_descriptors(&self) {

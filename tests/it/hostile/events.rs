@@ -104,9 +104,9 @@ fn arbitrary_slots_delay_waiters_but_not_forever() {
             let guard = guard.map_err(|error| TestCaseError::fail(error.to_string()))?;
             // Another holder waits until its timeout and leaves the queue.
             let other = as_named("other").acquire_timeout(millis(5));
-            prop_assert!(store.acquire_lock(KEY, &other).unwrap_err().is_timeout());
+            prop_assert!(store.acquire_lock(KEY, other).unwrap_err().is_timeout());
             guard.release().unwrap();
-            prop_assert!(store.wait_for_lock(KEY, Some(GENEROUS_TIMEOUT)).unwrap());
+            prop_assert!(store.wait_for_lock(KEY, GENEROUS_TIMEOUT).unwrap());
             Ok(())
         })
         .unwrap();
@@ -191,7 +191,7 @@ fn a_table_of_any_size_is_usable() {
         let store = open(dir.path());
         let guard = store.lock(KEY, LockOptions::new().acquire_timeout(GENEROUS_TIMEOUT)).unwrap();
         let other = as_named("other").acquire_timeout(millis(5));
-        assert!(store.acquire_lock(KEY, &other).unwrap_err().is_timeout());
+        assert!(store.acquire_lock(KEY, other).unwrap_err().is_timeout());
         guard.release().unwrap();
         let size =
             usize::try_from(std::fs::metadata(dir.path().join(".store/events")).unwrap().len()).unwrap();

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use record_store::{FileSystemRecordStore, LockInfo, LockOptions, LockState, RecordStoreExt, Result};
+use record_store::{
+    FileSystemRecordStore, LockInfo, LockOptions, LockState, ReadOptions, RecordStoreExt, Result,
+};
 use tempfile::TempDir;
 
 use super::{Tampered, cases, mutations};
@@ -21,7 +23,7 @@ struct HeldLock {
 }
 
 /// A store with one held lock.
-fn held(options: &LockOptions) -> HeldLock {
+fn held(options: LockOptions) -> HeldLock {
     let dir = in_memory();
     let store = open(dir.path());
     store.acquire_lock("key", options).unwrap();
@@ -44,9 +46,9 @@ impl HeldLock {
             Ok(None) => {}
             Err(error) => assert!(error.is_corrupt() && error.path().is_some(), "{context}: {error:?}"),
         }
-        let waited = self.store.wait_for_lock("key", Some(Duration::ZERO));
+        let waited = self.store.wait_for_lock("key", Duration::ZERO);
         assert_eq!(waited.ok(), info.as_ref().ok().map(Option::is_none), "{context}");
-        let read = self.store.try_read::<String>("key", Duration::ZERO);
+        let read = self.store.read_with::<String>("key", ReadOptions::new().timeout(Duration::ZERO));
         assert_eq!(read.is_err_and(|error| error.is_corrupt()), info.is_err(), "{context}");
         let listed: Vec<_> = self.store.locks().unwrap().collect();
         assert!(listed.len() <= 1, "{context}");
@@ -77,7 +79,7 @@ const WORKERS: usize = 32;
 fn with_each_bit_flipped(options: &LockOptions, check: impl Fn(&mut HeldLock, &str) + Sync) {
     std::thread::scope(|scope| {
         for worker in 0..WORKERS {
-            let check = &check;
+            let (check, options) = (&check, options.clone());
             scope.spawn(move || {
                 let mut lock = held(options);
                 let original = lock.file.original.clone();
@@ -140,7 +142,7 @@ fn any_bytes_as_a_lock_leave_all_callers_in_agreement() {
         for worker in 0..WORKERS {
             let options = as_named("job").hold_timeout(Duration::from_mins(20));
             let options = if worker % 2 == 0 { as_named("job") } else { options };
-            scope.spawn(move || check_any_bytes(&held(&options)));
+            scope.spawn(move || check_any_bytes(&held(options)));
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use record_store::{FileSystemRecordStore, Key, RecordStore, RecordStoreExt};
+use record_store::{FileSystemRecordStore, Key, ReadOptions, RecordStore, RecordStoreExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -22,17 +22,17 @@ fn record_of(size: usize) -> (TempDir, FileSystemRecordStore, Tampered, String) 
     };
     let bare = write("").original.len();
     let record = write(&"0aZ~".repeat(size)[..size.saturating_sub(bare)]);
-    let result = store.read_json(&Key::new(KEY).unwrap(), &record_store::Claim::current(), None);
-    let result = result.unwrap().unwrap().get().to_owned();
+    let result = store.read_raw(&Key::new(KEY).unwrap(), ReadOptions::new());
+    let result = result.unwrap().unwrap().as_str().to_owned();
     (dir, store, record, result)
 }
 
 /// Reads the record. Returns `Some` for the right result, compared to the byte, and `None` for an error
 /// that names the damaged file and its key.
 fn check_read(store: &FileSystemRecordStore, right: &str, context: impl Fn() -> String) -> Option<()> {
-    match store.read_json(&Key::new(KEY).unwrap(), &record_store::Claim::current(), None) {
+    match store.read_raw(&Key::new(KEY).unwrap(), ReadOptions::new()) {
         Ok(Some(json)) => {
-            assert_eq!(json.get(), right, "{}", context());
+            assert_eq!(json.as_str(), right, "{}", context());
             Some(())
         }
         Ok(None) => panic!("{}: the record is there", context()),
@@ -122,10 +122,10 @@ fn any_bytes_as_a_record_are_an_error_or_the_documented_value() {
             record.key == KEY
                 && record.crc32.as_ref().is_none_or(|hex| u32::from_str_radix(hex, 16) == Ok(crc32))
         });
-        match store.read_json(&key, &record_store::Claim::current(), None) {
+        match store.read_raw(&key, ReadOptions::new()) {
             Ok(Some(json)) => {
                 let documented = documented.map(|record| record.result.get());
-                prop_assert_eq!(Some(json.get()), documented);
+                prop_assert_eq!(Some(json.as_str()), documented);
             }
             Ok(None) => prop_assert!(false, "the record is there"),
             Err(error) => {

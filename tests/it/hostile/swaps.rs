@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
 
-use record_store::{FileSystemRecordStore, LockOptions, RecordStoreExt, Result};
+use record_store::{FileSystemRecordStore, LockOptions, ReadOptions, RecordStoreExt, Result};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 use tempfile::TempDir;
 
@@ -57,7 +57,7 @@ impl Setup {
         for number in 0..KEYS {
             let key = key(number);
             decoy.write(&key, CANARY).unwrap();
-            decoy.acquire_lock(&key, &as_named(CANARY)).unwrap();
+            decoy.acquire_lock(&key, as_named(CANARY)).unwrap();
             for name in [format!("{key}.json"), format!("{key}.lock")] {
                 let text = std::fs::read_to_string(setup.root.path().join("decoy").join(&name)).unwrap();
                 setup.add(&name, text);
@@ -239,7 +239,7 @@ fn call(store: &FileSystemRecordStore, key: &str, number: u64, which: usize) -> 
     };
     let options = LockOptions::new().acquire_timeout(millis(20)).hold_timeout(millis(200));
     match which {
-        0 | 1 => store.try_read(key, millis(20)).map(check),
+        0 | 1 => store.read_with(key, ReadOptions::new().timeout(millis(20))).map(check),
         2 | 3 => store.write(key, &value),
         4..=6 => {
             let guard = store.lock(key, options)?;
@@ -250,7 +250,7 @@ fn call(store: &FileSystemRecordStore, key: &str, number: u64, which: usize) -> 
         }
         7 => store.remove(key).map(drop),
         8 => store.exists(key).map(drop),
-        9 => store.wait_for_lock(key, Some(millis(20))).map(drop),
+        9 => store.wait_for_lock(key, millis(20)).map(drop),
         10 => store.lock_info(key).map(|info| {
             assert!(info.is_none_or(|info| info.holder().name() != CANARY));
         }),

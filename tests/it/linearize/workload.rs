@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::{Error, Key, LockGuard, LockInfo, LockOptions, LockToken, RecordStore, RecordStoreExt};
+use record_store::{
+    Error, ErrorKind, Key, LockGuard, LockInfo, LockOptions, LockToken, ReadOptions, RecordStore,
+    RecordStoreExt, RemoveOptions, WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 
 use super::history::{Claim, HolderId, Log, Op, Outcome};
@@ -101,20 +104,22 @@ impl<'a> Worker<'a> {
             0..=6 => {
                 let timeout = (!self.dice.once_in(8)).then(|| self.wait());
                 self.call(key, Op::Read(claim), || {
-                    let json = store.read_json(&Key::new(name)?, &store_claim(claim), timeout)?;
-                    let value = json.map(|json| serde_json::from_str::<Value>(json.get()).unwrap());
+                    let options = ReadOptions::new().claim(store_claim(claim)).timeout(timeout);
+                    let json = store.read_raw(&Key::new(name)?, options)?;
+                    let value = json.map(|json| json.decode::<Value>().unwrap());
                     Ok(Outcome::Value(value.map(Value::open)))
                 });
             }
             7..=9 => {
                 let value = self.value();
                 self.call(key, Op::Write(claim, value), || {
-                    store.write_as(name, &Value::new(value), store_claim(claim)).map(|()| Outcome::Done)
+                    let options = WriteOptions::new().claim(store_claim(claim));
+                    store.write_with(name, &Value::new(value), options).map(|()| Outcome::Done)
                 });
             }
             10..=11 => {
                 self.call(key, Op::Remove(claim), || {
-                    store.remove_as(name, store_claim(claim)).map(Outcome::Flag)
+                    store.remove_with(name, removal(claim)).map(Outcome::Flag)
                 });
             }
             12 => {
@@ -123,8 +128,7 @@ impl<'a> Worker<'a> {
             13..=16 => {
                 let (holder, hold, wait) = (self.holder(), Some(self.hold()), self.wait());
                 let options = options(holder, hold, wait);
-                let acquired =
-                    self.call(key, Op::Acquire(holder, hold), || acquire(store, key, holder, &options));
+                let acquired = self.call(key, Op::Acquire(holder, hold), || acquire(store, key, options));
                 self.remember(key, holder, &acquired);
             }
             17..=18 => {
@@ -146,7 +150,7 @@ impl<'a> Worker<'a> {
             }
             24 => {
                 let timeout = self.wait();
-                self.call(key, Op::WaitFree, || store.wait_for_lock(name, Some(timeout)).map(Outcome::Flag));
+                self.call(key, Op::WaitFree, || store.wait_for_lock(name, timeout).map(Outcome::Flag));
             }
             _ if self.dice.once_in(8) => {
                 self.call(key, Op::Break, || store.break_lock(name).map(Outcome::Flag));
@@ -197,7 +201,7 @@ impl<'a> Worker<'a> {
         let mut guard = None;
         let acquired = self.call(key, Op::Acquire(holder, hold), || {
             if holder != HolderId::current() {
-                return acquire(store, key, holder, &options);
+                return acquire(store, key, options);
             }
             let token = guard.insert(store.lock(key_name(key), options)?).token().get();
             Ok(Outcome::Acquired { token, reentrant: own == Some(token) })
@@ -214,7 +218,7 @@ impl<'a> Worker<'a> {
         if self.dice.once_in(3) {
             self.call(key, Op::Remove(claim), || {
                 let removed =
-                    guard.map_or_else(|| store.remove_as(name, store_claim(claim)), LockGuard::remove);
+                    guard.map_or_else(|| store.remove_with(name, removal(claim)), LockGuard::remove);
                 removed.map(Outcome::Flag)
             });
             return;
@@ -224,7 +228,7 @@ impl<'a> Worker<'a> {
         self.call(key, Op::Write(claim, number), || {
             let written = match guard {
                 Some(guard) => guard.write(&value),
-                None => store.write_as(name, &value, store_claim(claim)),
+                None => store.write_with(name, &value, WriteOptions::new().claim(store_claim(claim))),
             };
             written.map(|()| Outcome::Done)
         });
@@ -235,7 +239,9 @@ impl<'a> Worker<'a> {
         self.call(key, Op::Read(claim), || {
             let record = match guard {
                 Some(guard) => guard.read::<Value>()?,
-                None => store.read_as::<Value>(key_name(key), store_claim(claim))?,
+                None => {
+                    store.read_with::<Value>(key_name(key), ReadOptions::new().claim(store_claim(claim)))?
+                }
             };
             Ok(Outcome::Value(record.map(|record| record.result.open())))
         });
@@ -295,13 +301,8 @@ impl<'a> Worker<'a> {
 
 type Guard<'a> = LockGuard<'a, dyn RecordStore + 'a>;
 
-fn acquire(
-    store: &dyn RecordStore,
-    key: usize,
-    holder: HolderId,
-    options: &LockOptions,
-) -> Result<Outcome, Error> {
-    let acquired = store.acquire(&Key::new(key_name(key))?, &holder.holder(), options)?;
+fn acquire(store: &dyn RecordStore, key: usize, options: LockOptions) -> Result<Outcome, Error> {
+    let acquired = store.acquire_lock_raw(&Key::new(key_name(key))?, options)?;
     Ok(Outcome::Acquired { token: acquired.token.get(), reentrant: acquired.reentrant })
 }
 
@@ -313,12 +314,12 @@ fn store_claim(claim: Claim) -> record_store::Claim {
     }
 }
 
+fn removal(claim: Claim) -> RemoveOptions {
+    RemoveOptions::new().claim(store_claim(claim))
+}
+
 fn options(holder: HolderId, hold: Option<Duration>, wait: Duration) -> LockOptions {
-    let options = LockOptions::new().holder(holder.holder()).acquire_timeout(wait);
-    match hold {
-        Some(hold) => options.hold_timeout(hold),
-        None => options,
-    }
+    LockOptions::new().holder(holder.holder()).acquire_timeout(wait).hold_timeout(hold)
 }
 
 fn info_outcome(info: Option<LockInfo>) -> Outcome {
@@ -326,12 +327,13 @@ fn info_outcome(info: Option<LockInfo>) -> Outcome {
 }
 
 fn error_outcome(error: &Error) -> Outcome {
-    match error {
-        Error::Locked { holder, .. } => Outcome::Locked(HolderId::of(holder)),
-        Error::LockTimeout { holder, .. } => Outcome::Timeout(holder.as_ref().map(HolderId::of)),
-        Error::LockLost { .. } => Outcome::Lost,
-        Error::NotLocked { .. } => Outcome::NotLocked,
-        Error::NotLockHolder { current, .. } => Outcome::NotHolder(HolderId::of(current)),
-        other => Outcome::Failed(format!("{other:?}")),
+    let holder = error.holder().map(HolderId::of);
+    match (error.kind(), holder) {
+        (ErrorKind::Locked, Some(holder)) => Outcome::Locked(holder),
+        (ErrorKind::LockTimeout, holder) => Outcome::Timeout(holder),
+        (ErrorKind::LockLost, _) => Outcome::Lost,
+        (ErrorKind::NotLocked, _) => Outcome::NotLocked,
+        (ErrorKind::NotLockHolder, Some(holder)) => Outcome::NotHolder(holder),
+        _ => Outcome::Failed(format!("{error:?}")),
     }
 }

@@ -18,11 +18,11 @@
 //!
 //! The guarantees for a lock: a lock that is bound to a process is free. A lock of a named holder that
 //! is on the disk as a whole is held. Such a lock may be lost, and its release may be undone, because
-//! locks are not synced. A lock file is [`Error::CorruptLock`], and [`break_lock`] removes it, if only
+//! locks are not synced. A lock file is [`CorruptLock`], and [`break_lock`] removes it, if only
 //! its first half has arrived, or if a hand-over has overwritten only half of it. These are the only
 //! cases. A lock file that is missing, whole, empty or all zeros is never an error.
 //!
-//! [`Error::CorruptLock`]: record_store::Error::CorruptLock
+//! [`CorruptLock`]: record_store::ErrorKind::CorruptLock
 //! [`break_lock`]: record_store::RecordStoreExt::break_lock
 
 mod cache;

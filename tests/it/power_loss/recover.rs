@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use record_store::{Error, FileSystemRecordStore, Holder, LockOptions, LockToken, RecordStoreExt};
+use record_store::{
+    Error, ErrorKind, FileSystemRecordStore, Holder, LockOptions, LockToken, ReadOptions, RecordStoreExt,
+};
 use tempfile::TempDir;
 
 use super::disk::{DIRECTORY, Interner, Tree};
@@ -109,12 +111,12 @@ fn clear(dir: &Path, keep: &[PathBuf]) {
 fn inspect(store: &FileSystemRecordStore, key: &str) -> Result<Recovered, String> {
     let once = LockOptions::new().acquire_timeout(Duration::ZERO);
     let wrong = |operation: &str, error: &Error| Err(format!("{key}: {operation}: {error:?}"));
-    let (lock, reader) = match store.acquire_lock(key, &once) {
+    let (lock, reader) = match store.acquire_lock(key, once) {
         Ok(token) => (LockOutcome::Acquired(token), Holder::current()),
-        Err(Error::LockTimeout { holder: Some(holder), .. }) if holder == named(JOB) => {
-            (LockOutcome::HeldByJob, holder)
+        Err(error) if error.kind() == ErrorKind::LockTimeout && error.holder() == Some(&named(JOB)) => {
+            (LockOutcome::HeldByJob, named(JOB))
         }
-        Err(Error::CorruptLock { .. }) => {
+        Err(error) if error.kind() == ErrorKind::CorruptLock => {
             match store.break_lock(key) {
                 Ok(true) => {}
                 other => return Err(format!("{key}: break_lock: {other:?}")),
@@ -123,10 +125,10 @@ fn inspect(store: &FileSystemRecordStore, key: &str) -> Result<Recovered, String
         }
         Err(error) => return wrong("acquire", &error),
     };
-    let read = match store.read_as::<String>(key, reader.clone()) {
+    let read = match store.read_with::<String>(key, ReadOptions::new().claim(&reader)) {
         Ok(None) => ReadOutcome::Absent,
         Ok(Some(record)) => ReadOutcome::Value(record.result),
-        Err(Error::CorruptRecord { .. }) => ReadOutcome::Corrupt,
+        Err(error) if error.kind() == ErrorKind::CorruptRecord => ReadOutcome::Corrupt,
         Err(error) => return wrong("read", &error),
     };
     match store.exists(key) {

@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use record_store::{Durability, FileSystemRecordStore, Holder, LockOptions, LockToken, RecordStoreExt};
+use record_store::{
+    Durability, FileSystemRecordStore, Holder, LockOptions, LockToken, RecordStoreExt, RemoveOptions,
+    WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::support::children::Stage;
@@ -194,21 +197,18 @@ fn perform_operation(
 ) -> Option<LockToken> {
     let key = KEYS[key];
     let holder = if job { named(JOB) } else { Holder::current() };
-    let mut options = LockOptions::new().holder(holder.clone());
-    if job {
-        options = options.hold_timeout(LEASE);
-    }
+    let options = LockOptions::new().holder(holder.clone()).hold_timeout(job.then_some(LEASE));
     match action {
-        Action::Write => store.write_as(key, &value(position), holder).unwrap(),
-        Action::Remove => assert!(store.remove_as(key, holder).is_ok()),
-        Action::Acquire => *token = Some(store.acquire_lock(key, &options).unwrap()),
+        Action::Write => store.write_with(key, &value(position), WriteOptions::new().claim(holder)).unwrap(),
+        Action::Remove => assert!(store.remove_with(key, RemoveOptions::new().claim(holder)).is_ok()),
+        Action::Acquire => *token = Some(store.acquire_lock(key, options).unwrap()),
         Action::Release => store.release_lock(key, token.take().unwrap()).unwrap(),
         Action::Renew => store.renew(key, token.unwrap(), job.then_some(2 * LEASE)).unwrap(),
         Action::HandOver => {
-            let held = store.acquire_lock(key, &options).unwrap();
+            let held = store.acquire_lock(key, options.clone()).unwrap();
             enqueue_dead_waiter(store.path(), key);
             store.release_lock(key, held).unwrap();
-            *token = Some(store.acquire_lock(key, &options).unwrap());
+            *token = Some(store.acquire_lock(key, options).unwrap());
         }
         Action::GuardedWrite => {
             let guard = store.lock(key, options).unwrap();

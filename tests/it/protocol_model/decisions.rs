@@ -2,13 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use record_store::{Claim, Error, FileSystemRecordStore, LockInfo, LockOptions, LockToken, RecordStoreExt};
+use record_store::{
+    Claim, Error, ErrorKind, FileSystemRecordStore, LockInfo, LockOptions, LockToken, RecordStoreExt,
+    WriteOptions,
+};
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
 
 use super::state::{Access, Liveness, Match, access};
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{as_named, named, open};
+use crate::support::{named, open};
 
 /// The process that acquired the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,13 +33,13 @@ struct Case {
 /// Creates a lock file with the library. Also returns the process that acquired it, if it is another
 /// live process.
 fn acquire(dir: &Path, store: &FileSystemRecordStore, case: Case) -> (LockInfo, Option<Child>) {
-    let name = (!case.bound).then_some("job");
+    let holder = (!case.bound).then(|| named("job"));
     if case.owner == Owner::ThisProcess {
-        let options = name.map_or_else(LockOptions::new, as_named);
-        store.acquire_lock("k", &options).unwrap();
+        let options = holder.map_or_else(LockOptions::new, |holder| LockOptions::new().holder(holder));
+        store.acquire_lock("k", options).unwrap();
         return (store.lock_info("k").unwrap().unwrap(), None);
     }
-    let mut child = Child::start("hold", &(dir, name, None::<u64>));
+    let mut child = Child::start("hold", &(dir, holder, None::<u64>));
     child.expect("ready");
     child.send("go");
     child.expect("held");
@@ -68,12 +71,13 @@ fn alter(dir: &Path, case: Case) {
 fn decide(store: &FileSystemRecordStore, claim: Claim) -> Access {
     let by_token = matches!(claim, Claim::Token(_));
     let live = store.is_locked("k").unwrap();
-    match (live, store.write_as("k", &1, claim)) {
+    let outcome = store.write_with("k", &1, WriteOptions::new().claim(claim));
+    match (live, outcome.as_ref().map_err(Error::kind)) {
         (true, Ok(())) => Access::Mine,
         (false, Ok(())) if !by_token => Access::Free,
-        (false, Err(Error::LockLost { .. })) if by_token => Access::Free,
-        (true, Err(Error::LockLost { .. } | Error::Locked { .. })) => Access::Other,
-        (live, outcome) => panic!("live: {live}, {outcome:?}"),
+        (false, Err(ErrorKind::LockLost)) if by_token => Access::Free,
+        (true, Err(ErrorKind::LockLost | ErrorKind::Locked)) => Access::Other,
+        _ => panic!("live: {live}, {outcome:?}"),
     }
 }
 

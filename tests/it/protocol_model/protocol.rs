@@ -131,7 +131,9 @@ impl Protocol {
         }
         match process.claim {
             None => {
-                KEYS.into_iter().for_each(|key| self.begin_on_key(state, index, key, Act::Acquire, found))
+                for key in KEYS {
+                    self.begin_on_key(state, index, key, Act::Acquire, found);
+                }
             }
             // A guard detects that it is a copy in a forked child. A token cannot, but its lock has an owner.
             Some(claim) if claim.inherited => {

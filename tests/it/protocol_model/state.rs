@@ -32,7 +32,7 @@ pub(super) struct Match {
     pub(super) same_process: bool,
 }
 
-/// The decision about a lock and a claim, as `filesystem::lease` makes it.
+/// The decision about a lock and a claim, as `filesystem::protocol` makes it.
 pub(super) fn access(expired: bool, bound: bool, owner: Liveness, claim: Match) -> Access {
     match (expired, bound, owner) {
         (true, ..) | (false, true, Liveness::Dead) => Access::Free,

@@ -8,12 +8,17 @@ use super::{RecordArgs, StoreArgs};
 ///
 /// Shows the holder, when it acquired the lock, when the lease expires and whether the process that
 /// acquired the lock is alive, and then asks for confirmation. The holder is not notified: it may
-/// still be running, but its later writes under this lock are rejected. Only the displayed lock is
-/// released: if another holder has acquired the key in the meantime, that lock stays, and the exit
-/// code is 75.
+/// still be running, but its later writes with the token of this lock are rejected. Only the displayed
+/// lock is released: if another holder has acquired the key in the meantime, that lock stays, and the
+/// exit code is 75.
 ///
 /// A lock of a dead process normally needs no unlock. The exception is a lock with a named holder: it
-/// stays until it is released or its lease expires. A corrupt lock file is removed.
+/// stays until it is released or its lease expires.
+///
+/// A corrupt lock file is removed if it is still corrupt after the confirmation. No process can acquire
+/// the lock while the file is corrupt. But the check and the removal are two steps: if the file is
+/// repaired or removed between them, the removal also removes a lock that was acquired since then. Run
+/// only one unlock at a time for a corrupt lock.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -35,7 +40,7 @@ pub(crate) struct UnlockArgs {
 /// other files should exist. Prints one line for each finding and then a summary. Changes nothing,
 /// never waits, and is safe while other processes use the store.
 ///
-/// There are three kinds of findings. damage: data is lost or something does not work. strange: a
+/// There are three kinds of findings. damage: data is lost or something does not work. foreign: a
 /// file that does not belong to the store; the store ignores it. leftover: a file of a process that
 /// is gone; this is normal, and the store removes it later. The exit code is 65 if there is damage;
 /// other findings do not change it.
@@ -46,8 +51,8 @@ Examples:
   record-store verify cache --json | jq -r 'select(.kind == \"damage\") | .path'
 
 Each line of --json but the last is an object with the fields
-  path, kind (\"damage\", \"strange\", \"leftover\"), problem, cause (null: no further details);
-the last one has the fields files, records, locks, damage, strange, leftover and unchecked")]
+  path, kind (\"damage\", \"foreign\", \"leftover\"), problem, cause (null: no further details);
+the last one has the fields files, records, locks, damage, foreign, leftover and unchecked")]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,

@@ -111,7 +111,7 @@ pub(crate) struct ExpiryArgs {
 
 impl ExpiryArgs {
     pub(crate) fn options(&self) -> WriteOptions {
-        self.ttl.map_or_else(WriteOptions::new, |ttl| WriteOptions::new().time_to_live(ttl))
+        WriteOptions::new().time_to_live(self.ttl)
     }
 }
 
@@ -271,8 +271,9 @@ pub(crate) struct ListArgs {
 ///
 /// STATE is held, expired (the lease has expired: the key is free) or abandoned (the owner process is
 /// gone: the key is free). OWNER shows whether the process that acquired the lock is alive. A command
-/// of `run` that outlives its runner counts as alive. If a lock cannot be read, an error is printed to
-/// standard error, and the exit code is not 0.
+/// of `run` that outlives its runner counts as alive. UNTIL shows when the lease expires: none means
+/// that the lock has no lease. If a lock cannot be read, an error is printed to standard error, and the
+/// exit code is not 0.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -282,7 +283,7 @@ Examples:
 Each line of --json is an object with the fields
   key, holder, process_bound, token, state (\"held\", \"expired\", \"abandoned\"),
   owner_alive (true, false, or null: unknown), acquired_at,
-  expires_at and remaining_seconds (null: held until released)")]
+  expires_at and remaining_seconds (null: no lease)")]
 pub(crate) struct LocksArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,

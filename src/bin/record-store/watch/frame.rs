@@ -3,7 +3,7 @@
 use record_store::LockInfo;
 
 use super::model::{Model, Written};
-use crate::format::{age, duration, owner_cell};
+use crate::format::{age, count, duration, owner_cell};
 use crate::style::{Cell, Colour, Style, heading, printable, table};
 
 /// The number of lines that are not table rows: the title, two empty lines and two table headings.
@@ -19,8 +19,9 @@ pub(super) fn frame(
     style: Style,
 ) -> Vec<String> {
     let locks = oldest_first(model);
-    let (lock_count, record_count) = (locks.len() + model.more_locks, model.count);
-    let head = format!("{}  {lock_count} locks, {record_count} records  (q quits)", printable(title));
+    let lock_count = locks.len() + model.more_locks;
+    let counts = format!("{}, {}", count(lock_count, "lock"), count(model.count, "record"));
+    let head = format!("{}  {counts}  (q quits)", printable(title));
     let mut lines = vec![style.paint(Colour::Heading, &fit(&head, columns)).into_owned(), String::new()];
 
     let room = rows.saturating_sub(FIXED_LINES);

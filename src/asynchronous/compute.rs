@@ -1,0 +1,122 @@
+//! Read, compute and write as one operation: compute once, update.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::acquire::PendingAcquire;
+use super::{AsyncLockGuard, AsyncRecordStore};
+use crate::compute::{Found, GET_OR_COMPUTE, find_or_lock};
+use crate::{Error, IntoKey, Json, Key, LockGuard, LockOptions, RecordStore, Result, UpdateOptions};
+
+impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
+    /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
+    ///
+    /// `f` runs in this future: move work that keeps the processor busy into
+    /// [`spawn_blocking`](tokio::task::spawn_blocking). Cancel safe: an acquisition until `f` returns, then a
+    /// change. If the future is dropped while `f` runs, nothing is stored, and the next caller computes.
+    ///
+    /// ```
+    /// use record_store::asynchronous::AsyncRecordStore;
+    /// use record_store::{LockOptions, MemoryRecordStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> record_store::Result<()> {
+    /// let store = AsyncRecordStore::new(MemoryRecordStore::new());
+    /// let fetch = async || Ok(1.09);
+    /// let rate: f64 = store.get_or_compute("exchange-rate", LockOptions::new(), fetch).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of the blocking method, and [`ErrorKind::Thread`](crate::ErrorKind::Thread).
+    pub async fn get_or_compute<R: Serialize + DeserializeOwned, F: Future<Output = Result<R>>>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce() -> F,
+    ) -> Result<R> {
+        self.get_or_try_compute(key, options, f).await
+    }
+
+    /// [`get_or_compute`](Self::get_or_compute) for an `f` with an error type of its own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get_or_compute`](Self::get_or_compute), as an `E`.
+    pub async fn get_or_try_compute<R, E, F>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce() -> F,
+    ) -> Result<R, E>
+    where
+        R: Serialize + DeserializeOwned,
+        E: From<Error>,
+        F: Future<Output = Result<R, E>>,
+    {
+        let (key, options) = (key.into_key()?, options.into());
+        let guard = match self.find_or_lock(&key, options.get_lock().clone()).await? {
+            Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, &key)?),
+            Found::Lock(guard) => guard,
+        };
+        let json = Json::encode_result(GET_OR_COMPUTE, &key, &f().await?)?;
+        guard.write_raw(json.clone(), options.write()).await?;
+        // The result is stored, so it does not matter if the lock is lost by now.
+        let _ = guard.release().await;
+        // The same as the other callers get: not every value survives JSON unchanged.
+        Ok(json.decode_result(GET_OR_COMPUTE, &key)?)
+    }
+
+    async fn find_or_lock(&self, key: &Key, options: LockOptions) -> Result<Found<AsyncLockGuard<S>>> {
+        let (pending, options) = PendingAcquire::begin(GET_OR_COMPUTE, vec![key.clone()], options).await?;
+        let (store, of) = (Arc::clone(&self.store), key.clone());
+        let call = pending.call(move |timeout| {
+            let options = options.clone().acquire_timeout(timeout);
+            let acquire = |options| LockGuard::acquire_owned(&store, of.clone(), options);
+            Ok(match find_or_lock(&*store, &of, &options, acquire)? {
+                Found::Record(json) => Found::Record(json),
+                Found::Lock(guard) => Found::Lock(AsyncLockGuard::new(&store, guard)),
+            })
+        });
+        pending.in_turn(&self.queues, &call, &call).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::update", "an acquisition until `f` returns, then a change")]
+    pub async fn update<R: Serialize + DeserializeOwned, F: Future<Output = Result<R>>>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce(Option<R>) -> F,
+    ) -> Result<R> {
+        self.try_update(key, options, f).await
+    }
+
+    /// [`update`](Self::update) for an `f` with an error type of its own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`update`](Self::update), as an `E`.
+    pub async fn try_update<R, E, F>(
+        &self,
+        key: impl IntoKey,
+        options: impl Into<UpdateOptions>,
+        f: impl FnOnce(Option<R>) -> F,
+    ) -> Result<R, E>
+    where
+        R: Serialize + DeserializeOwned,
+        E: From<Error>,
+        F: Future<Output = Result<R, E>>,
+    {
+        let options = options.into();
+        let guard = self.lock(key, options.get_lock().clone()).await?;
+        let old = guard.read().await?.map(|record| record.result);
+        let new = f(old).await?;
+        guard.write_with(&new, options.write()).await?;
+        let _ = guard.release().await;
+        Ok(new)
+    }
+}

@@ -1,0 +1,162 @@
+//! The guard: a held lock as a value.
+
+use std::fmt;
+use std::slice;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+
+use super::blocking::short;
+use super::pending::PendingRelease;
+use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
+use crate::{TransactionRecord, WriteOptions};
+
+/// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
+/// [`LockGuard`] is to a thread: its operations are fenced, and only the outermost guard of a holder
+/// releases.
+///
+/// It owns its store, so it can be moved to another task; it keeps its holder there. Dropping it releases
+/// the lock in the background, also during a panic, when the task is aborted, and when the runtime shuts
+/// down. [`release`](AsyncLockGuard::release) waits for the release, and reports if the lock was lost. In a
+/// forked child the guard is useless: every operation is
+/// [`ErrorKind::LockLost`](crate::ErrorKind::LockLost).
+#[must_use = "the lock is released as soon as the guard is dropped"]
+pub struct AsyncLockGuard<S: RecordStore + ?Sized + 'static> {
+    /// Shared with the operations that run on the pool.
+    held: Arc<Held<S>>,
+}
+
+struct Held<S: RecordStore + ?Sized + 'static> {
+    guard: LockGuard<'static, S>,
+    store: Arc<S>,
+    /// Set when the release begins. Dropped after the guard, so the release is pending until it is done.
+    given_up: OnceLock<PendingRelease>,
+}
+
+impl<S: RecordStore + ?Sized + 'static> Held<S> {
+    fn give_up(&self) {
+        let (holder, key) = (self.guard.holder(), self.guard.key());
+        self.given_up.get_or_init(|| PendingRelease::begin(holder, slice::from_ref(key)));
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
+    pub(super) fn new(store: &Arc<S>, guard: LockGuard<'static, S>) -> Self {
+        Self { held: Arc::new(Held { guard, store: Arc::clone(store), given_up: OnceLock::new() }) }
+    }
+
+    /// The locked record's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        self.held.guard.key()
+    }
+
+    /// The holder of the lock.
+    #[must_use]
+    pub fn holder(&self) -> &Holder {
+        self.held.guard.holder()
+    }
+
+    /// The fencing token of this acquisition.
+    #[must_use]
+    pub fn token(&self) -> LockToken {
+        self.held.guard.token()
+    }
+
+    #[doc = same_as!("LockGuard::read", "a read")]
+    pub async fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
+        let Some(json) = self.short("read", LockGuard::read_raw).await? else { return Ok(None) };
+        Ok(Some(TransactionRecord::new(self.key().clone(), json.decode_result("read", self.key())?)))
+    }
+
+    #[doc = same_as!("LockGuard::write", "a change")]
+    pub async fn write<R: Serialize + ?Sized>(&self, result: &R) -> Result<()> {
+        self.write_with(result, WriteOptions::new()).await
+    }
+
+    #[doc = same_as!("LockGuard::write_with", "a change")]
+    pub async fn write_with<R: Serialize + ?Sized>(&self, result: &R, options: WriteOptions) -> Result<()> {
+        self.write_raw(Json::encode_result("write", self.key(), result)?, options).await
+    }
+
+    pub(super) async fn write_raw(&self, result: Json, options: WriteOptions) -> Result<()> {
+        self.short("write", move |guard| guard.write_raw(&result, options)).await
+    }
+
+    #[doc = same_as!("LockGuard::remove", "a change")]
+    pub async fn remove(&self) -> Result<bool> {
+        self.short("remove", LockGuard::remove).await
+    }
+
+    #[doc = same_as!("LockGuard::renew", "a change")]
+    pub async fn renew(&self) -> Result<()> {
+        self.short("renew", LockGuard::renew).await
+    }
+
+    #[doc = same_as!("LockGuard::remaining", "a read")]
+    pub async fn remaining(&self) -> Result<Option<Duration>> {
+        self.short("remaining", LockGuard::remaining).await
+    }
+
+    #[doc = same_as!("LockGuard::is_held", "a read")]
+    pub async fn is_held(&self) -> Result<bool> {
+        match self.remaining().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_lock_lost() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    #[doc = same_as!("LockGuard::keep_alive", "a change, which the end of the guard undoes", "A thread of its \
+        own renews, and calls `on_loss`: an executor that is blocked does not lose the lock.")]
+    pub async fn keep_alive(&mut self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
+        let store = Arc::clone(&self.held.store);
+        self.short("keep_alive", move |guard| guard.keep_alive_through(store, on_loss)).await
+    }
+
+    #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
+    pub async fn release(self) -> Result<()> {
+        self.held.give_up();
+        self.short("release_lock", LockGuard::release_now).await
+    }
+
+    /// Leaves the lock to be released by its token or its holder.
+    pub(super) fn into_token(self) -> LockToken {
+        self.held.guard.leave_locked()
+    }
+
+    /// Runs a short operation on the blocking pool. In a forked child, whose pool has no threads, it fails
+    /// before that.
+    async fn short<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnOnce(&LockGuard<'static, S>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.held.guard.claim(operation)?;
+        let held = Arc::clone(&self.held);
+        short(operation, Some(self.key()), move || work(&held.guard)).await
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
+    fn drop(&mut self) {
+        if !self.held.guard.needs_release() {
+            return;
+        }
+        self.held.give_up();
+        // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
+        if let Ok(runtime) = Handle::try_current() {
+            let held = Arc::clone(&self.held);
+            runtime.spawn_blocking(move || drop(held.guard.release_now()));
+        }
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> fmt::Debug for AsyncLockGuard<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AsyncLockGuard").field(&self.held.guard).finish()
+    }
+}

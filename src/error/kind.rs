@@ -1,0 +1,89 @@
+//! The kinds of failure.
+
+#[cfg(doc)]
+use super::Error;
+
+/// The kind of failure of an [`struct@Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The string cannot be a key: it is empty or too long.
+    InvalidKey,
+    /// The string cannot name a holder: it is empty or too long.
+    InvalidHolder,
+    /// Another [holder's](Error::holder) lock is live, so the change was refused.
+    Locked,
+    /// The lock did not become free before the timeout. [`Error::holder`] had it at the last check.
+    /// Without a holder, other waiters were ahead, or a process is stopped inside an operation.
+    LockTimeout,
+    /// The wait was [cancelled](crate::Cancellation). The caller has no lock.
+    Cancelled,
+    /// The claim was by [token](Error::token), and the lock with that token is no longer live: its
+    /// lease expired, or it was released, broken or taken over. The change was refused.
+    LockLost,
+    /// There is no live lock to release or renew.
+    NotLocked,
+    /// The lock to release or renew is held by another [holder](Error::holder) than the
+    /// [claimant](Error::claimant).
+    NotLockHolder,
+    /// The record file exists but cannot be trusted: it is no JSON record, or its checksum is wrong.
+    CorruptRecord,
+    /// The lock file exists but cannot be parsed, so the state of the lock is unknown.
+    /// [`break_lock`](crate::RecordStoreExt::break_lock) removes the file.
+    CorruptLock,
+    /// A private file of the store (below `.store/`) cannot be parsed.
+    CorruptStore,
+    /// The file at this key's path belongs to another key: the file system does not distinguish the
+    /// two names, because it ignores case or normalizes Unicode.
+    KeyMismatch,
+    /// Something other than a regular file is in the place of one. It was not touched.
+    NotARegularFile,
+    /// The record is larger than the store's limit.
+    RecordTooLarge,
+    /// The value cannot be encoded as JSON. Nothing was written.
+    Encode,
+    /// The record is sound, but its result is not of the requested type.
+    Decode,
+    /// The operating system refused. See [`source()`](std::error::Error::source) for its error.
+    Io,
+    /// No thread could be started, or the runtime is shutting down.
+    Thread,
+    /// A hook of a transaction failed. If it ran at the commit, the transaction is rolled back.
+    Hook,
+    /// The store cannot provide this isolation level.
+    UnsupportedIsolationLevel,
+    /// The directory was written by a newer version of this crate.
+    UnsupportedFormat,
+    /// `flock` does not work on this file system, so the store would not be safe there.
+    UnsupportedFileSystem,
+    /// The directory holds no store, and the options forbid creating one.
+    NotAStore,
+    /// The store was opened read-only.
+    ReadOnly,
+    /// The store does not implement this operation.
+    Unsupported,
+    /// An error of the caller's own code, such as a closure, that passed through this crate.
+    Other,
+}
+
+impl ErrorKind {
+    /// Advice for the caller, where there is some.
+    pub(super) fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            ErrorKind::Locked => "acquire the lock to wait for it",
+            ErrorKind::LockLost => "acquire the lock again and repeat the work",
+            ErrorKind::CorruptRecord => "write or remove the record to replace the file",
+            ErrorKind::CorruptLock => "if no process is at work on this key, remove the file with break_lock",
+            ErrorKind::CorruptStore => "restore the file from a backup",
+            ErrorKind::KeyMismatch => "choose keys that differ in more than case or Unicode form",
+            ErrorKind::NotARegularFile => "move it out of the store's directory",
+            ErrorKind::RecordTooLarge => "raise the limit with max_record_bytes",
+            ErrorKind::Decode => "read the record as the type that was written",
+            ErrorKind::UnsupportedFormat => "update this program",
+            ErrorKind::UnsupportedFileSystem => "keep the store on a local file system",
+            ErrorKind::NotAStore => "open it for writing once to create the store",
+            ErrorKind::ReadOnly => "open the store for writing",
+            _ => return None,
+        })
+    }
+}

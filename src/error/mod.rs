@@ -1,0 +1,390 @@
+//! The error of every operation: a kind, and the operation, key and place that it concerns.
+
+mod display;
+mod kind;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::{Holder, Key, LockToken};
+
+pub(crate) use display::quoted;
+pub use kind::ErrorKind;
+
+/// A [`std::result::Result`] whose error is [`struct@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Why an operation of this crate failed.
+///
+/// [`kind`](Error::kind) says what went wrong; the other methods say which [operation](Error::operation),
+/// [key](Error::key) and [place](Error::place) it concerns. The text names all of these and ends with
+/// [what to do](Error::hint), where there is something to be done. The cause, if there is one, is in
+/// [`source()`](StdError::source) and is not repeated in the text.
+///
+/// An operation that failed has left the record and its lock as they were, unless
+/// [`is_outcome_unknown`](Error::is_outcome_unknown).
+///
+/// ```
+/// use record_store::{ErrorKind, Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
+///
+/// let store = MemoryRecordStore::new();
+/// let _guard = store.lock("report", LockOptions::new().holder(Holder::named("nightly")?))?;
+/// let error = store.write("report", &1).unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Locked);
+/// assert_eq!(error.holder().map(Holder::name), Some("nightly"));
+/// assert!(error.to_string().starts_with(r#"write "report": locked by "nightly""#));
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<Inner>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}", display::Text(self))]
+struct Inner {
+    kind: ErrorKind,
+    operation: &'static str,
+    key: Option<Key>,
+    place: Option<Place>,
+    holder: Option<Holder>,
+    claimant: Option<Holder>,
+    token: Option<LockToken>,
+    waited: Option<Duration>,
+    detail: Option<String>,
+    outcome_unknown: bool,
+    #[source]
+    source: Option<BoxError>,
+}
+
+/// Where a failure happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Place {
+    /// A file or directory.
+    Path(PathBuf),
+    /// The address of a storage engine, without any secret.
+    Address(String),
+}
+
+impl Error {
+    /// An error of this kind in this operation. Stores outside of this crate build their errors with
+    /// this and the methods that begin with `with_`.
+    ///
+    /// ```
+    /// use record_store::{Error, ErrorKind, Key};
+    ///
+    /// let error = Error::new(ErrorKind::Io, "write")
+    ///     .with_key(&Key::new("report")?)
+    ///     .with_address("engine.example:5432")
+    ///     .with_detail("reach the server")
+    ///     .with_unknown_outcome();
+    /// assert_eq!(error.to_string(), r#"write "report": cannot reach the server (engine.example:5432)"#);
+    /// # Ok::<(), Error>(())
+    /// ```
+    #[must_use]
+    pub fn new(kind: ErrorKind, operation: &'static str) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            operation,
+            key: None,
+            place: None,
+            holder: None,
+            claimant: None,
+            token: None,
+            waited: None,
+            detail: None,
+            outcome_unknown: false,
+            source: None,
+        }))
+    }
+
+    /// Wraps an error of the caller's own, so that it can be returned where this crate's is expected.
+    #[must_use]
+    pub fn other(source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(ErrorKind::Other, "").with_source(source)
+    }
+
+    /// Sets the key that it concerns.
+    #[must_use]
+    pub fn with_key(mut self, key: &Key) -> Self {
+        self.0.key = Some(key.clone());
+        self
+    }
+
+    /// Sets the file or directory where it happened.
+    #[must_use]
+    pub fn with_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.0.place = Some(Place::Path(path.into()));
+        self
+    }
+
+    /// Sets the address of the engine where it happened. The text shows it: leave secrets out.
+    #[must_use]
+    pub fn with_address(mut self, address: impl Into<String>) -> Self {
+        self.0.place = Some(Place::Address(address.into()));
+        self
+    }
+
+    /// Sets the holder of the lock.
+    #[must_use]
+    pub fn with_holder(mut self, holder: impl Into<Option<Holder>>) -> Self {
+        self.0.holder = holder.into();
+        self
+    }
+
+    /// Sets the holder that made the request.
+    #[must_use]
+    pub fn with_claimant(mut self, claimant: Holder) -> Self {
+        self.0.claimant = Some(claimant);
+        self
+    }
+
+    /// Sets the token that the claim was made with.
+    #[must_use]
+    pub fn with_token(mut self, token: LockToken) -> Self {
+        self.0.token = Some(token);
+        self
+    }
+
+    /// Sets how long the operation waited.
+    #[must_use]
+    pub fn with_waited(mut self, waited: Duration) -> Self {
+        self.0.waited = Some(waited);
+        self
+    }
+
+    /// Sets what exactly is wrong, as a part of the sentence that the kind begins. For
+    /// [`ErrorKind::Io`] it is the step that failed, as a verb: "open the record".
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.detail = Some(detail.into());
+        self
+    }
+
+    /// Sets the cause.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Says that the change may or may not have happened.
+    #[must_use]
+    pub fn with_unknown_outcome(mut self) -> Self {
+        self.0.outcome_unknown = true;
+        self
+    }
+
+    /// The kind of failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The operation that failed, by the name of its method. Empty where no operation was running.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        self.0.operation
+    }
+
+    /// The key concerned, if there is one.
+    #[must_use]
+    pub fn key(&self) -> Option<&Key> {
+        self.0.key.as_ref()
+    }
+
+    /// Where it happened, if that is known.
+    #[must_use]
+    pub fn place(&self) -> Option<&Place> {
+        self.0.place.as_ref()
+    }
+
+    /// The file or directory concerned, if there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self.place()? {
+            Place::Path(path) => Some(path),
+            Place::Address(_) => None,
+        }
+    }
+
+    /// The holder of the lock that is in the way.
+    #[must_use]
+    pub fn holder(&self) -> Option<&Holder> {
+        self.0.holder.as_ref()
+    }
+
+    /// The holder that made the request, for [`ErrorKind::NotLockHolder`].
+    #[must_use]
+    pub fn claimant(&self) -> Option<&Holder> {
+        self.0.claimant.as_ref()
+    }
+
+    /// The token that is no longer valid, for [`ErrorKind::LockLost`].
+    #[must_use]
+    pub fn token(&self) -> Option<LockToken> {
+        self.0.token
+    }
+
+    /// How long the operation waited, for [`ErrorKind::LockTimeout`].
+    #[must_use]
+    pub fn waited(&self) -> Option<Duration> {
+        self.0.waited
+    }
+
+    /// The exact problem, where the kind alone does not say it.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.0.detail.as_deref()
+    }
+
+    /// The kind of the operating system's error, if that is the cause.
+    #[must_use]
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.0.source.as_deref()?.downcast_ref::<io::Error>().map(io::Error::kind)
+    }
+
+    /// Whether the change may have happened nevertheless.
+    ///
+    /// With files that is so when the directory could not be synced: readers see the new state, but it
+    /// may not survive a power loss.
+    #[must_use]
+    pub fn is_outcome_unknown(&self) -> bool {
+        self.0.outcome_unknown
+    }
+
+    /// True if a lock did not become free in time ([`ErrorKind::LockTimeout`]).
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.kind() == ErrorKind::LockTimeout
+    }
+
+    /// True if the wait was [cancelled](crate::Cancellation) ([`ErrorKind::Cancelled`]).
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.kind() == ErrorKind::Cancelled
+    }
+
+    /// True if another's live lock is in the way: [`ErrorKind::Locked`], [`ErrorKind::LockTimeout`],
+    /// [`ErrorKind::NotLockHolder`].
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        matches!(self.kind(), ErrorKind::Locked | ErrorKind::LockTimeout | ErrorKind::NotLockHolder)
+    }
+
+    /// True if the caller's own lock is gone ([`ErrorKind::LockLost`]): the caller must not go on as
+    /// if it still held the record.
+    #[must_use]
+    pub fn is_lock_lost(&self) -> bool {
+        self.kind() == ErrorKind::LockLost
+    }
+
+    /// True if a file cannot be trusted: [`ErrorKind::CorruptRecord`], [`ErrorKind::CorruptLock`],
+    /// [`ErrorKind::CorruptStore`], [`ErrorKind::KeyMismatch`].
+    #[must_use]
+    pub fn is_corrupt(&self) -> bool {
+        use ErrorKind::{CorruptLock, CorruptRecord, CorruptStore, KeyMismatch};
+        matches!(self.kind(), CorruptRecord | CorruptLock | CorruptStore | KeyMismatch)
+    }
+
+    /// Advice for the caller, where there is some.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        self.kind().hint()
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        debug.field("kind", &self.kind()).field("message", &self.to_string());
+        if let Some(source) = self.source() {
+            debug.field("source", &source);
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// So that a closure of the caller's can use `?` on an [`io::Error`].
+impl From<io::Error> for Error {
+    fn from(source: io::Error) -> Self {
+        Self::new(ErrorKind::Io, "").with_source(source)
+    }
+}
+
+/// Keeps the operating system's kind, where there is one, and this error as its cause.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::LockTimeout => io::ErrorKind::TimedOut,
+            ErrorKind::Locked => io::ErrorKind::WouldBlock,
+            ErrorKind::Cancelled => io::ErrorKind::Interrupted,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            _ => error.io_kind().unwrap_or(io::ErrorKind::Other),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_operation_key_and_path_but_not_the_cause() {
+        let error = Error::new(ErrorKind::Io, "write")
+            .with_key(&Key::new("a\nb").unwrap())
+            .with_detail("sync")
+            .with_path("/records/a%0Ab.json")
+            .with_source(io::Error::from_raw_os_error(5));
+        assert_eq!(error.to_string(), r#"write "a\nb": cannot sync (/records/a%0Ab.json)"#);
+        assert!(error.source().unwrap().to_string().contains("os error 5"));
+        assert_eq!(error.path(), Some(Path::new("/records/a%0Ab.json")));
+    }
+
+    #[test]
+    fn the_text_ends_with_the_hint() {
+        let error = Error::new(ErrorKind::NotAStore, "open").with_path("/records");
+        assert_eq!(
+            error.to_string(),
+            "open: not a record store (/records); open it for writing once to create the store"
+        );
+    }
+
+    #[test]
+    fn a_long_key_is_cut() {
+        let key = Key::new("ä".repeat(9_000)).unwrap();
+        let error = Error::new(ErrorKind::NotLocked, "release_lock").with_key(&key);
+        assert!(error.to_string().len() < 300, "{error}");
+        let error = Error::new(ErrorKind::KeyMismatch, "read").with_detail(quoted(&key));
+        assert!(error.to_string().len() < 400, "{error}");
+    }
+
+    #[test]
+    fn io_errors_convert_both_ways() {
+        fn reads() -> Result<()> {
+            Err(io::Error::from(io::ErrorKind::PermissionDenied))?;
+            Ok(())
+        }
+        fn calls() -> io::Result<()> {
+            Ok(reads()?)
+        }
+        let error = reads().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        let error = calls().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.into_inner().unwrap().downcast::<Error>().is_ok());
+        let timeout = io::Error::from(Error::new(ErrorKind::LockTimeout, "read"));
+        assert_eq!(timeout.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn an_error_is_one_pointer() {
+        assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+}

@@ -1,0 +1,215 @@
+//! The text of a lock file, as JSON.
+//!
+//! `holder`, `acquired_at` and `expires_at` are for people. `boot_id`, `time_ns` and `deadline_ns` are the
+//! lease that decides. `owner` is the name of the file in `.store/owners/` whose `flock` proves that the
+//! process is alive, and `bound` says whether the lock ends with that process.
+
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::filesystem::protocol::clock::Epoch;
+use crate::filesystem::protocol::lease::Lease;
+use crate::rfc3339;
+use crate::{Claim, Holder, Key, LockToken};
+
+/// A lock, as its file describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LockFile {
+    pub(crate) key: Key,
+    pub(crate) holder: Holder,
+    pub(crate) token: LockToken,
+    pub(crate) acquired_at: SystemTime,
+    pub(crate) lease: Lease,
+    pub(crate) owner: String,
+}
+
+/// The largest token: beyond 2^53 - 1, other languages read JSON numbers inexactly.
+pub(crate) const MAX_TOKEN: u64 = (1 << 53) - 1;
+
+/// Texts are padded to a multiple of this, so that nearly every lock fits exactly into the file of the
+/// last one.
+const PADDED_TO: usize = 512;
+
+#[derive(Serialize, Deserialize)]
+struct Text<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(borrow)]
+    holder: Cow<'a, str>,
+    bound: bool,
+    token: u64,
+    #[serde(borrow)]
+    acquired_at: Cow<'a, str>,
+    expires_at: Option<String>,
+    boot_id: Option<String>,
+    time_ns: Option<u64>,
+    deadline_ns: Option<u64>,
+    #[serde(borrow)]
+    owner: Cow<'a, str>,
+}
+
+impl LockFile {
+    pub(crate) fn to_text(&self) -> Vec<u8> {
+        let epoch = self.lease.epoch.as_ref();
+        let text = Text {
+            key: self.key.as_str().into(),
+            holder: self.holder.name().into(),
+            bound: self.holder.is_process_bound(),
+            token: self.token.get(),
+            acquired_at: rfc3339::format(self.acquired_at).into(),
+            expires_at: self.lease.expires_at.map(rfc3339::format),
+            boot_id: epoch.map(|epoch| epoch.boot_id.clone()),
+            time_ns: epoch.map(|epoch| epoch.time_ns),
+            // 584 years after boot is the latest deadline.
+            deadline_ns: self.lease.deadline.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)),
+            owner: self.owner.as_str().into(),
+        };
+        let mut bytes = Vec::with_capacity(512);
+        // Strings and numbers into memory: this cannot fail.
+        let written = serde_json::to_writer(&mut bytes, &text);
+        debug_assert!(written.is_ok());
+        bytes.resize((bytes.len() + 1).next_multiple_of(PADDED_TO) - 1, b' ');
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Whether this lock, live or not, is the one that the claim is about. A lock that is bound to a
+    /// process belongs to nobody in another process, even if names and numbers agree: that may be a forked
+    /// child, or process 1 of the next container. `is_here` says whether an owner file is this process's.
+    pub(crate) fn is_claimed_by(&self, claim: &Claim, is_here: impl FnOnce(&str) -> bool) -> bool {
+        let is_named = match claim {
+            Claim::Holder(holder) => self.holder == *holder,
+            Claim::Token(token) => self.token == *token,
+        };
+        is_named && (!self.holder.is_process_bound() || is_here(&self.owner))
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, Unsound> {
+        let text: Text<'_> = serde_json::from_slice(text).map_err(Unsound::Json)?;
+        let time = |text: &str| rfc3339::parse(text).ok_or(Unsound::Field("time"));
+        if text.token > MAX_TOKEN {
+            return Err(Unsound::Field("token"));
+        }
+        if !is_owner_name(&text.owner) {
+            return Err(Unsound::Field("owner"));
+        }
+        Ok(Self {
+            key: Key::new(text.key).map_err(|_| Unsound::Field("key"))?,
+            holder: Holder::new(text.holder.into_owned(), text.bound)
+                .map_err(|_| Unsound::Field("holder"))?,
+            token: LockToken::new(text.token),
+            acquired_at: time(&text.acquired_at)?,
+            lease: Lease {
+                epoch: text.boot_id.zip(text.time_ns).map(|(boot_id, time_ns)| Epoch { boot_id, time_ns }),
+                deadline: text.deadline_ns.map(Duration::from_nanos),
+                expires_at: text.expires_at.as_deref().map(time).transpose()?,
+            },
+            owner: text.owner.into_owned(),
+        })
+    }
+}
+
+/// Why a text is not a lock.
+#[derive(Debug)]
+pub(crate) enum Unsound {
+    Json(serde_json::Error),
+    Field(&'static str),
+}
+
+/// Owner names come from files and become paths: they must not lead out of `owners/`.
+pub(crate) fn is_owner_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock() -> LockFile {
+        let start = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123);
+        LockFile {
+            key: Key::new("invoice\n42").unwrap(),
+            holder: Holder::named("worker \"7\"").unwrap(),
+            token: LockToken::new(MAX_TOKEN),
+            acquired_at: start,
+            lease: Lease {
+                epoch: Some(Epoch { boot_id: "b".into(), time_ns: 4_026_531_834 }),
+                deadline: Some(Duration::from_nanos(u64::MAX)),
+                expires_at: Some(start + Duration::from_secs(30)),
+            },
+            owner: "41-abcXYZ".into(),
+        }
+    }
+
+    #[test]
+    fn a_lock_reads_back() {
+        let unlimited = Lease { epoch: None, deadline: None, expires_at: None };
+        for lock in [lock(), LockFile { lease: unlimited, ..lock() }] {
+            assert_eq!(LockFile::parse(&lock.to_text()).unwrap(), lock);
+        }
+    }
+
+    #[test]
+    fn one_lock_fits_into_the_file_of_another() {
+        let holder = Holder::named("a").unwrap();
+        let short = Lease { epoch: lock().lease.epoch, deadline: None, expires_at: None };
+        let short = LockFile { holder, lease: short, ..lock() }.to_text();
+        assert_eq!(short.len(), LockFile { holder: Holder::current(), ..lock() }.to_text().len());
+        assert!(short.ends_with(b" \n"));
+    }
+
+    #[test]
+    fn the_longest_key_and_holder_fit_into_the_limit() {
+        let key = Key::new("\0".repeat(Key::MAX_CHARS)).unwrap();
+        let holder = Holder::named("\0".repeat(Holder::MAX_BYTES)).unwrap();
+        let text = LockFile { key, holder, ..lock() }.to_text();
+        assert!(text.len() <= crate::filesystem::disk::layout::MAX_LOCK_BYTES, "{}", text.len());
+    }
+
+    #[test]
+    fn every_truncation_is_unsound() {
+        let text = lock().to_text();
+        for cut in 0..text.trim_ascii_end().len() {
+            assert!(LockFile::parse(&text[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn dangerous_fields_are_refused() {
+        let good = String::from_utf8(lock().to_text()).unwrap();
+        for (from, to) in [
+            ("41-abcXYZ", "../../etc/passwd"),
+            ("41-abcXYZ", ""),
+            (MAX_TOKEN.to_string().as_str(), "9007199254740992"),
+            ("2023-11", "2023-13"),
+            ("invoice\\n42", ""),
+        ] {
+            let bad = good.replace(from, to);
+            assert_ne!(bad, good);
+            assert!(LockFile::parse(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_claim_matches_by_name_or_by_token_and_bound_locks_only_here() {
+        let (bound, named) = (Holder::current(), Holder::named("job").unwrap());
+        let token = |number| Claim::Token(LockToken::new(number));
+        let matches = |holder: &Holder, claim: &Claim, here: Option<&str>| {
+            let lock = LockFile { holder: holder.clone(), token: LockToken::new(7), ..lock() };
+            lock.is_claimed_by(claim, |owner| here == Some(owner))
+        };
+        let (here, elsewhere) = (Some("41-abcXYZ"), Some("42-xyz"));
+
+        assert!(matches(&named, &Claim::Holder(named.clone()), None));
+        assert!(matches(&named, &token(7), elsewhere));
+        assert!(!matches(&named, &token(6), here));
+        assert!(!matches(&named, &Claim::Holder(bound.clone()), here));
+        for claim in [Claim::Holder(bound.clone()), token(7)] {
+            assert!(matches(&bound, &claim, here));
+            assert!(!matches(&bound, &claim, elsewhere), "another process of the same name");
+            assert!(!matches(&bound, &claim, None));
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading record files.
+
+use rustix::fs::Stat;
+
+use super::expiry;
+use super::layout::{self, Opened, Refusal};
+use crate::error::quoted;
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::protocol::clock::Reading;
+use crate::filesystem::protocol::lease::{Lease, Term};
+use crate::record::{self, Unsound};
+use crate::{Error, ErrorKind, Json, Key, Result};
+
+/// Opens the key's record file. `None`: there is none.
+pub(crate) fn open(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Opened>> {
+    layout::open_existing(&core.layout.dir, &layout::record_name(key))
+        .map_err(|refusal| refusal.into_error(context, "open the record", core.layout.record_path(key)))
+}
+
+/// The metadata of the key's record file. `None`: there is none.
+pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Stat>> {
+    layout::stat(&core.layout.dir, &layout::record_name(key))
+        .map_err(|errno| context.io("stat the record", &core.layout.record_path(key), errno))
+}
+
+/// The kind of a file that is in the place of a record.
+pub(crate) fn irregular(core: &Core, key: &Key, found: &'static str, context: Context<'_>) -> Error {
+    Refusal::NotRegular(found).into_error(context, "stat", core.layout.record_path(key))
+}
+
+/// Reads an open record file: the result, and its expiry if it has a time to live. The file never changes,
+/// because every write publishes a new file.
+pub(crate) fn read(
+    core: &Core,
+    key: &Key,
+    opened: &Opened,
+    context: Context<'_>,
+) -> Result<(Json, Option<Lease>)> {
+    let path = || core.layout.record_path(key);
+    // Checked before it is read: it may be huge.
+    check_size(core, key, layout::size(&opened.stat), context)?;
+    let text = layout::read_up_to(opened, core.options.max_record_bytes)
+        .map_err(|error| context.io("read the record", &path(), error))?;
+    check_size(core, key, text.len() as u64, context)?;
+    let unsound =
+        |unsound: Unsound| located(unsound.into_error(context.operation), context).with_path(path());
+    let parsed = record::parse(&text).map_err(unsound)?;
+    if parsed.key != key.as_str() {
+        return Err(wrong_key(parsed.key.into_owned(), context).with_path(path()));
+    }
+    let expiry = expiry::of(&parsed).map_err(unsound)?;
+    Ok((parsed.result.into(), expiry))
+}
+
+/// The key's record now, without regard to locks. `None`: there is none, or it has expired.
+pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Json>> {
+    let Some(opened) = open(core, key, context)? else { return Ok(None) };
+    let (json, expiry) = read(core, key, &opened, context)?;
+    let is_expired = expiry.is_some_and(|expiry| expiry.term(&Reading::now()) == Term::Over);
+    Ok((!is_expired).then_some(json))
+}
+
+/// Fails if a record file of this size is over the limit.
+pub(crate) fn check_size(core: &Core, key: &Key, size: u64, context: Context<'_>) -> Result<()> {
+    let limit = core.options.max_record_bytes;
+    if size <= limit {
+        return Ok(());
+    }
+    Err(context
+        .error(ErrorKind::RecordTooLarge)
+        .with_detail(format!("{size} bytes, over the limit of {limit}"))
+        .with_path(core.layout.record_path(key)))
+}
+
+/// Whether this file is a record that has expired. A file that cannot be read has not.
+pub(crate) fn is_expired(core: &Core, name: &str) -> bool {
+    let dir = &core.layout.dir;
+    if !matches!(layout::stat(dir, name), Ok(Some(stat)) if expiry::is_marked(&stat)) {
+        return false;
+    }
+    let Ok(Some(opened)) = layout::open_existing(dir, name) else { return false };
+    layout::read_up_to(&opened, core.options.max_record_bytes).is_ok_and(|text| {
+        record::parse(&text).is_ok_and(|parsed| matches!(expiry::term(&parsed), Ok(Term::Over)))
+    })
+}
+
+/// The key of a record whose file name is a hash: only the file contains it. `None`: the file is gone.
+pub(crate) fn key_inside(core: &Core, name: &str, context: Context<'_>) -> Result<Option<Key>> {
+    let path = || core.layout.root().join(name);
+    let opened = layout::open_existing(&core.layout.dir, name)
+        .map_err(|refusal| refusal.into_error(context, "open the record", path()))?;
+    let Some(opened) = opened else { return Ok(None) };
+    let limit = core.options.max_record_bytes;
+    if layout::size(&opened.stat) > limit {
+        return Err(corrupt("larger than the store's limit", context).with_path(path()));
+    }
+    let text =
+        layout::read_up_to(&opened, limit).map_err(|error| context.io("read the record", &path(), error))?;
+    let unsound = |unsound: Unsound| unsound.into_error(context.operation).with_path(path());
+    let parsed = record::parse(&text).map_err(unsound)?;
+    match Key::new(parsed.key) {
+        Ok(key) if layout::record_name(&key) == name => Ok(Some(key)),
+        _ => Err(corrupt(MISNAMED, context).with_path(path())),
+    }
+}
+
+pub(crate) const MISNAMED: &str = "the file name does not belong to the key inside";
+
+/// The error for a file that contains another key than its name says.
+pub(crate) fn wrong_key(found: String, context: Context<'_>) -> Error {
+    match Key::new(found) {
+        Ok(found) => context.error(ErrorKind::KeyMismatch).with_detail(quoted(&found)),
+        Err(_) => corrupt("no valid key", context),
+    }
+}
+
+pub(crate) fn corrupt(reason: &str, context: Context<'_>) -> Error {
+    context.error(ErrorKind::CorruptRecord).with_detail(reason)
+}
+
+/// Adds the context's key to an error.
+pub(crate) fn located(error: Error, context: Context<'_>) -> Error {
+    match context.key {
+        Some(key) => error.with_key(key),
+        None => error,
+    }
+}

@@ -1,0 +1,14 @@
+//! Describing a key's lock.
+
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::protocol::access::{Snapshot, info, snapshot};
+use crate::{Key, LockInfo, LockState, Result};
+
+/// The live lock. `None`: there is none.
+pub(crate) fn lock_info(core: &Core, key: &Key) -> Result<Option<LockInfo>> {
+    match snapshot(core, key, Context::new("lock_info", key))? {
+        Snapshot::Lock(found) if found.state == LockState::Held => Ok(Some(info(core, *found))),
+        _ => Ok(None),
+    }
+}

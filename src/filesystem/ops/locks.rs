@@ -1,0 +1,41 @@
+//! Listing the locks.
+
+use crate::error::quoted;
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::disk::layout;
+use crate::filesystem::disk::names::Names;
+use crate::filesystem::disk::record_file::MISNAMED;
+use crate::filesystem::protocol::access::{Snapshot, info, read_lock, retry_torn_read};
+use crate::filesystem::protocol::clock::Reading;
+use crate::{ErrorKind, Listing, LockInfo, Result};
+
+pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
+    let names = Names::locks(&core.layout, Context::whole("locks"))?;
+    Ok(Box::new(names.filter_map(|entry| match entry {
+        Ok(entry) => {
+            let (name, key) = entry.into_lock();
+            let context = Context { operation: "locks", key: key.as_ref() };
+            retry_torn_read(|| lock_inside(core, &name, context)).transpose()
+        }
+        Err(error) => Some(Err(error)),
+    })))
+}
+
+/// The lock in a listed file. `None`: the file is gone, or blank.
+pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Result<Option<LockInfo>> {
+    let path = || core.layout.root().join(name);
+    let now = Reading::now();
+    let opened = layout::open_existing(&core.layout.dir, name)
+        .map_err(|refusal| refusal.into_error(context, "open the lock", path()))?;
+    let Some(opened) = opened else { return Ok(None) };
+    match read_lock(core, &opened, &now, context, path)? {
+        Snapshot::Lock(found) if layout::lock_name(&found.lock.key) != name => Err(match context.key {
+            Some(_) => context.error(ErrorKind::KeyMismatch).with_detail(quoted(&found.lock.key)),
+            None => context.error(ErrorKind::CorruptLock).with_detail(MISNAMED),
+        }
+        .with_path(path())),
+        Snapshot::Lock(found) => Ok(Some(info(core, *found))),
+        Snapshot::Absent | Snapshot::Blank => Ok(None),
+    }
+}

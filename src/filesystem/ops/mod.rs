@@ -1,0 +1,19 @@
+//! The operations of the store. Each is a free function that reads from beginning to end.
+
+pub(crate) mod acquire_lock;
+pub(crate) mod break_lock;
+pub(crate) mod finding;
+pub(crate) mod keys;
+pub(crate) mod lock_info;
+pub(crate) mod locks;
+pub(crate) mod open;
+pub(crate) mod read;
+pub(crate) mod release_lock;
+pub(crate) mod remove;
+pub(crate) mod renew;
+pub(crate) mod sweep;
+pub(crate) mod verify;
+pub(crate) mod wait;
+pub(crate) mod wait_for_change;
+pub(crate) mod wait_for_lock;
+pub(crate) mod write;

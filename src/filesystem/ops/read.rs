@@ -1,0 +1,110 @@
+//! Reading a record, and checking whether it exists.
+
+use rustix::fs::Stat;
+
+use super::wait::{Attempt, Role, timed_out, wait};
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::disk::layout::{self, Opened};
+use crate::filesystem::disk::{expiry, record_file};
+use crate::filesystem::protocol::access::{Access, Snapshot, access, lost};
+use crate::filesystem::protocol::clock::Reading;
+use crate::filesystem::protocol::latch::{Latch, ReadLatch};
+use crate::filesystem::protocol::lease::Term;
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Claim, Json, Key, ReadOptions, Result};
+
+pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Option<Json>> {
+    let context = Context::new("read", key);
+    if options.ignores_lock() {
+        return record_file::current(core, key, context);
+    }
+    let claim = options.resolve_claim();
+    let limits = Limits::new(options.get_wait());
+    wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))
+}
+
+/// One optimistic attempt (I5): open the record, check the lock, then check that the record is still the
+/// current one.
+fn attempt(
+    core: &Core,
+    key: &Key,
+    claim: &Claim,
+    limits: &Limits,
+    context: Context<'_>,
+) -> Result<Attempt<Option<Json>>> {
+    let record = record_file::open(core, key, context)?;
+    let before = record.as_ref().filter(|record| expiry::is_marked(&record.stat)).map(|_| Reading::now());
+    let is_lock_stale = match (claim, access(core, key, claim, context)?) {
+        (_, Access::Mine(_)) => false,
+        (Claim::Holder(_), Access::Free(snapshot)) => matches!(snapshot, Snapshot::Lock(_)),
+        (Claim::Token(token), _) => return Err(lost(core, key, *token, context)),
+        (Claim::Holder(_), Access::Other(found)) => return Ok(Attempt::Held(found)),
+    };
+    let mut latch = None;
+    if is_lock_stale || record.is_none() {
+        latch = recheck_under_latch(core, key, claim, limits, context)?;
+        if latch.is_none() {
+            return Ok(Attempt::Retry);
+        }
+    }
+    // If the name still refers to the open file, it did so since the open, and so at the check of the lock.
+    if !is_current(core, key, record.as_ref(), context)? {
+        return Ok(Attempt::Retry);
+    }
+    drop(latch);
+    let Some(record) = record else { return Ok(Attempt::Done(None)) };
+    let (json, expiry) = record_file::read(core, key, &record, context)?;
+    let Some(expiry) = expiry else { return Ok(Attempt::Done(Some(json))) };
+    let now = Reading::now();
+    Ok(if expiry.term(before.as_ref().unwrap_or(&now)) == Term::Over {
+        Attempt::Done(None)
+    } else if expiry.term(&now) == Term::Over {
+        // It expired during this attempt, before or after the check of the lock.
+        Attempt::Retry
+    } else {
+        Attempt::Done(Some(json))
+    })
+}
+
+/// Checks the claim again under the latch, in the two cases in which the check without it is not enough.
+/// `None`: the claim is not valid.
+///
+/// If there is no record: a holder may have removed it and be about to write it again, so that its absence
+/// before and its absence after the check of the lock are two different ones. If the lock is stale: a change
+/// by its holder that was admitted just before the lease expired may still be running, and would take effect
+/// after this read.
+fn recheck_under_latch(
+    core: &Core,
+    key: &Key,
+    claim: &Claim,
+    limits: &Limits,
+    context: Context<'_>,
+) -> Result<Option<ReadLatch>> {
+    let Some(latch) = Latch::enter_to_read(&core.layout, key, &limits.for_latch(), context)? else {
+        limits.check_cancelled(context)?;
+        return Err(timed_out(core, key, None, limits, context));
+    };
+    let is_valid = match (claim, access(core, key, claim, context)?) {
+        (_, Access::Mine(_)) | (Claim::Holder(_), Access::Free(_)) => true,
+        (Claim::Token(_), _) | (_, Access::Other(_)) => false,
+    };
+    Ok(is_valid.then_some(latch))
+}
+
+/// Whether the record is still the open file, or still absent.
+fn is_current(core: &Core, key: &Key, record: Option<&Opened>, context: Context<'_>) -> Result<bool> {
+    let current = record_file::stat(core, key, context)?;
+    let identity = |stat: &Stat| (stat.st_ino, stat.st_dev);
+    Ok(current.as_ref().map(identity) == record.map(|record| identity(&record.stat)))
+}
+
+pub(crate) fn exists(core: &Core, key: &Key) -> Result<bool> {
+    let context = Context::new("exists", key);
+    let stat = record_file::stat(core, key, context)?;
+    if let Some(found) = stat.as_ref().and_then(layout::irregular) {
+        return Err(record_file::irregular(core, key, found, context));
+    }
+    let is_expired = || record_file::is_expired(core, &layout::record_name(key));
+    Ok(stat.is_some_and(|stat| !expiry::is_marked(&stat) || !is_expired()))
+}

@@ -1,0 +1,151 @@
+//! Removing leftovers: staged files and owner files of dead processes, stale locks, expired records. Files of
+//! a live process are never touched, because only the kernel's proof of death counts.
+
+use std::os::fd::OwnedFd;
+
+use super::locks::lock_inside;
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::disk::layout::{self, Layout, OWNERS, TMP};
+use crate::filesystem::disk::names::{Entry, Names};
+use crate::filesystem::disk::{expiry, publish, record_file};
+use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::latch::{self, Latch};
+use crate::filesystem::protocol::lease::Liveness;
+use crate::filesystem::protocol::owner::{self, Owner};
+use crate::trace;
+use crate::{Key, LockState, Result};
+
+/// The numbers of files that a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Swept {
+    /// Owner files of dead processes.
+    pub owners: usize,
+    /// Staged files of dead processes.
+    pub staged: usize,
+    /// Files of stale locks, and blank ones.
+    pub locks: usize,
+    /// Expired records.
+    pub records: usize,
+}
+
+/// Removes all leftovers. This lists the whole directory.
+pub(crate) fn sweep(core: &Core) -> Result<Swept> {
+    let context = Context::whole("sweep");
+    core.check_writable(context)?;
+    let locks = sweep_locks(core, context)?;
+    let records = sweep_records(core, context)?;
+    let swept = Swept { locks, records, ..sweep_private(&core.layout, context)? };
+    report(swept);
+    Ok(swept)
+}
+
+/// Removes only the private files of dead processes.
+pub(crate) fn sweep_dead_processes(layout: &Layout, context: Context<'_>) -> Result<()> {
+    report(sweep_private(layout, context)?);
+    Ok(())
+}
+
+fn report(swept: Swept) {
+    trace::swept(swept.owners, swept.staged, swept.locks, swept.records);
+}
+
+/// Staged files first: once its owner file is removed, a dead process is unknown.
+fn sweep_private(layout: &Layout, context: Context<'_>) -> Result<Swept> {
+    let here = Owner::known_here(layout);
+    let mut swept = Swept::default();
+    let staged = open_dir(layout, TMP, context)?;
+    for name in names(layout, &staged, TMP, context)? {
+        let is_orphaned = publish::owner_of_staged(&name)
+            .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead);
+        swept.staged += usize::from(is_orphaned && publish::remove_private(&staged, &name));
+    }
+    let owners = open_dir(layout, OWNERS, context)?;
+    for name in names(layout, &owners, OWNERS, context)? {
+        if here.as_ref().is_some_and(|here| here.name == name) {
+            continue;
+        }
+        let Ok(Some(opened)) = layout::open_existing(&owners, &name) else { continue };
+        // The lock is held while the file is unlinked. So a process that is creating this file either has it
+        // locked already, or notices that it lost it. Shared, so that concurrent checks get their proof, too.
+        let is_orphaned = latch::try_shared(&opened.file).is_ok_and(|proof| proof);
+        swept.owners += usize::from(is_orphaned && publish::remove_private(&owners, &name));
+    }
+    Ok(swept)
+}
+
+fn sweep_locks(core: &Core, context: Context<'static>) -> Result<usize> {
+    let mut swept = 0;
+    for entry in Names::locks(&core.layout, context)? {
+        let (name, key) = entry?.into_lock();
+        // If the name is a hash, only the file contains the key. A corrupt file is left for people.
+        let inside = || Some(lock_inside(core, &name, context).ok()??.key().clone());
+        if let Some(key) = key.or_else(inside)
+            && layout::lock_name(&key) == name
+            && is_stale(core, &key, context)
+        {
+            let _latch = Latch::enter(&core.layout, &key, context)?;
+            if is_stale(core, &key, context) {
+                swept += usize::from(publish::remove(&core.layout, &name, context)?);
+            }
+        }
+    }
+    Ok(swept)
+}
+
+/// Whether there is a lock file that is not in force.
+fn is_stale(core: &Core, key: &Key, context: Context<'_>) -> bool {
+    match snapshot(core, key, context) {
+        Ok(Snapshot::Lock(found)) => found.state != LockState::Held,
+        Ok(Snapshot::Blank) => !core.events.is_awaited(key),
+        Ok(Snapshot::Absent) | Err(_) => false,
+    }
+}
+
+/// These removals need not survive a power loss: the records would still be expired.
+fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
+    let mut swept = 0;
+    if !expiry::has_any(&core.layout) {
+        return Ok(swept);
+    }
+    for entry in Names::records(&core.layout, context)? {
+        // A problem with one record must not keep the others.
+        let Ok(entry) = entry else { continue };
+        let name = entry.record_name();
+        if record_file::is_expired(core, &name)
+            && let Some(key) = match entry {
+                Entry::Literal(key) => Some(key),
+                Entry::Hashed(_) => record_file::key_inside(core, &name, context).ok().flatten(),
+            }
+        {
+            let _latch = Latch::enter(&core.layout, &key, context)?;
+            // It may have been written again meanwhile.
+            if layout::record_name(&key) == name && record_file::is_expired(core, &name) {
+                swept += usize::from(publish::remove(&core.layout, &name, context)?);
+            }
+        }
+    }
+    Ok(swept)
+}
+
+fn open_dir(layout: &Layout, name: &str, context: Context<'_>) -> Result<OwnedFd> {
+    layout
+        .open_private_dir(name)
+        .map_err(|errno| context.io("open the directory", &layout.private_path(name), errno))
+}
+
+fn names(layout: &Layout, dir: &OwnedFd, name: &str, context: Context<'_>) -> Result<Vec<String>> {
+    let failed = |errno| context.io("list the directory", &layout.private_path(name), errno);
+    let mut names = Vec::new();
+    for entry in layout::list(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // This crate creates no name that is not UTF-8.
+        if let Ok(name) = entry.file_name().to_str()
+            && !matches!(name, "." | "..")
+        {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}

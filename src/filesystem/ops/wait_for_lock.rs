@@ -1,0 +1,25 @@
+//! Waiting until a key has no live lock.
+
+use super::wait::{Attempt, Role, wait};
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Key, LockState, Result, WaitOptions};
+
+/// `false` at the timeout.
+pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Result<bool> {
+    let context = Context::new("wait_for_lock", key);
+    let limits = Limits::new(options);
+    let waited = wait(core, key, Role::Watcher, &limits, context, |_| {
+        Ok(match snapshot(core, key, context)? {
+            Snapshot::Lock(found) if found.state == LockState::Held => Attempt::Held(found),
+            _ => Attempt::Done(()),
+        })
+    });
+    match waited {
+        Ok(()) => Ok(true),
+        Err(error) if error.is_timeout() => Ok(false),
+        Err(error) => Err(error),
+    }
+}

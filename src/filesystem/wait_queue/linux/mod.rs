@@ -1,0 +1,22 @@
+//! Waiting on futexes in a mapped table, with reports of dead processes by `inotify`.
+
+mod deaths;
+mod queue;
+mod table;
+
+use std::sync::Arc;
+
+use crate::Key;
+use crate::filesystem::disk::layout::Layout;
+
+pub(crate) use deaths::DeathReports;
+pub(crate) use queue::{Events, Turn, Waiter};
+
+impl DeathReports {
+    /// Starts to notify the waiters for this key of the end of processes, as long as the value exists.
+    /// `None`: the system refuses. Then they notice a death at their next check.
+    pub(crate) fn start(events: &Arc<Events>, key: &Key, layout: &Arc<Layout>) -> Option<Self> {
+        let (events, key, of) = (Arc::clone(events), key.clone(), Arc::clone(layout));
+        deaths::start(layout, (layout.identity, key.clone()), Arc::new(move || events.freed(&key, &of)))
+    }
+}

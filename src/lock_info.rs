@@ -1,0 +1,216 @@
+//! The description of a lock.
+
+use std::time::{Duration, SystemTime};
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::rfc3339;
+use crate::{Holder, Key, LockToken};
+
+/// Whether a lock is still in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum LockState {
+    /// It is held.
+    Held,
+    /// Its lease expired: the key is free.
+    Expired,
+    /// It was bound to a process that is gone: the key is free.
+    Abandoned,
+}
+
+/// A description of one lock at one moment.
+///
+/// Serialized, it has its times as RFC 3339 text and `remaining_seconds` as a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockInfo {
+    key: Key,
+    holder: Holder,
+    token: LockToken,
+    acquired_at: SystemTime,
+    expires_at: Option<SystemTime>,
+    remaining: Option<Duration>,
+    state: LockState,
+    owner_alive: Option<bool>,
+    owned_here: bool,
+}
+
+impl LockInfo {
+    /// A held lock without a lease. Stores create these; the methods that begin with `with_` add the
+    /// other parts.
+    #[must_use]
+    pub fn new(key: Key, holder: Holder, token: LockToken, acquired_at: SystemTime) -> Self {
+        Self {
+            key,
+            holder,
+            token,
+            acquired_at,
+            expires_at: None,
+            remaining: None,
+            state: LockState::Held,
+            owner_alive: None,
+            owned_here: false,
+        }
+    }
+
+    /// Sets when the lease expires, and how much of it is left.
+    #[must_use]
+    pub fn with_expiry(mut self, expires_at: SystemTime, remaining: Duration) -> Self {
+        self.expires_at = Some(expires_at);
+        self.remaining = Some(remaining);
+        self
+    }
+
+    /// Sets whether the lock is still in force.
+    #[must_use]
+    pub fn with_state(mut self, state: LockState) -> Self {
+        self.state = state;
+        self
+    }
+
+    /// Sets whether the process that acquired the lock is alive, and whether it is this process.
+    #[must_use]
+    pub fn with_owner(mut self, alive: Option<bool>, this_process: bool) -> Self {
+        self.owner_alive = alive;
+        self.owned_here = this_process;
+        self
+    }
+
+    /// The locked record's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The holder.
+    #[must_use]
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// The fencing token of the acquisition.
+    #[must_use]
+    pub fn token(&self) -> LockToken {
+        self.token
+    }
+
+    /// When it was acquired, by the holder's wall clock. A renewal does not change it.
+    #[must_use]
+    pub fn acquired_at(&self) -> SystemTime {
+        self.acquired_at
+    }
+
+    /// When the lease expires, by the holder's wall clock. `None`: when it is released. For people;
+    /// the clock of [`LockInfo::remaining`] decides.
+    #[must_use]
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// The part of the lease that was left at the moment of this description. `None`: it has no lease.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.remaining
+    }
+
+    /// Whether it is still in force.
+    #[must_use]
+    pub fn state(&self) -> LockState {
+        self.state
+    }
+
+    /// Whether the process that acquired the lock is alive. `None`: unknown.
+    #[must_use]
+    pub fn owner_alive(&self) -> Option<bool> {
+        self.owner_alive
+    }
+
+    /// True if the lock is in force and `holder`, in this process, holds it.
+    #[must_use]
+    pub fn is_held_by(&self, holder: &Holder) -> bool {
+        self.state == LockState::Held
+            && self.holder == *holder
+            && (self.owned_here || !holder.is_process_bound())
+    }
+}
+
+/// A [`LockInfo`] as it is serialized.
+#[derive(Serialize, Deserialize)]
+struct Fields {
+    key: Key,
+    holder: String,
+    process_bound: bool,
+    token: LockToken,
+    state: LockState,
+    owner_alive: Option<bool>,
+    acquired_at: String,
+    expires_at: Option<String>,
+    remaining_seconds: Option<f64>,
+}
+
+impl Serialize for LockInfo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Fields {
+            key: self.key.clone(),
+            holder: self.holder.name().to_owned(),
+            process_bound: self.holder.is_process_bound(),
+            token: self.token,
+            state: self.state,
+            owner_alive: self.owner_alive,
+            acquired_at: rfc3339::format(self.acquired_at),
+            expires_at: self.expires_at.map(rfc3339::format),
+            remaining_seconds: self.remaining.map(|left| left.as_secs_f64()),
+        }
+        .serialize(serializer)
+    }
+}
+
+/// A description from elsewhere does not say that a lock is this process's.
+impl<'de> Deserialize<'de> for LockInfo {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Fields::deserialize(deserializer)?;
+        let time = |text: &str| {
+            rfc3339::parse(text).ok_or_else(|| D::Error::custom(format_args!("{text:?} is not a time")))
+        };
+        let remaining = fields
+            .remaining_seconds
+            .map(Duration::try_from_secs_f64)
+            .transpose()
+            .map_err(D::Error::custom)?;
+        Ok(Self {
+            key: fields.key,
+            holder: Holder::new(fields.holder, fields.process_bound).map_err(D::Error::custom)?,
+            token: fields.token,
+            acquired_at: time(&fields.acquired_at)?,
+            expires_at: fields.expires_at.as_deref().map(time).transpose()?,
+            remaining,
+            state: fields.state,
+            owner_alive: fields.owner_alive,
+            owned_here: false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_survives_serialization() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let info =
+            LockInfo::new(Key::new("k").unwrap(), Holder::named("job").unwrap(), LockToken::new(7), start)
+                .with_expiry(start + Duration::from_secs(30), Duration::from_millis(1_500))
+                .with_state(LockState::Expired)
+                .with_owner(Some(false), false);
+        let text = serde_json::to_string(&info).unwrap();
+        assert!(text.contains(r#""state":"expired""#), "{text}");
+        assert!(text.contains(r#""acquired_at":"2023-11-14T22:13:20.000000000Z""#), "{text}");
+        assert_eq!(serde_json::from_str::<LockInfo>(&text).unwrap(), info);
+        assert!(serde_json::from_str::<LockInfo>(&text.replace("1.5", "-1.5")).is_err());
+        let far = info.with_expiry(start + Duration::from_secs(1 << 40), Duration::from_secs(1 << 40));
+        assert!(serde_json::to_string(&far).unwrap().contains("9999-12-31"));
+    }
+}

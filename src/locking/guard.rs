@@ -1,0 +1,353 @@
+//! The guard: a held lock as a value.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::keep_alive::KeepAlive;
+use crate::trace;
+use crate::{Claim, Error, ErrorKind, Holder, Json, Key, LockOptions, LockToken, ReadOptions, RecordStore};
+use crate::{RemoveOptions, Result, TransactionRecord, WriteOptions};
+
+/// A held lock. Nobody else changes the record until the guard is dropped or its lease expires.
+///
+/// Created by [`RecordStoreExt::lock`](crate::RecordStoreExt::lock), or by
+/// [`lock_owned`](crate::RecordStoreExt::lock_owned) with a store of its own: then it is `'static`. Reads,
+/// writes and removals through the guard are *fenced*: they succeed only while exactly this acquisition's
+/// lock is live. A holder that outlasts its lease changes nothing and gets [`ErrorKind::LockLost`].
+///
+/// Dropping the guard releases the lock, also during a panic, and reports nothing; use
+/// [`release`](LockGuard::release) to learn that the lock was lost. If the holder had the lock already, the
+/// new guard is an inner guard: it shares the token, and only the outermost guard releases. In a forked
+/// child the guard is useless: every operation is [`ErrorKind::LockLost`].
+///
+/// # Pitfalls
+///
+/// * `let _ = store.lock(…)?` drops the guard, and so the lock, at once. Name it: `let _guard = …`.
+/// * `std::process::exit` runs no destructors. The kernel then frees a lock that is bound to the process;
+///   the lock of a named holder stays until its lease expires.
+///
+/// ```
+/// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+///
+/// let store = MemoryRecordStore::new();
+/// let guard = store.lock("visits", LockOptions::new())?;
+/// let visits: u64 = guard.read()?.map_or(0, |record| record.result);
+/// guard.write(&(visits + 1))?;
+/// guard.release()?;
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[must_use = "the lock is released as soon as the guard is dropped"]
+pub struct LockGuard<'a, S: RecordStore + ?Sized> {
+    store: StoreRef<'a, S>,
+    key: Key,
+    holder: Holder,
+    token: LockToken,
+    hold_timeout: Option<Duration>,
+    /// The process that acquired the lock: a forked child has a copy of the guard, but not the lock.
+    process: u32,
+    /// Cleared by the release. Never set in an inner guard: the outermost one releases.
+    releases: AtomicBool,
+    keep_alive: Mutex<Option<KeepAlive>>,
+}
+
+/// The guard's store.
+enum StoreRef<'a, S: ?Sized> {
+    Borrowed(&'a S),
+    Owned(Arc<S>),
+}
+
+impl<S: ?Sized> Deref for StoreRef<'_, S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        match self {
+            StoreRef::Borrowed(store) => store,
+            StoreRef::Owned(store) => store,
+        }
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> LockGuard<'static, S> {
+    pub(crate) fn acquire_owned(store: &Arc<S>, key: Key, options: LockOptions) -> Result<Self> {
+        Self::acquire_with(StoreRef::Owned(Arc::clone(store)), key, options)
+    }
+}
+
+impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
+    pub(crate) fn acquire(store: &'a S, key: Key, options: LockOptions) -> Result<Self> {
+        Self::acquire_with(StoreRef::Borrowed(store), key, options)
+    }
+
+    fn acquire_with(store: StoreRef<'a, S>, key: Key, options: LockOptions) -> Result<Self> {
+        let (holder, hold_timeout) = (options.resolve_holder(), options.get_hold_timeout());
+        let acquired = store.acquire_lock_raw(&key, options.holder(holder.clone()))?;
+        Ok(Self {
+            store,
+            key,
+            holder,
+            token: acquired.token,
+            hold_timeout,
+            process: std::process::id(),
+            releases: AtomicBool::new(!acquired.reentrant),
+            keep_alive: Mutex::new(None),
+        })
+    }
+
+    /// The locked record's key.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The holder of the lock.
+    #[must_use]
+    pub fn holder(&self) -> &Holder {
+        &self.holder
+    }
+
+    /// The fencing token of this acquisition.
+    #[must_use]
+    pub fn token(&self) -> LockToken {
+        self.token
+    }
+
+    /// Reads the record. `Ok(None)`: there is none. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live; [`ErrorKind::Decode`],
+    /// [`ErrorKind::CorruptRecord`], [`ErrorKind::Io`] and similar as for
+    /// [`RecordStoreExt::read`](crate::RecordStoreExt::read).
+    pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
+        let Some(json) = self.read_raw()? else { return Ok(None) };
+        let result = json.decode_result("read", &self.key)?;
+        Ok(Some(TransactionRecord::new(self.key.clone(), result)))
+    }
+
+    pub(crate) fn read_raw(&self) -> Result<Option<Json>> {
+        let claim = self.claim("read")?;
+        self.store.read_raw(&self.key, ReadOptions::new().claim(claim))
+    }
+
+    /// Writes the record, fenced by this acquisition's token.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, [`ErrorKind::Encode`] if JSON
+    /// cannot represent the result, [`ErrorKind::Io`] if the operating system refuses. The old record
+    /// stays, unless [`Error::is_outcome_unknown`]. The lock stays as it is.
+    pub fn write<R: Serialize + ?Sized>(&self, result: &R) -> Result<()> {
+        self.write_with(result, WriteOptions::new())
+    }
+
+    /// [`write`](LockGuard::write) with options: a time to live.
+    ///
+    /// # Errors
+    ///
+    /// As for [`write`](LockGuard::write).
+    pub fn write_with<R: Serialize + ?Sized>(&self, result: &R, options: WriteOptions) -> Result<()> {
+        self.write_raw(&Json::encode_result("write", &self.key, result)?, options)
+    }
+
+    pub(crate) fn write_raw(&self, result: &Json, options: WriteOptions) -> Result<()> {
+        let claim = self.claim("write")?;
+        self.store.write_raw(&self.key, result, options.claim(claim))
+    }
+
+    /// Removes the record, fenced by this acquisition's token. `Ok(false)`: there was none.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, [`ErrorKind::Io`] if the
+    /// operating system refuses. The lock stays as it is.
+    pub fn remove(&self) -> Result<bool> {
+        let claim = self.claim("remove")?;
+        self.store.remove_raw(&self.key, RemoveOptions::new().claim(claim))
+    }
+
+    /// Restarts the lease, with the hold timeout with which the lock was acquired.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live: an expired lease cannot be
+    /// renewed, even if nobody acquired the lock since.
+    pub fn renew(&self) -> Result<()> {
+        let claim = self.claim("renew")?;
+        self.store.renew_raw(&self.key, &claim, self.hold_timeout)
+    }
+
+    /// The rest of the lease. `Ok(None)`: it has no lease.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live.
+    pub fn remaining(&self) -> Result<Option<Duration>> {
+        self.claim("remaining")?;
+        match self.store.lock_info_raw(&self.key)? {
+            Some(info) if info.token() == self.token => Ok(info.remaining()),
+            _ => Err(self.lost("remaining")),
+        }
+    }
+
+    /// Whether this acquisition's lock is still live. The answer may be outdated when it arrives; only
+    /// the changes through the guard are fenced.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::CorruptLock`], [`ErrorKind::Io`] and similar if that cannot be determined.
+    pub fn is_held(&self) -> Result<bool> {
+        match self.remaining() {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_lock_lost() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Releases the lock, and reports if it was lost before. An inner guard leaves the lock to the
+    /// outermost one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock was no longer live: the work that was done under
+    /// it may have overlapped with another holder's. [`ErrorKind::Io`] if the operating system refuses; the
+    /// lock then stays until its lease expires or the process ends.
+    pub fn release(self) -> Result<()> {
+        self.release_now()
+    }
+
+    /// Releases the lock while operations through the guard may still be running. Later ones are refused.
+    pub(crate) fn release_now(&self) -> Result<()> {
+        let claim = self.claim("release_lock")?;
+        // Stopped before the release, which it would report as a loss.
+        self.stop_keep_alive();
+        if self.releases.swap(false, Ordering::AcqRel) {
+            self.store.release_lock_raw(&self.key, &claim)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves the lock to be released by its token or its holder.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn leave_locked(&self) -> LockToken {
+        self.releases.store(false, Ordering::Release);
+        self.token
+    }
+
+    /// Whether its drop has something to do in this process: a release, or the end of a keep-alive.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn needs_release(&self) -> bool {
+        // The process first: in a forked child the mutex may have been inherited locked.
+        self.process == std::process::id()
+            && (self.releases.load(Ordering::Acquire)
+                || self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).is_some())
+    }
+
+    pub(crate) fn stop_keep_alive(&self) {
+        drop(self.take_keep_alive());
+    }
+
+    fn take_keep_alive(&self) -> Option<KeepAlive> {
+        self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The claim by token, if this is the process that acquired the lock.
+    pub(crate) fn claim(&self, operation: &'static str) -> Result<Claim> {
+        if self.process == std::process::id() {
+            Ok(Claim::Token(self.token))
+        } else {
+            Err(self.lost(operation))
+        }
+    }
+
+    fn lost(&self, operation: &'static str) -> Error {
+        let error = Error::new(ErrorKind::LockLost, operation).with_key(&self.key).with_token(self.token);
+        trace::lost(error)
+    }
+
+    /// [`keep_alive`](LockGuard::keep_alive) through this handle on the guard's store.
+    pub(crate) fn keep_alive_through(
+        &self,
+        store: impl RecordStore + 'static,
+        on_loss: impl FnOnce(Error) + Send + 'static,
+    ) -> Result<()> {
+        let claim = self.claim("renew")?;
+        let Some(hold_timeout) = self.hold_timeout else { return Ok(()) };
+        self.renew()?;
+        self.stop_keep_alive();
+        let key = self.key.clone();
+        let renew = move || store.renew_raw(&key, &claim, Some(hold_timeout));
+        let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| {
+            Error::new(ErrorKind::Thread, "keep_alive").with_key(&self.key).with_source(source)
+        })?;
+        let replaced = self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).replace(started);
+        // Joined without the mutex, if two calls overlap.
+        drop(replaced);
+        Ok(())
+    }
+}
+
+impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
+    /// Renews the lease in the background for as long as the guard lives: long work can then run under a
+    /// short lease. A process that hangs or is stopped loses the lock after the hold timeout; one that
+    /// works keeps it.
+    ///
+    /// A thread renews every third of the hold timeout. If it finds the lock lost, or if the lease expired
+    /// because it could not be renewed, it calls `on_loss` once with the reason and ends. Without a hold
+    /// timeout there is no lease to renew, and the call does nothing.
+    ///
+    /// For stores that can be cloned: [`FileSystemRecordStore`](crate::FileSystemRecordStore),
+    /// [`MemoryRecordStore`](crate::MemoryRecordStore), `Arc<dyn RecordStore>`.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
+    /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let mut guard = store.lock("report", LockOptions::new().hold_timeout(Duration::from_secs(3)))?;
+    /// let lost = Arc::new(AtomicBool::new(false));
+    /// let flag = Arc::clone(&lost);
+    /// guard.keep_alive(move |_reason| flag.store(true, Ordering::Relaxed))?;
+    /// // Work for hours, and check `lost` from time to time.
+    /// guard.write("done")?;
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, or the error of its renewal;
+    /// [`ErrorKind::Thread`]. Nothing runs in the background then.
+    pub fn keep_alive(&mut self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
+        self.keep_alive_through(S::clone(&self.store), on_loss)
+    }
+}
+
+impl<S: RecordStore + ?Sized> Drop for LockGuard<'_, S> {
+    fn drop(&mut self) {
+        if self.process == std::process::id() {
+            // A drop cannot report an error. The lock then stays until its lease expires or the process
+            // ends; `release` reports it.
+            let _ = self.release_now();
+        } else {
+            // The thread of the keep-alive exists only in the parent: joining it would hang.
+            std::mem::forget(self.take_keep_alive());
+        }
+    }
+}
+
+impl<S: RecordStore + ?Sized> fmt::Debug for LockGuard<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("key", &self.key)
+            .field("holder", &self.holder)
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}

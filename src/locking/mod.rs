@@ -1,0 +1,10 @@
+//! Held locks as values: guards, their renewal in the background, and the end of a wait before its time.
+
+mod cancellation;
+mod guard;
+mod keep_alive;
+mod lock_all;
+
+pub use cancellation::{Cancellation, OnCancel};
+pub use guard::LockGuard;
+pub use lock_all::LockGuards;

@@ -1,0 +1,410 @@
+//! How an operation is requested: on which claim, waiting how long, for how long.
+
+use std::time::Duration;
+
+use crate::{Cancellation, Claim, Holder};
+
+/// How long a call may wait, and what ends the wait early.
+///
+/// The default waits forever. A [`Duration`] alone is a timeout:
+///
+/// ```
+/// use std::time::Duration;
+/// use record_store::{Cancellation, MemoryRecordStore, RecordStoreExt, WaitOptions};
+///
+/// let store = MemoryRecordStore::new();
+/// assert!(store.wait_for_lock("report", Duration::from_secs(1))?);
+/// let shutdown = Cancellation::new();
+/// let options = WaitOptions::new().timeout(Duration::from_secs(1)).cancellation(&shutdown);
+/// assert!(store.wait_for_lock("report", options)?);
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until an operation is called with them"]
+pub struct WaitOptions {
+    timeout: Option<Duration>,
+    cancellation: Option<Cancellation>,
+}
+
+impl WaitOptions {
+    /// Waits forever.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives up after this time. Zero makes one attempt and does not wait; `None` waits forever.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.cancellation = Some(cancellation.clone());
+        self
+    }
+
+    /// The longest wait. `None`: forever.
+    #[must_use]
+    pub fn get_timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// The cancellation, if one was set.
+    #[must_use]
+    pub fn get_cancellation(&self) -> Option<&Cancellation> {
+        self.cancellation.as_ref()
+    }
+}
+
+impl From<Duration> for WaitOptions {
+    fn from(timeout: Duration) -> Self {
+        Self::new().timeout(timeout)
+    }
+}
+
+impl From<Option<Duration>> for WaitOptions {
+    fn from(timeout: Option<Duration>) -> Self {
+        Self::new().timeout(timeout)
+    }
+}
+
+impl From<&Cancellation> for WaitOptions {
+    fn from(cancellation: &Cancellation) -> Self {
+        Self::new().cancellation(cancellation)
+    }
+}
+
+/// How a lock is acquired: by which holder, waiting how long, with which lease.
+///
+/// The default is the calling thread's default holder. It waits forever, and holds the lock until it is
+/// released or the process is gone.
+///
+/// ```
+/// use std::time::Duration;
+/// use record_store::{Holder, LockOptions};
+///
+/// let options = LockOptions::new()
+///     .holder(Holder::named("nightly-report")?)
+///     .acquire_timeout(Duration::from_secs(5))
+///     .hold_timeout(Duration::from_secs(30));
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until a lock is requested with them"]
+pub struct LockOptions {
+    holder: Option<Holder>,
+    hold_timeout: Option<Duration>,
+    wait: WaitOptions,
+}
+
+impl LockOptions {
+    /// The default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Acquires as this holder instead of [`Holder::current`].
+    pub fn holder(mut self, holder: Holder) -> Self {
+        self.holder = Some(holder);
+        self
+    }
+
+    /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time. Zero
+    /// makes one attempt and does not wait; `None` waits forever.
+    pub fn acquire_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.wait = self.wait.timeout(timeout);
+        self
+    }
+
+    /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
+    /// A lock that is held already is not affected.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// The lease: after this time without [renewal](crate::LockGuard::renew) the lock is free for
+    /// others, whatever its holder does. Suspended time counts; a stepped wall clock does not matter.
+    /// `None`: the lock has no lease.
+    pub fn hold_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.hold_timeout = timeout.into();
+        self
+    }
+
+    /// The holder to acquire as: the one that was set, or the calling thread's default.
+    #[must_use]
+    pub fn resolve_holder(&self) -> Holder {
+        self.holder.clone().unwrap_or_else(Holder::current)
+    }
+
+    /// The holder, if one was set.
+    #[must_use]
+    pub fn get_holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
+    }
+
+    /// How long to wait, and what ends the wait early.
+    pub fn get_wait(&self) -> &WaitOptions {
+        &self.wait
+    }
+
+    /// The longest wait. `None`: forever.
+    #[must_use]
+    pub fn get_acquire_timeout(&self) -> Option<Duration> {
+        self.wait.get_timeout()
+    }
+
+    /// The lease. `None`: until released.
+    #[must_use]
+    pub fn get_hold_timeout(&self) -> Option<Duration> {
+        self.hold_timeout
+    }
+
+    /// The cancellation, if one was set.
+    #[must_use]
+    pub fn get_cancellation(&self) -> Option<&Cancellation> {
+        self.wait.get_cancellation()
+    }
+}
+
+/// How a record is read: on which claim, waiting how long, or without regard to its lock.
+///
+/// The default reads for the calling thread's default holder, and waits forever while another holder's
+/// lock is live.
+///
+/// ```
+/// use std::time::Duration;
+/// use record_store::{Holder, LockOptions, MemoryRecordStore, ReadOptions, RecordStoreExt};
+///
+/// let store = MemoryRecordStore::new();
+/// store.write("report", "draft")?;
+/// let _guard = store.lock("report", LockOptions::new().holder(Holder::named("editor")?))?;
+/// // A plain read would wait for the editor. This one makes one attempt:
+/// let once = ReadOptions::new().timeout(Duration::ZERO);
+/// assert!(store.read_with::<String>("report", once).unwrap_err().is_timeout());
+/// // This one does not care about the lock:
+/// let record = store.read_with::<String>("report", ReadOptions::new().ignore_lock())?;
+/// assert_eq!(record.expect("it was written").result, "draft");
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until a record is read with them"]
+pub struct ReadOptions {
+    claim: Option<Claim>,
+    wait: WaitOptions,
+    ignore_lock: bool,
+}
+
+impl ReadOptions {
+    /// The default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Reads on this claim instead of that of [`Holder::current`].
+    pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
+        self.claim = Some(claim.into());
+        self
+    }
+
+    /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time. Zero
+    /// makes one attempt and does not wait; `None` waits forever.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.wait = self.wait.timeout(timeout);
+        self
+    }
+
+    /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// Returns the last committed state at once, whoever holds the lock and whatever the claim is: for
+    /// dashboards and monitoring. The holder may be about to replace that state.
+    pub fn ignore_lock(mut self) -> Self {
+        self.ignore_lock = true;
+        self
+    }
+
+    /// The claim to read on: the one that was set, or that of the calling thread's default holder.
+    #[must_use]
+    pub fn resolve_claim(&self) -> Claim {
+        self.claim.clone().unwrap_or_else(Claim::current)
+    }
+
+    /// The claim, if one was set.
+    #[must_use]
+    pub fn get_claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+
+    /// How long to wait, and what ends the wait early.
+    pub fn get_wait(&self) -> &WaitOptions {
+        &self.wait
+    }
+
+    /// Whether the lock is ignored.
+    #[must_use]
+    pub fn ignores_lock(&self) -> bool {
+        self.ignore_lock
+    }
+}
+
+/// How a record is written: on which claim, and for how long.
+///
+/// The default writes for the calling thread's default holder, and the record never expires.
+///
+/// ```
+/// use std::time::Duration;
+/// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
+///
+/// let store = MemoryRecordStore::new();
+/// let for_an_hour = WriteOptions::new().time_to_live(Duration::from_secs(3600));
+/// store.write_with("session-7", "signed in", for_an_hour)?;
+/// assert!(store.exists("session-7")?);
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until a record is written with them"]
+pub struct WriteOptions {
+    claim: Option<Claim>,
+    time_to_live: Option<Duration>,
+}
+
+impl WriteOptions {
+    /// The default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Writes on this claim instead of that of [`Holder::current`]. A
+    /// [`LockGuard`](crate::LockGuard) always writes by its token.
+    pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
+        self.claim = Some(claim.into());
+        self
+    }
+
+    /// The record expires after this time: then it reads as absent and does not exist. Suspended time
+    /// counts; a stepped wall clock matters only after a reboot. `None`: it never expires, and neither
+    /// does a record whose end is beyond the year 9999. The next write without a time to live makes the
+    /// record permanent.
+    pub fn time_to_live(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.time_to_live = time.into();
+        self
+    }
+
+    /// The claim to write on: the one that was set, or that of the calling thread's default holder.
+    #[must_use]
+    pub fn resolve_claim(&self) -> Claim {
+        self.claim.clone().unwrap_or_else(Claim::current)
+    }
+
+    /// The claim, if one was set.
+    #[must_use]
+    pub fn get_claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+
+    /// How long the record lives. `None`: forever.
+    #[must_use]
+    pub fn get_time_to_live(&self) -> Option<Duration> {
+        self.time_to_live
+    }
+}
+
+/// How a record is removed: on which claim. The default is that of the calling thread's default holder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until a record is removed with them"]
+pub struct RemoveOptions {
+    claim: Option<Claim>,
+}
+
+impl RemoveOptions {
+    /// The default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Removes on this claim instead of that of [`Holder::current`].
+    pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
+        self.claim = Some(claim.into());
+        self
+    }
+
+    /// The claim to remove on: the one that was set, or that of the calling thread's default holder.
+    #[must_use]
+    pub fn resolve_claim(&self) -> Claim {
+        self.claim.clone().unwrap_or_else(Claim::current)
+    }
+
+    /// The claim, if one was set.
+    #[must_use]
+    pub fn get_claim(&self) -> Option<&Claim> {
+        self.claim.as_ref()
+    }
+}
+
+/// How [`update`](crate::RecordStoreExt::update) and
+/// [`get_or_compute`](crate::RecordStoreExt::get_or_compute) lock and write. [`LockOptions`] convert
+/// into these.
+///
+/// ```
+/// use std::time::Duration;
+/// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt, UpdateOptions};
+///
+/// let store = MemoryRecordStore::new();
+/// let options = UpdateOptions::new()
+///     .lock(LockOptions::new().acquire_timeout(Duration::from_secs(5)))
+///     .time_to_live(Duration::from_secs(3600));
+/// let rate: f64 = store.get_or_compute("exchange-rate", options, || Ok(1.09))?;
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "options do nothing until an operation is called with them"]
+pub struct UpdateOptions {
+    lock: LockOptions,
+    time_to_live: Option<Duration>,
+}
+
+impl UpdateOptions {
+    /// The default options: those of [`LockOptions`], and a result that never expires.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Acquires the lock with these options.
+    pub fn lock(mut self, options: LockOptions) -> Self {
+        self.lock = options;
+        self
+    }
+
+    /// Gives the result a [time to live](WriteOptions::time_to_live).
+    pub fn time_to_live(mut self, time: impl Into<Option<Duration>>) -> Self {
+        self.time_to_live = time.into();
+        self
+    }
+
+    /// How the lock is acquired.
+    pub fn get_lock(&self) -> &LockOptions {
+        &self.lock
+    }
+
+    /// How long the result lives. `None`: forever.
+    #[must_use]
+    pub fn get_time_to_live(&self) -> Option<Duration> {
+        self.time_to_live
+    }
+
+    /// How the result is written.
+    pub(crate) fn write(&self) -> WriteOptions {
+        WriteOptions::new().time_to_live(self.time_to_live)
+    }
+}
+
+impl From<LockOptions> for UpdateOptions {
+    fn from(lock: LockOptions) -> Self {
+        Self::new().lock(lock)
+    }
+}

@@ -1,0 +1,312 @@
+//! The contract, for implementers of stores. `ext` has the methods for their users.
+
+pub(crate) mod ext;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{
+    Acquired, Claim, Error, Json, Key, LockInfo, LockOptions, LockToken, ReadOptions, RecordVersion,
+    RemoveOptions, Result, WaitOptions, WriteOptions,
+};
+#[cfg(doc)]
+use crate::{ErrorKind, RecordStoreExt};
+
+/// How far concurrent users of one record are isolated from each other. Prefect's `IsolationLevel`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IsolationLevel {
+    /// A read sees only committed results.
+    ReadCommitted,
+    /// One at a time: the record is locked from the first read to the last change.
+    Serializable,
+}
+
+/// A stream of items, one by one.
+pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
+
+/// The operations of a record store. Implement this trait to write a store; use a store through
+/// [`RecordStoreExt`].
+///
+/// The trait is object-safe and works the same through `&S`, `Box<S>` and `Arc<S>`.
+///
+/// Each method is named after the operation of [`RecordStoreExt`] that calls it, with the suffix `_raw`:
+/// it takes a checked key and complete options, and exchanges results as [`Json`]. So both traits can be
+/// in scope together. A method that a store does not implement returns [`ErrorKind::Unsupported`] with the
+/// operation's name, as Prefect's base class raises `NotImplementedError`. The feature `conformance`
+/// provides the whole contract as a test suite.
+///
+/// # The contract
+///
+/// A *lock* is live from its acquisition until it is released or broken, until its lease expires or, if
+/// its holder is bound to a process, until that process is gone. At no moment are two locks of one key
+/// live. A [`Claim`] by holder is valid while no other holder's lock is live. A claim by token is valid
+/// only while the lock of exactly that acquisition is live.
+///
+/// An operation that returns an error has changed nothing, unless
+/// [`is_outcome_unknown`](Error::is_outcome_unknown) says otherwise.
+///
+/// Every method that can wait takes [`WaitOptions`], alone or inside of other options: it returns when
+/// the timeout is over, and as soon as it is cancelled. [`Cancellation::on_cancel`] is how a store
+/// wakes a thread that sleeps.
+///
+/// [`Cancellation::on_cancel`]: crate::Cancellation::on_cancel
+pub trait RecordStore: Debug + Send + Sync {
+    /// Reads a result that was current at a moment within the call at which no other holder's lock was
+    /// live. `Ok(None)`: there was no record. See [`RecordStoreExt::read_with`].
+    ///
+    /// Waits while another holder's lock is live, also if there is no record yet: its holder may be
+    /// about to write it. With [`ReadOptions::ignore_lock`] it returns the last committed state at
+    /// once. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockTimeout`] at the timeout, never a silent `None`. [`ErrorKind::Cancelled`].
+    /// [`ErrorKind::LockLost`] if the claim is by token and not valid. [`ErrorKind::CorruptRecord`],
+    /// [`ErrorKind::KeyMismatch`], [`ErrorKind::Io`] and similar if the record cannot be read.
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>>;
+
+    /// Writes the record's result atomically: at every moment a reader sees the old record or the new
+    /// one. See [`RecordStoreExt::write_with`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Locked`], at once, while another holder's lock is live. [`ErrorKind::LockLost`] if
+    /// the claim is by token and not valid. [`ErrorKind::Unsupported`] for a time to live that the store
+    /// cannot keep. [`ErrorKind::Io`] and similar.
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()>;
+
+    /// [`RecordStore::write_raw`] if the record's result [is](Json::is_same_value) `expected` or, with
+    /// `None`, if there is no record. The comparison and the change are one atomic step. `Ok(false)`:
+    /// the record is different, and nothing was changed. See [`RecordStoreExt::compare_and_swap`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::write_raw`].
+    fn compare_and_swap_raw(
+        &self,
+        key: &Key,
+        expected: Option<&Json>,
+        result: &Json,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        let _ = (expected, result, options);
+        Err(unsupported("compare_and_swap", Some(key)))
+    }
+
+    /// Whether there is a record, regardless of locks. See [`RecordStoreExt::exists`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] and similar if that cannot be determined.
+    fn exists_raw(&self, key: &Key) -> Result<bool>;
+
+    /// Removes the record, under the conditions of [`RecordStore::write_raw`]. `Ok(false)`: there was
+    /// none. See [`RecordStoreExt::remove`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::write_raw`].
+    fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
+        let _ = options;
+        Err(unsupported("remove", Some(key)))
+    }
+
+    /// The present version of the record, to compare it with a later one. Ignores locks. See
+    /// [`RecordStoreExt::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::exists_raw`].
+    fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
+        Err(unsupported("watch", Some(key)))
+    }
+
+    /// Waits until the record has another version than `seen`, and returns that version. `Ok(None)` at
+    /// the timeout. Ignores locks. See [`RecordStoreExt::watch`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Cancelled`], and as for [`RecordStore::exists_raw`].
+    fn wait_for_change_raw(
+        &self,
+        key: &Key,
+        seen: &RecordVersion,
+        options: WaitOptions,
+    ) -> Result<Option<RecordVersion>> {
+        let _ = (seen, options);
+        Err(unsupported("watch", Some(key)))
+    }
+
+    /// Every key that has a record, in no order, as a stream: memory use does not grow with the number
+    /// of records. Records that are created or removed meanwhile may or may not be listed. See
+    /// [`RecordStoreExt::keys`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the listing cannot begin. An item is an error if that one record cannot be
+    /// identified; the listing continues after it.
+    fn keys_raw(&self) -> Result<Listing<'_, Key>> {
+        Err(unsupported("keys", None))
+    }
+
+    /// Whether transactions of this level are possible. See
+    /// [`RecordStoreExt::supports_isolation_level`].
+    fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
+        let _ = level;
+        false
+    }
+
+    /// Acquires the lock, or restarts its lease if the same holder has it already. See
+    /// [`RecordStoreExt::acquire_lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::LockTimeout`] at the timeout; the error names the holder. [`ErrorKind::Cancelled`]
+    /// as soon as it is cancelled.
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        let _ = options;
+        Err(unsupported("acquire_lock", Some(key)))
+    }
+
+    /// Restarts the lease of a live lock: it ends `hold_timeout` from now, or never. See
+    /// [`RecordStoreExt::renew`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotLocked`] or [`ErrorKind::NotLockHolder`] for a claim by holder,
+    /// [`ErrorKind::LockLost`] for a claim by token that is not valid.
+    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+        let _ = (claim, hold_timeout);
+        Err(unsupported("renew", Some(key)))
+    }
+
+    /// Releases a live lock and wakes the waiters. See [`RecordStoreExt::release_lock`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::renew_raw`].
+    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+        let _ = claim;
+        Err(unsupported("release_lock", Some(key)))
+    }
+
+    /// The key's live lock, if there is one. Changes nothing. See [`RecordStoreExt::lock_info`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::CorruptLock`] or [`ErrorKind::Io`] if that cannot be determined.
+    fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
+        Err(unsupported("lock_info", Some(key)))
+    }
+
+    /// Waits until the key has no live lock of any holder. `Ok(false)` at the timeout. See
+    /// [`RecordStoreExt::wait_for_lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Cancelled`], and as for [`RecordStore::lock_info_raw`].
+    fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
+        let _ = options;
+        Err(unsupported("wait_for_lock", Some(key)))
+    }
+
+    /// Removes the lock of any holder, live or not; with a token, only the lock of that acquisition.
+    /// `Ok(false)`: there was none. See [`RecordStoreExt::break_lock`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] if the operating system refuses. With a token also as for
+    /// [`RecordStore::lock_info_raw`].
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+        let _ = token;
+        Err(unsupported("break_lock", Some(key)))
+    }
+
+    /// Every lock that the store knows of, in no order, as a stream. Expired and abandoned locks are
+    /// among them; [`LockInfo::state`] says so. See [`RecordStoreExt::locks`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::keys_raw`].
+    fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
+        Err(unsupported("locks", None))
+    }
+}
+
+fn unsupported(operation: &'static str, key: Option<&Key>) -> Error {
+    let error = Error::new(crate::ErrorKind::Unsupported, operation);
+    match key {
+        Some(key) => error.with_key(key),
+        None => error,
+    }
+}
+
+macro_rules! delegate {
+    ($($pointer:ty),*) => {$(
+        impl<S: RecordStore + ?Sized> RecordStore for $pointer {
+            fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+                (**self).read_raw(key, options)
+            }
+            fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+                (**self).write_raw(key, result, options)
+            }
+            fn compare_and_swap_raw(
+                &self,
+                key: &Key,
+                expected: Option<&Json>,
+                result: &Json,
+                options: WriteOptions,
+            ) -> Result<bool> {
+                (**self).compare_and_swap_raw(key, expected, result, options)
+            }
+            fn exists_raw(&self, key: &Key) -> Result<bool> {
+                (**self).exists_raw(key)
+            }
+            fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
+                (**self).remove_raw(key, options)
+            }
+            fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
+                (**self).version_raw(key)
+            }
+            fn wait_for_change_raw(
+                &self,
+                key: &Key,
+                seen: &RecordVersion,
+                options: WaitOptions,
+            ) -> Result<Option<RecordVersion>> {
+                (**self).wait_for_change_raw(key, seen, options)
+            }
+            fn keys_raw(&self) -> Result<Listing<'_, Key>> {
+                (**self).keys_raw()
+            }
+            fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
+                (**self).supports_isolation_level_raw(level)
+            }
+            fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+                (**self).acquire_lock_raw(key, options)
+            }
+            fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+                (**self).renew_raw(key, claim, hold_timeout)
+            }
+            fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+                (**self).release_lock_raw(key, claim)
+            }
+            fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
+                (**self).lock_info_raw(key)
+            }
+            fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
+                (**self).wait_for_lock_raw(key, options)
+            }
+            fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+                (**self).break_lock_raw(key, token)
+            }
+            fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
+                (**self).locks_raw()
+            }
+        }
+    )*};
+}
+
+delegate!(&S, Box<S>, Arc<S>);
