@@ -312,7 +312,8 @@ fn a_cancellation_ends_a_wait_with_and_without_a_thread() {
             assert!(waiters.try_join_next().is_none());
             let start = Instant::now();
             shutdown.cancel();
-            while let Some(outcome) = waiters.join_next().await {
+            while let Some(outcome) = timeout(PATIENCE / 2, waiters.join_next()).await.expect("the waits end")
+            {
                 assert!(outcome.unwrap().unwrap_err().is_cancelled());
             }
             assert!(start.elapsed() < PATIENCE / 2);
