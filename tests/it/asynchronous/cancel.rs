@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -161,14 +161,23 @@ fn tasks_aborted_at_random_moments_do_not_disturb_others() {
             });
             sleep(Duration::from_micros(random % 3_000)).await;
             aborted.abort();
+            assert!(!aborted.await.is_err_and(|error| error.is_panic()));
         }
         for task in steady {
             task.await.unwrap();
         }
-        wait_until("the lock to be free", async || !store.is_locked("k").await.unwrap()).await;
+        // The call of the last aborted task may be about to end.
+        wait_until("the lock to be free and to have no waiter", async || {
+            let guard = store.try_lock("k", as_named("next")).await.unwrap();
+            let is_free = guard.is_some();
+            if let Some(guard) = guard {
+                guard.release().await.unwrap();
+            }
+            is_free
+        })
+        .await;
+        assert!(!store.is_locked("k").await.unwrap());
         assert_eq!(store.read::<u64>("k").await.unwrap().unwrap().result, rounds * 4);
-        let guard = store.try_lock("k", as_named("next")).await.unwrap();
-        guard.expect("the lock is free and has no waiter").release().await.unwrap();
     });
     wait_until_no_lock_file(&single_threaded(), &store);
 }
@@ -337,6 +346,8 @@ struct Counting {
     in_progress: Arc<AtomicUsize>,
     /// Whether a wait for a lock goes on after its cancellation.
     ignores_cancellation: bool,
+    /// While this is set, no acquisition returns.
+    returns_late: Arc<AtomicBool>,
 }
 
 impl Counting {
@@ -367,6 +378,9 @@ impl RecordStore for Counting {
             if self.ignores_cancellation { options.cancellation(&Cancellation::new()) } else { options };
         let acquired = self.counted(|store| store.acquire_lock_raw(key, options));
         std::thread::sleep(Duration::from_millis(1));
+        while self.returns_late.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_micros(100));
+        }
         acquired
     }
     fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
@@ -421,14 +435,25 @@ fn a_lock_acquired_too_late_is_released_before_its_holder_acquires_another() {
             };
             for _ in 0..storm(50) {
                 // The future is dropped when the lock is acquired but the thread has not returned it yet.
+                counting.returns_late.store(true, Ordering::SeqCst);
                 assert!(poll_then_drop(1, store.lock("k", LockOptions::new())).await.is_none());
+                let returns_late = Arc::clone(&counting.returns_late);
+                let returns = std::thread::spawn(move || {
+                    std::thread::sleep(Duration::from_millis(1));
+                    returns_late.store(false, Ordering::SeqCst);
+                });
                 is_usable().await;
+                returns.join().unwrap();
             }
             for _ in 0..storm(5) {
                 // The call of the dropped future goes on, and acquires the lock when it becomes free.
                 let other = store.lock("k", as_named("other")).await.unwrap();
-                assert!(poll_then_drop(u32::MAX, store.lock("k", LockOptions::new())).await.is_none());
-                assert_eq!(counting.in_progress(), 1);
+                {
+                    let mut waits = pin!(store.lock("k", LockOptions::new()));
+                    while counting.in_progress() == 0 {
+                        assert!(timeout(millis(15), waits.as_mut()).await.is_err());
+                    }
+                }
                 other.release().await.unwrap();
                 is_usable().await;
             }

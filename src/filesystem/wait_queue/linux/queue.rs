@@ -274,7 +274,11 @@ impl Drop for Waiter {
             return;
         }
         if let Some(table) = self.events.mapping.table_to_change() {
-            free_slot(table, self.slot, table.slots[self.slot].state.load(Relaxed));
+            // A notification may change the state at any moment. A slot that is not freed here stays until the
+            // end of the process.
+            if table.slots[self.slot].state.swap(FREE, AcqRel) != FREE {
+                clear_bit(table, self.slot);
+            }
             if !self.completed {
                 // It may have been this waiter's turn.
                 notify_next(table, &self.key);
@@ -341,8 +345,12 @@ fn take_slot(table: &Table) -> Option<usize> {
 /// Frees a slot that is in this state, unless another process already has.
 fn free_slot(table: &Table, at: usize, state: u32) {
     if state != FREE && table.slots[at].state.compare_exchange(state, FREE, AcqRel, Relaxed).is_ok() {
-        table.in_use.0[at / 64].fetch_and(!(1 << (at % 64)), AcqRel);
+        clear_bit(table, at);
     }
+}
+
+fn clear_bit(table: &Table, at: usize) {
+    table.in_use.0[at / 64].fetch_and(!(1 << (at % 64)), AcqRel);
 }
 
 fn notify_first(table: &Table, key: &Key, layout: &Layout) {
