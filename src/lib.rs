@@ -25,7 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`lock`], [`read`] and [`write`] are the foundation. On it are built [`get_or_compute`] (work done once, for
+//! [`lock`], [`read`] and [`write`] are the foundation. Beside them are [`get_or_compute`] (work done once, for
 //! all callers), [`update`] and [`compare_and_swap`], records with a [time to live], [`watch`], [`lock_all`] and
 //! [`transaction`]. The [guide] has a page with an example for each.
 //!
@@ -56,16 +56,17 @@
 //! * **Whole records.** A reader sees an old record or a new one, never a mixture.
 //! * **No late writers.** Changes through a [`LockGuard`] carry its fencing token. A holder whose lease expired
 //!   gets [`ErrorKind::LockLost`] and changes nothing, even if nobody acquired the lock since.
-//! * **No lost writes.** A change that returned `Ok` survives the crash of any process and, under
+//! * **No lost writes.** A write or a removal that returned `Ok` survives the crash of any process and, under
 //!   [`Durability::Full`], the default, also a power loss.
-//! * **Stale locks free themselves.** A lock of the default holder is free as soon as its process is gone, also
-//!   after `kill -9`: the kernel reports it. A lock of a named holder is free when its lease expires.
+//! * **Stale locks free themselves.** A lock of the default holder or of a [bound](Holder::bound) one is free as
+//!   soon as its process is gone, also after `kill -9`: the kernel reports it. A lock of a named holder is free
+//!   when its lease expires.
 //! * **Committed reads.** A read returns a result that was current at a moment at which no other holder's lock
 //!   was live. It writes nothing and works in a directory that cannot be written.
-//! * **Bounded calls.** A call with a timeout returns by then, also while a process is stopped in the middle of
-//!   an operation.
-//! * **Clocks.** Leases follow the boot clock: stepping the wall clock changes nothing, and suspended time
-//!   counts.
+//! * **Bounded calls.** A read, an acquisition or a wait that has a timeout returns by then, also while a process
+//!   is stopped in the middle of an operation.
+//! * **Clocks.** Within one boot and time namespace of Linux, leases follow the boot clock: stepping the wall clock
+//!   changes nothing, and suspended time counts. Across them, and on other systems, the wall clock decides.
 //!
 //! # Limitations
 //!
@@ -73,6 +74,20 @@
 //!   systems; [`open`](FileSystemOptions::open) refuses where it detects that `flock` does not work.
 //! * No protection from hostile processes of the same user: they can change the files.
 //! * Several records cannot be changed atomically.
+//! * A change, a release and the drop of a guard have no timeout. They wait while a process is stopped in the middle
+//!   of an operation on a key of the same latch, one of 256. So does [`lock_all`] when it renews the locks that it
+//!   has already, or gives them back.
+//! * Locks are not synced. After a power loss, the lock of a named holder may be gone. If the shared table is lost as
+//!   well and the wall clock is behind, a fencing token may repeat.
+//! * Opening a new store may fail in the middle, for example on a full disk. What it has created by then stays, and
+//!   the next open goes on from there.
+//! * Keep nothing else in the directory of a store. A file such as `package.json` has the name of a record, and a
+//!   write or a removal of the key `package` replaces or removes it.
+//! * The kernel gives the id of a thread that has ended to a later one. If a guard of the default holder outlives
+//!   the thread that acquired it, that later thread can acquire the same lock. Give such a guard a holder of its own.
+//! * A forked child is recognized by its process id. If it has the id of its parent, which is possible in a new PID
+//!   namespace, it is taken for the parent. A fork while another thread uses a store can make the child's first call
+//!   wait forever: fork before threads start, or call `exec`.
 //! * A forked child that continues without `exec` keeps the locks of its dead parent alive until it changes the
 //!   store itself, or ends. If the fork happens while another thread changes the store, and the parent is
 //!   killed at that moment, the keys of that latch stay blocked until the child ends.

@@ -10,9 +10,10 @@ use crate::Holder;
 
 /// The fencing token of one acquisition.
 ///
-/// Of two acquisitions of one key, the later one has the greater token, also across processes, crashes
-/// and reboots. Pass it to other systems so that they can refuse late writers. It stays below 2^53, so
-/// JSON carries it exactly in every language.
+/// Of two acquisitions of one key, the later one has the greater token, also across processes, crashes and
+/// reboots. The exception is a power loss that destroys the shared table, if the wall clock is behind as
+/// well. Pass the token to other systems so that they can refuse late writers. It stays below 2^53, so JSON
+/// carries it exactly in every language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LockToken(u64);

@@ -258,7 +258,10 @@ impl MemoryRecordStore {
 impl RecordStore for MemoryRecordStore {
     fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
         let state = match options.resolve_claim() {
-            _ if options.ignores_lock() => self.state(),
+            _ if options.ignores_lock() => {
+                check_cancelled("read", key, options.get_wait())?;
+                self.state()
+            }
             Claim::Holder(holder) => {
                 self.wait_while_locked("read", key, Some(&holder), options.get_wait())?
             }

@@ -125,7 +125,8 @@ impl LockOptions {
     }
 
     /// The lease: after this time without [renewal](crate::LockGuard::renew) the lock is free for
-    /// others, whatever its holder does. Suspended time counts; a stepped wall clock does not matter.
+    /// others, whatever its holder does. Suspended time counts. Within one boot of Linux, a stepped wall clock
+    /// does not matter.
     /// `None`: the lock has no lease.
     pub fn hold_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.hold_timeout = timeout.into();
@@ -287,7 +288,7 @@ impl WriteOptions {
     }
 
     /// The record expires after this time: then it reads as absent and does not exist. Suspended time
-    /// counts; a stepped wall clock matters only after a reboot. `None`: it never expires, and neither
+    /// counts. Within one boot of Linux, a stepped wall clock does not matter. `None`: it never expires, and neither
     /// does a record whose end is beyond the year 9999. The next write without a time to live makes the
     /// record permanent.
     pub fn time_to_live(mut self, time: impl Into<Option<Duration>>) -> Self {

@@ -55,6 +55,7 @@ fn a_call_that_is_already_cancelled_fails_at_once(store: &dyn RecordStore) {
         let read = ReadOptions::new().timeout(timeout).cancellation(&cancellation);
         for key in ["free", "locked", "no record"] {
             assert_cancelled(store.read_with::<i64>(key, read.clone().claim(&me)), "read", key);
+            assert_cancelled(store.read_with::<i64>(key, read.clone().ignore_lock()), "read", key);
             assert_cancelled(store.wait_for_lock(key, wait.clone()), "wait_for_lock", key);
             let options = LockOptions::new().holder(me.clone());
             let options = options.acquire_timeout(timeout).cancellation(&cancellation);

@@ -40,7 +40,11 @@ impl Inner {
                 let waited = self.waited.unwrap_or_default();
                 match &self.holder {
                     Some(_) => write!(f, "still locked by {holder} after {waited:.1?}"),
-                    None => write!(f, "not acquired within {waited:.1?}: other waiters were ahead"),
+                    None => write!(
+                        f,
+                        "not possible within {waited:.1?}: another waiter is ahead, or a process is stopped in the \
+                         middle of an operation"
+                    ),
                 }
             }
             ErrorKind::Cancelled => f.write_str("cancelled"),

@@ -36,7 +36,7 @@ pub enum ErrorKind {
     /// The file at this key's path belongs to another key: the file system does not distinguish the
     /// two names, because it ignores case or normalizes Unicode.
     KeyMismatch,
-    /// Something other than a regular file is in the place of one. It was not touched.
+    /// Something other than a regular file is in the place of one. This call did not touch it.
     NotARegularFile,
     /// The record is larger than the store's limit.
     RecordTooLarge,

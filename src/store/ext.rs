@@ -122,7 +122,10 @@ pub trait RecordStoreExt: RecordStore {
     /// `Ok(false)`: it is different, and stays as it is. The comparison and the change are one atomic
     /// step. No lock is acquired, so nobody waits for the caller's work. Not in Prefect.
     ///
-    /// Results are compared as JSON: see [`Json::is_same_value`].
+    /// Results are compared as JSON: see [`Json::is_same_value`]. So `expected` must encode to what is stored.
+    /// A type that drops a field when it reads, adds a default or has no fixed order, as a `HashSet`, may not,
+    /// and a loop like this one then never ends. Read such a record as [`Json`], or use
+    /// [`update`](RecordStoreExt::update).
     ///
     /// ```
     /// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
@@ -159,7 +162,7 @@ pub trait RecordStoreExt: RecordStore {
     }
 
     /// Returns the record's result, computed by `f` if there is none. Of all concurrent callers for a
-    /// key, exactly one runs `f`, under the lock; the others wait and get its result. Not in Prefect.
+    /// key, one at a time runs `f`, under the lock; the others wait and get its result. Not in Prefect.
     ///
     /// An error or a panic of `f` releases the lock and stores nothing: the next caller computes. The same
     /// happens if the process of `f` dies. The result is written with the token of the lock. So a

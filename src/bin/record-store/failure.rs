@@ -146,7 +146,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// What the user of the command line can do about an error, if that is known.
+/// The advice for the user of the command line about an error, if there is any.
 fn advice(error: &Error) -> Option<&'static str> {
     let has_key = error.key().is_some();
     Some(match error.kind() {

@@ -16,11 +16,12 @@ use crate::{Claim, Json, Key, ReadOptions, Result};
 
 pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Option<Json>> {
     let context = Context::new("read", key);
+    let limits = Limits::new(options.get_wait());
     if options.ignores_lock() {
+        limits.check_cancelled(context)?;
         return record_file::current(core, key, context);
     }
     let claim = options.resolve_claim();
-    let limits = Limits::new(options.get_wait());
     wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))
 }
 

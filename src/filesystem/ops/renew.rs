@@ -47,8 +47,7 @@ pub(super) fn restart_lease(
     Ok(false)
 }
 
-/// Replaces a lock file, under the latch. It need not survive a power loss, which ends every process that
-/// could hold it.
+/// Replaces a lock file, under the latch. Locks are not synced (I4).
 pub(super) fn replace_lock(core: &Core, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
     Staged::new(&core.layout, &here.name, &lock.to_text(), 0, Durability::Relaxed, context)?
         .publish(&layout::lock_name(&lock.key), context)

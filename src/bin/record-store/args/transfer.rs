@@ -63,7 +63,7 @@ pub(crate) struct ImportArgs {
     /// The file to read, or - for standard input [default: -]
     pub(crate) file: Option<PathBuf>,
 
-    /// What to do with keys that already have a record
+    /// How to treat keys that already have a record
     #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
     pub(crate) existing: Existing,
 

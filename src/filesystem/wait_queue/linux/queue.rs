@@ -384,3 +384,35 @@ fn notify(slot: &Slot) {
 fn now_ms() -> u64 {
     u64::try_from(Reading::now().boottime.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::FileSystemRecordStore;
+
+    #[test]
+    fn a_waiter_that_is_notified_while_it_leaves_frees_its_slot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let table = core.events.mapping.table().unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(Relaxed) {
+                    notify(&table.slots[0]);
+                }
+            });
+            for _ in 0..20_000 {
+                let waiter = core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap();
+                core.events.observe(&key, waiter.as_ref());
+                drop(waiter);
+            }
+            is_done.store(true, Relaxed);
+        });
+        assert_eq!(slots_in_use(table).count(), 0, "slots leaked");
+        assert!(!core.events.is_awaited(&key));
+    }
+}
