@@ -106,7 +106,7 @@ fn a_notified_waiter_that_is_killed_blocks_nobody() {
         let second = start(dir.path());
         second.until_asleep();
         let third = wait_in_thread(dir.path());
-        second.stop();
+        second.stop_asleep();
         first.release().unwrap();
         let start = Instant::now();
         second.kill();

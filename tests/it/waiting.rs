@@ -191,7 +191,7 @@ fn the_wait_queue_survives_killed_stopped_and_timed_out_waiters() {
     let mut timed_out = start_waiting(dir.path(), Some(millis(300)));
     let mut last = start_waiting(dir.path(), None);
     killed.kill();
-    stopped.stop();
+    stopped.stop_asleep();
     timed_out.expect("timed out");
     let start = Instant::now();
     guard.release().unwrap();

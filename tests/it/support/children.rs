@@ -228,15 +228,29 @@ fn every_role_has_a_unique_name() {
 impl Child {
     /// Waits until the role's thread sleeps in the kernel.
     pub(crate) fn until_asleep(&self) {
+        until_asleep(self.process.id(), self.role_thread());
+    }
+
+    /// Stops the child while the role's thread sleeps. Stopped at another moment, it could be inside a latch,
+    /// and then nobody else could enter it.
+    pub(crate) fn stop_asleep(&self) {
+        loop {
+            self.until_asleep();
+            self.stop();
+            if is_asleep(self.process.id(), self.role_thread()) {
+                return;
+            }
+            self.resume();
+        }
+    }
+
+    fn role_thread(&self) -> i32 {
         let tasks = format!("/proc/{}/task", self.pid().as_raw_pid());
+        let mut threads: Vec<i32> =
+            super::names_in(tasks.as_ref()).iter().map(|name| name.parse().unwrap()).collect();
+        threads.sort_unstable();
         // The first thread is the main thread of the test runner. The second one runs the role.
-        let threads = || {
-            let mut threads: Vec<i32> =
-                super::names_in(tasks.as_ref()).iter().map(|name| name.parse().unwrap()).collect();
-            threads.sort_unstable();
-            threads
-        };
-        until_asleep(self.process.id(), threads()[1]);
+        threads[1]
     }
 
     /// The processor time that the child has used.
@@ -249,18 +263,20 @@ impl Child {
     }
 }
 
-/// Waits until a thread sleeps: on a futex, or for a fixed time where futexes are not used.
+/// Waits until a thread sleeps.
 pub(crate) fn until_asleep(process: u32, thread: i32) {
-    let call = format!("/proc/{process}/task/{thread}/syscall");
-    let asleep = [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep].map(|call| call.to_string());
     let start = std::time::Instant::now();
-    while !std::fs::read_to_string(&call)
-        .unwrap()
-        .split(' ')
-        .next()
-        .is_some_and(|call| asleep.iter().any(|name| name == call))
-    {
+    while !is_asleep(process, thread) {
         assert!(start.elapsed() < PATIENCE, "the thread does not sleep");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Whether a thread sleeps: on a futex, or for a fixed time where futexes are not used.
+fn is_asleep(process: u32, thread: i32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
+    let number = call.split(' ').next();
+    [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep]
+        .iter()
+        .any(|sleep| number == Some(sleep.to_string().as_str()))
 }
