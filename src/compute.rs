@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::trace;
 use crate::{Error, Json, Key, LockGuard, LockOptions, ReadOptions, RecordStore, Result, UpdateOptions};
 
 /// A waiter queues this long for a lock that nobody seemed to hold, then it reads the record again. So as
@@ -30,7 +31,7 @@ where
     S: RecordStore + ?Sized,
 {
     let acquire = |options| LockGuard::acquire(store, key.clone(), options);
-    let guard = match find_or_lock(store, key, options.get_lock(), acquire)? {
+    let guard = match find_or_lock(store, key, options, acquire)? {
         Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, key)?),
         Found::Lock(guard) => guard,
     };
@@ -42,11 +43,12 @@ where
 
 pub(crate) const GET_OR_COMPUTE: &str = "get_or_compute";
 
-/// Waits until there is a record, or until `acquire` has acquired the lock of a key without one.
+/// Waits until there is a record, or until `acquire` has acquired the lock of a key without one. A damaged record
+/// counts as none, if the options say so.
 pub(crate) fn find_or_lock<'a, S, T>(
     store: &S,
     key: &Key,
-    options: &LockOptions,
+    options: &UpdateOptions,
     acquire: impl Fn(LockOptions) -> Result<LockGuard<'a, T>>,
 ) -> Result<Found<LockGuard<'a, T>>>
 where
@@ -54,6 +56,7 @@ where
     T: RecordStore + ?Sized,
 {
     let start = Instant::now();
+    let (corrupt, options) = (options.get_corrupt_records(), options.get_lock());
     let options = options.clone().holder(options.resolve_holder());
     let guard = loop {
         let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
@@ -62,8 +65,11 @@ where
         if let Some(cancellation) = options.get_cancellation() {
             read = read.cancellation(cancellation);
         }
-        if let Some(json) = store.read_raw(key, read)? {
-            return Ok(Found::Record(json));
+        match store.read_raw(key, read) {
+            Ok(Some(record)) => return Ok(Found::Record(record.json)),
+            Ok(None) => {}
+            Err(error) if corrupt.recomputes(&error) => {}
+            Err(error) => return Err(error),
         }
         let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
         match acquire(options.clone().acquire_timeout(queue)) {
@@ -74,10 +80,13 @@ where
         }
     };
     // Another caller may have computed it between the read and the acquisition.
-    Ok(match guard.read_raw()? {
-        Some(json) => Found::Record(json),
-        None => Found::Lock(guard),
-    })
+    match guard.read_raw() {
+        Ok(Some(record)) => return Ok(Found::Record(record.json)),
+        Ok(None) => {}
+        Err(error) if corrupt.recomputes(&error) => trace::recomputes(&error),
+        Err(error) => return Err(error),
+    }
+    Ok(Found::Lock(guard))
 }
 
 /// See [`RecordStoreExt::update`](crate::RecordStoreExt::update).

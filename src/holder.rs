@@ -2,12 +2,11 @@
 
 use std::cell::RefCell;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::thread_id;
+use crate::process::{ProcessId, thread_id};
 use crate::{Error, ErrorKind, Result};
 
 /// The holder of a lock: an opaque name, and whether the lock ends with the process.
@@ -42,20 +41,20 @@ pub struct Holder {
 
 std::thread_local! {
     /// Cached with the process that it names: a forked child inherits its parent's cache.
-    static CACHED: RefCell<Option<(u32, Holder)>> = const { RefCell::new(None) };
+    static CACHED: RefCell<Option<(ProcessId, Holder)>> = const { RefCell::new(None) };
 }
 
 impl Holder {
     /// The longest name in bytes.
     pub const MAX_BYTES: usize = 512;
 
-    /// The default holder of the calling thread: `host:pid:thread id:thread name`.
+    /// The default holder of the calling thread: `host:pid:thread number:thread name`.
     ///
-    /// It is correct on every thread, and after a fork. This is Prefect's
+    /// It is correct on every thread, and after a fork. A process never uses the number of a thread twice. This is Prefect's
     /// `RecordStore.generate_default_holder`.
     #[must_use]
     pub fn current() -> Self {
-        let process = std::process::id();
+        let process = ProcessId::current();
         let cached = CACHED.try_with(|cached| match &mut *cached.borrow_mut() {
             Some((of, holder)) if *of == process => holder.clone(),
             stale => stale.insert((process, Self::compute())).1.clone(),
@@ -130,12 +129,9 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The same as [`Holder::named`].
-impl FromStr for Holder {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::named(name)
+impl AsRef<str> for Holder {
+    fn as_ref(&self) -> &str {
+        self.name()
     }
 }
 

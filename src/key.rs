@@ -1,7 +1,6 @@
 //! Keys, and their mapping to file names.
 
 use std::borrow::{Borrow, Cow};
-use std::convert::Infallible;
 use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -321,12 +320,6 @@ impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let key = String::deserialize(deserializer)?;
         Key::new(key).map_err(serde::de::Error::custom)
-    }
-}
-
-impl From<Infallible> for Error {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }
 

@@ -1,8 +1,8 @@
 //! JSON records and crash-safe locks in one directory, shared by the processes of one host.
 //!
 //! A *record* is one JSON file. A *lock* is a sidecar file beside it that says who holds the record and until
-//! when. Advisory `flock` keeps the processes apart. There is no daemon, no server and, while nobody waits, no
-//! background thread.
+//! when. Advisory `flock` keeps the processes apart. There is no daemon and no server. A background
+//! thread exists only for calls that wait and for [`keep_alive`](LockGuard::keep_alive).
 //!
 //! ```
 //! use std::time::Duration;
@@ -26,7 +26,7 @@
 //! ```
 //!
 //! [`lock`], [`read`] and [`write`] are the foundation. Beside them are [`get_or_compute`] (work done once, for
-//! all callers), [`update`] and [`compare_and_swap`], records with a [time to live], [`watch`], [`lock_all`] and
+//! all callers), [`update`] and [`write_if_version`], records with a [time to live], [`watch`], [`lock_all`] and
 //! [`transaction`]. The [guide] has a page with an example for each.
 //!
 //! # Layers
@@ -63,38 +63,32 @@
 //!   when its lease expires.
 //! * **Committed reads.** A read returns a result that was current at a moment at which no other holder's lock
 //!   was live. It writes nothing and works in a directory that cannot be written.
-//! * **Bounded calls.** A read, an acquisition or a wait that has a timeout returns by then, also while a process
-//!   is stopped in the middle of an operation.
+//! * **Nothing foreign is lost.** A directory with other files becomes a store only if the
+//!   [caller says so](OpenMode::Adopt). A file in the place of a record or a lock that is neither, such as a damaged
+//!   record, is never overwritten or deleted, but [moved aside](FileSystemRecordStore::damaged).
+//! * **Bounded calls.** A call that has a timeout returns by then, also while a process is stopped in the middle of
+//!   an operation.
 //! * **Clocks.** Within one boot and time namespace of Linux, leases follow the boot clock: stepping the wall clock
 //!   changes nothing, and suspended time counts. Across them, and on other systems, the wall clock decides.
 //!
 //! # Limitations
 //!
-//! * Unix only, Linux first. One host: containers may share a directory, machines may not. No network file
-//!   systems; [`open`](FileSystemOptions::open) refuses where it detects that `flock` does not work.
+//! * Unix only, Linux first. One host: containers may share a directory, machines may not. No network file systems
+//!   and no FUSE: [`open`](FileSystemOptions::open) refuses them by name, unless the caller
+//!   [allows](FileSystemOptions::allow_any_file_system) them.
+//! * No protection from programs that remove old files: without its owner file, a process loses its locks. Keep a
+//!   store out of `/tmp`, or see [where a store lives](guide::surroundings).
 //! * No protection from hostile processes of the same user: they can change the files.
 //! * Several records cannot be changed atomically.
-//! * A change, a release and the drop of a guard have no timeout. They wait while a process is stopped in the middle
-//!   of an operation on a key of the same latch, one of 256. So does [`lock_all`] when it renews the locks that it
-//!   has already, or gives them back.
 //! * Locks are not synced. After a power loss, the lock of a named holder may be gone. If the shared table is lost as
 //!   well and the wall clock is behind, a fencing token may repeat.
-//! * Opening a new store may fail in the middle, for example on a full disk. What it has created by then stays, and
-//!   the next open goes on from there.
-//! * Keep nothing else in the directory of a store. A file such as `package.json` has the name of a record, and a
-//!   write or a removal of the key `package` replaces or removes it.
-//! * The kernel gives the id of a thread that has ended to a later one. If a guard of the default holder outlives
-//!   the thread that acquired it, that later thread can acquire the same lock. Give such a guard a holder of its own.
-//! * A forked child is recognized by its process id. If it has the id of its parent, which is possible in a new PID
-//!   namespace, it is taken for the parent. A fork while another thread uses a store can make the child's first call
-//!   wait forever: fork before threads start, or call `exec`.
-//! * A forked child that continues without `exec` keeps the locks of its dead parent alive until it changes the
-//!   store itself, or ends. If the fork happens while another thread changes the store, and the parent is
-//!   killed at that moment, the keys of that latch stay blocked until the child ends.
+//! * A child that is forked without the C library's `fork` keeps the locks of its dead parent alive until it uses a
+//!   store, calls [`after_fork`], or ends.
 //! * A checksum detects damage of a result. A record without a checksum counts as handwritten and is accepted.
 //!   So is a record in which both the name of the checksum and the result are damaged.
 //! * On a file system that ignores case or normalizes Unicode, keys that differ only in that share one file
-//!   name. Reading the second key is [`ErrorKind::KeyMismatch`], but writing it replaces the first.
+//!   name. Reading the second key is [`ErrorKind::KeyMismatch`], but writing it moves the record of the first
+//!   [aside](FileSystemRecordStore::damaged).
 //!
 //! # Pitfalls
 //!
@@ -145,7 +139,7 @@
 //! [`write`]: RecordStoreExt::write
 //! [`get_or_compute`]: RecordStoreExt::get_or_compute
 //! [`update`]: RecordStoreExt::update
-//! [`compare_and_swap`]: RecordStoreExt::compare_and_swap
+//! [`write_if_version`]: RecordStoreExt::write_if_version
 //! [`watch`]: RecordStoreExt::watch
 //! [`lock_all`]: RecordStoreExt::lock_all
 //! [`transaction`]: RecordStoreExt::transaction
@@ -189,6 +183,7 @@ mod rfc3339;
 mod store;
 mod trace;
 mod transaction;
+mod version;
 mod watch;
 
 #[cfg(feature = "tokio")]
@@ -205,8 +200,8 @@ pub mod design {}
 pub mod guide;
 
 pub use error::{Error, ErrorKind, Place, Result};
-pub use filesystem::{Checked, Durability, FileSystemOptions, FileSystemRecordStore, Finding, OpenMode};
-pub use filesystem::{Problem, Swept, Verification};
+pub use filesystem::{Checked, DamagedFile, Durability, FileSystemOptions, FileSystemRecordStore};
+pub use filesystem::{Finding, OpenMode, Problem, Swept, Verification};
 pub use holder::Holder;
 pub use json::Json;
 pub use key::{IntoKey, Key};
@@ -214,12 +209,15 @@ pub use lock::{Acquired, Claim, LockToken};
 pub use lock_info::{LockInfo, LockState};
 pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel};
 pub use memory::MemoryRecordStore;
-pub use options::{LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions, WriteOptions};
-pub use record::TransactionRecord;
+pub use options::WriteOptions;
+pub use options::{CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions};
+pub use process::after_fork;
+pub use record::{RawRecord, TransactionRecord};
 pub use store::ext::RecordStoreExt;
-pub use store::{IsolationLevel, Listing, RecordStore};
+pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
-pub use watch::{RecordChange, RecordVersion, RecordWatch};
+pub use version::RecordVersion;
+pub use watch::{RecordChange, RecordWatch};
 
 /// Runs the README's examples.
 #[cfg(doctest)]

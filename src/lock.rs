@@ -46,7 +46,7 @@ impl FromStr for LockToken {
     }
 }
 
-/// The ground on which an operation is requested.
+/// The identity that an operation acts under: a holder, or the token of one acquisition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Claim {

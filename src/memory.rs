@@ -3,13 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::process::PerProcess;
 use crate::trace;
-use crate::{Acquired, Claim, Error, ErrorKind, Holder, IsolationLevel, Json, Key, Listing};
-use crate::{LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore, RecordVersion};
-use crate::{RemoveOptions, Result, WaitOptions, WriteOptions};
+use crate::{Acquired, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing};
+use crate::{
+    LockInfo, LockOptions, LockState, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion,
+};
+use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions};
 
 /// Records and locks in memory, shared by the threads of one process, and gone with the last clone of the
 /// store.
@@ -41,15 +44,23 @@ use crate::{RemoveOptions, Result, WaitOptions, WriteOptions};
 /// suspended. A lease that is too long for the clocks never expires. An expired lock stays listed in
 /// [`locks`](crate::RecordStoreExt::locks) until the next lock of its key replaces it, and an expired
 /// record occupies memory until it is written again or removed.
+///
+/// A forked child has an empty store of its own: it sees neither the records nor the locks of its parent.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryRecordStore(Arc<Shared>);
 
-/// The state that the clones of a handle share.
-#[derive(Debug, Default)]
+/// The state that the clones of a handle share. A forked child has a state of its own: it could wait forever
+/// for the mutex of its parent's.
+#[derive(Debug)]
 struct Shared {
-    state: Mutex<State>,
-    /// Notified when a lock is removed, when the end of its lease changes, and when a record changes.
-    changed: Condvar,
+    state: PerProcess<State>,
+    identity: StoreIdentity,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { state: PerProcess::new(), identity: StoreIdentity::unique() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -60,12 +71,13 @@ struct State {
     newest: u64,
     /// The number of writes: the version of the last one.
     writes: u64,
+    /// Notified when a lock is removed, when the end of its lease changes, and when a record changes.
+    changed: Arc<Condvar>,
 }
 
 #[derive(Debug)]
 struct Record {
-    json: Json,
-    version: u64,
+    raw: RawRecord,
     /// `None`: it never expires.
     expires: Option<Instant>,
 }
@@ -123,12 +135,12 @@ impl State {
     fn put(&mut self, key: &Key, result: &Json, options: &WriteOptions) {
         let expires = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
         self.writes += 1;
-        self.records.insert(key.clone(), Record { json: result.clone(), version: self.writes, expires });
+        let raw = RawRecord::new(result.clone(), RecordVersion::new(self.writes));
+        self.records.insert(key.clone(), Record { raw, expires });
     }
 
     fn version(&self, key: &Key) -> RecordVersion {
-        let versioned = |record: &Record| RecordVersion::new([record.version, 0, 0, 0]);
-        self.record(key).map_or_else(RecordVersion::absent, versioned)
+        self.record(key).map_or(RecordVersion::ABSENT, |record| record.raw.version)
     }
 
     fn live(&self, key: &Key, now: Instant) -> Option<&Lock> {
@@ -182,7 +194,7 @@ impl MemoryRecordStore {
     /// Every change of the state is complete before any call that could panic, so the state behind a
     /// poisoned mutex is consistent.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 
     /// Sleeps between calls of `attempt` until it returns a value. While it cannot, it returns whose lock
@@ -209,11 +221,12 @@ impl MemoryRecordStore {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(None);
             }
+            let changed = Arc::clone(&state.changed);
             state = match deadline.into_iter().chain(next_event).min() {
-                None => self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let pause = until.saturating_duration_since(now);
-                    self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
+                    changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -248,15 +261,16 @@ impl MemoryRecordStore {
     /// Wakes the sleepers. It locks the mutex so that none of them is between its check and its sleep.
     fn alarm(&self) -> impl FnOnce() + Send + use<> {
         let store = self.clone();
-        move || {
-            drop(store.state());
-            store.0.changed.notify_all();
-        }
+        move || store.state().changed.notify_all()
     }
 }
 
 impl RecordStore for MemoryRecordStore {
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+    fn identity_raw(&self) -> Option<StoreIdentity> {
+        Some(self.0.identity)
+    }
+
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
         let state = match options.resolve_claim() {
             _ if options.ignores_lock() => {
                 check_cancelled("read", key, options.get_wait())?;
@@ -272,33 +286,32 @@ impl RecordStore for MemoryRecordStore {
                 state
             }
         };
-        Ok(state.record(key).map(|record| record.json.clone()))
+        Ok(state.record(key).map(|record| record.raw.clone()))
     }
 
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        check_cancelled("write", key, options.get_wait())?;
         let mut state = self.state();
         state.admit("write", key, &options.resolve_claim())?;
         state.put(key, result, &options);
-        self.0.changed.notify_all();
+        state.changed.notify_all();
         Ok(())
     }
 
     fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&Json>,
+        expected: Expected<'_>,
         result: &Json,
         options: WriteOptions,
     ) -> Result<bool> {
+        check_cancelled("compare_and_swap", key, options.get_wait())?;
         let mut state = self.state();
         state.admit("compare_and_swap", key, &options.resolve_claim())?;
-        let is_expected = match (state.record(key), expected) {
-            (Some(record), Some(expected)) => record.json.is_same_value(expected),
-            (record, expected) => record.is_none() && expected.is_none(),
-        };
+        let is_expected = expected.matches(state.record(key).map(|record| &record.raw));
         if is_expected {
             state.put(key, result, &options);
-            self.0.changed.notify_all();
+            state.changed.notify_all();
         }
         Ok(is_expected)
     }
@@ -308,11 +321,12 @@ impl RecordStore for MemoryRecordStore {
     }
 
     fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
+        check_cancelled("remove", key, options.get_wait())?;
         let mut state = self.state();
         state.admit("remove", key, &options.resolve_claim())?;
         let existed = state.record(key).is_some();
         state.records.remove(key);
-        self.0.changed.notify_all();
+        state.changed.notify_all();
         Ok(existed)
     }
 
@@ -323,11 +337,11 @@ impl RecordStore for MemoryRecordStore {
     fn wait_for_change_raw(
         &self,
         key: &Key,
-        seen: &RecordVersion,
+        seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         let changed = self.wait("watch", key, &options, |state, _| match state.version(key) {
-            version if version != *seen => Ok(version),
+            version if version != seen => Ok(version),
             _ => Err(state.record(key).and_then(|record| record.expires)),
         })?;
         Ok(changed.map(|(_, version)| version))
@@ -354,7 +368,7 @@ impl RecordStore for MemoryRecordStore {
         {
             lock.lease = lease;
             let token = lock.token;
-            self.0.changed.notify_all();
+            state.changed.notify_all();
             return Ok(Acquired::reentrant(token));
         }
         state.newest += 1;
@@ -363,18 +377,27 @@ impl RecordStore for MemoryRecordStore {
         Ok(Acquired::new(token))
     }
 
-    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
-        self.state().own_lock("renew", key, claim)?.lease = Lease::starting_now(hold_timeout);
+    fn renew_raw(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        hold_timeout: Option<Duration>,
+        options: WaitOptions,
+    ) -> Result<()> {
+        check_cancelled("renew", key, &options)?;
+        let mut state = self.state();
+        state.own_lock("renew", key, claim)?.lease = Lease::starting_now(hold_timeout);
         // The new end may be earlier than the one that the waiters sleep until.
-        self.0.changed.notify_all();
+        state.changed.notify_all();
         Ok(())
     }
 
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        check_cancelled("release_lock", key, &options)?;
         let mut state = self.state();
         state.own_lock("release_lock", key, claim)?;
         state.locks.remove(key);
-        self.0.changed.notify_all();
+        state.changed.notify_all();
         Ok(())
     }
 
@@ -392,11 +415,12 @@ impl RecordStore for MemoryRecordStore {
         }
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
+        check_cancelled("break_lock", key, &options)?;
         let mut state = self.state();
         let is_meant = |lock: &Lock| token.is_none_or(|token| lock.token == token);
         let broken = state.locks.get(key).is_some_and(is_meant) && state.locks.remove(key).is_some();
-        self.0.changed.notify_all();
+        state.changed.notify_all();
         Ok(broken)
     }
 
@@ -440,7 +464,6 @@ mod tests {
             };
             assert!(scope.spawn(poisons).join().is_err());
         });
-        assert!(store.0.state.is_poisoned());
         assert_eq!(store.read::<u8>("key").unwrap().unwrap().result, 1);
         let _guard = store.lock("key", LockOptions::new()).unwrap();
         let other = Holder::named("other").unwrap();

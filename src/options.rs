@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Cancellation, Claim, Holder};
+use crate::{Cancellation, Claim, Error, ErrorKind, Holder};
 
 /// How long a call may wait, and what ends the wait early.
 ///
@@ -32,7 +32,8 @@ impl WaitOptions {
         Self::default()
     }
 
-    /// Gives up after this time. Zero makes one attempt and does not wait; `None` waits forever.
+    /// Gives up after this time. Zero makes one attempt and does not wait for another holder, but up to 40 ms for a
+    /// process in the middle of an operation. `None` waits forever.
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.timeout = timeout.into();
         self
@@ -203,7 +204,7 @@ impl ReadOptions {
         Self::default()
     }
 
-    /// Reads on this claim instead of that of [`Holder::current`].
+    /// Reads with this claim. The default is that of [`Holder::current`].
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
         self
@@ -272,6 +273,7 @@ impl ReadOptions {
 pub struct WriteOptions {
     claim: Option<Claim>,
     time_to_live: Option<Duration>,
+    wait: WaitOptions,
 }
 
 impl WriteOptions {
@@ -280,7 +282,7 @@ impl WriteOptions {
         Self::default()
     }
 
-    /// Writes on this claim instead of that of [`Holder::current`]. A
+    /// Writes with this claim. The default is that of [`Holder::current`]. A
     /// [`LockGuard`](crate::LockGuard) always writes by its token.
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
@@ -294,6 +296,25 @@ impl WriteOptions {
     pub fn time_to_live(mut self, time: impl Into<Option<Duration>>) -> Self {
         self.time_to_live = time.into();
         self
+    }
+
+    /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time. A write does not
+    /// wait for another holder's lock, but for a process that is stopped in the middle of an operation on the
+    /// key. `None`, the default, waits forever.
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.wait = self.wait.timeout(timeout);
+        self
+    }
+
+    /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// How long to wait, and what ends the wait early.
+    pub fn get_wait(&self) -> &WaitOptions {
+        &self.wait
     }
 
     /// The claim to write on: the one that was set, or that of the calling thread's default holder.
@@ -320,6 +341,7 @@ impl WriteOptions {
 #[must_use = "options do nothing until a record is removed with them"]
 pub struct RemoveOptions {
     claim: Option<Claim>,
+    wait: WaitOptions,
 }
 
 impl RemoveOptions {
@@ -328,10 +350,28 @@ impl RemoveOptions {
         Self::default()
     }
 
-    /// Removes on this claim instead of that of [`Holder::current`].
+    /// Removes with this claim. The default is that of [`Holder::current`].
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
         self
+    }
+
+    /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time: see
+    /// [`WriteOptions::timeout`].
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.wait = self.wait.timeout(timeout);
+        self
+    }
+
+    /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
+    pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
+        self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// How long to wait, and what ends the wait early.
+    pub fn get_wait(&self) -> &WaitOptions {
+        &self.wait
     }
 
     /// The claim to remove on: the one that was set, or that of the calling thread's default holder.
@@ -367,10 +407,32 @@ impl RemoveOptions {
 pub struct UpdateOptions {
     lock: LockOptions,
     time_to_live: Option<Duration>,
+    corrupt_records: CorruptRecords,
+}
+
+/// What [`get_or_compute`](crate::RecordStoreExt::get_or_compute) does if the stored record is damaged, so that
+/// reading it is [`ErrorKind::CorruptRecord`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CorruptRecords {
+    /// Computes the result again, as if there were no record. The feature `tracing` reports it. A file store
+    /// keeps the damaged file: see [`damaged`](crate::FileSystemRecordStore::damaged).
+    #[default]
+    Recompute,
+    /// Returns the error.
+    Fail,
+}
+
+impl CorruptRecords {
+    /// Whether the error of a read is to be ignored.
+    pub(crate) fn recomputes(self, error: &Error) -> bool {
+        self == Self::Recompute && error.kind() == ErrorKind::CorruptRecord
+    }
 }
 
 impl UpdateOptions {
-    /// The default options: those of [`LockOptions`], and a result that never expires.
+    /// The default options: those of [`LockOptions`], and a result that never expires. A damaged record is computed
+    /// again.
     pub fn new() -> Self {
         Self::default()
     }
@@ -387,6 +449,13 @@ impl UpdateOptions {
         self
     }
 
+    /// Sets what [`get_or_compute`](crate::RecordStoreExt::get_or_compute) does if the stored record is damaged.
+    /// [`update`](crate::RecordStoreExt::update) returns the error in any case, because it needs the old result.
+    pub fn corrupt_records(mut self, corrupt_records: CorruptRecords) -> Self {
+        self.corrupt_records = corrupt_records;
+        self
+    }
+
     /// How the lock is acquired.
     pub fn get_lock(&self) -> &LockOptions {
         &self.lock
@@ -398,7 +467,14 @@ impl UpdateOptions {
         self.time_to_live
     }
 
-    /// How the result is written.
+    /// What becomes of a damaged record.
+    #[must_use]
+    pub fn get_corrupt_records(&self) -> CorruptRecords {
+        self.corrupt_records
+    }
+
+    /// How the result is written. The acquire timeout is over by then, but a cancellation must not throw the
+    /// result away: so the write waits forever.
     pub(crate) fn write(&self) -> WriteOptions {
         WriteOptions::new().time_to_live(self.time_to_live)
     }

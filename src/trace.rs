@@ -1,6 +1,8 @@
 //! The spans and events of the feature `tracing`. Without it these functions are empty and cost nothing.
 //! The guide lists them on its page `observing`.
 
+use std::path::Path;
+
 use crate::{Error, Holder, Key, LockState, LockToken, Result};
 
 #[cfg(feature = "tracing")]
@@ -67,6 +69,39 @@ pub(crate) fn swept(owners: usize, staged: usize, locks: usize, records: usize) 
     }
     #[cfg(not(feature = "tracing"))]
     let _ = (owners, staged, locks, records);
+}
+
+/// A file that is no record or lock was moved to this path. `reason` says what is wrong with it.
+pub(crate) fn set_aside(path: &Path, reason: &Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let (operation, key, path) = (reason.operation(), reason.key().map(Key::as_str), path.display());
+        tracing::warn!(target: TARGET, operation, key, %path, %reason, "moved a damaged file aside");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = (path, reason);
+}
+
+/// A displaced file stays under its staged name. The sweep after the end of this process is the next attempt.
+pub(crate) fn unsettled(error: &Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let (operation, key) = (error.operation(), error.key().map(Key::as_str));
+        tracing::warn!(target: TARGET, operation, key, %error, "a displaced file stays in the staging directory");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = error;
+}
+
+/// A record cannot be read, so it is computed again.
+pub(crate) fn recomputes(reason: &Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let (operation, key) = (reason.operation(), reason.key().map(Key::as_str));
+        tracing::warn!(target: TARGET, operation, key, %reason, "computing a damaged record again");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = reason;
 }
 
 /// Reports an error that says that a lock is lost, and returns it.

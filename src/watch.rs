@@ -1,73 +1,12 @@
 //! Watching a record for changes.
 
-use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::{Key, RecordStore, Result, WaitOptions};
+use crate::{Key, RecordStore, RecordVersion, Result, WaitOptions};
 
 #[cfg(doc)]
 use crate::ErrorKind;
-
-/// The version of a record at one moment, or its absence. Two snapshots of the same version are equal;
-/// after each write the version is another one, also if the result is the same.
-///
-/// Stores create these; only the store that created one can interpret it.
-#[derive(Clone)]
-pub struct RecordVersion {
-    numbers: Option<[u64; 4]>,
-    /// Prevents that another version gets the same numbers.
-    kept: Option<Arc<dyn Any + Send + Sync>>,
-}
-
-impl RecordVersion {
-    /// There is no record.
-    #[must_use]
-    pub fn absent() -> Self {
-        Self { numbers: None, kept: None }
-    }
-
-    /// A version that the store distinguishes from others by these numbers.
-    #[must_use]
-    pub fn new(numbers: [u64; 4]) -> Self {
-        Self { numbers: Some(numbers), kept: None }
-    }
-
-    /// Keeps a value as long as the version: for example an open file, whose inode number no other file
-    /// gets meanwhile.
-    #[must_use]
-    pub fn keeping(mut self, kept: impl Any + Send + Sync) -> Self {
-        self.kept = Some(Arc::new(kept));
-        self
-    }
-
-    /// True if there was no record.
-    #[must_use]
-    pub fn is_absent(&self) -> bool {
-        self.numbers.is_none()
-    }
-
-    /// The numbers, unless there was no record.
-    #[must_use]
-    pub fn numbers(&self) -> Option<[u64; 4]> {
-        self.numbers
-    }
-}
-
-impl PartialEq for RecordVersion {
-    fn eq(&self, other: &Self) -> bool {
-        self.numbers == other.numbers
-    }
-}
-
-impl Eq for RecordVersion {}
-
-impl fmt::Debug for RecordVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("RecordVersion").field(&self.numbers).finish()
-    }
-}
 
 /// How a watched record changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,7 +22,7 @@ pub enum RecordChange {
 
 impl RecordChange {
     /// The change between two different versions.
-    pub(crate) fn between(seen: &RecordVersion, now: &RecordVersion) -> Self {
+    pub(crate) fn between(seen: RecordVersion, now: RecordVersion) -> Self {
         match (seen.is_absent(), now.is_absent()) {
             (true, _) => RecordChange::Appeared,
             (false, true) => RecordChange::Removed,
@@ -139,9 +78,9 @@ impl<'a, S: RecordStore + ?Sized> RecordWatch<'a, S> {
     /// [`ErrorKind::Cancelled`], and as for [`RecordStoreExt::exists`](crate::RecordStoreExt::exists). The
     /// watch can be used again.
     pub fn next(&mut self, options: impl Into<WaitOptions>) -> Result<Option<RecordChange>> {
-        let changed = self.store.wait_for_change_raw(&self.key, &self.seen, options.into())?;
+        let changed = self.store.wait_for_change_raw(&self.key, self.seen, options.into())?;
         let Some(now) = changed else { return Ok(None) };
-        let change = RecordChange::between(&self.seen, &now);
+        let change = RecordChange::between(self.seen, now);
         self.seen = now;
         Ok(Some(change))
     }

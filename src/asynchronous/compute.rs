@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use super::acquire::PendingAcquire;
 use super::{AsyncLockGuard, AsyncRecordStore};
 use crate::compute::{Found, GET_OR_COMPUTE, find_or_lock};
-use crate::{Error, IntoKey, Json, Key, LockGuard, LockOptions, RecordStore, Result, UpdateOptions};
+use crate::{Error, IntoKey, Json, Key, LockGuard, RecordStore, Result, UpdateOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
@@ -59,7 +59,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         F: Future<Output = Result<R, E>>,
     {
         let (key, options) = (key.into_key()?, options.into());
-        let guard = match self.find_or_lock(&key, options.get_lock().clone()).await? {
+        let guard = match self.find_or_lock(&key, &options).await? {
             Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, &key)?),
             Found::Lock(guard) => guard,
         };
@@ -71,11 +71,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         Ok(json.decode_result(GET_OR_COMPUTE, &key)?)
     }
 
-    async fn find_or_lock(&self, key: &Key, options: LockOptions) -> Result<Found<AsyncLockGuard<S>>> {
-        let (pending, options) = PendingAcquire::begin(GET_OR_COMPUTE, vec![key.clone()], options).await?;
+    async fn find_or_lock(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
+        let (update, lock) = (options.clone(), options.get_lock().clone());
+        let (pending, lock) = PendingAcquire::begin(GET_OR_COMPUTE, vec![key.clone()], lock).await?;
         let (store, of) = (Arc::clone(&self.store), key.clone());
         let call = pending.call(move |timeout| {
-            let options = options.clone().acquire_timeout(timeout);
+            let options = update.clone().lock(lock.clone().acquire_timeout(timeout));
             let acquire = |options| LockGuard::acquire_owned(&store, of.clone(), options);
             Ok(match find_or_lock(&*store, &of, &options, acquire)? {
                 Found::Record(json) => Found::Record(json),

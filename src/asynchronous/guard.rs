@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use super::blocking::short;
 use super::pending::PendingRelease;
 use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
-use crate::{TransactionRecord, WriteOptions};
+use crate::{TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
 /// [`LockGuard`] is to a thread: its operations are fenced, and only the outermost guard of a holder
@@ -68,8 +68,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::read", "a read")]
     pub async fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        let Some(json) = self.short("read", LockGuard::read_raw).await? else { return Ok(None) };
-        Ok(Some(TransactionRecord::new(self.key().clone(), json.decode_result("read", self.key())?)))
+        let record = self.short("read", LockGuard::read_raw).await?;
+        record.map(|record| record.decode("read", self.key().clone())).transpose()
     }
 
     #[doc = same_as!("LockGuard::write", "a change")]
@@ -112,7 +112,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::keep_alive", "a change, which the end of the guard undoes", "A thread of its \
         own renews, and calls `on_loss`: an executor that is blocked does not lose the lock.")]
-    pub async fn keep_alive(&mut self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
+    pub async fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
         let store = Arc::clone(&self.held.store);
         self.short("keep_alive", move |guard| guard.keep_alive_through(store, on_loss)).await
     }
@@ -120,7 +120,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
         self.held.give_up();
-        self.short("release_lock", LockGuard::release_now).await
+        self.short("release_lock", |guard| guard.release_within(WaitOptions::new())).await
     }
 
     /// Leaves the lock to be released by its token or its holder.
@@ -150,7 +150,7 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
         // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
         if let Ok(runtime) = Handle::try_current() {
             let held = Arc::clone(&self.held);
-            runtime.spawn_blocking(move || drop(held.guard.release_now()));
+            runtime.spawn_blocking(move || drop(held.guard.release_within(WaitOptions::new())));
         }
     }
 }

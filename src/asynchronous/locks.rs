@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use super::blocking::Wait;
 use super::{AsyncListing, AsyncLockGuard, AsyncLockGuards, AsyncRecordStore};
-use crate::{Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, Result, WaitOptions};
+use crate::{Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, RecordStoreExt};
+use crate::{Result, WaitOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::acquire_lock", "an acquisition")]
@@ -16,7 +17,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::release_lock", "a change")]
     pub async fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
         let claim = claim.into();
-        self.short("release_lock", key, move |store, key| store.release_lock_raw(key, &claim)).await
+        self.short("release_lock", key, move |store, key| RecordStoreExt::release_lock(store, key, claim))
+            .await
     }
 
     #[doc = same_as!("RecordStoreExt::renew", "a change")]
@@ -27,7 +29,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
-        self.short("renew", key, move |store, key| store.renew_raw(key, &claim, hold_timeout)).await
+        self.short("renew", key, move |store, key| {
+            store.renew_raw(key, &claim, hold_timeout, WaitOptions::new())
+        })
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::lock", "an acquisition", "The guard owns its store. Tasks that wait \
@@ -85,12 +90,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
     pub async fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.short("break_lock", key, |store, key| store.break_lock_raw(key, None)).await
+        self.short("break_lock", key, |store, key| store.break_lock_raw(key, None, WaitOptions::new())).await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock_by_token", "a change")]
     pub async fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.short("break_lock", key, move |store, key| store.break_lock_raw(key, Some(token))).await
+        self.short("break_lock", key, move |store, key| {
+            store.break_lock_raw(key, Some(token), WaitOptions::new())
+        })
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::blocking::Wait;
 use super::{AsyncListing, AsyncRecordStore, AsyncRecordWatch, current_holder};
-use crate::{Claim, IntoKey, Json, Key, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result};
-use crate::{TransactionRecord, WaitOptions, WriteOptions};
+use crate::{Claim, Expected, IntoKey, Json, Key, ReadOptions, RecordChange, RecordStore, RecordVersion};
+use crate::{RemoveOptions, Result, TransactionRecord, WaitOptions, WriteOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::read", "a read")]
@@ -29,9 +29,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let options = options.claim(claim).cancellation(&wait.cancellation);
         let (store, of) = (Arc::clone(&self.store), key.clone());
         let call = move |timeout| store.read_raw(&of, options.clone().timeout(timeout));
-        let Some(json) = wait.run(Arc::new(call)).await? else { return Ok(None) };
-        let result = json.decode_result("read", &key)?;
-        Ok(Some(TransactionRecord::new(key, result)))
+        let record = wait.run(Arc::new(call)).await?;
+        record.map(|record| record.decode("read", key)).transpose()
     }
 
     #[doc = same_as!("RecordStoreExt::write", "a change")]
@@ -63,6 +62,26 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.compare_and_swap(key, None, result, options).await
     }
 
+    #[doc = same_as!("RecordStoreExt::write_if_version", "a change")]
+    #[must_use = "`false` means that nothing was written"]
+    pub async fn write_if_version<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        version: RecordVersion,
+        result: &R,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        const OPERATION: &str = "write_if_version";
+        let key = key.into_key()?;
+        let new = Json::encode_result(OPERATION, &key, result)?;
+        let claim = claim_or_current(options.get_claim());
+        let options = options.claim(claim);
+        let swap = move |store: &S, key: &Key| {
+            store.compare_and_swap_raw(key, Expected::Version(version), &new, options)
+        };
+        self.short(OPERATION, key, swap).await
+    }
+
     #[doc = same_as!("RecordStoreExt::compare_and_swap", "a change")]
     #[must_use = "`false` means that nothing was written"]
     pub async fn compare_and_swap<R: Serialize + ?Sized>(
@@ -78,8 +97,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let new = Json::encode_result(OPERATION, &key, new)?;
         let claim = claim_or_current(options.get_claim());
         let options = options.claim(claim);
-        let swap =
-            move |store: &S, key: &Key| store.compare_and_swap_raw(key, expected.as_ref(), &new, options);
+        let swap = move |store: &S, key: &Key| {
+            let expected = expected.as_ref().map_or(Expected::Absent, Expected::Value);
+            store.compare_and_swap_raw(key, expected, &new, options)
+        };
         self.short(OPERATION, key, swap).await
     }
 

@@ -43,10 +43,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
     #[doc = same_as!("RecordWatch::next", "the next call reports a change that this one did not")]
     pub async fn next(&mut self, options: impl Into<WaitOptions>) -> Result<Option<RecordChange>> {
         let wait = Wait::new("watch", Some(&self.key), &options.into());
-        let (store, key, seen) = (Arc::clone(&self.store), self.key.clone(), self.seen.clone());
-        let call = move |options| store.wait_for_change_raw(&key, &seen, options);
+        let (store, key, seen) = (Arc::clone(&self.store), self.key.clone(), self.seen);
+        let call = move |options| store.wait_for_change_raw(&key, seen, options);
         let Some(now) = wait.run_or_none(call).await? else { return Ok(None) };
-        let change = RecordChange::between(&self.seen, &now);
+        let change = RecordChange::between(self.seen, now);
         self.seen = now;
         Ok(Some(change))
     }

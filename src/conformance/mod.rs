@@ -82,6 +82,7 @@ mod records;
 mod support;
 mod threads;
 mod transactions;
+mod versions;
 mod waiting;
 mod watching;
 
@@ -156,6 +157,7 @@ pub fn checks() -> &'static [Check] {
             guards::CHECKS,
             threads::CHECKS,
             changes::CHECKS,
+            versions::CHECKS,
             expiry::CHECKS,
             watching::CHECKS,
             lock_all::CHECKS,

@@ -10,8 +10,8 @@ use super::support::{
     remove_by, result_of, write_by,
 };
 use crate::{
-    Claim, ErrorKind, Holder, IsolationLevel, Json, Key, LockOptions, LockToken, ReadOptions, RecordStore,
-    RecordStoreExt, WaitOptions, WriteOptions,
+    Claim, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, LockOptions, LockToken, ReadOptions,
+    RecordStore, RecordStoreExt, WaitOptions, WriteOptions,
 };
 
 checks! { "records":
@@ -113,14 +113,15 @@ fn json_text_is_kept_byte_for_byte(store: &dyn RecordStore) {
 fn raw_json_text_is_kept_byte_for_byte(store: &dyn RecordStore) {
     let written = Key::new("written").unwrap();
     let swapped = Key::new("swapped").unwrap();
-    let read = |key| store.read_raw(key, ReadOptions::new()).unwrap().expect("a record");
+    let read = |key| store.read_raw(key, ReadOptions::new()).unwrap().expect("a record").json;
     let mut last: Option<Json> = None;
     for text in EXACT_TEXTS {
         let json = Json::parse(text).unwrap();
         store.write_raw(&written, &json, WriteOptions::new()).unwrap();
         assert_eq!(read(&written).as_str(), text);
         assert_eq!(store.read::<Json>(&written).unwrap().unwrap().result.as_str(), text);
-        let swap = store.compare_and_swap_raw(&swapped, last.as_ref(), &json, WriteOptions::new());
+        let expected = last.as_ref().map_or(Expected::Absent, Expected::Value);
+        let swap = store.compare_and_swap_raw(&swapped, expected, &json, WriteOptions::new());
         assert_matches!(swap, Ok(true));
         assert_eq!(read(&swapped).as_str(), text);
         last = Some(json);
@@ -166,7 +167,7 @@ fn a_deeply_nested_result_is_kept_or_refused(store: &dyn RecordStore) {
     for levels in [128, 500] {
         let bad = nested(levels);
         let text = format!("{}{}", "[".repeat(levels), "]".repeat(levels));
-        assert_error(Json::parse(text), ErrorKind::Decode);
+        assert_error(Json::parse(text), ErrorKind::InvalidJson);
         assert_error_of(store.write("key", &bad), ErrorKind::Encode, "write");
         let swap = store.compare_and_swap("key", Some(&deepest), &bad, WriteOptions::new());
         assert_error_of(swap, ErrorKind::Encode, "compare_and_swap");

@@ -74,8 +74,8 @@ pub(super) fn expired_lock(store: &dyn RecordStore, key: &str, holder: &Holder) 
 /// Reads the record's result as this holder. Fails instead of hanging if another holder's lock stays live.
 pub(super) fn result_of(store: &dyn RecordStore, key: &str, holder: &Holder) -> Option<i64> {
     let key = Key::new(key).expect("a key");
-    let json = store.read_raw(&key, read_by(holder).timeout(PATIENCE)).expect("a read")?;
-    Some(json.as_str().parse().expect("a number"))
+    let record = store.read_raw(&key, read_by(holder).timeout(PATIENCE)).expect("a read")?;
+    Some(record.json.as_str().parse().expect("a number"))
 }
 
 /// Runs `blocked` on a new thread, checks that it blocks, runs `unblock`, and returns the result of

@@ -44,12 +44,16 @@ fn a_read_returns_what_the_holder_commits(store: &dyn RecordStore) {
     for (round, timeout) in [(2, None), (3, Some(PATIENCE))] {
         store.acquire_lock(&key, long_lease(&other)).unwrap();
         let read = || store.read_raw(&key, read_by(&me).timeout(timeout));
-        let json = blocks_until(read, || {
+        let record = blocks_until(read, || {
             store.write_with(&key, &-1, write_by(&other)).unwrap();
             store.write_with(&key, &round, write_by(&other)).unwrap();
             store.release_lock(&key, &other).unwrap();
         });
-        assert_eq!(json.unwrap().expect("a record").as_str(), round.to_string(), "not the committed record");
+        assert_eq!(
+            record.unwrap().expect("a record").json.as_str(),
+            round.to_string(),
+            "not the committed record"
+        );
     }
 }
 

@@ -11,12 +11,12 @@ pub(super) struct Text<'a>(pub(super) &'a Inner);
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let error = self.0;
-        if !error.operation.is_empty() {
-            f.write_str(error.operation)?;
-            if let Some(key) = &error.key {
-                write!(f, " {}", Quoted(key.as_str()))?;
-            }
-            f.write_str(": ")?;
+        let key = error.key.as_ref().map(|key| Quoted(key.as_str()));
+        match (error.operation, key) {
+            ("", None) => {}
+            ("", Some(key)) => write!(f, "{key}: ")?,
+            (operation, None) => write!(f, "{operation}: ")?,
+            (operation, Some(key)) => write!(f, "{operation} {key}: ")?,
         }
         error.fmt_problem(f)?;
         match &error.place {
@@ -24,7 +24,7 @@ impl fmt::Display for Text<'_> {
             Some(Place::Address(address)) => write!(f, " ({address})")?,
             None => {}
         }
-        error.kind.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+        error.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }
 
@@ -63,6 +63,7 @@ impl Inner {
             ErrorKind::KeyMismatch => write!(f, "the file belongs to another key: {detail}"),
             ErrorKind::NotARegularFile => write!(f, "{detail} in the place of a regular file"),
             ErrorKind::RecordTooLarge => write!(f, "record too large: {detail}"),
+            ErrorKind::InvalidJson => f.write_str("not JSON"),
             ErrorKind::Encode => f.write_str("the result cannot be encoded as JSON"),
             ErrorKind::Decode => f.write_str("the result is not of the expected type"),
             ErrorKind::Io => match &self.detail {
@@ -76,9 +77,14 @@ impl Inner {
             }
             ErrorKind::UnsupportedFormat => write!(f, "unsupported format: {detail}"),
             ErrorKind::UnsupportedFileSystem => write!(f, "unsupported file system: {detail}"),
-            ErrorKind::NotAStore => f.write_str("not a record store"),
+            ErrorKind::NotAStore => match &self.detail {
+                Some(detail) => write!(f, "not a record store: {detail}"),
+                None => f.write_str("not a record store"),
+            },
+            ErrorKind::StoreRemoved => f.write_str("the store was removed since it was opened"),
             ErrorKind::ReadOnly => f.write_str("the store was opened read-only"),
             ErrorKind::Unsupported => f.write_str("not supported by this store"),
+            ErrorKind::WrongProcess => f.write_str("begun by the parent of this forked process"),
             ErrorKind::Other => {
                 f.write_str(self.detail.as_deref().unwrap_or("an error of the caller's own code"))
             }

@@ -29,7 +29,8 @@ pub enum ErrorKind {
     /// The record file exists but cannot be trusted: it is no JSON record, or its checksum is wrong.
     CorruptRecord,
     /// The lock file exists but cannot be parsed, so the state of the lock is unknown.
-    /// [`break_lock`](crate::RecordStoreExt::break_lock) removes the file.
+    /// [`break_lock`](crate::RecordStoreExt::break_lock) moves the file
+    /// [aside](crate::FileSystemRecordStore::damaged).
     CorruptLock,
     /// A private file of the store (below `.store/`) cannot be parsed.
     CorruptStore,
@@ -40,6 +41,8 @@ pub enum ErrorKind {
     NotARegularFile,
     /// The record is larger than the store's limit.
     RecordTooLarge,
+    /// The text is not one JSON value, or it is nested too deeply.
+    InvalidJson,
     /// The value cannot be encoded as JSON. Nothing was written.
     Encode,
     /// The record is sound, but its result is not of the requested type.
@@ -54,17 +57,27 @@ pub enum ErrorKind {
     UnsupportedIsolationLevel,
     /// The directory was written by a newer version of this crate.
     UnsupportedFormat,
-    /// `flock` does not work on this file system, so the store would not be safe there.
+    /// `flock` does not work on this file system, or cannot be trusted there, so the store would not be safe. See
+    /// [`allow_any_file_system`](crate::FileSystemOptions::allow_any_file_system).
     UnsupportedFileSystem,
-    /// The directory holds no store, and the options forbid creating one.
+    /// The directory holds no store, and the options forbid creating one. If it is
+    /// not empty, [`OpenMode::Adopt`](crate::OpenMode::Adopt) is necessary to create one.
     NotAStore,
+    /// The store was removed while it was open, and perhaps a new one was made at its path. This handle cannot
+    /// be used any more: open the store again.
+    StoreRemoved,
     /// The store was opened read-only.
     ReadOnly,
     /// The store does not implement this operation.
     Unsupported,
+    /// The value belongs to the process that created it, and this is a forked child of that process.
+    WrongProcess,
     /// An error of the caller's own code, such as a closure, that passed through this crate.
     Other,
 }
+
+/// The advice for a directory that has other files than those of a store.
+pub(super) const ADOPT: &str = "choose an empty directory, or open this one with OpenMode::Adopt";
 
 impl ErrorKind {
     /// Advice for the caller, where there is some.
@@ -82,6 +95,7 @@ impl ErrorKind {
             ErrorKind::UnsupportedFormat => "update this program",
             ErrorKind::UnsupportedFileSystem => "keep the store on a local file system",
             ErrorKind::NotAStore => "open it for writing once to create the store",
+            ErrorKind::StoreRemoved => "open it again",
             ErrorKind::ReadOnly => "open the store for writing",
             _ => return None,
         })

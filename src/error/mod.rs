@@ -17,6 +17,13 @@ pub use kind::ErrorKind;
 /// A [`std::result::Result`] whose error is [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// The details of [`ErrorKind::CorruptRecord`] for a file that is not a damaged record but another one.
+pub(crate) const FOREIGN_JSON: &str = "JSON, but not a record";
+pub(crate) const MISNAMED: &str = "the file name does not belong to the key inside";
+
+/// The detail of [`ErrorKind::NotAStore`] for a directory that has other files than those of a store.
+pub(crate) const NOT_EMPTY: &str = "the directory is not empty";
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why an operation of this crate failed.
@@ -186,7 +193,8 @@ impl Error {
         self.0.kind
     }
 
-    /// The operation that failed, by the name of its method. Empty where no operation was running.
+    /// The operation that failed: `read`, `write`, `acquire_lock` and so on. It is the operation of the core trait on
+    /// which a method is built: `lock` reports `acquire_lock`, for example. Empty where no operation was running.
     #[must_use]
     pub fn operation(&self) -> &'static str {
         self.0.operation
@@ -292,10 +300,31 @@ impl Error {
         matches!(self.kind(), CorruptRecord | CorruptLock | CorruptStore | KeyMismatch)
     }
 
+    /// True if the file in the place of the record is not a damaged record, but a file of something else: it is no
+    /// regular file, it contains the record of another key, or it is JSON without any field of a record. A copy
+    /// of all records may leave it out.
+    #[must_use]
+    pub fn is_foreign(&self) -> bool {
+        match self.kind() {
+            ErrorKind::KeyMismatch | ErrorKind::NotARegularFile => true,
+            ErrorKind::CorruptRecord => matches!(self.detail(), Some(FOREIGN_JSON | MISNAMED)),
+            _ => false,
+        }
+    }
+
     /// Advice for the caller, where there is some.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
-        self.kind().hint()
+        self.0.hint()
+    }
+}
+
+impl Inner {
+    fn hint(&self) -> Option<&'static str> {
+        match self.kind {
+            ErrorKind::NotAStore if self.detail.as_deref() == Some(NOT_EMPTY) => Some(kind::ADOPT),
+            kind => kind.hint(),
+        }
     }
 }
 

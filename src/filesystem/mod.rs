@@ -14,14 +14,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{Acquired, Claim, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken};
-use crate::{ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions};
+use crate::WriteOptions;
+use crate::{
+    Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
+};
+use crate::{
+    RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions,
+};
 
 #[cfg(doc)]
 use crate::ErrorKind;
 
 use context::Context;
 use core::Core;
+pub use ops::damaged::DamagedFile;
 pub use ops::finding::{Finding, Problem};
 pub use ops::sweep::Swept;
 pub use ops::verify::{Checked, Verification};
@@ -55,12 +61,14 @@ impl FileSystemOptions {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::NotAStore`] if there is none and the mode forbids creating one;
+    /// [`ErrorKind::NotAStore`] if there is none and the mode forbids creating one, or the directory has other files;
     /// [`ErrorKind::UnsupportedFormat`] if a newer version of this crate created it;
-    /// [`ErrorKind::UnsupportedFileSystem`] if `flock` does not work there; [`ErrorKind::CorruptStore`],
-    /// [`ErrorKind::NotARegularFile`], [`ErrorKind::Io`]. At most missing directories were created then.
+    /// [`ErrorKind::UnsupportedFileSystem`] if `flock` does not work there or
+    /// [cannot be trusted](FileSystemOptions::allow_any_file_system); [`ErrorKind::LockTimeout`] if a process is
+    /// stopped while it creates the store; [`ErrorKind::CorruptStore`], [`ErrorKind::NotARegularFile`],
+    /// [`ErrorKind::Io`]. A store that could not be created leaves nothing behind.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<FileSystemRecordStore> {
-        ops::open::open(dir.as_ref(), self).map(FileSystemRecordStore)
+        ops::open::open(dir.as_ref(), &self).map(FileSystemRecordStore)
     }
 }
 
@@ -80,15 +88,53 @@ impl FileSystemRecordStore {
         self.0.layout.root()
     }
 
+    /// The files that were in the place of a record or a lock of this store and were neither, such as a record
+    /// with a wrong checksum or a file of another program. The store never overwrites or deletes such a file: a
+    /// change that finds one moves it to `.store/damaged/`, and the feature `tracing` reports it.
+    ///
+    /// ```
+    /// use record_store::{FileSystemRecordStore, RecordStoreExt};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("records");
+    /// let store = FileSystemRecordStore::open(&path)?;
+    /// std::fs::write(path.join("notes.json"), "written by another program")?;
+    /// store.write("notes", "a record")?;
+    /// let damaged = store.damaged()?;
+    /// assert_eq!(damaged[0].original_name, "notes.json");
+    /// assert_eq!(std::fs::read(&damaged[0].path)?, b"written by another program");
+    /// assert_eq!(store.clear_damaged()?, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub fn damaged(&self) -> Result<Vec<DamagedFile>> {
+        self.0.explained(ops::damaged::damaged(&self.0))
+    }
+
+    /// Deletes the files that [`damaged`](FileSystemRecordStore::damaged) lists, and returns how many. Nothing
+    /// else deletes them.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReadOnly`], [`ErrorKind::Io`].
+    pub fn clear_damaged(&self) -> Result<usize> {
+        self.0.explained(ops::damaged::clear_damaged(&self.0))
+    }
+
     /// Removes leftovers: staged files and owner files of dead processes, files of stale locks, and expired
     /// records. It touches nothing that a live process uses, no live lock and no other record. Opening a
     /// store does this too, except for locks and records: these require listing the whole directory.
+    ///
+    /// Keys on which a process is stopped in the middle of an operation are left for the next sweep.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::ReadOnly`], or [`ErrorKind::Io`] if a directory of the store cannot be listed.
     pub fn sweep(&self) -> Result<Swept> {
-        ops::sweep::sweep(&self.0)
+        self.0.explained(ops::sweep::sweep(&self.0))
     }
 
     /// Checks every file of the store: that records can be read and are complete, that locks can be parsed,
@@ -135,54 +181,60 @@ impl FileSystemRecordStore {
     pub fn share_owner(&self) -> Result<OwnedFd> {
         let context = Context::whole("share_owner");
         self.0.check_writable(context)?;
-        Owner::here(&self.0.layout, context)?
+        self.0
+            .explained(Owner::here(&self.0.layout, context))?
             .share()
             .map_err(|error| context.io("duplicate the owner's descriptor", self.path(), error))
     }
 }
 
 impl RecordStore for FileSystemRecordStore {
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
-        ops::read::read(&self.0, key, &options)
+    fn identity_raw(&self) -> Option<StoreIdentity> {
+        let (device, inode) = self.0.layout.identity;
+        Some(StoreIdentity::new("directory", [device, inode]))
+    }
+
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.0.explained(ops::read::read(&self.0, key, &options))
     }
 
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
-        ops::write::write(&self.0, key, result, &options)
+        self.0.explained(ops::write::write(&self.0, key, result, &options))
     }
 
     fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&Json>,
+        expected: Expected<'_>,
         result: &Json,
         options: WriteOptions,
     ) -> Result<bool> {
-        ops::write::compare_and_swap(&self.0, key, expected, result, &options)
+        self.0.explained(ops::write::compare_and_swap(&self.0, key, expected, result, &options))
     }
 
     fn exists_raw(&self, key: &Key) -> Result<bool> {
-        ops::read::exists(&self.0, key)
+        self.0.explained(ops::read::exists(&self.0, key))
     }
 
     fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
-        ops::remove::remove(&self.0, key, &options)
+        self.0.explained(ops::remove::remove(&self.0, key, &options))
     }
 
     fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
-        ops::wait_for_change::version(&self.0, key)
+        self.0.explained(ops::wait_for_change::version(&self.0, key))
     }
 
     fn wait_for_change_raw(
         &self,
         key: &Key,
-        seen: &RecordVersion,
+        seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
-        ops::wait_for_change::wait_for_change(&self.0, key, seen, &options)
+        self.0.explained(ops::wait_for_change::wait_for_change(&self.0, key, seen, &options))
     }
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {
-        ops::keys::keys(&self.0)
+        self.0.explained(ops::keys::keys(&self.0))
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
@@ -190,31 +242,37 @@ impl RecordStore for FileSystemRecordStore {
     }
 
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
-        ops::acquire_lock::acquire_lock(&self.0, key, &options)
+        self.0.explained(ops::acquire_lock::acquire_lock(&self.0, key, &options))
     }
 
-    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
-        ops::renew::renew(&self.0, key, claim, hold_timeout)
+    fn renew_raw(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        hold_timeout: Option<Duration>,
+        options: WaitOptions,
+    ) -> Result<()> {
+        self.0.explained(ops::renew::renew(&self.0, key, claim, hold_timeout, &options))
     }
 
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
-        ops::release_lock::release_lock(&self.0, key, claim)
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        self.0.explained(ops::release_lock::release_lock(&self.0, key, claim, &options))
     }
 
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
-        ops::lock_info::lock_info(&self.0, key)
+        self.0.explained(ops::lock_info::lock_info(&self.0, key))
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
-        ops::wait_for_lock::wait_for_lock(&self.0, key, &options)
+        self.0.explained(ops::wait_for_lock::wait_for_lock(&self.0, key, &options))
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
-        ops::break_lock::break_lock(&self.0, key, token)
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
+        self.0.explained(ops::break_lock::break_lock(&self.0, key, token, &options))
     }
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
-        ops::locks::locks(&self.0)
+        self.0.explained(ops::locks::locks(&self.0))
     }
 }
 

@@ -1,5 +1,7 @@
 //! How a store is opened.
 
+use super::disk::permissions::Permissions;
+
 /// The failures that a successful change survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -17,9 +19,16 @@ pub enum Durability {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OpenMode {
-    /// Creates the directory and the store if they are missing.
+    /// Creates the directory and the store if they are missing. A directory that is not empty and holds no store
+    /// is refused with [`ErrorKind::NotAStore`](crate::ErrorKind::NotAStore).
     #[default]
     Create,
+    /// As [`Create`](OpenMode::Create), but a directory with other files becomes a store too.
+    ///
+    /// Files whose names end in `.json` or `.lock` are then in the places of records and locks. A change of such
+    /// a key moves the file to `.store/damaged/`, unless it is a record or a lock: see
+    /// [`damaged`](crate::FileSystemRecordStore::damaged).
+    Adopt,
     /// Opens an existing store only.
     Existing,
     /// Reads only: nothing is ever written, so it works in a directory that cannot be written. Every
@@ -36,7 +45,7 @@ pub enum OpenMode {
 /// # let path = dir.path().join("records");
 /// let store = FileSystemOptions::new()
 ///     .durability(Durability::Relaxed)
-///     .file_mode(0o660)
+///     .shared_group()
 ///     .open(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -45,8 +54,17 @@ pub enum OpenMode {
 pub struct FileSystemOptions {
     pub(super) mode: OpenMode,
     pub(super) durability: Durability,
-    pub(super) file_mode: u32,
+    pub(super) file_mode: Option<u32>,
+    pub(super) is_shared: bool,
+    pub(super) allows_any_file_system: bool,
     pub(super) max_record_bytes: u64,
+}
+
+impl OpenMode {
+    /// Whether a missing store is created.
+    pub(super) fn creates(self) -> bool {
+        matches!(self, Self::Create | Self::Adopt)
+    }
 }
 
 impl Default for FileSystemOptions {
@@ -54,7 +72,9 @@ impl Default for FileSystemOptions {
         Self {
             mode: OpenMode::Create,
             durability: Durability::Full,
-            file_mode: 0o666,
+            file_mode: None,
+            is_shared: false,
+            allows_any_file_system: false,
             max_record_bytes: 1 << 30,
         }
     }
@@ -79,17 +99,51 @@ impl FileSystemOptions {
     }
 
     /// Sets the permission bits of new files, before the process's umask is applied. Directories also get
-    /// the search bit for everyone who may read. Everyone who shares a store needs write permission for
-    /// all its files.
+    /// the search bit for everyone who may read. For a store that several users write, see
+    /// [`shared_group`](Self::shared_group).
     pub fn file_mode(mut self, mode: u32) -> Self {
-        self.file_mode = mode & 0o777;
+        self.file_mode = Some(mode & 0o777);
+        self
+    }
+
+    /// Makes a new store usable for its group: the group of the store's directory or, if that is new, the
+    /// group of this process.
+    ///
+    /// The directories get the setgid bit, and the modes of all files are set exactly, whatever the umask of
+    /// the process that creates them: 0660, or what [`file_mode`](Self::file_mode) says together with these
+    /// bits. Otherwise one process with the usual umask 022 would create files that the others may not write.
+    ///
+    /// An existing store says itself whether it is shared: its directory `.store` is writable for its group and
+    /// has the setgid bit. Then its mode decides for all processes, with or without this option.
+    /// [`verify`](crate::FileSystemRecordStore::verify) names the files that do not fit, and what to do.
+    pub fn shared_group(mut self) -> Self {
+        self.is_shared = true;
+        self
+    }
+
+    /// Allows a file system whose locks cannot be trusted: NFS, SMB, 9p, FUSE, virtiofs, Ceph, Lustre and the
+    /// like.
+    ///
+    /// There, `flock` may not keep out a process on another host, or one that uses the directory through another
+    /// mount, and nothing notices that: both write, and updates are lost. Allow it if all processes are on one
+    /// host and use one mount, or if the file system is known to be local. The environment variable
+    /// `RECORD_STORE_ALLOW_FILE_SYSTEM=1` does the same for a whole process.
+    pub fn allow_any_file_system(mut self) -> Self {
+        self.allows_any_file_system = true;
         self
     }
 
     /// Sets the largest record file in bytes. Larger ones are neither written nor read, so a huge file in
-    /// the place of a record cannot exhaust the memory.
+    /// the place of a record cannot exhaust the memory. A change of that key moves it
+    /// [aside](crate::FileSystemRecordStore::damaged), because it cannot be checked.
     pub fn max_record_bytes(mut self, bytes: u64) -> Self {
         self.max_record_bytes = bytes;
         self
+    }
+
+    /// The permissions of the files of a new store.
+    pub(super) fn permissions(&self) -> Permissions {
+        let usual = if self.is_shared { 0o660 } else { 0o666 };
+        Permissions::new(self.file_mode.unwrap_or(usual), self.is_shared)
     }
 }

@@ -10,6 +10,7 @@
 //! 8. [Asynchronous programs](asynchronous), with the feature `tokio`.
 //! 9. [Observability](observing): spans and events, with the feature `tracing`.
 //! 10. [The command line](command_line), with the feature `cli`.
+//! 11. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
 //!
 //! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
 //! seconds and prints what it did:
@@ -49,3 +50,6 @@ pub mod observing {}
 
 #[doc = include_str!("command_line.md")]
 pub mod command_line {}
+
+#[doc = include_str!("surroundings.md")]
+pub mod surroundings {}

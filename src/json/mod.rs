@@ -6,7 +6,7 @@ mod equal;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -35,9 +35,9 @@ impl Json {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Decode`] if it is not JSON, or if it is nested more than 127 levels deep.
+    /// [`ErrorKind::InvalidJson`] if it is not one JSON value, or if it is nested more than 127 levels deep.
     pub fn parse(text: impl Into<String>) -> Result<Self> {
-        let failed = |source| Error::new(ErrorKind::Decode, "parse JSON").with_source(source);
+        let failed = |source| Error::new(ErrorKind::InvalidJson, "").with_source(source);
         let text = text.into();
         encode::check_depth(&text).map_err(failed)?;
         RawValue::from_string(text).map(Self).map_err(failed)
@@ -50,7 +50,7 @@ impl Json {
     /// [`ErrorKind::Encode`] if JSON cannot represent it, such as a float that is not finite, or if it is
     /// nested so deeply (more than 127 levels) that it could not be decoded.
     pub fn encode<R: Serialize + ?Sized>(value: &R) -> Result<Self> {
-        let failed = |source| Error::new(ErrorKind::Encode, "encode JSON").with_source(source);
+        let failed = |source| Error::new(ErrorKind::Encode, "").with_source(source);
         encode::encode(value).map(Self).map_err(failed)
     }
 
@@ -60,7 +60,7 @@ impl Json {
     ///
     /// [`ErrorKind::Decode`] if it is not an `R`.
     pub fn decode<R: DeserializeOwned>(&self) -> Result<R> {
-        let failed = |source| Error::new(ErrorKind::Decode, "decode JSON").with_source(source);
+        let failed = |source| Error::new(ErrorKind::Decode, "").with_source(source);
         serde_json::from_str(self.as_str()).map_err(failed)
     }
 
@@ -78,6 +78,11 @@ impl Json {
         equal::is_same_value(&self.0, &other.0)
     }
 
+    /// Takes a value that was written before, without checking its depth again.
+    pub(crate) fn from_raw(raw: &RawValue) -> Self {
+        Self(raw.to_owned())
+    }
+
     /// Encodes a record's result, for an operation on that record.
     pub(crate) fn encode_result<R: Serialize + ?Sized>(
         operation: &'static str,
@@ -92,12 +97,6 @@ impl Json {
     pub(crate) fn decode_result<R: DeserializeOwned>(&self, operation: &'static str, key: &Key) -> Result<R> {
         let failed = |source| Error::new(ErrorKind::Decode, operation).with_key(key).with_source(source);
         serde_json::from_str(self.as_str()).map_err(failed)
-    }
-}
-
-impl From<&RawValue> for Json {
-    fn from(raw: &RawValue) -> Self {
-        Self(raw.to_owned())
     }
 }
 
@@ -137,7 +136,9 @@ impl Serialize for Json {
 /// Only from `serde_json`'s deserializers, which know the exact text.
 impl<'de> Deserialize<'de> for Json {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Box::<RawValue>::deserialize(deserializer).map(Self)
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        encode::check_depth(raw.get()).map_err(D::Error::custom)?;
+        Ok(Self(raw))
     }
 }
 
@@ -158,7 +159,7 @@ mod tests {
     #[test]
     fn other_texts_are_refused() {
         for text in ["", "{", "1 2", "{'a':1}", "NaN", "\u{feff}1"] {
-            assert_eq!(Json::parse(text).unwrap_err().kind(), ErrorKind::Decode, "{text:?}");
+            assert_eq!(Json::parse(text).unwrap_err().kind(), ErrorKind::InvalidJson, "{text:?}");
         }
         assert_eq!(Json::encode(&f64::NAN).unwrap_err().kind(), ErrorKind::Encode);
         assert_eq!(Json::encode("x").unwrap().decode::<u8>().unwrap_err().kind(), ErrorKind::Decode);

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
+use crate::process::{PerProcess, ProcessId};
 use crate::{Error, ErrorKind, Key, Result};
 
 /// Ends waits early: a worker that is to shut down does not wait on.
@@ -39,7 +40,8 @@ pub struct Cancellation(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     cancelled: AtomicBool,
-    callbacks: Mutex<Callbacks>,
+    /// A forked child has none of its parent's waiters.
+    callbacks: PerProcess<Callbacks>,
 }
 
 #[derive(Default)]
@@ -90,7 +92,7 @@ impl Cancellation {
         } else {
             callbacks.waiting.insert(id, Box::new(callback));
         }
-        OnCancel { cancellation: self.clone(), id }
+        OnCancel { cancellation: self.clone(), id, process: ProcessId::current() }
     }
 
     /// Fails if it is cancelled.
@@ -102,8 +104,8 @@ impl Cancellation {
     }
 
     /// No callback runs under the mutex, so a poisoned one has consistent data.
-    fn callbacks(&self) -> std::sync::MutexGuard<'_, Callbacks> {
-        self.0.callbacks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn callbacks(&self) -> MutexGuard<'_, Callbacks> {
+        self.0.callbacks.lock()
     }
 }
 
@@ -126,10 +128,15 @@ impl fmt::Debug for Cancellation {
 pub struct OnCancel {
     cancellation: Cancellation,
     id: u64,
+    /// In a forked child, the number belongs to another callback.
+    process: ProcessId,
 }
 
 impl Drop for OnCancel {
     fn drop(&mut self) {
+        if !self.process.is_here() {
+            return;
+        }
         let removed = self.cancellation.callbacks().waiting.remove(&self.id);
         // The callback's captures are dropped without the mutex.
         drop(removed);
@@ -144,6 +151,7 @@ impl fmt::Debug for OnCancel {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::AtomicU32;
 
     use super::*;

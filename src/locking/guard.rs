@@ -4,15 +4,20 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::holds::{self, Entered};
 use super::keep_alive::KeepAlive;
+use crate::process::ProcessId;
 use crate::trace;
-use crate::{Claim, Error, ErrorKind, Holder, Json, Key, LockOptions, LockToken, ReadOptions, RecordStore};
-use crate::{RemoveOptions, Result, TransactionRecord, WriteOptions};
+use crate::{
+    Acquired, Claim, Error, ErrorKind, Holder, Json, Key, LockOptions, LockToken, RawRecord, ReadOptions,
+    RecordStore,
+};
+use crate::{RemoveOptions, Result, StoreIdentity, TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Nobody else changes the record until the guard is dropped or its lease expires.
 ///
@@ -23,8 +28,9 @@ use crate::{RemoveOptions, Result, TransactionRecord, WriteOptions};
 ///
 /// Dropping the guard releases the lock, also during a panic, and reports nothing; use
 /// [`release`](LockGuard::release) to learn that the lock was lost. If the holder had the lock already, the
-/// new guard is an inner guard: it shares the token, and only the outermost guard releases. In a forked
-/// child the guard is useless: every operation is [`ErrorKind::LockLost`].
+/// new guard shares the lock and its token, and the last of these guards releases it. A lock that the caller
+/// acquired by [`acquire_lock`](crate::RecordStoreExt::acquire_lock) stays until the caller releases it. In a
+/// forked child the guard is useless: every operation is [`ErrorKind::LockLost`].
 ///
 /// # Pitfalls
 ///
@@ -50,11 +56,16 @@ pub struct LockGuard<'a, S: RecordStore + ?Sized> {
     token: LockToken,
     hold_timeout: Option<Duration>,
     /// The process that acquired the lock: a forked child has a copy of the guard, but not the lock.
-    process: u32,
-    /// Cleared by the release. Never set in an inner guard: the outermost one releases.
-    releases: AtomicBool,
+    process: ProcessId,
+    /// The guards of this process share the lock. `None`: the store has no identity, so they cannot be counted.
+    counted_in: Option<StoreIdentity>,
+    /// The guard has been released, or must not release a lock that it shares.
+    is_done: AtomicBool,
     keep_alive: Mutex<Option<KeepAlive>>,
 }
+
+/// A drop waits this long for a process that is stopped in the middle of an operation on the key.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The guard's store.
 enum StoreRef<'a, S: ?Sized> {
@@ -86,15 +97,18 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
 
     fn acquire_with(store: StoreRef<'a, S>, key: Key, options: LockOptions) -> Result<Self> {
         let (holder, hold_timeout) = (options.resolve_holder(), options.get_hold_timeout());
-        let acquired = store.acquire_lock_raw(&key, options.holder(holder.clone()))?;
+        let options = options.holder(holder.clone());
+        let counted_in = store.identity_raw();
+        let acquired = acquire_and_count(&*store, counted_in, &key, &options)?;
         Ok(Self {
             store,
             key,
             holder,
             token: acquired.token,
             hold_timeout,
-            process: std::process::id(),
-            releases: AtomicBool::new(!acquired.reentrant),
+            process: ProcessId::current(),
+            counted_in,
+            is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
             keep_alive: Mutex::new(None),
         })
     }
@@ -125,12 +139,10 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`ErrorKind::CorruptRecord`], [`ErrorKind::Io`] and similar as for
     /// [`RecordStoreExt::read`](crate::RecordStoreExt::read).
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        let Some(json) = self.read_raw()? else { return Ok(None) };
-        let result = json.decode_result("read", &self.key)?;
-        Ok(Some(TransactionRecord::new(self.key.clone(), result)))
+        self.read_raw()?.map(|record| record.decode("read", self.key.clone())).transpose()
     }
 
-    pub(crate) fn read_raw(&self) -> Result<Option<Json>> {
+    pub(crate) fn read_raw(&self) -> Result<Option<RawRecord>> {
         let claim = self.claim("read")?;
         self.store.read_raw(&self.key, ReadOptions::new().claim(claim))
     }
@@ -179,7 +191,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// renewed, even if nobody acquired the lock since.
     pub fn renew(&self) -> Result<()> {
         let claim = self.claim("renew")?;
-        self.store.renew_raw(&self.key, &claim, self.hold_timeout)
+        self.store.renew_raw(&self.key, &claim, self.hold_timeout, WaitOptions::new())
     }
 
     /// The rest of the lease. `Ok(None)`: it has no lease.
@@ -209,8 +221,8 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         }
     }
 
-    /// Releases the lock, and reports if it was lost before. An inner guard leaves the lock to the
-    /// outermost one.
+    /// Releases the lock, and reports if it was lost before. While other guards share the lock, it leaves the
+    /// lock to the last one.
     ///
     /// # Errors
     ///
@@ -218,24 +230,35 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// it may have overlapped with another holder's. [`ErrorKind::Io`] if the operating system refuses; the
     /// lock then stays until its lease expires or the process ends.
     pub fn release(self) -> Result<()> {
-        self.release_now()
+        self.release_within(WaitOptions::new())
     }
 
     /// Releases the lock while operations through the guard may still be running. Later ones are refused.
-    pub(crate) fn release_now(&self) -> Result<()> {
+    pub(crate) fn release_within(&self, options: WaitOptions) -> Result<()> {
         let claim = self.claim("release_lock")?;
         // Stopped before the release, which it would report as a loss.
         self.stop_keep_alive();
-        if self.releases.swap(false, Ordering::AcqRel) {
-            self.store.release_lock_raw(&self.key, &claim)?;
+        if self.is_done.swap(true, Ordering::AcqRel) {
+            return Ok(());
         }
-        Ok(())
+        let release = || self.store.release_lock_raw(&self.key, &claim, options);
+        let Some(store) = self.counted_in else { return release() };
+        if !holds::leave(store, &self.key, self.token) {
+            return Ok(());
+        }
+        let released = release();
+        let is_gone = released.as_ref().map_or_else(Error::is_lock_lost, |()| true);
+        holds::end(store, &self.key, self.token, is_gone);
+        released
     }
 
     /// Leaves the lock to be released by its token or its holder.
-    #[cfg(feature = "tokio")]
     pub(crate) fn leave_locked(&self) -> LockToken {
-        self.releases.store(false, Ordering::Release);
+        if !self.is_done.swap(true, Ordering::AcqRel)
+            && let Some(store) = self.counted_in
+        {
+            holds::make_explicit(store, &self.key, self.token);
+        }
         self.token
     }
 
@@ -243,8 +266,8 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     #[cfg(feature = "tokio")]
     pub(crate) fn needs_release(&self) -> bool {
         // The process first: in a forked child the mutex may have been inherited locked.
-        self.process == std::process::id()
-            && (self.releases.load(Ordering::Acquire)
+        self.process.is_here()
+            && (!self.is_done.load(Ordering::Acquire)
                 || self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).is_some())
     }
 
@@ -258,11 +281,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
 
     /// The claim by token, if this is the process that acquired the lock.
     pub(crate) fn claim(&self, operation: &'static str) -> Result<Claim> {
-        if self.process == std::process::id() {
-            Ok(Claim::Token(self.token))
-        } else {
-            Err(self.lost(operation))
-        }
+        if self.process.is_here() { Ok(Claim::Token(self.token)) } else { Err(self.lost(operation)) }
     }
 
     fn lost(&self, operation: &'static str) -> Error {
@@ -281,7 +300,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         self.renew()?;
         self.stop_keep_alive();
         let key = self.key.clone();
-        let renew = move || store.renew_raw(&key, &claim, Some(hold_timeout));
+        let renew = move |wait| store.renew_raw(&key, &claim, Some(hold_timeout), wait);
         let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| {
             Error::new(ErrorKind::Thread, "keep_alive").with_key(&self.key).with_source(source)
         })?;
@@ -289,6 +308,41 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         // Joined without the mutex, if two calls overlap.
         drop(replaced);
         Ok(())
+    }
+}
+
+/// Acquires the lock and counts the guard. If another thread is just releasing the same lock for the same
+/// holder, it waits for the end of that.
+fn acquire_and_count<S: RecordStore + ?Sized>(
+    store: &S,
+    counted_in: Option<StoreIdentity>,
+    key: &Key,
+    options: &LockOptions,
+) -> Result<Acquired> {
+    const PAUSE: Duration = Duration::from_millis(1);
+    let start = Instant::now();
+    loop {
+        let attempt = Instant::now();
+        let acquired = store.acquire_lock_raw(key, options.clone())?;
+        let Some(identity) = counted_in else { return Ok(acquired) };
+        let mut entered = holds::enter(identity, key, &acquired, false);
+        if entered == Entered::Unknown {
+            let is_there = store.lock_info_raw(key)?.is_some_and(|info| info.token() == acquired.token);
+            // A lease that ended by itself is the caller's to notice, as after any acquisition.
+            let has_expired = || options.get_hold_timeout().is_some_and(|hold| attempt.elapsed() >= hold);
+            if !is_there && !has_expired() {
+                continue;
+            }
+            entered = holds::enter(identity, key, &acquired, true);
+        }
+        if entered == Entered::Counted {
+            return Ok(acquired);
+        }
+        if options.get_acquire_timeout().is_some_and(|timeout| start.elapsed() >= timeout.max(PAUSE * 40)) {
+            let error = Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(key);
+            return Err(error.with_holder(options.resolve_holder()).with_waited(start.elapsed()));
+        }
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -307,11 +361,11 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     /// ```
     /// use std::sync::atomic::{AtomicBool, Ordering};
     /// use std::sync::Arc;
-    /// use std::time::Duration;
+    /// use std::time::{Duration, Instant};
     /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
     ///
     /// let store = MemoryRecordStore::new();
-    /// let mut guard = store.lock("report", LockOptions::new().hold_timeout(Duration::from_secs(3)))?;
+    /// let guard = store.lock("report", LockOptions::new().hold_timeout(Duration::from_secs(3)))?;
     /// let lost = Arc::new(AtomicBool::new(false));
     /// let flag = Arc::clone(&lost);
     /// guard.keep_alive(move |_reason| flag.store(true, Ordering::Relaxed))?;
@@ -324,20 +378,22 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, or the error of its renewal;
     /// [`ErrorKind::Thread`]. Nothing runs in the background then.
-    pub fn keep_alive(&mut self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
+    pub fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
         self.keep_alive_through(S::clone(&self.store), on_loss)
     }
 }
 
 impl<S: RecordStore + ?Sized> Drop for LockGuard<'_, S> {
     fn drop(&mut self) {
-        if self.process == std::process::id() {
+        if self.process.is_here() {
             // A drop cannot report an error. The lock then stays until its lease expires or the process
             // ends; `release` reports it.
-            let _ = self.release_now();
+            let _ = self.release_within(DROP_PATIENCE.into());
         } else {
             // The thread of the keep-alive exists only in the parent: joining it would hang.
-            std::mem::forget(self.take_keep_alive());
+            // Another thread may have held the mutex at the fork, so it must not be locked here.
+            let keep_alive = self.keep_alive.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(keep_alive.take());
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::LockGuard;
-use crate::{Key, LockOptions, RecordStore, Result};
+use crate::{Error, ErrorKind, Key, LockOptions, RecordStore, Result};
 
 /// The held locks of several keys, created by
 /// [`RecordStoreExt::lock_all`](crate::RecordStoreExt::lock_all). Dropping it releases them, as dropping a
@@ -24,53 +24,23 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
     ) -> Result<Self> {
         keys.sort_unstable();
         keys.dedup();
-        let start = Instant::now();
-        let mut guards = Self { guards: Vec::new() };
-        while !guards.acquire_in_order(&keys, options, start, &lock)? {
+        let mut acquisition = Acquisition { options, start: Instant::now(), guards: Vec::new() };
+        let mut futile = 0;
+        loop {
+            let Err(lost) = acquisition.attempt(&keys, &lock)? else {
+                return Ok(Self { guards: acquisition.guards });
+            };
             // A lease expired before the last lock was acquired: start again.
-            guards.guards.clear();
-        }
-        Ok(guards)
-    }
-
-    /// One attempt. `false` if one of the locks was lost before the last one was acquired.
-    fn acquire_in_order(
-        &mut self,
-        keys: &[Key],
-        options: &LockOptions,
-        start: Instant,
-        lock: impl Fn(Key, LockOptions) -> Result<LockGuard<'a, S>>,
-    ) -> Result<bool> {
-        for key in keys {
-            loop {
-                let left = options.get_acquire_timeout().map(|time| time.saturating_sub(start.elapsed()));
-                let renew_after = renew_interval(options).filter(|_| !self.guards.is_empty());
-                let timeout = left.into_iter().chain(renew_after).min();
-                match lock(key.clone(), options.clone().acquire_timeout(timeout)) {
-                    Ok(guard) => break self.guards.push(guard),
-                    // The locks that are held already have to be renewed in between.
-                    Err(error) if error.is_timeout() && timeout != left => {}
-                    Err(error) if error.is_timeout() => return Err(error.with_waited(start.elapsed())),
-                    Err(error) => return Err(error),
-                }
-                if !self.are_renewed(options)? {
-                    return Ok(false);
-                }
+            acquisition.guards.clear();
+            if acquisition.left().is_some_and(|left| left.is_zero()) {
+                let error =
+                    Error::new(ErrorKind::LockTimeout, "lock_all").with_waited(acquisition.start.elapsed());
+                return Err(lost.error.key().cloned().iter().fold(error, Error::with_key));
             }
-        }
-        // The first lock may have waited for the last one for most of its lease.
-        self.are_renewed(options)
-    }
-
-    /// `false` if one of the locks is lost.
-    fn are_renewed(&self, options: &LockOptions) -> Result<bool> {
-        if options.get_hold_timeout().is_none() {
-            return Ok(true);
-        }
-        match self.renew() {
-            Ok(()) => Ok(true),
-            Err(error) if error.is_lock_lost() => Ok(false),
-            Err(error) => Err(error),
+            futile = if lost.has_waited { 0 } else { futile + 1 };
+            if futile == MAX_FUTILE_ATTEMPTS {
+                return Err(lost.error);
+            }
         }
     }
 
@@ -104,19 +74,101 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
         first_error(self.guards.into_iter().rev().map(LockGuard::release))
     }
 
-    #[cfg(feature = "tokio")]
     pub(crate) fn into_guards(self) -> Vec<LockGuard<'a, S>> {
         self.guards
     }
 }
 
-/// The time after which the held locks have to be renewed.
-fn renew_interval(options: &LockOptions) -> Option<Duration> {
-    options.get_hold_timeout().map(|hold_timeout| hold_timeout / 3)
+/// The leases are too short if they expire this often although no lock had to be waited for.
+const MAX_FUTILE_ATTEMPTS: u32 = 10;
+
+/// The acquisition of several locks.
+struct Acquisition<'a, 'o, S: RecordStore + ?Sized> {
+    options: &'o LockOptions,
+    start: Instant,
+    /// Those that are acquired, in the order of their keys.
+    guards: Vec<LockGuard<'a, S>>,
+}
+
+/// A lock was lost before the last one was acquired.
+struct Lost {
+    error: Error,
+    has_waited: bool,
+}
+
+impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
+    fn left(&self) -> Option<Duration> {
+        self.options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(self.start.elapsed()))
+    }
+
+    /// Acquires the locks in the order of the keys, and renews those that are acquired in between.
+    fn attempt(
+        &mut self,
+        keys: &[Key],
+        lock: impl Fn(Key, LockOptions) -> Result<LockGuard<'a, S>>,
+    ) -> Result<Result<(), Lost>> {
+        let interval = self.options.get_hold_timeout().map(|hold_timeout| hold_timeout / 3);
+        let mut renewed = Instant::now();
+        let mut has_waited = false;
+        for key in keys {
+            loop {
+                if interval.is_some_and(|interval| renewed.elapsed() >= interval) {
+                    renewed = Instant::now();
+                    if let Some(error) = self.renew()? {
+                        return Ok(Err(Lost { error, has_waited }));
+                    }
+                }
+                let left = self.left();
+                let until_renewal = interval.filter(|_| !self.guards.is_empty());
+                let timeout = left.into_iter().chain(until_renewal).min();
+                match lock(key.clone(), self.options.clone().acquire_timeout(timeout)) {
+                    Ok(guard) => break self.guards.push(guard),
+                    Err(error) if error.is_timeout() && timeout != left => has_waited = true,
+                    Err(error) if error.is_timeout() => return Err(error.with_waited(self.start.elapsed())),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        // The first lock may have waited for the last one for most of its lease.
+        Ok(self.renew()?.map_or(Ok(()), |error| Err(Lost { error, has_waited })))
+    }
+
+    /// Renews the acquired locks. `Some`: one of them is lost.
+    fn renew(&self) -> Result<Option<Error>> {
+        if self.options.get_hold_timeout().is_none() {
+            return Ok(None);
+        }
+        match first_error(self.guards.iter().map(LockGuard::renew)) {
+            Ok(()) => Ok(None),
+            Err(error) if error.is_lock_lost() => Ok(Some(error)),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 fn first_error(outcomes: impl Iterator<Item = Result<()>>) -> Result<()> {
     outcomes.fold(Ok(()), Result::and)
+}
+
+impl<S: RecordStore + Clone + 'static> LockGuards<'_, S> {
+    /// Renews all leases in the background for as long as the guards live: see [`LockGuard::keep_alive`].
+    /// `on_loss` is called once for each lock that is lost.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`LockGuard::keep_alive`]; the others are kept alive nevertheless.
+    pub fn keep_alive(&self, on_loss: impl Fn(Error) + Clone + Send + 'static) -> Result<()> {
+        first_error(self.guards.iter().map(|guard| guard.keep_alive(on_loss.clone())))
+    }
+}
+
+impl<'a, S: RecordStore + ?Sized> IntoIterator for LockGuards<'a, S> {
+    type Item = LockGuard<'a, S>;
+    type IntoIter = std::vec::IntoIter<LockGuard<'a, S>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.into_guards().into_iter()
+    }
 }
 
 impl<'s, 'a, S: RecordStore + ?Sized> IntoIterator for &'s LockGuards<'a, S> {

@@ -2,6 +2,7 @@
 
 mod cancellation;
 mod guard;
+pub(crate) mod holds;
 mod keep_alive;
 mod lock_all;
 

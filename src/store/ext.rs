@@ -7,8 +7,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::compute;
-use crate::{Claim, Error, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards};
-use crate::{LockInfo, LockOptions, LockToken, PendingTransaction, ReadOptions, RecordStore, RecordWatch};
+use crate::locking::holds;
+use crate::{
+    Claim, Error, Expected, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards,
+};
+use crate::{
+    LockInfo, LockOptions, LockToken, PendingTransaction, ReadOptions, RecordStore, RecordVersion,
+    RecordWatch,
+};
 use crate::{RemoveOptions, Result, TransactionRecord, UpdateOptions, WaitOptions, WriteOptions};
 
 #[cfg(doc)]
@@ -56,9 +62,8 @@ pub trait RecordStoreExt: RecordStore {
         options: ReadOptions,
     ) -> Result<Option<TransactionRecord<R>>> {
         let key = key.into_key()?;
-        let Some(json) = self.read_raw(&key, options)? else { return Ok(None) };
-        let result = json.decode_result("read", &key)?;
-        Ok(Some(TransactionRecord::new(key, result)))
+        let record = self.read_raw(&key, options)?;
+        record.map(|record| record.decode("read", key)).transpose()
     }
 
     /// Writes the record. Prefect's `RecordStore.write`.
@@ -118,24 +123,21 @@ pub trait RecordStoreExt: RecordStore {
         self.compare_and_swap(key, None, result, options)
     }
 
-    /// Writes `new` if the record's result is `expected` or, with `None`, if there is no record.
-    /// `Ok(false)`: it is different, and stays as it is. The comparison and the change are one atomic
-    /// step. No lock is acquired, so nobody waits for the caller's work. Not in Prefect.
-    ///
-    /// Results are compared as JSON: see [`Json::is_same_value`]. So `expected` must encode to what is stored.
-    /// A type that drops a field when it reads, adds a default or has no fixed order, as a `HashSet`, may not,
-    /// and a loop like this one then never ends. Read such a record as [`Json`], or use
-    /// [`update`](RecordStoreExt::update).
+    /// Writes the record if its present version is `version`, which a [`read`](RecordStoreExt::read) returned.
+    /// `Ok(false)`: it was written or removed since, and stays as it is. With [`RecordVersion::ABSENT`], it
+    /// writes if there is no record. The comparison and the change are one atomic step. No lock is acquired, so
+    /// nobody waits for the caller's work. Not in Prefect.
     ///
     /// ```
-    /// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
+    /// use record_store::{MemoryRecordStore, RecordStoreExt, RecordVersion, WriteOptions};
     ///
     /// let store = MemoryRecordStore::new();
     /// store.write("visits", &1)?;
     /// loop {
-    ///     let seen: Option<u64> = store.read("visits")?.map(|record| record.result);
-    ///     let next = seen.map_or(1, |visits| visits + 1);
-    ///     if store.compare_and_swap("visits", seen.as_ref(), &next, WriteOptions::new())? {
+    ///     let seen = store.read::<u64>("visits")?;
+    ///     let version = seen.as_ref().map_or(RecordVersion::ABSENT, |record| record.version);
+    ///     let next = seen.map_or(1, |record| record.result + 1);
+    ///     if store.write_if_version("visits", version, &next, WriteOptions::new())? {
     ///         break;
     ///     }
     /// }
@@ -146,6 +148,42 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// As for [`write_with`](RecordStoreExt::write_with), and [`ErrorKind::CorruptRecord`] and similar if
     /// the record cannot be read.
+    #[must_use = "`false` means that nothing was written"]
+    fn write_if_version<R: Serialize + ?Sized>(
+        &self,
+        key: impl IntoKey,
+        version: RecordVersion,
+        result: &R,
+        options: WriteOptions,
+    ) -> Result<bool> {
+        let key = key.into_key()?;
+        let result = Json::encode_result("write_if_version", &key, result)?;
+        self.compare_and_swap_raw(&key, Expected::Version(version), &result, options)
+    }
+
+    /// Writes `new` if the record's result is `expected` or, with `None`, if there is no record.
+    /// `Ok(false)`: it is different, and stays as it is. Otherwise as
+    /// [`write_if_version`](RecordStoreExt::write_if_version), which is the better choice for a result that was
+    /// read. Not in Prefect.
+    ///
+    /// Results are compared as JSON: see [`Json::is_same_value`]. So the comparison fails, every time, for a
+    /// result that was read as an `R` and does not encode to the stored text again: a field that was added with
+    /// `#[serde(default)]`, a field of a newer program that `R` does not have, a `HashSet` in another order. A
+    /// loop that repeats until such a swap succeeds never ends.
+    ///
+    /// ```
+    /// use record_store::{MemoryRecordStore, RecordStoreExt, WriteOptions};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// store.write("state", "ready")?;
+    /// assert!(store.compare_and_swap("state", Some("ready"), "running", WriteOptions::new())?);
+    /// assert!(!store.compare_and_swap("state", Some("ready"), "running", WriteOptions::new())?);
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`write_if_version`](RecordStoreExt::write_if_version).
     #[must_use = "`false` means that nothing was written"]
     fn compare_and_swap<R: Serialize + ?Sized>(
         &self,
@@ -158,11 +196,15 @@ pub trait RecordStoreExt: RecordStore {
         let key = key.into_key()?;
         let expected = expected.map(|value| Json::encode_result(OPERATION, &key, value)).transpose()?;
         let new = Json::encode_result(OPERATION, &key, new)?;
-        self.compare_and_swap_raw(&key, expected.as_ref(), &new, options)
+        let expected = expected.as_ref().map_or(Expected::Absent, Expected::Value);
+        self.compare_and_swap_raw(&key, expected, &new, options)
     }
 
     /// Returns the record's result, computed by `f` if there is none. Of all concurrent callers for a
     /// key, one at a time runs `f`, under the lock; the others wait and get its result. Not in Prefect.
+    ///
+    /// A damaged record counts as none, unless
+    /// [`UpdateOptions::corrupt_records`](crate::UpdateOptions::corrupt_records) makes it an error.
     ///
     /// An error or a panic of `f` releases the lock and stores nothing: the next caller computes. The same
     /// happens if the process of `f` dies. The result is written with the token of the lock. So a
@@ -344,7 +386,7 @@ pub trait RecordStoreExt: RecordStore {
     /// [`ErrorKind::LockTimeout`] at the timeout; the error names the holder. [`ErrorKind::Cancelled`] if
     /// the wait is cancelled. The caller does not have the lock then.
     fn acquire_lock(&self, key: impl IntoKey, options: LockOptions) -> Result<LockToken> {
-        Ok(self.acquire_lock_raw(&key.into_key()?, options)?.token)
+        Ok(LockGuard::acquire(self, key.into_key()?, options)?.leave_locked())
     }
 
     /// Releases the lock. Prefect's `RecordStore.release_lock`.
@@ -363,7 +405,15 @@ pub trait RecordStoreExt: RecordStore {
     /// For a claim by holder: [`ErrorKind::NotLocked`], or [`ErrorKind::NotLockHolder`] if another has
     /// the lock. For a claim by token: [`ErrorKind::LockLost`]. No live lock is changed then.
     fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
-        self.release_lock_raw(&key.into_key()?, &claim.into())
+        let key = key.into_key()?;
+        let store = self.identity_raw();
+        // Before the release: after it, another thread may have the next lock.
+        let known = store.map(|store| holds::known(store, &key)).unwrap_or_default();
+        self.release_lock_raw(&key, &claim.into(), WaitOptions::new())?;
+        if let Some(store) = store {
+            holds::released_explicitly(store, &key, &known);
+        }
+        Ok(())
     }
 
     /// Restarts the lease of a held lock: it ends `hold_timeout` from now or, with `None`, when the lock
@@ -378,7 +428,7 @@ pub trait RecordStoreExt: RecordStore {
         claim: impl Into<Claim>,
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
-        self.renew_raw(&key.into_key()?, &claim.into(), hold_timeout.into())
+        self.renew_raw(&key.into_key()?, &claim.into(), hold_timeout.into(), WaitOptions::new())
     }
 
     /// Acquires the lock and returns the guard that holds it. Prefect's context manager
@@ -455,7 +505,8 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// [`ErrorKind::LockTimeout`] at the timeout; the error names the missing key and its holder.
-    /// [`ErrorKind::Cancelled`]. No lock is held then.
+    /// [`ErrorKind::Cancelled`]. [`ErrorKind::LockLost`] if the leases are so short that they expire before all
+    /// locks are acquired, although nobody is in the way. No lock is held then.
     fn lock_all<K: IntoKey>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -506,8 +557,8 @@ pub trait RecordStoreExt: RecordStore {
         self.lock_info_raw(&key.into_key()?)
     }
 
-    /// Removes the lock of any holder, be it live, stale or corrupt. `Ok(false)`: there was none. Not in
-    /// Prefect.
+    /// Removes the lock of any holder, be it live, stale or corrupt. `Ok(false)`: there was none. A file store
+    /// moves a file that is no lock [aside](crate::FileSystemRecordStore::damaged). Not in Prefect.
     ///
     /// For people and for repair: the holder may still be at work. Its later changes by token are refused
     /// with [`ErrorKind::LockLost`].
@@ -516,7 +567,7 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// [`ErrorKind::Io`] if the operating system refuses.
     fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.break_lock_raw(&key.into_key()?, None)
+        self.break_lock_raw(&key.into_key()?, None, WaitOptions::new())
     }
 
     /// [`break_lock`](RecordStoreExt::break_lock) for the lock of exactly one acquisition, live or not.
@@ -529,7 +580,7 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// As for [`lock_info`](RecordStoreExt::lock_info).
     fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.break_lock_raw(&key.into_key()?, Some(token))
+        self.break_lock_raw(&key.into_key()?, Some(token), WaitOptions::new())
     }
 
     /// Every key that has a record, in no order. Not in Prefect.

@@ -4,11 +4,12 @@ pub(crate) mod ext;
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::{
-    Acquired, Claim, Error, Json, Key, LockInfo, LockOptions, LockToken, ReadOptions, RecordVersion,
-    RemoveOptions, Result, WaitOptions, WriteOptions,
+    Acquired, Claim, Error, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
+    RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 #[cfg(doc)]
 use crate::{ErrorKind, RecordStoreExt};
@@ -21,6 +22,54 @@ pub enum IsolationLevel {
     ReadCommitted,
     /// One at a time: the record is locked from the first read to the last change.
     Serializable,
+}
+
+/// Identifies a store within a process: handles of one store have the same identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreIdentity {
+    kind: &'static str,
+    numbers: [u64; 2],
+}
+
+impl StoreIdentity {
+    /// The identity of the store that these numbers distinguish from all others of its kind: for example the
+    /// device and the inode number of a directory.
+    #[must_use]
+    pub const fn new(kind: &'static str, numbers: [u64; 2]) -> Self {
+        Self { kind, numbers }
+    }
+
+    /// An identity that no other store of this process has.
+    #[must_use]
+    pub fn unique() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self::new("unique", [NEXT.fetch_add(1, Ordering::Relaxed), 0])
+    }
+}
+
+/// What a record must be for a swap to take place.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Expected<'a> {
+    /// There is no record.
+    Absent,
+    /// The record's result [is](Json::is_same_value) this one.
+    Value(&'a Json),
+    /// The record has this version or, with [`RecordVersion::ABSENT`], there is no record.
+    Version(RecordVersion),
+}
+
+impl Expected<'_> {
+    /// Whether the record, or its absence, is the expected one.
+    #[must_use]
+    pub fn matches(&self, record: Option<&RawRecord>) -> bool {
+        match (*self, record) {
+            (Expected::Absent, record) => record.is_none(),
+            (Expected::Value(json), record) => record.is_some_and(|record| record.json.is_same_value(json)),
+            (Expected::Version(version), Some(record)) => record.version == version,
+            (Expected::Version(version), None) => version.is_absent(),
+        }
+    }
 }
 
 /// A stream of items, one by one.
@@ -47,13 +96,21 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 /// An operation that returns an error has changed nothing, unless
 /// [`is_outcome_unknown`](Error::is_outcome_unknown) says otherwise.
 ///
-/// Every method that can wait takes [`WaitOptions`], alone or inside of other options: it returns when
-/// the timeout is over, and as soon as it is cancelled. [`Cancellation::on_cancel`] is how a store
+/// Every method that can block takes [`WaitOptions`], alone or inside of other options: it returns when the
+/// timeout is over, with [`ErrorKind::LockTimeout`] unless the method says otherwise, and as soon as it is
+/// cancelled, with [`ErrorKind::Cancelled`]. A change does not wait for another holder's lock, but it may have to
+/// wait for a process that is stopped in the middle of a change. [`Cancellation::on_cancel`] is how a store
 /// wakes a thread that sleeps.
 ///
 /// [`Cancellation::on_cancel`]: crate::Cancellation::on_cancel
 pub trait RecordStore: Debug + Send + Sync {
-    /// Reads a result that was current at a moment within the call at which no other holder's lock was
+    /// The identity of the store. With it the guards of this process know which of them share a lock, so that the
+    /// last one releases it. `None`, the default: only the guard that acquired a lock first releases it.
+    fn identity_raw(&self) -> Option<StoreIdentity> {
+        None
+    }
+
+    /// Reads a record that was current at a moment within the call at which no other holder's lock was
     /// live. `Ok(None)`: there was no record. See [`RecordStoreExt::read_with`].
     ///
     /// Waits while another holder's lock is live, also if there is no record yet: its holder may be
@@ -65,10 +122,10 @@ pub trait RecordStore: Debug + Send + Sync {
     /// [`ErrorKind::LockTimeout`] at the timeout, never a silent `None`. [`ErrorKind::Cancelled`].
     /// [`ErrorKind::LockLost`] if the claim is by token and not valid. [`ErrorKind::CorruptRecord`],
     /// [`ErrorKind::KeyMismatch`], [`ErrorKind::Io`] and similar if the record cannot be read.
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>>;
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>>;
 
     /// Writes the record's result atomically: at every moment a reader sees the old record or the new
-    /// one. See [`RecordStoreExt::write_with`].
+    /// one. Every write gives the record a version that it never had. See [`RecordStoreExt::write_with`].
     ///
     /// # Errors
     ///
@@ -77,9 +134,10 @@ pub trait RecordStore: Debug + Send + Sync {
     /// cannot keep. [`ErrorKind::Io`] and similar.
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()>;
 
-    /// [`RecordStore::write_raw`] if the record's result [is](Json::is_same_value) `expected` or, with
-    /// `None`, if there is no record. The comparison and the change are one atomic step. `Ok(false)`:
-    /// the record is different, and nothing was changed. See [`RecordStoreExt::compare_and_swap`].
+    /// [`RecordStore::write_raw`] if the record is [as expected](Expected::matches). The comparison and the
+    /// change are one atomic step. `Ok(false)`: the record is different, and nothing was changed. See
+    /// [`RecordStoreExt::write_if_version`], [`RecordStoreExt::compare_and_swap`] and
+    /// [`RecordStoreExt::write_if_absent`].
     ///
     /// # Errors
     ///
@@ -87,7 +145,7 @@ pub trait RecordStore: Debug + Send + Sync {
     fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&Json>,
+        expected: Expected<'_>,
         result: &Json,
         options: WriteOptions,
     ) -> Result<bool> {
@@ -132,7 +190,7 @@ pub trait RecordStore: Debug + Send + Sync {
     fn wait_for_change_raw(
         &self,
         key: &Key,
-        seen: &RecordVersion,
+        seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         let _ = (seen, options);
@@ -177,8 +235,14 @@ pub trait RecordStore: Debug + Send + Sync {
     ///
     /// [`ErrorKind::NotLocked`] or [`ErrorKind::NotLockHolder`] for a claim by holder,
     /// [`ErrorKind::LockLost`] for a claim by token that is not valid.
-    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
-        let _ = (claim, hold_timeout);
+    fn renew_raw(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        hold_timeout: Option<Duration>,
+        options: WaitOptions,
+    ) -> Result<()> {
+        let _ = (claim, hold_timeout, options);
         Err(unsupported("renew", Some(key)))
     }
 
@@ -187,8 +251,8 @@ pub trait RecordStore: Debug + Send + Sync {
     /// # Errors
     ///
     /// As for [`RecordStore::renew_raw`].
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
-        let _ = claim;
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        let _ = (claim, options);
         Err(unsupported("release_lock", Some(key)))
     }
 
@@ -219,8 +283,8 @@ pub trait RecordStore: Debug + Send + Sync {
     ///
     /// [`ErrorKind::Io`] if the operating system refuses. With a token also as for
     /// [`RecordStore::lock_info_raw`].
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
-        let _ = token;
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
+        let _ = (token, options);
         Err(unsupported("break_lock", Some(key)))
     }
 
@@ -246,7 +310,10 @@ fn unsupported(operation: &'static str, key: Option<&Key>) -> Error {
 macro_rules! delegate {
     ($($pointer:ty),*) => {$(
         impl<S: RecordStore + ?Sized> RecordStore for $pointer {
-            fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+            fn identity_raw(&self) -> Option<StoreIdentity> {
+                (**self).identity_raw()
+            }
+            fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
                 (**self).read_raw(key, options)
             }
             fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -255,7 +322,7 @@ macro_rules! delegate {
             fn compare_and_swap_raw(
                 &self,
                 key: &Key,
-                expected: Option<&Json>,
+                expected: Expected<'_>,
                 result: &Json,
                 options: WriteOptions,
             ) -> Result<bool> {
@@ -273,7 +340,7 @@ macro_rules! delegate {
             fn wait_for_change_raw(
                 &self,
                 key: &Key,
-                seen: &RecordVersion,
+                seen: RecordVersion,
                 options: WaitOptions,
             ) -> Result<Option<RecordVersion>> {
                 (**self).wait_for_change_raw(key, seen, options)
@@ -287,11 +354,17 @@ macro_rules! delegate {
             fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
                 (**self).acquire_lock_raw(key, options)
             }
-            fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
-                (**self).renew_raw(key, claim, hold_timeout)
+            fn renew_raw(
+                &self,
+                key: &Key,
+                claim: &Claim,
+                hold_timeout: Option<Duration>,
+                options: WaitOptions,
+            ) -> Result<()> {
+                (**self).renew_raw(key, claim, hold_timeout, options)
             }
-            fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
-                (**self).release_lock_raw(key, claim)
+            fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+                (**self).release_lock_raw(key, claim, options)
             }
             fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
                 (**self).lock_info_raw(key)
@@ -299,8 +372,13 @@ macro_rules! delegate {
             fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
                 (**self).wait_for_lock_raw(key, options)
             }
-            fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
-                (**self).break_lock_raw(key, token)
+            fn break_lock_raw(
+                &self,
+                key: &Key,
+                token: Option<LockToken>,
+                options: WaitOptions,
+            ) -> Result<bool> {
+                (**self).break_lock_raw(key, token, options)
             }
             fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
                 (**self).locks_raw()

@@ -2,6 +2,7 @@
 
 use super::work::Work;
 use super::{CommitMode, Transaction, TransactionState};
+use crate::process::ProcessId;
 use crate::{Error, ErrorKind, IsolationLevel, Key, LockGuard, LockOptions, RecordStore, Result};
 
 /// A transaction that has not begun, and its options. Created by
@@ -100,6 +101,7 @@ impl<'p, 's, S: RecordStore + ?Sized> PendingTransaction<'p, 's, S> {
         let (staged, on_commit, on_rollback, children) = Default::default();
         let work = Work {
             store,
+            process: ProcessId::current(),
             key,
             holder,
             level,

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{CommitMode, TransactionState};
 use crate::WriteOptions;
+use crate::process::ProcessId;
 use crate::{
     Error, ErrorKind, Holder, IsolationLevel, Json, Key, LockGuard, LockOptions, RecordStore, Result,
 };
@@ -17,6 +18,8 @@ pub(super) type Hook<'s> = Box<dyn FnOnce(&Key) -> Result<(), BoxError> + Send +
 /// A begun transaction without the reference to its parent. Rolls back if it is dropped before it has ended.
 pub(super) struct Work<'s, S: RecordStore + ?Sized> {
     pub(super) store: &'s S,
+    /// In a forked child, the transaction and its hooks do nothing.
+    pub(super) process: ProcessId,
     pub(super) key: Key,
     pub(super) holder: Holder,
     pub(super) level: IsolationLevel,
@@ -34,6 +37,7 @@ pub(super) struct Work<'s, S: RecordStore + ?Sized> {
 
 impl<S: RecordStore + ?Sized> Work<'_, S> {
     pub(super) fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
+        self.check_process("stage")?;
         if self.is_finished() {
             return Ok(());
         }
@@ -42,11 +46,19 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         Ok(())
     }
 
+    fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.process.is_here() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::WrongProcess, operation).with_key(&self.key))
+    }
+
     fn is_finished(&self) -> bool {
         matches!(self.state, TransactionState::Committed | TransactionState::RolledBack)
     }
 
     pub(super) fn commit(&mut self) -> Result<()> {
+        self.check_process("commit")?;
         if self.is_finished() {
             self.commit_children()?;
             self.guard = None;
@@ -85,6 +97,7 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
     }
 
     pub(super) fn roll_back(&mut self) -> Result<()> {
+        self.check_process("rollback")?;
         let children = self.children.iter_mut().rev().map(Work::roll_back).fold(Ok(()), Result::and);
         if self.is_finished() {
             self.guard = None;

@@ -1,22 +1,22 @@
-//! The worker processes of a server share sessions that expire. A session is created by one worker, used
-//! through any of them, extended by each use, and gone when nobody has used it for a while.
+//! The pre-forked workers of a server share sessions that expire. A session is created by one worker, used through
+//! any of them, extended by each use, and gone when nobody has used it for a while.
 //!
 //! ```sh
 //! cargo run --example sessions
 //! ```
 //!
-//! The parent plays the part of the load balancer: it sends each request to the next worker, through a pipe.
-//! The workers have nothing in common but the directory of the store.
+//! The parent opens the store and forks its workers, which use the inherited handle. It plays the part of the load
+//! balancer, too: it sends each request to the next worker, through a pipe.
 
 use std::error::Error;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::exit;
 use std::time::{Duration, Instant};
-use std::{env, io, thread};
+use std::{io, thread};
 
-use record_store::{Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions};
-use record_store::{RecordStoreExt, UpdateOptions};
+use record_store::UpdateOptions;
+use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
 use serde::{Deserialize, Serialize};
 
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
@@ -32,13 +32,11 @@ struct Session {
 }
 
 fn main() -> Result<()> {
-    // This program starts itself again as its workers: `sessions DIRECTORY`.
-    if let Some(dir) = env::args_os().nth(1) {
-        return worker(&open(Path::new(&dir))?);
-    }
     let dir = tempfile::tempdir()?;
     let store = open(dir.path())?;
-    let mut workers = (0..WORKERS).map(|_| Worker::start(dir.path())).collect::<Result<Vec<_>>>()?;
+    // A lock of the parent: no worker has a part in it.
+    let running = store.lock("server", LockOptions::new())?;
+    let mut workers = (0..WORKERS).map(|_| Worker::fork(&store)).collect::<Result<Vec<_>>>()?;
     // Each request goes to the next worker.
     let mut ask = |request: &str| {
         workers.rotate_left(1);
@@ -56,7 +54,7 @@ fn main() -> Result<()> {
     let start = Instant::now();
     while start.elapsed() < TIME_TO_LIVE + TIME_TO_LIVE / 4 {
         thread::sleep(TIME_TO_LIVE / 8);
-        assert_ne!(ask("1 ada")?, "not signed in");
+        assert_ne!(ask("1 ada")?, NOT_SIGNED_IN);
     }
     for user in ["ada", "grace", "linus"] {
         println!("request of {user} after {:.1?}: {}", start.elapsed(), ask(&format!("1 {user}"))?);
@@ -80,6 +78,7 @@ fn main() -> Result<()> {
     let linus: Session = store.read("session/linus")?.ok_or("expired")?.result;
     println!("the session of {} has {} requests", linus.user, linus.requests);
     assert_eq!(linus.requests, 100);
+    running.release()?;
     workers.into_iter().try_for_each(Worker::stop)
 }
 
@@ -90,19 +89,21 @@ fn open(dir: &Path) -> record_store::Result<FileSystemRecordStore> {
 
 // ---- A worker: answers one line for each line of its input.
 
-fn worker(store: &FileSystemRecordStore) -> Result<()> {
-    for line in io::stdin().lines() {
+fn worker(store: &FileSystemRecordStore, requests: PipeReader, mut answers: PipeWriter) -> Result<()> {
+    for line in BufReader::new(requests).lines() {
         let line = line?;
-        let (action, user) = line.split_once(' ').ok_or("a request has two words")?;
+        let Some((action, user)) = line.split_once(' ') else { break };
         let answer = match action {
             "sign-in" => sign_in(store, user)?,
             "sign-out" => sign_out(store, user)?,
             _ => use_session(store, user, action.parse()?)?,
         };
-        println!("{answer}");
+        writeln!(answers, "{answer}")?;
     }
     Ok(())
 }
+
+const NOT_SIGNED_IN: &str = "not signed in";
 
 fn key_of(user: &str) -> String {
     format!("session/{user}")
@@ -130,7 +131,7 @@ fn sign_out(store: &FileSystemRecordStore, user: &str) -> Result<String> {
     let guard = store.lock(key_of(user), LockOptions::new())?;
     let existed = guard.remove()?;
     guard.release()?;
-    Ok(if existed { "goodbye" } else { "not signed in" }.to_owned())
+    Ok(if existed { "goodbye" } else { NOT_SIGNED_IN }.to_owned())
 }
 
 /// Serves this number of requests, and returns the number of the last one.
@@ -139,13 +140,15 @@ fn use_session(store: &FileSystemRecordStore, user: &str, count: u32) -> Result<
     for _ in 0..count {
         let outcome = store.update(key_of(user), options(), |session: Option<Session>| {
             // An error of the closure leaves the record as it is, and is the result of `update`.
-            let mut session = session.ok_or_else(|| record_store::Error::new(ErrorKind::Other, "use"))?;
+            let mut session = session.ok_or_else(|| record_store::Error::other(NOT_SIGNED_IN))?;
             session.requests += 1;
             Ok(session)
         });
         match outcome {
             Ok(session) => requests = session.requests,
-            Err(error) if error.kind() == ErrorKind::Other => return Ok("not signed in".to_owned()),
+            Err(error) if error.source().is_some_and(|it| it.to_string() == NOT_SIGNED_IN) => {
+                return Ok(NOT_SIGNED_IN.to_owned());
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -155,33 +158,46 @@ fn use_session(store: &FileSystemRecordStore, user: &str, count: u32) -> Result<
 // ---- The parent's side of a worker.
 
 struct Worker {
-    process: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
+    process: libc::pid_t,
+    requests: PipeWriter,
+    answers: BufReader<PipeReader>,
 }
 
 impl Worker {
-    fn start(dir: &Path) -> Result<Self> {
-        let mut command = Command::new(env::current_exe()?);
-        let mut process = command.arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let input = process.stdin.take().ok_or("no pipe")?;
-        let output = BufReader::new(process.stdout.take().ok_or("no pipe")?);
-        Ok(Self { process, input, output })
+    #[expect(unsafe_code, reason = "fork")]
+    fn fork(store: &FileSystemRecordStore) -> Result<Self> {
+        let (requests_of_worker, requests) = io::pipe()?;
+        let (answers, answers_of_worker) = io::pipe()?;
+        // SAFETY: this process has only one thread, so the child may do everything.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error().into()),
+            0 => match worker(store, requests_of_worker, answers_of_worker) {
+                Ok(()) => exit(0),
+                Err(error) => {
+                    eprintln!("a worker failed: {error}");
+                    exit(1);
+                }
+            },
+            process => Ok(Self { process, requests, answers: BufReader::new(answers) }),
+        }
     }
 
     fn send(&mut self, request: &str) -> Result<()> {
-        Ok(writeln!(self.input, "{request}")?)
+        Ok(writeln!(self.requests, "{request}")?)
     }
 
     fn receive(&mut self) -> Result<String> {
         let mut answer = String::new();
-        self.output.read_line(&mut answer)?;
+        self.answers.read_line(&mut answer)?;
         Ok(answer.strip_suffix('\n').ok_or("the worker ended early")?.to_owned())
     }
 
-    /// Closes the pipe, so that the worker ends.
+    #[expect(unsafe_code, reason = "waitpid")]
     fn stop(mut self) -> Result<()> {
-        drop(self.input);
-        if self.process.wait()?.success() { Ok(()) } else { Err("a worker failed".into()) }
+        self.send("stop")?;
+        let mut status = 0;
+        // SAFETY: the pointer is valid for the call.
+        let ended = unsafe { libc::waitpid(self.process, &raw mut status, 0) };
+        if ended == self.process && status == 0 { Ok(()) } else { Err("a worker failed".into()) }
     }
 }

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Durability, Error, ErrorKind, Key, LockOptions, RecordChange, RecordStoreExt, WaitOptions, WriteOptions,
+    Acquired, Claim, Durability, Error, ErrorKind, Json, Key, LockOptions, MemoryRecordStore, RawRecord,
+    ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::{PATIENCE, as_named, millis, named, names_in, open, open_with, storm};
+use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
     ("compute", compute),
@@ -362,4 +364,68 @@ fn a_fast_computation_runs_only_once_too() {
         });
         assert_eq!(computed.into_inner(), 1, "round {round}");
     }
+}
+
+/// A store in which every acquisition takes this long.
+#[derive(Debug)]
+struct Slow<S>(S, Duration);
+
+impl<S: RecordStore> RecordStore for Slow<S> {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.0.read_raw(key, options)
+    }
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        self.0.write_raw(key, result, options)
+    }
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
+        self.0.exists_raw(key)
+    }
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        std::thread::sleep(self.1);
+        self.0.acquire_lock_raw(key, options)
+    }
+    fn renew_raw(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        hold_timeout: Option<Duration>,
+        options: WaitOptions,
+    ) -> Result<()> {
+        self.0.renew_raw(key, claim, hold_timeout, options)
+    }
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        self.0.release_lock_raw(key, claim, options)
+    }
+}
+
+/// All keys are free, but to acquire them takes longer than a lease.
+#[test]
+fn lock_all_renews_its_leases_while_it_acquires_free_locks() {
+    let lease = millis(1_500);
+    let store = Slow(MemoryRecordStore::new(), lease / 4);
+    let keys: Vec<_> = (0..8).map(|number| format!("k{number}")).collect();
+    let guards = store.lock_all(&keys, LockOptions::new().hold_timeout(lease)).unwrap();
+    for guard in &guards {
+        guard.write(&1).unwrap();
+    }
+    guards.release().unwrap();
+}
+
+/// Leases that expire at once: no attempt can succeed, and each finds all keys free.
+#[test]
+fn lock_all_gives_up_if_its_leases_are_too_short() {
+    fn check(store: &dyn RecordStore) {
+        let keys = ["a", "b", "c"];
+        for timeout in [None, Some(millis(500)), Some(Duration::ZERO)] {
+            let options = LockOptions::new().hold_timeout(Duration::ZERO).acquire_timeout(timeout);
+            let error = abort_if_hung("lock_all", || store.lock_all(keys, options).unwrap_err());
+            assert!(error.is_lock_lost() || error.is_timeout(), "{error:?}");
+            for key in keys {
+                assert!(!store.is_locked(key).unwrap(), "{key} stayed locked");
+            }
+        }
+    }
+    check(&MemoryRecordStore::new());
+    let dir = tempdir().unwrap();
+    check(&open(dir.path()));
 }

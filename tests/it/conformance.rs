@@ -4,8 +4,8 @@ use std::cell::Cell;
 
 use record_store::{
     Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
-    LockOptions, LockToken, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, Result, WaitOptions,
-    WriteOptions, conformance,
+    LockOptions, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore, RecordStoreExt,
+    RecordVersion, Result, WaitOptions, WriteOptions, conformance,
 };
 
 /// Runs the suite. Each store gets its own directory.
@@ -48,8 +48,8 @@ fn each_check_has_a_unique_name_and_a_sentence() {
 struct Minimal;
 
 impl RecordStore for Minimal {
-    fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<Json>> {
-        Json::parse("1").map(Some)
+    fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<RawRecord>> {
+        Ok(Some(RawRecord::new(Json::parse("1")?, RecordVersion::new(1))))
     }
 
     fn write_raw(&self, _: &Key, _: &Json, _: WriteOptions) -> Result<()> {
@@ -68,6 +68,10 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ("remove", Minimal.remove("key").err()),
         ("compare_and_swap", Minimal.compare_and_swap("key", Some(&1), &2, WriteOptions::new()).err()),
         ("compare_and_swap", Minimal.write_if_absent("key", &1, WriteOptions::new()).err()),
+        (
+            "compare_and_swap",
+            Minimal.write_if_version("key", RecordVersion::new(1), &2, WriteOptions::new()).err(),
+        ),
         ("watch", Minimal.watch("key").err()),
         ("watch", Minimal.wait_for_record("key", WaitOptions::new()).err()),
         ("keys", Minimal.keys().err()),

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use record_store::{
-    Durability, FileSystemRecordStore, LockOptions, LockState, LockToken, ReadOptions, RecordStoreExt,
-    RemoveOptions, WaitOptions, WriteOptions,
+    Durability, ErrorKind, FileSystemRecordStore, LockOptions, LockState, LockToken, ReadOptions,
+    RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::{TempDir, tempdir};
@@ -22,6 +22,9 @@ pub(crate) const ROLES: &[Role] = &[("victim", victim), ("abandon", abandon)];
 /// The short and the long lease of a named holder.
 const SHORT: Duration = Duration::from_mins(15);
 const LONG: Duration = Duration::from_mins(150);
+
+/// The content of a file of another program.
+const FOREIGN: &str = "{\"name\":\"demo\"}";
 
 /// An upper bound of the steps of any operation.
 const MAX_STEPS: usize = 400;
@@ -41,6 +44,9 @@ enum Operation {
     Overwrite,
     WriteWithoutLock,
     Remove,
+    /// A file of another program is in the place of the record.
+    WriteOverForeign,
+    RemoveForeign,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -102,11 +108,11 @@ fn victim(stage: &Stage) {
         Operation::WriteNew | Operation::Overwrite => {
             with_lock(&|token| store.write_with(&key, "new", WriteOptions::new().claim(token)).unwrap())
         }
-        Operation::WriteWithoutLock => run(stage, LockToken::new(0), || {
+        Operation::WriteWithoutLock | Operation::WriteOverForeign => run(stage, LockToken::new(0), || {
             store.write(&key, "new").unwrap();
             LockToken::new(0)
         }),
-        Operation::Remove => {
+        Operation::Remove | Operation::RemoveForeign => {
             with_lock(&|token| assert!(store.remove_with(&key, RemoveOptions::new().claim(token)).unwrap()))
         }
     };
@@ -164,6 +170,9 @@ fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
         if matches!(operation, Operation::Overwrite | Operation::WriteWithoutLock | Operation::Remove) {
             scene.store.write(&scene.key, "old").unwrap();
         }
+        if scene.is_foreign() {
+            std::fs::write(scene.place(), FOREIGN).unwrap();
+        }
         if operation == Operation::AcquireAbandoned {
             // One per step, because the sweep after each crash removes abandoned locks.
             let mut child = Child::start("abandon", &(scene.dir.path(), &scene.key));
@@ -198,7 +207,10 @@ impl Scene {
             Ok(record) => {
                 assert!(record.is_none_or(|record| matches!(&*record.result, "old" | "new")), "{self}");
             }
-            Err(error) => assert!(error.is_timeout(), "{self}: {error}"),
+            Err(error) => {
+                let is_foreign = error.kind() == ErrorKind::CorruptRecord && self.is_foreign();
+                assert!(error.is_timeout() || is_foreign, "{self}: {error}");
+            }
         }
     }
 
@@ -219,6 +231,13 @@ impl Scene {
         let private = self.dir.path().join(".store");
         assert_eq!(names_in(&private.join("tmp")), [""; 0], "{self}");
         assert_eq!(names_in(&private.join("owners")).len(), 1, "{self}: an owner file is left");
+        // What a dead process staged is deleted, and not taken for somebody else's.
+        let kept = self.store.clear_damaged().unwrap();
+        assert!(kept == 0 || self.is_foreign(), "{self}: {kept} files were moved aside");
+    }
+
+    fn is_foreign(&self) -> bool {
+        matches!(self.operation, Operation::WriteOverForeign | Operation::RemoveForeign)
     }
 
     /// The token in the lock file, also if the lock is expired or abandoned.
@@ -226,6 +245,11 @@ impl Scene {
         let mut locks =
             self.store.locks().unwrap().map(|lock| lock.unwrap_or_else(|error| panic!("{self}: {error}")));
         locks.find(|lock| lock.key().as_str() == self.key).map(|lock| lock.token())
+    }
+
+    /// The place of the record.
+    fn place(&self) -> PathBuf {
+        self.dir.path().join(format!("{}.json", self.key))
     }
 
     fn value(&self) -> Option<String> {
@@ -339,6 +363,32 @@ fn in_write() {
 #[test]
 fn in_write_without_a_lock() {
     crash_everywhere(Operation::WriteWithoutLock, |scene| check_changed(scene, Some("old"), Some("new")));
+}
+
+/// Checks after a crash in an operation that finds a file of another program: it is in its place, or moved aside.
+/// Only whole files and only this one are moved aside.
+fn check_foreign(scene: &Scene) -> bool {
+    let in_place = std::fs::read(scene.place()).is_ok_and(|content| content == FOREIGN.as_bytes());
+    let swept = scene.store.sweep().unwrap();
+    assert!(swept.damaged <= 1, "{scene}: {swept:?}");
+    let kept = scene.store.damaged().unwrap();
+    assert_eq!(kept.len(), usize::from(!in_place), "{scene}: {kept:?}");
+    for file in kept {
+        assert_eq!(file.original_name, format!("{}.json", scene.key), "{scene}");
+        assert_eq!(std::fs::read(file.path).unwrap(), FOREIGN.as_bytes(), "{scene}");
+    }
+    scene.store.clear_damaged().unwrap();
+    !in_place
+}
+
+#[test]
+fn in_write_over_a_foreign_file() {
+    crash_everywhere(Operation::WriteOverForeign, check_foreign);
+}
+
+#[test]
+fn in_remove_of_a_foreign_file() {
+    crash_everywhere(Operation::RemoveForeign, check_foreign);
 }
 
 #[test]

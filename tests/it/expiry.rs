@@ -11,18 +11,19 @@ use tempfile::tempdir;
 
 use crate::support::{as_named, millis, names_in, open, open_with, storm};
 
+/// A store in which records expire: `exists` and `keys` have to open the records.
+fn open_expiring(dir: &Path) -> FileSystemRecordStore {
+    let store = open(dir);
+    store.write_with("first", &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
+    store.remove("first").unwrap();
+    store
+}
+
 /// Writes a record file with the given expiry, independent of the current time.
 fn write_by_hand(dir: &Path, key: &str, expires_at: &str, rest: &str) {
     let path = dir.join(format!("{key}.json"));
     let expiry = format!("{{\"expires_at\":\"{expires_at}\"{rest}}}");
     std::fs::write(&path, format!("{{\"key\":\"{key}\",\"expiry\":{expiry},\"result\":1}}")).unwrap();
-    set_expiry_bit(&path);
-}
-
-/// Sets the mode bit that marks a record file with an expiry.
-fn set_expiry_bit(path: &Path) {
-    let mode = std::fs::metadata(path).unwrap().permissions().mode();
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | 0o100)).unwrap();
 }
 
 const PAST: &str = "2001-01-01T00:00:00Z";
@@ -30,8 +31,12 @@ const FUTURE: &str = "2999-01-01T00:00:00Z";
 
 /// Writes a record, and returns when it has expired.
 fn write_expired(store: &FileSystemRecordStore, key: &str) {
-    store.write_with(key, &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
-    while store.exists(key).unwrap() {
+    write_expired_value(store, key, "1");
+}
+
+fn write_expired_value(store: &FileSystemRecordStore, key: &str, value: &str) {
+    store.write_with(key, value, WriteOptions::new().time_to_live(millis(1))).unwrap();
+    while store.read::<String>(key).unwrap().is_some() {
         std::thread::sleep(millis(1));
     }
 }
@@ -46,19 +51,45 @@ fn the_record_file_contains_its_expiry() {
     assert!(text["expiry"]["expires_at"].as_str().unwrap().ends_with('Z'));
     assert!(text["expiry"]["deadline_ns"].is_u64() && text["expiry_crc32"].is_string());
     assert_eq!(text["result"], 1);
-    assert_ne!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o100, 0);
+    // Nothing else says it.
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0);
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
     // The next record has no expiry, and its file shows none.
     store.write("key", &2).unwrap();
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert!(text.get("expiry").is_none());
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0);
+}
+
+/// People and archivers change the modes of files.
+#[test]
+fn the_mode_of_a_record_file_does_not_say_whether_it_expires() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let large = "x".repeat(10_000);
+    for mode in [0o644, 0o664, 0o777, 0o400] {
+        for (key, value) in [("small", "x"), ("large", &*large), (&*"long/".repeat(100), &*large)] {
+            write_expired_value(&store, key, value);
+            store.write("permanent", &value).unwrap();
+            for name in names_in(dir.path()).iter().filter(|name| name.contains(".json")) {
+                std::fs::set_permissions(dir.path().join(name), PermissionsExt::from_mode(mode)).unwrap();
+            }
+            assert!(!store.exists(key).unwrap() && store.exists("permanent").unwrap(), "{key:.5}, {mode:o}");
+            assert!(store.read::<String>(key).unwrap().is_none());
+            assert!(!store.remove(key).unwrap(), "an expired record is not there");
+            write_expired_value(&store, key, value);
+            let keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
+            assert_eq!(keys, ["permanent"], "{key:.5}, {mode:o}");
+            assert_eq!(store.sweep().unwrap().records, 1, "{key:.5}, {mode:o}");
+            assert!(store.write_if_absent(key, &value, WriteOptions::new()).unwrap());
+            assert!(store.exists(key).unwrap() && store.remove(key).unwrap());
+        }
+    }
 }
 
 #[test]
 fn the_boot_clock_decides_within_one_boot_and_the_wall_clock_across_boots() {
     let dir = tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open_expiring(dir.path());
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let time_ns = std::fs::read_link("/proc/self/ns/time").unwrap().to_string_lossy().into_owned();
     let time_ns = time_ns.trim_start_matches("time:[").trim_end_matches(']').to_owned();
@@ -88,7 +119,7 @@ fn the_boot_clock_decides_within_one_boot_and_the_wall_clock_across_boots() {
 #[test]
 fn a_record_with_an_invalid_expiry_is_corrupt_and_is_kept() {
     let dir = tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open_expiring(dir.path());
     write_by_hand(dir.path(), "date", "yesterday", "");
     std::fs::write(dir.path().join("kind.json"), "{\"key\":\"kind\",\"expiry\":7,\"result\":1}").unwrap();
     std::fs::write(
@@ -99,7 +130,6 @@ fn a_record_with_an_invalid_expiry_is_corrupt_and_is_kept() {
     )
     .unwrap();
     for key in ["date", "kind", "sum"] {
-        set_expiry_bit(&dir.path().join(format!("{key}.json")));
         assert_eq!(store.read::<i64>(key).unwrap_err().kind(), ErrorKind::CorruptRecord, "{key}");
         assert!(store.exists(key).unwrap());
     }
@@ -120,7 +150,6 @@ fn a_sweep_removes_expired_records_and_nothing_else() {
         store.write("permanent", &1).unwrap();
         store.write_with("live", &1, WriteOptions::new().time_to_live(millis(3_600_000))).unwrap();
         std::fs::write(dir.path().join("garbage.json"), "garbage").unwrap();
-        set_expiry_bit(&dir.path().join("garbage.json"));
         let mut keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
         keys.sort();
         assert_eq!(keys, ["garbage", "live", "permanent"]);
@@ -180,18 +209,6 @@ impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-#[test]
-fn a_copy_without_the_expiry_mode_bit_is_still_expired() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
-    write_expired(&store, "key");
-    let path = dir.path().join("key.json");
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).unwrap();
-    assert!(store.read::<i64>("key").unwrap().is_none());
-    assert!(store.write_if_absent("key", &2, WriteOptions::new()).unwrap());
-    assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 2);
 }
 
 #[test]

@@ -4,18 +4,20 @@
 //! cancellation, because each takes the whole timeout of a check.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use record_store::{
-    Acquired, Cancellation, Claim, Error, ErrorKind, Holder, IsolationLevel, Json, Key, Listing, LockInfo,
-    LockOptions, LockState, LockToken, MemoryRecordStore, ReadOptions, RecordStore, RecordVersion,
-    RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
+    Acquired, Cancellation, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing,
+    LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore,
+    RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     /// No fault: proves that the wrapper itself breaks no check.
     None,
+    AbsenceIsIgnored,
     AcquireIgnoresOthers,
     AcquireKeepsTheLease,
     AcquireRepeatsTheToken,
@@ -60,6 +62,10 @@ enum Fault {
     SwapIsReformatted,
     SwapReturnsTrue,
     TokenIsNotChecked,
+    VersionComesBack,
+    VersionFollowsTheResult,
+    VersionIsIgnored,
+    VersionIsNotRead,
     WaitIsAlwaysTrue,
     WatchReturnsTheOldVersion,
     WriteIgnoresLocks,
@@ -72,6 +78,8 @@ struct Faulty {
     inner: MemoryRecordStore,
     /// For the fault that ends every wait when one is cancelled.
     shared: Cancellation,
+    /// For the fault that numbers the versions again after a removal.
+    removed_at: AtomicU64,
 }
 
 impl Faulty {
@@ -164,6 +172,11 @@ impl Faulty {
     }
 }
 
+/// The number of the record's version.
+fn number_of(record: &RawRecord) -> u64 {
+    record.version.number().unwrap()
+}
+
 /// The same value in another text, if the value can be decoded.
 fn reformatted(result: &Json) -> Json {
     let value = result.decode::<serde_json::Value>();
@@ -171,7 +184,7 @@ fn reformatted(result: &Json) -> Json {
 }
 
 impl RecordStore for Faulty {
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
         let key = &self.key(key);
         let claim = options.resolve_claim();
         let checks_token = matches!(claim, Claim::Token(_)) && self.has(Fault::IgnoreLockChecksTheToken);
@@ -191,7 +204,18 @@ impl RecordStore for Faulty {
             Err(error) if error.is_timeout() && self.has(Fault::ReadTimeoutIsNone) => Ok(None),
             outcome => outcome,
         };
-        self.cancelled(outcome, || Err(Error::new(ErrorKind::LockTimeout, "read").with_key(key)))
+        let outcome =
+            self.cancelled(outcome, || Err(Error::new(ErrorKind::LockTimeout, "read").with_key(key)));
+        let Some(mut record) = outcome? else { return Ok(None) };
+        record.version = match self.fault {
+            Fault::VersionIsNotRead => RecordVersion::ABSENT,
+            Fault::VersionFollowsTheResult => RecordVersion::new(record.json.as_str().len() as u64),
+            Fault::VersionComesBack => {
+                RecordVersion::new(number_of(&record) - self.removed_at.load(Ordering::SeqCst))
+            }
+            _ => record.version,
+        };
+        Ok(Some(record))
     }
 
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -205,7 +229,7 @@ impl RecordStore for Faulty {
         }
         self.inner.write_raw(key, &self.stored(result)?, options)?;
         if self.has(Fault::WriteLosesTheLock) {
-            self.inner.break_lock_raw(key, None)?;
+            self.inner.break_lock_raw(key, None, WaitOptions::new())?;
         }
         Ok(())
     }
@@ -213,14 +237,23 @@ impl RecordStore for Faulty {
     fn compare_and_swap_raw(
         &self,
         key: &Key,
-        expected: Option<&Json>,
+        expected: Expected<'_>,
         result: &Json,
         options: WriteOptions,
     ) -> Result<bool> {
         let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::SwapIgnoresLocks));
         let options = options.claim(claim);
         let result = &if self.has(Fault::SwapIsReformatted) { reformatted(result) } else { result.clone() };
+        let is_ignored = match expected {
+            Expected::Version(version) if version.is_absent() => self.has(Fault::AbsenceIsIgnored),
+            Expected::Version(_) => self.has(Fault::VersionIsIgnored),
+            _ => false,
+        };
         match self.inner.compare_and_swap_raw(key, expected, result, options.clone())? {
+            false if is_ignored => {
+                self.inner.write_raw(key, result, options)?;
+                Ok(true)
+            }
             false if self.has(Fault::SwapIgnoresTheExpected) => {
                 self.inner.write_raw(key, result, options)?;
                 Ok(true)
@@ -236,11 +269,11 @@ impl RecordStore for Faulty {
     fn wait_for_change_raw(
         &self,
         key: &Key,
-        seen: &RecordVersion,
+        seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         if self.has(Fault::WatchReturnsTheOldVersion) {
-            return Ok(Some(seen.clone()));
+            return Ok(Some(seen));
         }
         let outcome = self.inner.wait_for_change_raw(key, seen, self.wait(&options));
         self.cancelled(outcome, || Ok(None))
@@ -255,6 +288,11 @@ impl RecordStore for Faulty {
     fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
         let key = &self.key(key);
         let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::RemoveIgnoresLocks));
+        if self.has(Fault::VersionComesBack)
+            && let Some(record) = self.inner.read_raw(key, ReadOptions::new().ignore_lock())?
+        {
+            self.removed_at.store(number_of(&record), Ordering::SeqCst);
+        }
         self.inner.remove_raw(key, options.claim(claim))
     }
 
@@ -286,7 +324,7 @@ impl RecordStore for Faulty {
         }
         let outcome = match self.inner.acquire_lock_raw(key, options.clone()) {
             Err(error) if error.is_timeout() && self.has(Fault::AcquireIgnoresOthers) => {
-                self.inner.break_lock_raw(key, None)?;
+                self.inner.break_lock_raw(key, None, WaitOptions::new())?;
                 self.inner.acquire_lock_raw(key, options)
             }
             outcome => outcome,
@@ -296,7 +334,7 @@ impl RecordStore for Faulty {
         if self.has(Fault::CancelledAcquisitionGetsTheLock)
             && outcome.as_ref().is_err_and(Error::is_cancelled)
         {
-            self.inner.break_lock_raw(key, None)?;
+            self.inner.break_lock_raw(key, None, WaitOptions::new())?;
             self.inner.acquire_lock_raw(key, LockOptions::new().holder(holder))?;
         }
         let mut acquired = outcome?;
@@ -304,7 +342,9 @@ impl RecordStore for Faulty {
             && self.has(Fault::CancellationReleases)
         {
             let (store, key) = (self.inner.clone(), key.clone());
-            std::mem::forget(cancellation.on_cancel(move || drop(store.break_lock_raw(&key, None))));
+            std::mem::forget(
+                cancellation.on_cancel(move || drop(store.break_lock_raw(&key, None, WaitOptions::new()))),
+            );
         }
         if self.has(Fault::ReentryIsNotReported) {
             acquired.reentrant = false;
@@ -315,7 +355,13 @@ impl RecordStore for Faulty {
         Ok(acquired)
     }
 
-    fn renew_raw(&self, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+    fn renew_raw(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        hold_timeout: Option<Duration>,
+        options: WaitOptions,
+    ) -> Result<()> {
         let key = &self.key(key);
         if self.has(Fault::RenewRevives)
             && let Claim::Holder(holder) = claim
@@ -326,13 +372,13 @@ impl RecordStore for Faulty {
         if self.has(Fault::RenewKeepsTheLease) {
             return Ok(());
         }
-        self.inner.renew_raw(key, &self.claim(key, claim, false), hold_timeout)
+        self.inner.renew_raw(key, &self.claim(key, claim, false), hold_timeout, options)
     }
 
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
         let key = &self.key(key);
         let claim = self.claim(key, claim, self.has(Fault::ReleaseIgnoresHolder));
-        match self.inner.release_lock_raw(key, &claim) {
+        match self.inner.release_lock_raw(key, &claim, options) {
             Err(error) if error.kind() == ErrorKind::NotLocked && self.has(Fault::ReleaseOfFreeSucceeds) => {
                 Ok(())
             }
@@ -354,18 +400,20 @@ impl RecordStore for Faulty {
         Ok(self.cancelled(outcome, || Ok(false))? || self.has(Fault::WaitIsAlwaysTrue))
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>) -> Result<bool> {
+    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
         let key = &self.key(key);
         match (token, self.fault) {
-            (Some(_), Fault::BreakIgnoresTheToken) => self.inner.break_lock_raw(key, None),
-            (Some(_), Fault::BreakByTokenReturnsTrue) => self.inner.break_lock_raw(key, token).map(|_| true),
+            (Some(_), Fault::BreakIgnoresTheToken) => self.inner.break_lock_raw(key, None, options),
+            (Some(_), Fault::BreakByTokenReturnsTrue) => {
+                self.inner.break_lock_raw(key, token, options).map(|_| true)
+            }
             // Breaks the lock of the holder that once had this token.
             (Some(token), Fault::BreakAcceptsOldTokens) => {
                 let newest = self.inner.lock_info_raw(key)?.map(|info| info.token());
                 let meant = newest.filter(|newest| *newest >= token && token.get() > 0);
-                self.inner.break_lock_raw(key, Some(meant.unwrap_or(token)))
+                self.inner.break_lock_raw(key, Some(meant.unwrap_or(token)), options)
             }
-            _ => Ok(self.inner.break_lock_raw(key, token)? && !self.has(Fault::BreakReturnsFalse)),
+            _ => Ok(self.inner.break_lock_raw(key, token, options)? && !self.has(Fault::BreakReturnsFalse)),
         }
     }
 
@@ -379,7 +427,12 @@ impl RecordStore for Faulty {
 /// Whether the check `name` fails on a store with this fault.
 fn finds(name: &str, fault: Fault) -> bool {
     let check = conformance::checks().iter().find(|check| check.name() == name).expect(name);
-    let store = Faulty { fault, inner: MemoryRecordStore::new(), shared: Cancellation::new() };
+    let store = Faulty {
+        fault,
+        inner: MemoryRecordStore::new(),
+        shared: Cancellation::new(),
+        removed_at: AtomicU64::new(0),
+    };
     catch_unwind(AssertUnwindSafe(|| check.run(&store))).is_err()
 }
 
@@ -448,11 +501,18 @@ fn every_fault_is_found() {
         (SwapIgnoresTheExpected, "changes::one_of_many_concurrent_swaps_succeeds"),
         (SwapIsReformatted, "records::raw_json_text_is_kept_byte_for_byte"),
         (SwapReturnsTrue, "changes::write_if_absent_keeps_an_existing_record"),
+        (SwapIgnoresLocks, "versions::write_if_version_respects_locks"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_expiry"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_a_takeover"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_release"),
         (TokenIsNotChecked, "fencing::a_token_is_refused_after_break_lock"),
         (TokenIsNotChecked, "fencing::an_unknown_token_is_refused"),
+        (AbsenceIsIgnored, "versions::write_if_version_of_an_absent_record_needs_its_absence"),
+        (VersionComesBack, "versions::a_version_never_comes_back"),
+        (VersionFollowsTheResult, "versions::each_write_gives_another_version"),
+        (VersionIsIgnored, "versions::one_of_many_concurrent_writes_of_a_version_succeeds"),
+        (VersionIsIgnored, "versions::write_if_version_needs_the_present_version"),
+        (VersionIsNotRead, "versions::a_read_returns_the_version"),
         (WaitIsAlwaysTrue, "waiting::wait_for_lock_is_false_at_the_timeout"),
         (WatchReturnsTheOldVersion, "watching::a_watch_without_a_change_times_out"),
         (WriteIgnoresLocks, "records::other_holders_cannot_write_or_remove"),

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use record_store::{
     Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, Holder, Json, Key, LockOptions, LockState,
-    LockToken, OpenMode, ReadOptions, RecordStoreExt, WaitOptions, WriteOptions,
+    LockToken, OpenMode, ReadOptions, RecordStoreExt, RecordVersion, WaitOptions, WriteOptions,
 };
 
 use crate::tree;
@@ -174,6 +174,20 @@ fn records_expire_at_the_time_in_their_file() {
     let (dir, store) = copy_of("expiring");
     assert_eq!(store.sweep().unwrap().records, 1);
     assert!(dir.path().join("lives.json").exists() && !dir.path().join("ended.json").exists());
+}
+
+#[test]
+fn a_version_is_read_from_its_file() {
+    check_both("versioned", |store| {
+        let record = store.read::<Json>("invoice-42").unwrap().unwrap();
+        assert_eq!(record.result.as_str(), "{\"total\":12}");
+        assert_eq!(record.version.number(), Some(1_795_670_157_217_280));
+    });
+    let (_dir, store) = copy_of("versioned");
+    let version = RecordVersion::new(1_795_670_157_217_280);
+    assert!(store.write_if_version("invoice-42", version, "next", WriteOptions::new()).unwrap());
+    assert!(store.read::<String>("invoice-42").unwrap().unwrap().version.number() > version.number());
+    assert!(!store.write_if_version("invoice-42", version, "late", WriteOptions::new()).unwrap());
 }
 
 #[test]

@@ -27,7 +27,7 @@ trait Checks {
 impl<S: RecordStore + Clone + 'static> Checks for S {
     fn lock_outlives_its_lease(&self) {
         let lease = millis(600);
-        let mut guard = self.lock("kept", LockOptions::new().hold_timeout(lease)).unwrap();
+        let guard = self.lock("kept", LockOptions::new().hold_timeout(lease)).unwrap();
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
         let start = Instant::now();
@@ -48,7 +48,7 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
     }
 
     fn renewal_ends_with_the_guard(&self) {
-        let mut guard = self.lock("ended", LockOptions::new().hold_timeout(millis(30))).unwrap();
+        let guard = self.lock("ended", LockOptions::new().hold_timeout(millis(30))).unwrap();
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
         drop(guard);
@@ -64,7 +64,7 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
     }
 
     fn loss_is_reported(&self) {
-        let mut guard = self.lock("lost", LockOptions::new().hold_timeout(millis(300))).unwrap();
+        let guard = self.lock("lost", LockOptions::new().hold_timeout(millis(300))).unwrap();
         assert!(guard.is_held().unwrap());
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
@@ -77,7 +77,7 @@ impl<S: RecordStore + Clone + 'static> Checks for S {
     }
 
     fn lease_is_optional(&self) {
-        let mut guard = self.lock("forever", LockOptions::new()).unwrap();
+        let guard = self.lock("forever", LockOptions::new()).unwrap();
         guard.keep_alive(|error| panic!("{error}")).unwrap();
         assert_eq!(guard.remaining().unwrap(), None::<Duration>);
     }
@@ -108,7 +108,7 @@ fn keep_alive_works_on_a_shared_dyn_store() {
     let dir = tempdir().unwrap();
     let store: std::sync::Arc<dyn RecordStore> =
         std::sync::Arc::new(FileSystemRecordStore::open(dir.path()).unwrap());
-    let mut guard = store.lock("k", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
+    let guard = store.lock("k", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
     guard.keep_alive(|_| ()).unwrap();
     guard.release().unwrap();
 }

@@ -16,12 +16,15 @@ mod cli;
 mod compute;
 mod conformance;
 mod crash;
+mod damaged_records;
 mod deaths;
 mod disturbances;
 mod expiry;
 mod failing_calls;
 mod faults;
 mod fixtures;
+mod foreign_files;
+mod forks;
 mod hostile;
 mod keep_alive;
 mod kill_storm;
@@ -31,9 +34,12 @@ mod model;
 mod power_loss;
 mod processes;
 mod protocol_model;
+mod removed_store;
 mod schedules;
+mod shared_guards;
 mod storms;
 mod support;
+mod surroundings;
 #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
 mod system_calls;
 #[cfg(feature = "tracing")]
@@ -41,6 +47,7 @@ mod tracing;
 mod transactions;
 mod tree;
 mod verify;
+mod versions;
 mod waiting;
 mod watchdog;
 
@@ -51,20 +58,24 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         deaths::ROLES,
         disturbances::ROLES,
         failing_calls::ROLES,
+        foreign_files::ROLES,
+        forks::ROLES,
         hostile::ROLES,
         kill_storm::ROLES,
         linearize::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,
-        protocol_model::ROLES,
         schedules::ROLES,
+        shared_guards::ROLES,
         storms::ROLES,
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
         compute::ROLES,
         #[cfg(feature = "tracing")]
         tracing::ROLES,
+        surroundings::ROLES,
+        versions::ROLES,
         waiting::ROLES,
     ]
     .into_iter()

@@ -145,7 +145,7 @@ impl<'a> Side<'a> {
 
     fn read(&self, key: &Key, by: &ClaimBy) -> Result<Option<Json>, Error> {
         let options = ReadOptions::new().claim(self.claim(key, by)).timeout(Duration::ZERO);
-        self.store.read_raw(key, options)
+        Ok(self.store.read_raw(key, options)?.map(|record| record.json))
     }
 
     fn write_options(&self, key: &Key, by: &ClaimBy) -> WriteOptions {

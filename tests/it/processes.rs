@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Claim, Durability, Error, ErrorKind, FileSystemRecordStore, Holder, LockGuard, LockOptions, ReadOptions,
-    RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
+    Claim, Durability, Error, ErrorKind, Expected, FileSystemRecordStore, Holder, Json, Key, LockGuard,
+    LockOptions, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
 };
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -480,4 +480,57 @@ fn lock_queries_and_reads_need_no_latch() {
         assert_bounded(timeout, || assert!(!store.wait_for_lock("k", timeout).unwrap()));
     });
     guard.release().unwrap();
+}
+
+/// A stopped process must not delay the report of a lost lease, nor block the end of the guard.
+#[test]
+fn a_keep_alive_reports_the_end_of_the_lease_while_a_process_is_stopped_in_the_latch() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let lease = millis(300);
+    let guard = store.lock("k", LockOptions::new().hold_timeout(lease)).unwrap();
+    let renewing = store.lock("k", LockOptions::new().hold_timeout(lease)).unwrap();
+    let (lost, losses) = std::sync::mpsc::channel();
+    guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
+    renewing.keep_alive(|_| ()).unwrap();
+    while_stopped_in_latch(dir.path(), "k", || {
+        assert!(losses.recv_timeout(SLACK).is_ok(), "the loss was not reported");
+        let start = Instant::now();
+        drop(renewing);
+        drop(guard);
+        assert!(start.elapsed() < SLACK, "the drop of a guard was blocked");
+    });
+}
+
+/// Changes do not wait for other holders, but they must not wait forever for a stopped process either.
+#[test]
+fn changes_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let token = store.acquire_lock("k", as_named("job")).unwrap();
+    let (key, claim) = (Key::new("k").unwrap(), Claim::Token(token));
+    while_stopped_in_latch(dir.path(), "k", || {
+        for timeout in [Duration::ZERO, millis(300)] {
+            let timed_out =
+                |error: Error| assert!(error.is_timeout() && error.holder().is_none(), "{error:?}");
+            let write = || WriteOptions::new().claim(token).timeout(timeout);
+            let remove = RemoveOptions::new().claim(token).timeout(timeout);
+            let (json, wait) = (Json::encode(&1).unwrap(), WaitOptions::new().timeout(timeout));
+            assert_bounded(timeout, || timed_out(store.write_with("k", &1, write()).unwrap_err()));
+            assert_bounded(timeout, || {
+                timed_out(store.compare_and_swap_raw(&key, Expected::Absent, &json, write()).unwrap_err());
+            });
+            assert_bounded(timeout, || timed_out(store.remove_with("k", remove).unwrap_err()));
+            let renew = || store.renew_raw(&key, &claim, Some(PATIENCE), wait.clone());
+            assert_bounded(timeout, || timed_out(renew().unwrap_err()));
+            assert_bounded(timeout, || {
+                timed_out(store.release_lock_raw(&key, &claim, wait.clone()).unwrap_err());
+            });
+            assert_bounded(timeout, || {
+                timed_out(store.break_lock_raw(&key, None, wait.clone()).unwrap_err());
+            });
+        }
+    });
+    store.write_with("k", &1, WriteOptions::new().claim(token)).unwrap();
+    store.release_lock("k", token).unwrap();
 }

@@ -264,6 +264,31 @@ fn a_removal_takes_effect_before_a_concurrent_lock_or_is_refused() {
     change_against_lock(Operation::Remove);
 }
 
+/// A version is chosen before the latch is entered. If another write is faster, it has the smaller version
+/// nevertheless.
+#[test]
+fn the_later_of_two_concurrent_writes_has_the_greater_version() {
+    at_every_step(Operation::Write, write_first, |store, key, mut actor, step| {
+        let read = || store.read::<String>(key).unwrap().expect("a record");
+        let first = read().version.number();
+        actor.advance(step);
+        let between = actor.run_beside(|| {
+            store.write(key, "other's").unwrap();
+            read()
+        });
+        let outcome = actor.finish();
+        assert_eq!(outcome.answer, "done", "{}", outcome.position);
+        let last = read();
+        if last.result == "other's" {
+            assert_eq!(last.version, between.version, "{}", outcome.position);
+        } else if between.result == "other's" {
+            assert!(last.version.number() > between.version.number(), "{}", outcome.position);
+        }
+        assert!(between.version.number() > first, "{}", outcome.position);
+        outcome
+    });
+}
+
 /// A holder is stopped until its lease has expired and a successor has the lock. From then on its operation
 /// is refused. If it reports success, it took effect before.
 fn late_against_successor(operation: Operation) {

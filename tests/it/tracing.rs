@@ -123,6 +123,8 @@ fn a_wait_is_a_span_and_its_outcome_an_event() {
 fn a_dead_owner_is_reported() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
+    // A process that creates its owner file removes some of dead processes.
+    store.write("other", &1).unwrap();
     let mut child = Child::start("hold for a trace", &dir.path());
     child.expect("held");
     child.kill();
@@ -130,6 +132,27 @@ fn a_dead_owner_is_reported() {
     assert_recorded(&lines, &["took over the lock of a dead owner", "key=\"key\""]);
     let lines = Recorder::capture(|| assert_eq!(store.sweep().unwrap().owners, 1));
     assert_recorded(&lines, &["removed leftover files", "owners=1"]);
+}
+
+#[test]
+fn files_that_are_moved_aside_and_damaged_records_are_reported() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let damage = || std::fs::write(dir.path().join("key.json"), "notes").unwrap();
+    damage();
+    let lines = Recorder::capture(|| store.write("key", &1).unwrap());
+    let moved = ["WARN record_store:", "moved a damaged file aside", "\"write\"", "key=\"key\""];
+    assert_recorded(&lines, &moved);
+    assert_recorded(&lines, &["path=", "/.store/damaged/key.json~", "reason=", "not a JSON record"]);
+    damage();
+    let lines = Recorder::capture(|| {
+        store.get_or_compute("key", LockOptions::new(), || Ok(2)).unwrap();
+    });
+    let again = ["WARN record_store:", "computing a damaged record again", "key=\"key\"", "reason="];
+    assert_recorded(&lines, &again);
+    assert_recorded(&lines, &moved);
+    let lines = Recorder::capture(|| store.write("key", &3).unwrap());
+    assert!(lines.is_empty(), "{lines:#?}");
 }
 
 #[test]

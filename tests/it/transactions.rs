@@ -4,8 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use record_store::{
-    CommitMode, Error, ErrorKind, IsolationLevel, Json, Key, LockOptions, MemoryRecordStore, ReadOptions,
-    RecordStore, RecordStoreExt, Result, Transaction, TransactionState, WaitOptions, WriteOptions,
+    CommitMode, Error, ErrorKind, IsolationLevel, Json, Key, LockOptions, MemoryRecordStore, RawRecord,
+    ReadOptions, RecordStore, RecordStoreExt, Result, Transaction, TransactionState, WaitOptions,
+    WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -366,7 +367,7 @@ fn staging_a_result_that_cannot_be_encoded_fails_at_once() {
 struct Plain;
 
 impl RecordStore for Plain {
-    fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<Json>> {
+    fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<RawRecord>> {
         Ok(None)
     }
 

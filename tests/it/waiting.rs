@@ -19,7 +19,7 @@ use crate::support::children::{Child, Role, Stage, until_asleep};
 use crate::support::{PATIENCE, as_named, millis, open, storm};
 
 pub(crate) const ROLES: &[Role] =
-    &[("compete", compete), ("wait once", wait_once), ("wait to read", wait_to_read)];
+    &[("compete", compete), ("wait once", wait_once), ("wait to read", wait_to_read), ("crowd", crowd)];
 
 /// Acquires and releases the lock in a tight loop. Sends the number of acquisitions, and the longest and
 /// the average wait in microseconds.
@@ -207,6 +207,86 @@ fn the_wait_queue_survives_killed_stopped_and_timed_out_waiters() {
     // The wait queue is empty.
     store.try_lock("k", LockOptions::new()).unwrap().expect("a free lock without waiters").release().unwrap();
     assert_eq!(crate::support::names_in(dir.path()), [".store"], "no lock file is left");
+}
+
+/// As many waiters as the queue has slots, in one process.
+fn crowd(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    std::thread::scope(|scope| {
+        for number in 0..SLOTS {
+            let store = &store;
+            // Of many keys, so that the release of one of them frees only one slot.
+            let key = format!("never-released-{number}");
+            scope.spawn(move || store.acquire_lock(key, as_named(&number.to_string())).map(drop));
+        }
+        stage.send("ready");
+    });
+}
+
+const SLOTS: usize = 256;
+
+/// The bits of the slots in use, behind the counters and the slots.
+#[cfg(not(record_store_elsewhere))]
+fn slots_in_use(dir: &Path) -> u32 {
+    use std::os::unix::fs::FileExt;
+    let mut bits = [0; 32];
+    let table = std::fs::File::open(dir.join(".store/events")).unwrap();
+    table.read_exact_at(&mut bits, 32 * 1024).unwrap();
+    bits.iter().map(|byte| byte.count_ones()).sum()
+}
+
+#[cfg(not(record_store_elsewhere))]
+fn assert_in_order(dir: &Path) {
+    let store = open(dir);
+    let guard = store.lock("k", LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+    let mut waiters: Vec<_> = (0..4).map(|_| start_waiting(dir, None)).collect();
+    guard.release().unwrap();
+    for waiter in &mut waiters {
+        waiter.expect("acquired");
+        assert!(store.try_lock("k", as_named("another")).unwrap().is_none());
+        waiter.send("release");
+        waiter.expect("released");
+    }
+}
+
+#[test]
+#[cfg(not(record_store_elsewhere))]
+fn waiters_that_were_all_killed_at_once_leave_room_in_the_queue() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for number in 0..SLOTS {
+        store.acquire_lock(format!("never-released-{number}"), as_named("forever")).unwrap();
+    }
+    let mut crowd = Child::start("crowd", &dir.path());
+    crowd.expect("ready");
+    let start = Instant::now();
+    while slots_in_use(dir.path()) < u32::try_from(SLOTS).unwrap() {
+        assert!(start.elapsed() < PATIENCE, "the queue is not full");
+        std::thread::sleep(millis(1));
+    }
+    crowd.kill();
+    assert_in_order(dir.path());
+}
+
+/// A process that is killed while it takes a slot, or frees one, leaves a slot that names no owner.
+#[test]
+#[cfg(not(record_store_elsewhere))]
+fn slots_that_were_taken_or_freed_only_by_half_are_used_again() {
+    use std::os::unix::fs::FileExt;
+    const FREE: u32 = 0;
+    const CLAIMED: u32 = 4;
+    for owner in [None, Some("1-killed")] {
+        let dir = tempdir().unwrap();
+        drop(open(dir.path()));
+        let state = owner.map_or(FREE, |owner| crc32fast::hash(owner.as_bytes()) & !7 | CLAIMED);
+        let table = std::fs::File::options().write(true).open(dir.path().join(".store/events")).unwrap();
+        for slot in 0..SLOTS as u64 {
+            table.write_all_at(&state.to_ne_bytes(), 16 * 1024 + 64 * slot).unwrap();
+        }
+        table.write_all_at(&[0xff; 32], 32 * 1024).unwrap();
+        assert_in_order(dir.path());
+    }
 }
 
 #[test]

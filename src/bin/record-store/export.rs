@@ -1,9 +1,10 @@
 //! `export`: writes all records as JSON Lines.
 
-use record_store::{FileSystemRecordStore, Json, Key, ReadOptions, RecordStore, RecordStoreExt};
+use record_store::{Error, FileSystemRecordStore, Json, Key, ReadOptions, RecordStore, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::ExportArgs;
+use crate::damaged::warn;
 use crate::failure::Failure;
 use crate::format::json;
 use crate::progress::Progress;
@@ -17,7 +18,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
     let mut outcome = Ok(());
     let (mut done, mut records) = (0, 0);
     for key in store.keys()? {
-        let line = key.map_err(Failure::from).and_then(|key| line(&store, &key, args));
+        let line = key.map_err(Unexported::from).and_then(|key| line(&store, &key, args));
         done += 1;
         match line {
             Ok(Some(line)) => {
@@ -26,7 +27,11 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
             }
             // The record was removed after it was listed.
             Ok(None) => {}
-            Err(failure) => {
+            Err(Unexported::Foreign(error)) => {
+                progress.clear();
+                warn(&format!("skipped a file: {}", Failure::problem(&error)));
+            }
+            Err(Unexported::Failed(failure)) => {
                 progress.clear();
                 if !args.keep_going {
                     return Err(failure);
@@ -40,14 +45,33 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
     outcome
 }
 
-fn line(store: &FileSystemRecordStore, key: &Key, args: &ExportArgs) -> Result<Option<String>, Failure> {
+/// Why a listed key is not exported.
+enum Unexported {
+    /// The file is no record at all, so nothing is missing in the export.
+    Foreign(Error),
+    Failed(Failure),
+}
+
+impl From<Error> for Unexported {
+    fn from(error: Error) -> Self {
+        if error.is_foreign() { Self::Foreign(error) } else { Self::Failed(error.into()) }
+    }
+}
+
+impl From<Failure> for Unexported {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+fn line(store: &FileSystemRecordStore, key: &Key, args: &ExportArgs) -> Result<Option<String>, Unexported> {
     #[derive(Serialize)]
     struct Line<'a> {
         key: &'a str,
         result: &'a Json,
     }
-    let result = store.read_raw(key, ReadOptions::new().timeout(args.wait))?;
-    let line = result.map(|result| json(&Line { key: key.as_str(), result: &result })).transpose()?;
+    let record = store.read_raw(key, ReadOptions::new().timeout(args.wait))?;
+    let line = record.map(|record| json(&Line { key: key.as_str(), result: &record.json })).transpose()?;
     // JSON strings contain no raw line feed. A line feed between values is only white space.
     Ok(line.map(|line| line.replace(['\n', '\r'], " ")))
 }

@@ -3,9 +3,12 @@
 use std::error::Error as StdError;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
 use record_store::{Error, ErrorKind};
+
+use crate::style::{printable, quoted};
 
 /// The reason why this program exits with a code other than 0. A closed output pipe is also a
 /// `Failure`, with code 0: it ends the program early.
@@ -60,7 +63,7 @@ impl Failure {
     /// The command could not be started. The exit codes are those of a shell.
     pub(crate) fn spawn(command: &std::ffi::OsStr, error: &io::Error) -> Self {
         let code = if error.kind() == io::ErrorKind::NotFound { COMMAND_NOT_FOUND } else { CANNOT_EXECUTE };
-        Self::new(code, format!("cannot run {}: {error}", command.display()))
+        Self::new(code, format!("cannot run {}: {error}", quoted(&command.to_string_lossy())))
     }
 
     /// The command's output could not be read.
@@ -107,7 +110,8 @@ impl Failure {
     /// standard error may be closed.
     pub(crate) fn printed(mut self) -> Self {
         if let Some(message) = self.message.take() {
-            let _ = writeln!(io::stderr(), "record-store: {message}");
+            // Paths and texts of other programs may contain anything.
+            let _ = writeln!(io::stderr(), "record-store: {}", printable(&message));
         }
         self
     }
@@ -134,9 +138,11 @@ impl From<Error> for Failure {
             | ErrorKind::NotARegularFile
             | ErrorKind::UnsupportedFormat => BAD_DATA,
             ErrorKind::NotAStore => NOT_FOUND,
-            // The directory of the store does not exist.
+            // The directory of the store does not exist. With a relative path, the working directory does not.
             ErrorKind::Io
-                if error.operation() == "open" && error.io_kind() == Some(io::ErrorKind::NotFound) =>
+                if error.operation() == "open"
+                    && error.io_kind() == Some(io::ErrorKind::NotFound)
+                    && error.path().is_none_or(Path::is_absolute) =>
             {
                 NOT_FOUND
             }
@@ -150,12 +156,12 @@ impl From<Error> for Failure {
 fn advice(error: &Error) -> Option<&'static str> {
     let has_key = error.key().is_some();
     Some(match error.kind() {
-        ErrorKind::Locked => "wait until it is released, or release it with unlock",
+        ErrorKind::Locked => "wait for it with --wait, or release it with unlock",
         ErrorKind::LockTimeout if error.holder().is_some() => {
             "wait longer with --wait, or release it with unlock"
         }
         ErrorKind::LockTimeout => "wait longer with --wait",
-        ErrorKind::LockLost => "run the command again",
+        ErrorKind::LockLost | ErrorKind::StoreRemoved => "run the command again",
         ErrorKind::CorruptRecord if has_key => "replace the record with put, or remove it with rm",
         ErrorKind::CorruptLock if has_key => {
             "if no process is at work on this key, remove the file with unlock --force"
@@ -167,6 +173,9 @@ fn advice(error: &Error) -> Option<&'static str> {
         ErrorKind::Decode => "leave out --text",
         // The limit cannot be changed on the command line.
         ErrorKind::RecordTooLarge => return None,
+        ErrorKind::NotAStore if error.detail().is_some() => {
+            "choose another directory, or add --adopt to keep records beside other files"
+        }
         ErrorKind::NotAStore => "create a store with put, run or import",
         ErrorKind::ReadOnly => NOT_WRITABLE,
         ErrorKind::Io => match error.io_kind()? {

@@ -13,17 +13,27 @@ use crate::output::Output;
 struct Removed {
     records: usize,
     locks: usize,
+    /// Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    damaged: Option<usize>,
+}
+
+impl Removed {
+    fn to_text(&self) -> String {
+        let (records, locks) = (count(self.records, "record"), count(self.locks, "lock"));
+        match self.damaged {
+            None => format!("{records} and {locks} removed"),
+            Some(damaged) => format!("{records}, {locks} and {} removed", count(damaged, "damaged file")),
+        }
+    }
 }
 
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
     let swept = store.sweep()?;
-    let removed = Removed { records: swept.records, locks: swept.locks };
+    let damaged = if args.damaged { Some(store.clear_damaged()?) } else { None };
+    let removed = Removed { records: swept.records, locks: swept.locks, damaged };
     let mut out = Output::open();
-    out.line(&if args.json {
-        json(&removed)?
-    } else {
-        format!("{} and {} removed", count(removed.records, "record"), count(removed.locks, "lock"))
-    })?;
+    out.line(&if args.json { json(&removed)? } else { removed.to_text() })?;
     out.finish()
 }

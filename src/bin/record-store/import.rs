@@ -5,13 +5,15 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use record_store::{FileSystemRecordStore, Json, Key, LockOptions, OpenMode, RecordStoreExt};
+use record_store::{FileSystemRecordStore, Json, Key, LockOptions, RecordStoreExt, WriteOptions};
 use serde::Deserialize;
 
 use crate::args::{Existing, ImportArgs};
+use crate::damaged::Damaged;
 use crate::failure::{BAD_DATA, EXISTS, Failure};
 use crate::progress::Progress;
-use crate::records::open_to_write;
+use crate::records::{LATCH_TIMEOUT, open_to_write};
+use crate::style::quoted;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     let mut lines = Lines::open(args.file.as_deref())?;
@@ -22,9 +24,9 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     let mut records = 0;
     while let Some(line) = lines.next()? {
         let imported = match (line, &store) {
-            (Ok(line), Some(store)) => import_one(store, &line, args),
+            (Ok(line), Some((store, _))) => import_one(store, &line, args),
             // The first valid line opens the store, so that invalid input creates no store.
-            (Ok(line), None) => import_one(store.insert(open(args)?), &line, args),
+            (Ok(line), None) => import_one(&store.insert(open(args)?).0, &line, args),
             (Err(failure), _) => Err(failure),
         };
         match imported {
@@ -42,13 +44,15 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     }
     // Empty input creates an empty store: the copy of an empty store.
     if store.is_none() && outcome.is_ok() {
-        open(args)?;
+        drop(open(args)?);
     }
     outcome
 }
 
-fn open(args: &ImportArgs) -> Result<FileSystemRecordStore, Failure> {
-    Ok(open_to_write(&args.store, &args.durability, OpenMode::Create)?)
+fn open(args: &ImportArgs) -> Result<(FileSystemRecordStore, Damaged), Failure> {
+    let store = open_to_write(&args.store, &args.durability, args.adopt.mode())?;
+    let damaged = Damaged::watch(&store, None);
+    Ok((store, damaged))
 }
 
 /// One line of the input.
@@ -65,17 +69,16 @@ fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> 
         return Ok(());
     }
     // The lock makes the check and the write atomic.
-    let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait))?;
-    match args.existing {
-        Existing::Overwrite => guard.write(result)?,
-        _ if !store.exists(key)? => guard.write(result)?,
-        Existing::Skip => {}
-        Existing::Fail => {
-            let failure = Failure::new(EXISTS, format!("{:?} already has a record", key.as_str()));
-            return Err(failure.advise("use --existing skip or --existing overwrite"));
-        }
+    let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait.wait))?;
+    if args.existing == Existing::Overwrite || !store.exists(key)? {
+        guard.write_with(result, WriteOptions::new().timeout(args.wait.wait.max(LATCH_TIMEOUT)))?;
+    } else if args.existing == Existing::Fail {
+        let failure = Failure::new(EXISTS, format!("{} already has a record", quoted(key.as_str())));
+        return Err(failure.advise("use --existing skip or --existing overwrite"));
     }
-    Ok(guard.release()?)
+    // The drop waits only briefly for the release. The lock ends with this process at the latest.
+    drop(guard);
+    Ok(())
 }
 
 /// The longest line: the largest record, and space for a key in which every character is escaped.

@@ -3,6 +3,7 @@
 mod args;
 mod command;
 mod completions;
+mod damaged;
 mod export;
 mod failure;
 mod format;
@@ -17,6 +18,7 @@ mod signals;
 mod style;
 mod target;
 mod unlock;
+mod usage;
 mod value;
 mod verify;
 mod watch;
@@ -28,7 +30,11 @@ use clap::Parser;
 use args::{Cli, Task};
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().task {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => return usage::print(message),
+    };
+    let outcome = match cli.task {
         Task::Run(args) => run::run(args),
         Task::Get(args) => records::get(&args),
         Task::Put(args) => records::put(&args),

@@ -25,7 +25,7 @@ impl Output {
 
     /// The style for this output: coloured or plain.
     pub(crate) fn style(&self) -> Style {
-        Style::of(self.terminal)
+        Style::of(self.out.get_ref())
     }
 
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {

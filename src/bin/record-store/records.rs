@@ -1,12 +1,22 @@
 //! `get`, `put` and `rm`: read, write or remove one record.
 
 use std::io;
+use std::time::{Duration, Instant};
 
-use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Key, OpenMode, RecordStoreExt};
+use record_store::{
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Key, OpenMode, RecordStoreExt,
+    RemoveOptions,
+};
 
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
+use crate::damaged::Damaged;
 use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
+use crate::style::quoted;
 use crate::value::{Form, Value, read_to_end};
+
+/// A change waits at least this long for a process that is in the middle of an operation on the same key. That
+/// takes microseconds, unless the process is stopped.
+pub(crate) const LATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     let key = &args.record.key;
@@ -23,23 +33,49 @@ pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
         io::ErrorKind::FileTooLarge => Failure::new(BAD_DATA, format!("standard input: {error}")),
         _ => Failure::io("cannot read standard input", &error),
     })?;
-    let value = Value::parse(Form::of(args.text), input, "standard input")?;
-    let store = open_to_write(&args.record.store, &args.durability, OpenMode::Create)?;
-    value.write(&store, &args.record.key, args.expiry.options())?;
+    let value = Value::parse(Form::of(args.text), &input, "standard input")?;
+    drop(input);
+    let key = &args.record.key;
+    let store = open_to_write(&args.record.store, &args.durability, args.adopt.mode())?;
+    let _damaged = Damaged::watch(&store, Some(key));
+    change(&store, key, args.wait.wait, |timeout| {
+        value.write(&store, key, args.expiry.options().timeout(timeout))
+    })?;
     Ok(())
 }
 
 pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     let key = &args.record.key;
     let store = open_to_write(&args.record.store, &args.durability, OpenMode::Existing)?;
-    if store.remove(key)? {
-        return Ok(());
+    let _damaged = Damaged::watch(&store, Some(key));
+    let removed = change(&store, key, args.wait.wait, |timeout| {
+        store.remove_with(key, RemoveOptions::new().timeout(timeout))
+    })?;
+    if removed { Ok(()) } else { Err(no_record(&store, key)) }
+}
+
+/// Makes a change that another holder's lock can refuse. Waits for that lock for at most `wait`. `attempt` gets
+/// the time that it may wait for a process in the middle of an operation.
+fn change<T>(
+    store: &FileSystemRecordStore,
+    key: &Key,
+    wait: Duration,
+    attempt: impl Fn(Duration) -> record_store::Result<T>,
+) -> record_store::Result<T> {
+    let start = Instant::now();
+    loop {
+        let left = wait.saturating_sub(start.elapsed());
+        match attempt(left.max(LATCH_TIMEOUT)) {
+            Err(error) if error.kind() == ErrorKind::Locked && !left.is_zero() => {
+                store.wait_for_lock(key, left)?;
+            }
+            outcome => return outcome,
+        }
     }
-    Err(no_record(&store, key))
 }
 
 fn no_record(store: &FileSystemRecordStore, key: &Key) -> Failure {
-    Failure::new(NOT_FOUND, format!("no record {:?} ({})", key.as_str(), store.path().display()))
+    Failure::new(NOT_FOUND, format!("no record {} ({})", quoted(key.as_str()), store.path().display()))
         .advise("list the keys with ls")
 }
 

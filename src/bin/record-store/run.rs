@@ -1,22 +1,55 @@
 //! `run`: runs a command once per key, across all processes.
 
-use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use record_store::{Error, FileSystemRecordStore, LockGuard, LockOptions, OpenMode, RecordStoreExt};
+use record_store::{Error, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt};
 
 use crate::args::RunArgs;
 use crate::command::{Ended, Event, Running};
+use crate::damaged::{Damaged, warn};
 use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
-use crate::records::{open_to_read, open_to_write};
+use crate::output::Output;
+use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
 use crate::signals::Signals;
 use crate::value::{Form, Value};
 
+/// After a signal, the output is written for at most this time: its reader may have stopped.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(5);
+
 pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
-    Run::new(args)?.result()?.print()
+    let run = Run::new(args)?;
+    let outcome = match run.acquire() {
+        Ok(Acquired::Result(value)) => return value.print(),
+        Ok(Acquired::Lock(lock)) => run.compute(Some(lock)),
+        // Of several attempts, the error knows only the last one.
+        Err(error) if error.is_timeout() => return Err(error.with_waited(run.started.elapsed()).into()),
+        Err(error) if !is_unusable(&error) => return Err(error.into()),
+        Err(error) if !run.args.run_anyway => {
+            return Err(Failure::from(error).advise("add --run-anyway to run the command without the store"));
+        }
+        Err(error) => {
+            let _ = Failure::from(error).at("running the command without the store").printed();
+            run.signals.defer();
+            run.compute(None)
+        }
+    };
+    run.signals.stop_deferring();
+    outcome.print(run.deferred_signal())
+}
+
+/// Whether the store cannot be used. That another holder has the lock, or what is in the record or is to be
+/// written into it, is not a fault of the store.
+fn is_unusable(error: &Error) -> bool {
+    use ErrorKind::{CorruptRecord, Decode, Encode, RecordTooLarge};
+    !error.is_locked()
+        && !error.is_lock_lost()
+        && !matches!(error.kind(), CorruptRecord | Decode | Encode | RecordTooLarge)
 }
 
 struct Run {
@@ -28,6 +61,44 @@ struct Run {
     events: Receiver<Event>,
 }
 
+/// What is found for the key.
+enum Acquired {
+    /// A stored result.
+    Result(Value),
+    /// No result, so this process computes it.
+    Lock(Lock),
+}
+
+struct Lock {
+    held: Held,
+    /// The command inherits the owner file, so that it keeps the lock if this process is killed.
+    owner: OwnedFd,
+}
+
+/// The lock, in the store that the result is written to.
+struct Held {
+    guard: LockGuard<'static, FileSystemRecordStore>,
+    store: Arc<FileSystemRecordStore>,
+}
+
+/// The end of the command. All that it printed is passed on, whatever became of it.
+struct Outcome {
+    printed: Printed,
+    /// Why it is not stored.
+    failure: Option<Failure>,
+    /// The signal that ended the command.
+    signal: Option<i32>,
+}
+
+const NOT_STORED: &str = "the output is not stored";
+const MAYBE_NOT_STORED: &str = "the output may not be stored";
+
+enum Printed {
+    Result(Value),
+    /// Printed byte for byte: it is incomplete or not what can be stored.
+    Raw(Vec<u8>),
+}
+
 impl Run {
     fn new(args: RunArgs) -> Result<Self, Failure> {
         let (sender, events) = channel();
@@ -37,24 +108,29 @@ impl Run {
         Ok(Self { args, form, started: Instant::now(), signals, sender, events })
     }
 
-    fn result(&self) -> Result<Value, Failure> {
+    /// Reads the stored result, or acquires the lock. Signals are deferred while the lock is held.
+    fn acquire(&self) -> Result<Acquired, Error> {
         if let Some(value) = self.read_now()? {
-            return Ok(value);
+            return Ok(Acquired::Result(value));
         }
-        let store = open_to_write(&self.args.record.store, &self.args.durability, OpenMode::Create)?;
+        let mode = self.args.adopt.mode();
+        let store = Arc::new(open_to_write(&self.args.record.store, &self.args.durability, mode)?);
         loop {
             if let Some(value) = self.await_unlocked(&store)? {
-                return Ok(value);
+                return Ok(Acquired::Result(value));
             }
             self.signals.defer();
-            let outcome = self.try_compute(&store);
+            let acquired = self.try_acquire(&store);
+            if let Ok(Some(lock @ Acquired::Lock(_))) = acquired {
+                return Ok(lock);
+            }
             self.signals.stop_deferring();
             // A signal has priority over any outcome, because the user requested termination.
             if let Some(signal) = self.deferred_signal() {
-                return Err(Failure::signal(signal));
+                std::process::exit(signal_code(signal).into());
             }
-            if let Some(value) = outcome? {
-                return Ok(value);
+            if let Some(acquired) = acquired? {
+                return Ok(acquired);
             }
         }
     }
@@ -68,7 +144,7 @@ impl Run {
         }
         let Ok(store) = open_to_read(&record.store) else { return Ok(None) };
         match Value::read(self.form, &store, &record.key, Some(Duration::ZERO)) {
-            Err(error) if error.is_timeout() => Ok(None),
+            Err(error) if error.is_timeout() || self.recomputes(&error) => Ok(None),
             read => read,
         }
     }
@@ -81,54 +157,105 @@ impl Run {
             store.wait_for_lock(key, self.time_left())?;
             return Ok(None);
         }
-        Value::read(self.form, store, key, self.time_left())
+        match Value::read(self.form, store, key, self.time_left()) {
+            Err(error) if self.recomputes(&error) => Ok(None),
+            read => read,
+        }
     }
 
-    /// Computes the result if the lock is free. Returns `None` if another holder acquired it first.
+    /// Whether the command runs again because the stored result is damaged.
+    fn recomputes(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::CorruptRecord && !self.args.fail_if_damaged
+    }
+
+    /// Acquires the lock if it is free, and reads the result again under it. Returns `None` if another
+    /// holder acquired the lock first.
     ///
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
-    fn try_compute(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Failure> {
+    fn try_acquire(&self, store: &Arc<FileSystemRecordStore>) -> Result<Option<Acquired>, Error> {
         let timed_out = self.time_left() == Some(Duration::ZERO);
-        match store.lock(&self.args.record.key, LockOptions::new().acquire_timeout(Duration::ZERO)) {
-            Ok(guard) => self.compute(store, guard).map(Some),
-            Err(error) if error.is_timeout() && !timed_out => Ok(None),
-            Err(error) if error.is_timeout() => Err(error.with_waited(self.started.elapsed()).into()),
-            Err(error) => Err(error.into()),
+        let options = LockOptions::new().acquire_timeout(Duration::ZERO);
+        let guard = match store.lock_owned(&self.args.record.key, options) {
+            Ok(guard) => guard,
+            Err(error) if error.is_timeout() && !timed_out => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if !self.args.refresh {
+            match Value::read_locked(self.form, &guard) {
+                Ok(Some(value)) => return Ok(Some(Acquired::Result(value))),
+                Ok(None) => {}
+                Err(error) if self.recomputes(&error) => {
+                    warn(&format!("{}; running the command again", Failure::problem(&error)));
+                }
+                Err(error) => return Err(error),
+            }
         }
+        let owner = store.share_owner()?;
+        let held = Held { guard, store: Arc::clone(store) };
+        Ok(Some(Acquired::Lock(Lock { held, owner })))
     }
 
-    /// Computes the result under the lock. Every return releases the lock, and no return happens while
-    /// the command still runs.
-    fn compute(
-        &self,
-        store: &FileSystemRecordStore,
-        guard: LockGuard<'_, FileSystemRecordStore>,
-    ) -> Result<Value, Failure> {
-        if !self.args.refresh
-            && let Some(value) = Value::read_locked(self.form, &guard)?
-        {
-            return Ok(value);
-        }
-        // The command inherits the owner file, so that it keeps the lock if this process is killed.
-        let owner = store.share_owner()?;
-        let command = Running::start(&self.args.command, owner, &self.sender)?;
-        let output = match command.finish(&self.events, self.args.hold)? {
-            Ended::Exited { status, output } if status.success() => output,
-            Ended::Exited { status, output } => {
-                print_to_stderr(&output);
-                return Err(Failure::silent(exit_code(status)));
+    /// Runs the command and stores its output, if there is a lock. Every return releases the lock, and no
+    /// return happens while the command still runs.
+    fn compute(&self, lock: Option<Lock>) -> Outcome {
+        let (held, owner) = lock.map(|Lock { held, owner }| (held, owner)).unzip();
+        let command = match Running::start(&self.args.command, owner, &self.sender) {
+            Ok(command) => command,
+            Err(failure) => return Outcome::raw(vec![], failure, None),
+        };
+        let (ended, output) = command.finish(&self.events, self.args.hold);
+        // A command that ended without output has said itself why, and nothing is lost.
+        let is_silent = output.is_empty();
+        let (failure, signal) = match ended {
+            Ended::Exited(status) if status.success() => return self.store(held, output),
+            Ended::Exited(status) if is_silent => (Failure::silent(exit_code(status)), None),
+            Ended::Exited(status) => {
+                (Failure::new(exit_code(status), format!("the command failed ({status})")), None)
             }
             Ended::HoldExceeded => {
-                let hold = self.args.hold.unwrap_or_default();
-                let message = format!("the command was terminated after {hold:?}");
-                return Err(Failure::new(HOLD_EXCEEDED, message).advise("give it more time with --hold"));
+                let limit = self.args.hold.unwrap_or_default();
+                let message = format!("the command was terminated after {limit:?}");
+                (Failure::new(HOLD_EXCEEDED, message).advise("give it more time with --hold"), None)
             }
-            Ended::Signalled(signal) => return Err(Failure::signal(signal)),
+            Ended::Signalled(signal) if is_silent => (Failure::signal(signal), Some(signal)),
+            Ended::Signalled(signal) => {
+                let message = format!("the command was terminated because of signal {signal}");
+                (Failure::new(signal_code(signal), message), Some(signal))
+            }
+            Ended::Failed(failure) => (failure, None),
         };
-        let value = Value::parse(self.form, output, "the command's output")?;
-        value.write_locked(&guard, self.args.expiry.options())?;
-        guard.release()?;
-        Ok(value)
+        Outcome::raw(output, failure, signal)
+    }
+
+    /// Stores the output of a command that has succeeded, and releases the lock.
+    fn store(&self, held: Option<Held>, output: Vec<u8>) -> Outcome {
+        let value = match Value::parse(self.form, &output, "the command's output") {
+            Ok(value) => value,
+            Err(failure) => return Outcome::raw(output, failure, None),
+        };
+        let timeout = self.args.wait.unwrap_or_default().max(LATCH_TIMEOUT);
+        let options = self.args.expiry.options().timeout(timeout);
+        let stored = held.as_ref().map_or(Ok(()), |Held { guard, store }| {
+            let _damaged = Damaged::watch(store, Some(guard.key()));
+            value.write_locked(guard, options)
+        });
+        // The drop waits only briefly for the release. The lock ends with this process at the latest.
+        drop(held);
+        let failure = stored.err().and_then(|error| self.not_stored(error));
+        Outcome { printed: Printed::Result(value), failure, signal: None }
+    }
+
+    /// The failure to store a result. With `--run-anyway`, the store is optional: then a store that cannot be
+    /// used is reported here, and is no failure.
+    fn not_stored(&self, error: Error) -> Option<Failure> {
+        let is_optional = self.args.run_anyway && is_unusable(&error);
+        let what = if error.is_outcome_unknown() { MAYBE_NOT_STORED } else { NOT_STORED };
+        let failure = Failure::from(error).at(what);
+        if is_optional {
+            let _ = failure.printed();
+            return None;
+        }
+        Some(failure)
     }
 
     fn time_left(&self) -> Option<Duration> {
@@ -144,10 +271,53 @@ impl Run {
     }
 }
 
-/// Prints the output of a failed command. It may explain the failure, but it is not a result, and
-/// standard output is only for results.
-fn print_to_stderr(output: &[u8]) {
-    let _ = io::stderr().write_all(output);
+impl Outcome {
+    /// The output of a command whose output cannot be stored.
+    fn raw(output: Vec<u8>, failure: Failure, signal: Option<i32>) -> Self {
+        let failure = if output.is_empty() { failure } else { failure.at(NOT_STORED) };
+        Self { printed: Printed::Raw(output), failure: Some(failure), signal }
+    }
+
+    /// Prints the output, and then why it is not stored. A signal, during the command or `deferred` after it,
+    /// decides the exit code: the user requested termination.
+    fn print(self, deferred: Option<i32>) -> Result<(), Failure> {
+        let signal = self.signal.or(deferred);
+        if let Some(signal) = signal {
+            exit_later(signal);
+        }
+        let printed = match &self.printed {
+            Printed::Result(value) => value.print(),
+            Printed::Raw(bytes) => print(bytes),
+        };
+        match (self.failure, signal.map(Failure::signal)) {
+            (None, None) => printed,
+            (Some(failure), None) | (None, Some(failure)) => Err(report_all([printed], failure)),
+            (Some(failure), Some(signal)) => Err(report_all([printed, Err(failure)], signal)),
+        }
+    }
+}
+
+/// Reports all failures but the last one, which decides the exit code.
+fn report_all<const N: usize>(outcomes: [Result<(), Failure>; N], last: Failure) -> Failure {
+    for failure in outcomes.into_iter().filter_map(Result::err) {
+        let _ = failure.printed();
+    }
+    last
+}
+
+fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = Output::open();
+    out.write(bytes)?;
+    out.finish()
+}
+
+/// Ends this program after [`PRINT_TIMEOUT`], in case that it does not end before.
+fn exit_later(signal: i32) {
+    // Without the thread, another signal ends the program.
+    let _ = thread::Builder::new().spawn(move || {
+        thread::sleep(PRINT_TIMEOUT);
+        std::process::exit(signal_code(signal).into());
+    });
 }
 
 /// The exit code of a failed command, as a shell shows it.

@@ -1,15 +1,19 @@
 //! `unlock`: releases another holder's lock.
 
 use std::io::{self, BufRead, IsTerminal};
+use std::time::Duration;
 
-use record_store::{Error, ErrorKind, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStoreExt};
+use record_store::{
+    Error, ErrorKind, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt,
+};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
+use crate::damaged::Damaged;
 use crate::failure::{Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{age, duration, owner_cell, rfc3339};
 use crate::output::Output;
 use crate::records::open_to_write;
-use crate::style::{Cell, Colour, printable, table};
+use crate::style::{Cell, Colour, printable, quoted, table};
 
 pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     let key = &args.record.key;
@@ -23,10 +27,11 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     }
     out.lines(&table(&found.rows(key), out.style()))?;
     if !args.force && !confirmed(&mut out)? {
-        return Err(Failure::new(LOCKED, format!("{:?} stays locked", key.as_str())));
+        return Err(Failure::new(LOCKED, format!("{} stays locked", quoted(key.as_str()))));
     }
     out.flush()?;
-    found.release(&store, key)?;
+    let _damaged = Damaged::watch(&store, Some(key));
+    found.release(&store, key, args.wait)?;
     out.finish()
 }
 
@@ -43,7 +48,7 @@ impl Found {
             Ok(Some(lock)) => Ok(Self::Lock(Box::new(lock))),
             Ok(None) => {
                 let dir = store.path().display();
-                let message = format!("{:?} is not locked ({dir})", key.as_str());
+                let message = format!("{} is not locked ({dir})", quoted(key.as_str()));
                 Err(Failure::new(NOT_FOUND, message).advise("list the locks with locks"))
             }
             Err(error) if error.kind() == ErrorKind::CorruptLock => Ok(Self::Corrupt(error)),
@@ -55,8 +60,8 @@ impl Found {
     fn summary(&self, key: &Key) -> String {
         match self {
             Self::Lock(lock) => {
-                let owner = owner_cell(lock).text;
-                format!("{:?} is locked by {:?} (owner: {owner})", key.as_str(), lock.holder().name())
+                let (key, owner) = (quoted(key.as_str()), owner_cell(lock).text);
+                format!("{key} is locked by {} (owner: {owner})", quoted(lock.holder().name()))
             }
             Self::Corrupt(error) => Failure::problem(error),
         }
@@ -98,16 +103,17 @@ impl Found {
     ///
     /// A corrupt lock has no token. It is removed if it is still corrupt, but that check and the removal
     /// are two steps.
-    fn release(&self, store: &FileSystemRecordStore, key: &Key) -> Result<(), Failure> {
+    fn release(&self, store: &FileSystemRecordStore, key: &Key, wait: Duration) -> Result<(), Failure> {
         match self {
-            Self::Lock(lock) if store.break_lock_by_token(key, lock.token())? => Ok(()),
+            Self::Lock(lock) if store.break_lock_raw(key, Some(lock.token()), wait.into())? => Ok(()),
             Self::Corrupt(_) if is_corrupt(store, key) => {
-                store.break_lock(key)?;
+                store.break_lock_raw(key, None, wait.into())?;
                 Ok(())
             }
             _ => match store.lock_info(key)? {
                 Some(now) => {
-                    let message = format!("{:?} is now locked by {:?}", key.as_str(), now.holder().name());
+                    let (key, holder) = (quoted(key.as_str()), quoted(now.holder().name()));
+                    let message = format!("{key} is now locked by {holder}");
                     Err(Failure::new(LOCKED, message).advise("run unlock again to see that lock"))
                 }
                 // The lock was released or expired in the meantime.

@@ -35,34 +35,40 @@ pub(crate) enum Value {
 const ENCODE: &str = "encode it as text, for example with base64, and store it with --text";
 
 /// The largest accepted input: the size limit of a record.
-const MAX_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads to the end. An input that is too large for a record is an error.
 pub(crate) fn read_to_end(from: impl Read) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = from.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if read as u64 > MAX_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 GiB"));
+        return Err(too_large());
     }
     Ok(bytes)
 }
 
+pub(crate) fn too_large() -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, "larger than 1 GiB")
+}
+
 impl Value {
     /// Parses input. `what` names the input in error messages.
-    pub(crate) fn parse(form: Form, bytes: Vec<u8>, what: &str) -> Result<Self, Failure> {
+    pub(crate) fn parse(form: Form, bytes: &[u8], what: &str) -> Result<Self, Failure> {
         match form {
-            Form::Json => serde_json::from_slice(&bytes).map(Value::Json).map_err(|error| {
+            Form::Json => serde_json::from_slice(bytes).map(Value::Json).map_err(|error| {
                 let failure = Failure::bad_data(&format!("{what} is not one JSON value"), &error);
                 // --text would not accept other bytes either.
-                if std::str::from_utf8(&bytes).is_ok() {
+                if std::str::from_utf8(bytes).is_ok() {
                     failure.advise("store it with --text")
                 } else {
                     failure.advise(ENCODE)
                 }
             }),
-            Form::Text => String::from_utf8(bytes).map(Value::Text).map_err(|error| {
-                Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(ENCODE)
-            }),
+            Form::Text => {
+                std::str::from_utf8(bytes).map(|text| Value::Text(text.to_owned())).map_err(|error| {
+                    Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(ENCODE)
+                })
+            }
         }
     }
 
@@ -74,8 +80,8 @@ impl Value {
         key: &Key,
         timeout: Option<Duration>,
     ) -> Result<Option<Self>, Error> {
-        let json = store.read_raw(key, ReadOptions::new().timeout(timeout))?;
-        json.map(|json| Self::from_json(form, key, json)).transpose()
+        let record = store.read_raw(key, ReadOptions::new().timeout(timeout))?;
+        record.map(|record| Self::from_json(form, key, record.json)).transpose()
     }
 
     /// Reads from the store as the holder of the lock.

@@ -43,6 +43,8 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
 enum Kind {
     Damage,
     Foreign,
+    /// A file that was moved aside.
+    Kept,
     Leftover,
 }
 
@@ -50,6 +52,7 @@ fn kind(problem: &Problem) -> Kind {
     match problem {
         damage if damage.is_damage() => Kind::Damage,
         Problem::Foreign => Kind::Foreign,
+        Problem::KeptAside => Kind::Kept,
         _ => Kind::Leftover,
     }
 }
@@ -86,6 +89,7 @@ fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failu
     let word = match kind {
         Kind::Damage => style.paint(Colour::Bad, "damage"),
         Kind::Foreign => style.paint(Colour::Warning, "foreign"),
+        Kind::Kept => style.paint(Colour::Warning, "kept"),
         Kind::Leftover => style.paint(Colour::Dim, "leftover"),
     };
     // The cause already contains the path.
@@ -98,6 +102,7 @@ fn print(out: &mut Output, finding: &Finding, as_json: bool) -> Result<(), Failu
 struct Summary {
     damage: u64,
     foreign: u64,
+    kept: u64,
     leftover: u64,
     /// The number of files and directories that could not be checked.
     unchecked: u64,
@@ -108,6 +113,7 @@ impl Summary {
         match kind {
             Kind::Damage => self.damage += 1,
             Kind::Foreign => self.foreign += 1,
+            Kind::Kept => self.kept += 1,
             Kind::Leftover => self.leftover += 1,
         }
     }
@@ -125,12 +131,13 @@ impl Summary {
         if as_json {
             return out.line(&json(&All { files, records, locks, summary: self })?);
         }
-        let Summary { damage, foreign, leftover, unchecked } = self;
+        let Summary { damage, foreign, kept, leftover, unchecked } = self;
         let colour = if damage + unchecked == 0 { Colour::Good } else { Colour::Bad };
         let damaged = out.style().paint(colour, &format!("{damage} damaged")).into_owned();
+        let kept = if *kept > 0 { format!(", {kept} kept aside") } else { String::new() };
         let unchecked = if *unchecked > 0 { format!(", {unchecked} not checked") } else { String::new() };
         out.line(&format!(
-            "{} checked ({}, {}): {damaged}, {foreign} foreign, {leftover} leftover{unchecked}",
+            "{} checked ({}, {}): {damaged}, {foreign} foreign, {leftover} leftover{kept}{unchecked}",
             count(files, "file"),
             count(records, "record"),
             count(locks, "lock"),

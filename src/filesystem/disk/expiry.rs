@@ -1,17 +1,17 @@
 //! When a record with a time to live expires.
 //!
-//! The record file says so, as a lock file says when a lease ends. A permission bit that means nothing for
-//! a JSON file marks it. So a `stat` alone separates the few files that may have expired from all others. If
-//! a copy of the store loses its permission bits, an expired record still reads as absent, but `exists` and
-//! `keys` do not notice the expiry.
+//! The record file says so, before the result, and nothing else does: a mode or a time of the file would not
+//! survive a copy.
 //!
-//! A store that never had such a record has no file `.store/expiring`, and then nothing is checked.
+//! A store that never had such a record has no file `.store/expiring`. Then `exists` and `keys` need not open
+//! the record files.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rustix::fs::{OFlags, Stat};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use super::layout::{self, Layout};
 use super::publish;
@@ -21,9 +21,6 @@ use crate::filesystem::protocol::lease::{Lease, Term};
 use crate::record::{Parsed, Unsound};
 use crate::rfc3339;
 use crate::{Json, Result};
-
-/// The owner's execute bit.
-pub(crate) const MARK: u32 = 0o100;
 
 /// In the private directory.
 pub(crate) const EXPIRING: &str = "expiring";
@@ -50,23 +47,26 @@ pub(crate) fn starting(time_to_live: Duration) -> Option<Json> {
 
 /// When a record expires. `None`: never.
 pub(crate) fn of(record: &Parsed<'_>) -> Result<Option<Lease>, Unsound> {
-    let Some(expiry) = record.expiry else { return Ok(None) };
+    record.expiry.map(parse).transpose()
+}
+
+fn parse(expiry: &RawValue) -> Result<Lease, Unsound> {
     let text: Text = serde_json::from_str(expiry.get()).map_err(|error| Unsound::Expiry(Some(error)))?;
-    Ok(Some(Lease {
+    Ok(Lease {
         epoch: text.boot_id.zip(text.time_ns).map(|(boot_id, time_ns)| Epoch { boot_id, time_ns }),
         deadline: text.deadline_ns.map(Duration::from_nanos),
         expires_at: Some(rfc3339::parse(&text.expires_at).ok_or(Unsound::Expiry(None))?),
-    }))
+    })
 }
 
 /// The rest of a record's time to live.
 pub(crate) fn term(record: &Parsed<'_>) -> Result<Term, Unsound> {
-    Ok(of(record)?.map_or(Term::Unlimited, |expiry| expiry.term(&Reading::now())))
+    record.expiry.map_or(Ok(Term::Unlimited), term_of)
 }
 
-/// Whether the file may contain an expiry.
-pub(crate) fn is_marked(stat: &Stat) -> bool {
-    stat.st_mode & MARK != 0
+/// The rest of the time to live that this expiry grants.
+pub(crate) fn term_of(expiry: &RawValue) -> Result<Term, Unsound> {
+    Ok(parse(expiry)?.term(&Reading::now()))
 }
 
 /// Whether the store has had records that expire. Checked each time, until there was one: another process
@@ -81,7 +81,8 @@ pub(crate) fn announce(layout: &Layout, context: Context<'_>) -> Result<()> {
     if layout.expiring.load(Ordering::Relaxed) {
         return Ok(());
     }
-    layout::open(&layout.private, EXPIRING, OFlags::WRONLY | OFlags::CREATE, layout.mode())
+    layout
+        .open_or_create_private(EXPIRING, OFlags::WRONLY)
         .map_err(|refusal| refusal.into_error(context, "create", layout.private_path(EXPIRING)))?;
     publish::sync_private(layout, context)?;
     layout.expiring.store(true, Ordering::Relaxed);

@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
+use super::permissions::Permissions;
 use crate::filesystem::context::Context;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -20,6 +21,8 @@ pub(crate) const FORMAT: &str = "format.json";
 pub(crate) const LATCHES: &str = "latches";
 pub(crate) const OWNERS: &str = "owners";
 pub(crate) const TMP: &str = "tmp";
+/// Files that were in the place of a record or a lock, and are neither.
+pub(crate) const DAMAGED: &str = "damaged";
 /// The table of waiters, on Linux.
 pub(crate) const EVENTS: &str = "events";
 
@@ -42,8 +45,7 @@ pub(crate) struct Layout {
     pub(crate) private: OwnedFd,
     /// Device and inode of the private directory: identifies the store, whatever path it was opened by.
     pub(crate) identity: (u64, u64),
-    /// The permission bits of new files, before the umask.
-    pub(crate) file_mode: u32,
+    pub(crate) permissions: Permissions,
     /// This process knows that the store has, or had, records that expire.
     pub(crate) expiring: AtomicBool,
 }
@@ -73,8 +75,9 @@ impl Refusal {
 }
 
 impl Layout {
-    /// Opens the directories of a store at the absolute path `root`.
-    pub(crate) fn open(root: PathBuf, file_mode: u32, context: Context<'_>) -> Result<Self> {
+    /// Opens the directories of a store at the absolute path `root`. New files get the requested permissions,
+    /// unless those of the store decide.
+    pub(crate) fn open(root: PathBuf, requested: Permissions, context: Context<'_>) -> Result<Self> {
         let not_a_store = || context.error(ErrorKind::NotAStore).with_path(&root);
         // The path to the store's directory may contain links. The paths inside must not.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -91,7 +94,8 @@ impl Layout {
             rustix::fs::fstat(&private).map_err(|errno| context.io("stat", &root.join(PRIVATE), errno))?;
         #[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
         let identity = (u64::try_from(stat.st_dev).unwrap_or(0), stat.st_ino.into());
-        Ok(Self { root, dir, private, identity, file_mode, expiring: AtomicBool::new(false) })
+        let permissions = requested.in_store(&stat);
+        Ok(Self { root, dir, private, identity, permissions, expiring: AtomicBool::new(false) })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -111,34 +115,49 @@ impl Layout {
         self.root.join(lock_name(key))
     }
 
-    /// Creates the store's directory and the private one in it, where they are missing.
-    pub(crate) fn create(root: &Path, file_mode: u32, context: Context<'_>) -> Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        let mut builder = std::fs::DirBuilder::new();
-        builder.mode(dir_mode(file_mode));
-        let failed = |path: &Path, error| context.io("create the directory", path, error);
-        builder.recursive(true).create(root).map_err(|error| failed(root, error))?;
-        let private = root.join(PRIVATE);
-        match builder.recursive(false).create(&private) {
-            // Whether the existing file is a directory is checked when it is opened.
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(failed(&private, error)),
-            _ => Ok(()),
-        }
+    /// Whether the private directory was removed since it was opened.
+    pub(crate) fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.private).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// Creates the directories in the private one where they are missing, and checks that none of them is
-    /// a link.
-    pub(crate) fn complete(&self, context: Context<'_>) -> Result<()> {
-        let mode = Mode::from_raw_mode(dir_mode(self.file_mode));
-        for name in [LATCHES, OWNERS, TMP] {
-            let path = self.private_path(name);
-            match rustix::fs::mkdirat(&self.private, name, mode) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(context.io("create the directory", &path, errno)),
-            }
-            self.open_private_dir(name).map_err(|errno| context.io("open the directory", &path, errno))?;
+    /// Makes the new private directory usable for everyone who may use the directory above it. Root gives it to
+    /// the owner of that directory.
+    pub(crate) fn adopt_permissions(&mut self) -> Result<(), Errno> {
+        let root = rustix::fs::fstat(&self.dir)?;
+        let permissions = self.permissions.in_store(&root);
+        if !permissions.are_usual() {
+            permissions.share_group(&self.private, &root)?;
+            permissions.apply_to_dir(&self.private)?;
+            permissions.apply_to_root(&self.dir, &root)?;
+            self.permissions = permissions.in_store(&rustix::fs::fstat(&self.private)?);
         }
         Ok(())
+    }
+
+    /// Opens a directory in the private one, created if it is missing.
+    pub(crate) fn make_private_dir(&self, name: &str) -> Result<OwnedFd, Errno> {
+        self.make_private_dir_if_missing(name).map(|(dir, _)| dir)
+    }
+
+    /// [`make_private_dir`](Layout::make_private_dir), and whether this call has created it.
+    #[allow(clippy::disallowed_methods, reason = "it takes back only what it has just created")]
+    pub(crate) fn make_private_dir_if_missing(&self, name: &str) -> Result<(OwnedFd, bool), Errno> {
+        match rustix::fs::mkdirat(&self.private, name, self.permissions.dir_mode()) {
+            Ok(()) => {
+                let opened = self.open_private_dir(name).and_then(|dir| {
+                    if !self.permissions.are_usual() {
+                        self.permissions.apply_to_dir(&dir)?;
+                    }
+                    Ok((dir, true))
+                });
+                // A directory that cannot be used, or has no permissions, must not stay.
+                opened.inspect_err(|_| {
+                    let _ = rustix::fs::unlinkat(&self.private, name, AtFlags::REMOVEDIR);
+                })
+            }
+            Err(Errno::EXIST) => self.open_private_dir(name).map(|dir| (dir, false)),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Opens a directory in the private one.
@@ -147,14 +166,38 @@ impl Layout {
         openat(&self.private, name, flags, Mode::empty())
     }
 
-    pub(crate) fn mode(&self) -> Mode {
-        Mode::from_raw_mode(self.file_mode)
+    /// Opens a regular file in the private directory, created if it is missing.
+    pub(crate) fn open_or_create_private(&self, name: &str, flags: OFlags) -> Result<Opened, Refusal> {
+        let permissions = &self.permissions;
+        if permissions.are_usual() {
+            return open(&self.private, name, flags | OFlags::CREATE, permissions.mode());
+        }
+        loop {
+            match open(&self.private, name, flags, Mode::empty()) {
+                Err(Refusal::Os(Errno::NOENT)) => {}
+                opened => return opened,
+            }
+            match self.create(&self.private, name, flags) {
+                Ok(_) | Err(Refusal::Os(Errno::EXIST)) => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
     }
-}
 
-/// Everyone who may read a file may also search its directory.
-fn dir_mode(file_mode: u32) -> u32 {
-    file_mode | (file_mode & 0o444) >> 2
+    /// Creates a new file in a directory of the store.
+    pub(crate) fn create(
+        &self,
+        dir: &OwnedFd,
+        name: impl Arg + Copy,
+        flags: OFlags,
+    ) -> Result<File, Refusal> {
+        let flags = flags | OFlags::CREATE | OFlags::EXCL;
+        let file = open_unchecked(dir, name, flags, self.permissions.mode())?;
+        if !self.permissions.are_usual() {
+            self.permissions.apply(&file).map_err(Refusal::Os)?;
+        }
+        Ok(file)
+    }
 }
 
 pub(crate) fn record_name(key: &Key) -> String {
@@ -163,6 +206,11 @@ pub(crate) fn record_name(key: &Key) -> String {
 
 pub(crate) fn lock_name(key: &Key) -> String {
     [key.file_stem(), LOCK_SUFFIX].concat()
+}
+
+/// The name of the record whose key has this stem.
+pub(crate) fn record_beside(stem: &str) -> String {
+    [stem, RECORD_SUFFIX].concat()
 }
 
 /// The key's stem, if this is the name of a record.
@@ -178,6 +226,12 @@ pub(crate) fn lock_stem(name: &str) -> Option<&str> {
 /// Opens a file or a directory. On some file systems a signal can interrupt that: then it is retried.
 fn openat(dir: impl AsFd + Copy, path: impl Arg + Copy, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::openat(dir, path, flags, mode))
+}
+
+/// Opens a directory, also through a symbolic link.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(rustix::fs::CWD, path, flags, Mode::empty())
 }
 
 /// Opens the regular file `name` in `dir`.
@@ -215,6 +269,14 @@ pub(crate) fn open_existing(dir: &OwnedFd, name: &str) -> Result<Option<Opened>,
     }
 }
 
+/// Reads the first bytes of a file, with one call: there may be fewer than the file has.
+pub(crate) fn read_head(opened: &Opened, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; bytes];
+    let length = retry_on_intr(|| rustix::io::pread(&opened.file, &mut *head, 0))?;
+    head.truncate(length);
+    Ok(head)
+}
+
 /// Begins a listing of a directory. The directory is opened again, because a listing has its own position.
 pub(crate) fn list(dir: &OwnedFd) -> Result<Dir, Errno> {
     retry_on_intr(|| Dir::read_from(dir))
@@ -227,6 +289,10 @@ pub(crate) fn stat(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
+}
+
+pub(crate) fn is_directory(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 /// The kind of this file, if it is not a regular one.

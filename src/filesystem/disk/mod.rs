@@ -1,8 +1,16 @@
 //! Files: their names, how they are opened and published, and the text in them.
 
+pub(crate) mod adoption;
+pub(crate) mod creation;
 pub(crate) mod expiry;
+pub(crate) mod file_system;
 pub(crate) mod layout;
 pub(crate) mod lock_file;
 pub(crate) mod names;
+pub(crate) mod old_file;
+pub(crate) mod permissions;
 pub(crate) mod publish;
 pub(crate) mod record_file;
+pub(crate) mod record_head;
+pub(crate) mod record_version;
+pub(crate) mod usability;

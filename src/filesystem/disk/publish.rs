@@ -3,23 +3,29 @@
 //! A file that readers may find is first staged in `.store/tmp/`, synced if the store is durable, and then
 //! renamed into place: readers find all of it or nothing. The name of a staged file begins with the name of
 //! its writer's owner file, so a sweep recognizes the files of dead processes.
+//!
+//! A file that is in the place of a record is not overwritten and not unlinked by its name: it is
+//! [displaced](Displaced), which means moved to a name in `.store/tmp/` that says its old one. There it is
+//! examined.
 #![allow(clippy::disallowed_methods, reason = "the one place that is allowed to call them")]
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 #[cfg(target_os = "linux")]
 use rustix::fs::RenameFlags;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::layout::{self, Layout, Opened, TMP};
+use super::layout::{self, DAMAGED, Layout, Opened, Refusal, TMP};
 use crate::filesystem::context::Context;
 use crate::filesystem::options::Durability;
+use crate::rfc3339;
 use crate::{Error, Result};
 
 /// A complete file that nobody can see yet. Dropping it discards it.
@@ -28,10 +34,22 @@ pub(crate) struct Staged<'a> {
     layout: &'a Layout,
     /// Its name in the private directory. Empty once there is nothing to discard.
     name: String,
-    durability: Durability,
 }
 
-/// Between the owner's name and the number in a staged file's name.
+/// A file that was in the place of a record, under a name in `.store/tmp/`.
+#[must_use = "a displaced file has to be examined"]
+#[derive(Debug)]
+pub(crate) struct Displaced {
+    /// Its name in the private directory.
+    pub(crate) name: String,
+    /// Its name in the store's directory.
+    pub(crate) original: String,
+    /// Its metadata in the store's directory, a moment before.
+    pub(crate) stat: Option<Stat>,
+}
+
+/// Separates the parts of a staged file's name: the owner's name, a number and, if the file may be a displaced
+/// one, its original name.
 const SEPARATOR: char = '.';
 
 /// Numbers the staged files of this process. A forked child continues the count, but has an owner name of
@@ -39,31 +57,47 @@ const SEPARATOR: char = '.';
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 impl<'a> Staged<'a> {
-    /// Writes `text` to a new file, and syncs it if the durability demands it. `owner` is the name of this
-    /// process's owner file; the file gets `extra_mode` in addition to the layout's mode.
+    /// Stages the text of a record. `owner` is the name of this process's owner file.
+    pub(crate) fn for_record(
+        layout: &'a Layout,
+        owner: &str,
+        record_name: &str,
+        text: &[u8],
+        durability: Durability,
+        context: Context<'_>,
+    ) -> Result<Self> {
+        let mut name = unique_name(owner);
+        // One write is complete or absent, so this file is never unfinished: see `exchange`. After a power
+        // loss it may be, unless it was synced under another name.
+        if durability == Durability::Relaxed && text.len() <= MAX_CREATE_BYTES {
+            name = as_displaced(&name, record_name);
+        }
+        Self::under_name(name, layout, text, durability, context)
+    }
+
+    /// Stages the text of a file that replaces no record.
     pub(crate) fn new(
         layout: &'a Layout,
         owner: &str,
         text: &[u8],
-        extra_mode: u32,
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{TMP}/{owner}{SEPARATOR}{number:x}");
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        let mut file = layout::open_unchecked(&layout.private, &*name, flags, layout.mode())
+        Self::under_name(unique_name(owner), layout, text, durability, context)
+    }
+
+    /// Writes `text` to a new file, and syncs it if the durability demands it.
+    fn under_name(
+        name: String,
+        layout: &'a Layout,
+        text: &[u8],
+        durability: Durability,
+        context: Context<'_>,
+    ) -> Result<Self> {
+        let (staged, mut file) = Self::create(layout, name)
             .map_err(|refusal| refusal.into_error(context, "stage a file", layout.private_path(TMP)))?;
-        // From here on it is discarded if a step fails.
-        let staged = Self { layout, name, durability };
         let failed = |action, error| context.io(action, &layout.private_path(&staged.name), error);
         file.write_all(text).map_err(|error| failed("write the staged file", error))?;
-        if extra_mode != 0 {
-            // Not when the file is created: the umask could clear the bits.
-            let set = rustix::fs::fstat(&file)
-                .and_then(|stat| rustix::fs::fchmod(&file, Mode::from_raw_mode(stat.st_mode | extra_mode)));
-            set.map_err(|errno| failed("set the mode of the staged file", errno.into()))?;
-        }
         if durability == Durability::Full {
             // Only once: after a failed sync the kernel may report the same pages as clean.
             file.sync_data().map_err(|error| failed("sync the staged file", error))?;
@@ -71,44 +105,142 @@ impl<'a> Staged<'a> {
         Ok(staged)
     }
 
-    /// Renames the file into the store's directory, over an existing file of that name.
-    pub(crate) fn publish(mut self, name: &str, context: Context<'_>) -> Result<()> {
-        let layout = self.layout;
-        if self.durability == Durability::Relaxed && self.exchange(name) {
-            // The staged name now belongs to the old file, and is discarded with it.
-            return Ok(());
+    /// Replaces the text of a staged record by one that is not shorter, and syncs it again if the durability
+    /// demands it. One write, as in `for_record`.
+    pub(crate) fn rewrite(&self, text: &[u8], durability: Durability, context: Context<'_>) -> Result<()> {
+        let path = || self.layout.private_path(&self.name);
+        let file = layout::open_unchecked(&self.layout.private, &*self.name, OFlags::WRONLY, Mode::empty())
+            .map_err(|refusal| refusal.into_error(context, "open the staged file", path()))?;
+        file.write_all_at(text, 0).map_err(|error| context.io("write the staged file", &path(), error))?;
+        if durability == Durability::Full {
+            file.sync_data().map_err(|error| context.io("sync the staged file", &path(), error))?;
         }
+        Ok(())
+    }
+
+    /// Creates an empty file. From then on it is discarded if a step fails.
+    fn create(layout: &'a Layout, name: String) -> Result<(Self, File), Refusal> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let file = layout::open_unchecked(&layout.private, &*name, flags, layout.permissions.mode())?;
+        let staged = Self { layout, name };
+        if !layout.permissions.are_usual() {
+            layout.permissions.apply(&file).map_err(Refusal::Os)?;
+        }
+        Ok((staged, file))
+    }
+
+    /// Renames the file to the name of a record that has no file. `false`: there is one.
+    pub(crate) fn publish_new(&mut self, name: &str, context: Context<'_>) -> Result<bool> {
+        match rename_new((&self.layout.private, &self.name), (&self.layout.dir, name)) {
+            Ok(()) => self.name.clear(),
+            Err(Errno::EXIST) => return Ok(false),
+            // The file system cannot do it, or this rename fails in the same way.
+            Err(_) => self.rename_over(name, context)?,
+        }
+        Ok(true)
+    }
+
+    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
+    /// file system does not support it.
+    ///
+    /// The staged file is renamed first, because a crash after the exchange leaves the old file under this
+    /// name. A sweep may unlink an unfinished file whatever is in it, but not that one.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+        let private = &self.layout.private;
+        if original_of_staged(&self.name).is_none() {
+            let displaced = as_displaced(&self.name, name);
+            rustix::fs::renameat(private, &*self.name, private, &*displaced).ok()?;
+            self.name = displaced;
+        }
+        exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
+        let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
+        Some(Displaced { name: staged, original, stat: Some(old) })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, reason = "as on Linux")]
+    pub(crate) fn exchange(&mut self, _name: &str, _old: Stat) -> Option<Displaced> {
+        None
+    }
+
+    /// Renames the file into the store's directory, over an existing file of that name. The caller has
+    /// examined that file.
+    pub(crate) fn rename_over(&mut self, name: &str, context: Context<'_>) -> Result<()> {
+        let layout = self.layout;
         rustix::fs::renameat(&layout.private, &*self.name, &layout.dir, name)
             .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))?;
         self.name.clear();
         Ok(())
     }
 
-    /// Exchanges the file with the regular file of this name atomically. `false`: there is none, or the
-    /// file system does not support it. Without a sync this is cheaper: a rename over an existing file makes
-    /// ext4 write the new one to the disk at once.
-    #[cfg(target_os = "linux")]
-    fn exchange(&self, name: &str) -> bool {
-        let (from, to) = (&self.layout.private, &self.layout.dir);
-        let exchange = || rustix::fs::renameat_with(from, &*self.name, to, name, RenameFlags::EXCHANGE);
-        matches!(layout::stat(to, name), Ok(Some(stat)) if layout::irregular(&stat).is_none())
-            && exchange().is_ok()
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn exchange(&self, _name: &str) -> bool {
-        false
-    }
-
-    /// Links the file to `name` in the private directory. `false`: that name exists.
-    pub(crate) fn publish_private(self, name: &str, context: Context<'_>) -> Result<bool> {
-        let private = &self.layout.private;
-        match rustix::fs::linkat(private, &*self.name, private, name, AtFlags::empty()) {
-            Ok(()) => Ok(true),
-            Err(Errno::EXIST) => Ok(false),
-            Err(errno) => Err(context.io("link into place", &self.layout.private_path(name), errno)),
+    /// Publishes a lock file. The caller has read the old one, if there was one, under the latch.
+    ///
+    /// An exchange is cheaper than a rename over the old file, which makes ext4 write the new one to the disk
+    /// at once. Then the staged name belongs to the old lock, and is discarded with it.
+    pub(crate) fn publish_lock(mut self, name: &str, context: Context<'_>) -> Result<()> {
+        let layout = self.layout;
+        match layout::stat(&layout.dir, name) {
+            Ok(None) if self.publish_new(name, context)? => return Ok(()),
+            // Another program has just created it.
+            Ok(None) => return Err(context.io("create", &layout.root().join(name), Errno::EXIST)),
+            #[cfg(target_os = "linux")]
+            Ok(Some(stat))
+                if layout::irregular(&stat).is_none()
+                    && exchange((&layout.private, &self.name), (&layout.dir, name)).is_ok() =>
+            {
+                return Ok(());
+            }
+            Ok(Some(_)) | Err(_) => {}
         }
+        self.rename_over(name, context)
     }
+
+    /// Renames the file to a name in the private directory that does not exist. Called in the latch of the
+    /// creation, so that nobody else gives a file that name.
+    pub(crate) fn publish_private(mut self, name: &str, context: Context<'_>) -> Result<()> {
+        let private = &self.layout.private;
+        rustix::fs::renameat(private, &*self.name, private, name)
+            .map_err(|errno| context.io("rename into place", &self.layout.private_path(name), errno))?;
+        self.name.clear();
+        Ok(())
+    }
+}
+
+/// The owner's name in the names of files that a process stages before it has an owner file. There is no such
+/// file, so a sweep removes what such a process leaves.
+pub(crate) fn nameless_owner() -> String {
+    format!("new-{}", std::process::id())
+}
+
+/// Creates an empty file in the private directory, if there is none of that name. It appears with its
+/// permissions.
+pub(crate) fn create_private(layout: &Layout, name: &str) -> Result<(), Refusal> {
+    for _ in 0..MAX_NAME_ATTEMPTS {
+        let (mut staged, _) = match Staged::create(layout, unique_name(&nameless_owner())) {
+            // Left by another process of this number.
+            Err(Refusal::Os(Errno::EXIST)) => continue,
+            created => created?,
+        };
+        let (from, to) = ((&layout.private, &*staged.name), (&layout.private, name));
+        let linked = || rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty());
+        match rename_new(from, to) {
+            Ok(()) => staged.name.clear(),
+            Err(Errno::EXIST) => {}
+            // A sweep has taken it for the file of a dead process.
+            Err(Errno::NOENT) if matches!(layout::stat(from.0, from.1), Ok(None)) => continue,
+            Err(_) => match linked() {
+                Ok(()) | Err(Errno::EXIST) => {}
+                // No other way is left on this file system: for a moment it has no permissions.
+                Err(_) => match layout.create(to.0, name, OFlags::WRONLY) {
+                    Ok(_) | Err(Refusal::Os(Errno::EXIST)) => {}
+                    Err(refusal) => return Err(refusal),
+                },
+            },
+        }
+        return Ok(());
+    }
+    Err(Refusal::Os(Errno::EXIST))
 }
 
 impl Drop for Staged<'_> {
@@ -120,9 +252,128 @@ impl Drop for Staged<'_> {
     }
 }
 
+/// A name for a staged file.
+fn unique_name(owner: &str) -> String {
+    format!("{TMP}/{owner}{SEPARATOR}{:x}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The staged name of a file that may be the displaced one of a record.
+fn as_displaced(staged: &str, record_name: &str) -> String {
+    format!("{staged}{SEPARATOR}{record_name}")
+}
+
 /// The owner's name in the name of a staged file.
 pub(crate) fn owner_of_staged(name: &str) -> Option<&str> {
     name.split_once(SEPARATOR).map(|(owner, _)| owner)
+}
+
+/// The original name in the name of a staged file, if that may be a displaced file.
+pub(crate) fn original_of_staged(name: &str) -> Option<&str> {
+    name.splitn(3, SEPARATOR).nth(2)
+}
+
+/// Displaces the file in the place of a record. `None`: there is none.
+pub(crate) fn displace(
+    layout: &Layout,
+    owner: &str,
+    name: &str,
+    stat: Stat,
+) -> Result<Option<Displaced>, Errno> {
+    let displaced = as_displaced(&unique_name(owner), name);
+    match rustix::fs::renameat(&layout.dir, name, &layout.private, &*displaced) {
+        Ok(()) => Ok(Some(Displaced { name: displaced, original: name.to_owned(), stat: Some(stat) })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Moves a file to `.store/damaged/`, under a new name that begins with its original one. Returns its path.
+///
+/// The move is durable before the caller goes on, if the store is: an exchange that reached the disk by half
+/// could have lost the file.
+pub(crate) fn set_aside(
+    layout: &Layout,
+    (dir, name): (&OwnedFd, &str),
+    original: &str,
+    durability: Durability,
+) -> Result<PathBuf, Errno> {
+    let damaged = layout.make_private_dir(DAMAGED)?;
+    let mut renamed = Err(Errno::NAMETOOLONG);
+    for longest in [LONGEST_ORIGINAL, LONGEST_ORIGINAL / 4] {
+        if renamed != Err(Errno::NAMETOOLONG) {
+            break;
+        }
+        let original = &original[..original.floor_char_boundary(longest)];
+        for _ in 0..MAX_NAME_ATTEMPTS {
+            let kept = format!("{original}{KEPT_SEPARATOR}{}", stamp());
+            renamed = match rename_new((dir, name), (&damaged, &kept)) {
+                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                    rename_reserved((dir, name), (&damaged, &kept))
+                }
+                renamed => renamed,
+            }
+            .map(|()| kept);
+            if renamed != Err(Errno::EXIST) {
+                break;
+            }
+        }
+    }
+    let kept = renamed?;
+    if durability == Durability::Full {
+        // The file is safe from this program already. The file system may still lose it.
+        let _ = retry_on_intr(|| rustix::fs::fsync(&damaged));
+        if let Ok(tmp) = layout.open_private_dir(TMP) {
+            let _ = retry_on_intr(|| rustix::fs::fsync(&tmp));
+        }
+    }
+    Ok(layout.private_path(DAMAGED).join(kept))
+}
+
+/// The original name of a file in `.store/damaged/`.
+pub(crate) fn original_of_kept(name: &str) -> &str {
+    name.rsplit_once(KEPT_SEPARATOR).map_or(name, |(original, _)| original)
+}
+
+const KEPT_SEPARATOR: char = '~';
+
+/// The part of an original name that leaves room for a time.
+const LONGEST_ORIGINAL: usize = 220;
+
+/// The times that two processes take from the clock are rarely the same.
+const MAX_NAME_ATTEMPTS: usize = 100;
+
+/// The time, in characters that every file system allows in a name.
+fn stamp() -> String {
+    rfc3339::format(SystemTime::now()).replace(['-', ':'], "")
+}
+
+/// A name in a directory.
+type Name<'a> = (&'a OwnedFd, &'a str);
+
+/// Renames a file, unless the new name exists.
+#[cfg(target_os = "linux")]
+fn rename_new(from: Name<'_>, to: Name<'_>) -> Result<(), Errno> {
+    rustix::fs::renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn rename_new(_from: Name<'_>, _to: Name<'_>) -> Result<(), Errno> {
+    Err(Errno::NOSYS)
+}
+
+/// Renames a file to a new name where no rename can check that the name is new: an empty file, which only one
+/// process can create, reserves the name.
+fn rename_reserved(from: Name<'_>, to: Name<'_>) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::openat(to.0, to.1, flags, Mode::RUSR | Mode::WUSR)?;
+    rustix::fs::renameat(from.0, from.1, to.0, to.1).inspect_err(|_| {
+        let _ = rustix::fs::unlinkat(to.0, to.1, AtFlags::empty());
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(one: Name<'_>, other: Name<'_>) -> Result<(), Errno> {
+    rustix::fs::renameat_with(one.0, one.1, other.0, other.1, RenameFlags::EXCHANGE)
 }
 
 /// Creates a new file under its final name, with one write. Only for lock files: an empty lock file is not
@@ -130,7 +381,7 @@ pub(crate) fn owner_of_staged(name: &str) -> Option<&str> {
 pub(crate) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<()> {
     let path = || layout.root().join(name);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-    let mut file = layout::open_unchecked(&layout.dir, name, flags, layout.mode())
+    let mut file = layout::open_unchecked(&layout.dir, name, flags, layout.permissions.mode())
         .map_err(|refusal| refusal.into_error(context, "create", path()))?;
     file.write_all(text).map_err(|error| {
         // A part of a lock must not stay. If this fails as well, the rest is empty or corrupt.
@@ -144,8 +395,11 @@ pub(crate) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<
 /// text truncated.
 pub(crate) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<bool> {
     let path = || layout.root().join(name);
-    let blank = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty())
-        .map_err(|refusal| refusal.into_error(context, "open", path()))?;
+    let blank = match layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty()) {
+        // Another user's. It can be replaced nevertheless.
+        Err(Refusal::Os(Errno::ACCESS | Errno::PERM)) => return Ok(false),
+        opened => opened.map_err(|refusal| refusal.into_error(context, "open", path()))?,
+    };
     let Some(size) = page_size(&blank).filter(|size| text.len() <= *size) else { return Ok(false) };
     // No zero may remain.
     let mut padded = text.to_vec();
@@ -183,9 +437,39 @@ pub(crate) fn remove(layout: &Layout, name: &str, context: Context<'_>) -> Resul
     }
 }
 
+/// Unlinks a file in `.store/damaged/`. `false`: another process was faster.
+pub(crate) fn remove_damaged(
+    layout: &Layout,
+    dir: &OwnedFd,
+    name: &str,
+    context: Context<'_>,
+) -> Result<bool> {
+    match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(context.io("unlink", &layout.private_path(DAMAGED).join(name), errno)),
+    }
+}
+
 /// Unlinks a file in a directory of the store's own. `false`: it is still there, or was not there.
 pub(crate) fn remove_private(dir: &OwnedFd, name: &str) -> bool {
     rustix::fs::unlinkat(dir, name, AtFlags::empty()).is_ok()
+}
+
+/// Removes a directory in the private one, if it is empty. Best effort.
+pub(crate) fn remove_private_dir(private: &OwnedFd, name: &str) {
+    let _ = rustix::fs::unlinkat(private, name, AtFlags::REMOVEDIR);
+}
+
+/// Removes a directory, if it is empty. Best effort.
+pub(crate) fn remove_dir(path: &Path) {
+    let _ = std::fs::remove_dir(path);
+}
+
+/// Unlinks a staged file.
+pub(crate) fn remove_staged(layout: &Layout, name: &str, context: Context<'_>) -> Result<()> {
+    rustix::fs::unlinkat(&layout.private, name, AtFlags::empty())
+        .map_err(|errno| context.io("unlink", &layout.private_path(name), errno))
 }
 
 /// Makes the renames and removals in the store's directory survive a power loss.

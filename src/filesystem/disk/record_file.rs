@@ -2,15 +2,16 @@
 
 use rustix::fs::Stat;
 
-use super::expiry;
-use super::layout::{self, Opened, Refusal};
-use crate::error::quoted;
+use super::layout::{self, Layout, Opened, Refusal};
+use super::{expiry, record_head, record_version};
+use crate::error::{MISNAMED, quoted};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
+use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::lease::{Lease, Term};
 use crate::record::{self, Unsound};
-use crate::{Error, ErrorKind, Json, Key, Result};
+use crate::{Error, ErrorKind, Json, Key, RawRecord, Result};
 
 /// Opens the key's record file. `None`: there is none.
 pub(crate) fn open(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Opened>> {
@@ -29,14 +30,14 @@ pub(crate) fn irregular(core: &Core, key: &Key, found: &'static str, context: Co
     Refusal::NotRegular(found).into_error(context, "stat", core.layout.record_path(key))
 }
 
-/// Reads an open record file: the result, and its expiry if it has a time to live. The file never changes,
+/// Reads an open record file: the record, and its expiry if it has a time to live. The file never changes,
 /// because every write publishes a new file.
 pub(crate) fn read(
     core: &Core,
     key: &Key,
     opened: &Opened,
     context: Context<'_>,
-) -> Result<(Json, Option<Lease>)> {
+) -> Result<(RawRecord, Option<Lease>)> {
     let path = || core.layout.record_path(key);
     // Checked before it is read: it may be huge.
     check_size(core, key, layout::size(&opened.stat), context)?;
@@ -50,15 +51,42 @@ pub(crate) fn read(
         return Err(wrong_key(parsed.key.into_owned(), context).with_path(path()));
     }
     let expiry = expiry::of(&parsed).map_err(unsound)?;
-    Ok((parsed.result.into(), expiry))
+    let version = record_version::of(parsed.version, &opened.stat);
+    Ok((RawRecord::new(Json::from_raw(parsed.result), version), expiry))
+}
+
+/// The expiry of a file that is proven to be the record of this file name; or the error that says why it is not.
+/// Only such a file may be deleted.
+pub(crate) fn prove(
+    layout: &Layout,
+    opened: &Opened,
+    name: &str,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<Option<Lease>> {
+    let path = || layout.root().join(name);
+    let limit = options.max_record_bytes;
+    if layout::size(&opened.stat) > limit {
+        return Err(corrupt(TOO_LARGE, context).with_path(path()));
+    }
+    let text =
+        layout::read_up_to(opened, limit).map_err(|error| context.io("read the record", &path(), error))?;
+    let unsound =
+        |unsound: Unsound| located(unsound.into_error(context.operation), context).with_path(path());
+    let parsed = record::parse(&text).map_err(unsound)?;
+    let expiry = expiry::of(&parsed).map_err(unsound)?;
+    match Key::new(parsed.key) {
+        Ok(key) if layout::record_name(&key) == name => Ok(expiry),
+        _ => Err(corrupt(MISNAMED, context).with_path(path())),
+    }
 }
 
 /// The key's record now, without regard to locks. `None`: there is none, or it has expired.
-pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Json>> {
+pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<RawRecord>> {
     let Some(opened) = open(core, key, context)? else { return Ok(None) };
-    let (json, expiry) = read(core, key, &opened, context)?;
+    let (record, expiry) = read(core, key, &opened, context)?;
     let is_expired = expiry.is_some_and(|expiry| expiry.term(&Reading::now()) == Term::Over);
-    Ok((!is_expired).then_some(json))
+    Ok((!is_expired).then_some(record))
 }
 
 /// Fails if a record file of this size is over the limit.
@@ -75,14 +103,9 @@ pub(crate) fn check_size(core: &Core, key: &Key, size: u64, context: Context<'_>
 
 /// Whether this file is a record that has expired. A file that cannot be read has not.
 pub(crate) fn is_expired(core: &Core, name: &str) -> bool {
-    let dir = &core.layout.dir;
-    if !matches!(layout::stat(dir, name), Ok(Some(stat)) if expiry::is_marked(&stat)) {
-        return false;
-    }
-    let Ok(Some(opened)) = layout::open_existing(dir, name) else { return false };
-    layout::read_up_to(&opened, core.options.max_record_bytes).is_ok_and(|text| {
-        record::parse(&text).is_ok_and(|parsed| matches!(expiry::term(&parsed), Ok(Term::Over)))
-    })
+    let Ok(Some(opened)) = layout::open_existing(&core.layout.dir, name) else { return false };
+    let head = record_head::read(&opened, core.options.max_record_bytes);
+    head.is_some_and(|head| head.term == Term::Over)
 }
 
 /// The key of a record whose file name is a hash: only the file contains it. `None`: the file is gone.
@@ -93,7 +116,7 @@ pub(crate) fn key_inside(core: &Core, name: &str, context: Context<'_>) -> Resul
     let Some(opened) = opened else { return Ok(None) };
     let limit = core.options.max_record_bytes;
     if layout::size(&opened.stat) > limit {
-        return Err(corrupt("larger than the store's limit", context).with_path(path()));
+        return Err(corrupt(TOO_LARGE, context).with_path(path()));
     }
     let text =
         layout::read_up_to(&opened, limit).map_err(|error| context.io("read the record", &path(), error))?;
@@ -105,7 +128,7 @@ pub(crate) fn key_inside(core: &Core, name: &str, context: Context<'_>) -> Resul
     }
 }
 
-pub(crate) const MISNAMED: &str = "the file name does not belong to the key inside";
+pub(crate) const TOO_LARGE: &str = "larger than the store's limit";
 
 /// The error for a file that contains another key than its name says.
 pub(crate) fn wrong_key(found: String, context: Context<'_>) -> Error {

@@ -68,7 +68,8 @@ fn attempt(
             if let Turn::Other(left) = core.events.turn(key, waiter, &core.layout) {
                 return Ok(Attempt::Yield(left));
             }
-            let token = latch.next_token(&core.layout, core.events.last_token(key), last.token(), context)?;
+            let last_here = core.events.last_token(key, context)?;
+            let token = latch.next_token(&core.layout, last_here, last.token(), context)?;
             let lock = LockFile {
                 key: key.clone(),
                 holder: holder.clone(),
@@ -97,10 +98,13 @@ fn publish_lock(
     let (name, text) = (layout::lock_name(&lock.key), lock.to_text());
     if text.len() <= publish::MAX_CREATE_BYTES {
         match last {
-            Snapshot::Absent => return publish::create(&core.layout, &name, &text, context),
+            // A file that needs more than its creation must not be visible before.
+            Snapshot::Absent if core.layout.permissions.are_usual() => {
+                return publish::create(&core.layout, &name, &text, context);
+            }
             Snapshot::Blank if publish::fill(&core.layout, &name, &text, context)? => return Ok(()),
-            // Replaced atomically.
-            Snapshot::Blank | Snapshot::Lock(_) => {}
+            // Published or replaced atomically.
+            Snapshot::Absent | Snapshot::Blank | Snapshot::Lock(_) => {}
         }
     }
     replace_lock(core, lock, here, context)

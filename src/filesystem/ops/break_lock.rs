@@ -2,29 +2,55 @@
 
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::{layout, publish};
+use crate::filesystem::disk::layout::{self, Refusal};
+use crate::filesystem::disk::{old_file, publish};
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::latch::Latch;
-use crate::{Key, LockToken, Result};
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Error, Key, LockToken, Result, WaitOptions};
 
 /// Removes the lock, or only the lock of this acquisition. `false`: there was none.
-pub(crate) fn break_lock(core: &Core, key: &Key, token: Option<LockToken>) -> Result<bool> {
+pub(crate) fn break_lock(
+    core: &Core,
+    key: &Key,
+    token: Option<LockToken>,
+    options: &WaitOptions,
+) -> Result<bool> {
     let context = Context::new("break_lock", key);
     core.check_writable(context)?;
-    let latch = Latch::enter(&core.layout, key, context)?;
-    let is_meant = match token {
-        // Not even read: it may be corrupt.
-        None => true,
-        Some(token) => {
-            matches!(snapshot(core, key, context)?, Snapshot::Lock(found) if found.lock.token == token)
-        }
+    let limits = Limits::new(options);
+    limits.check_cancelled(context)?;
+    let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
+    let name = layout::lock_name(key);
+    let is_meant = match (token, snapshot(core, key, context)) {
+        (None, Ok(_)) => true,
+        // The file is no lock. It blocks the key, but may be somebody's.
+        (None, Err(error)) => return set_aside(core, key, latch, &error, context),
+        (Some(token), found) => matches!(found?, Snapshot::Lock(found) if found.lock.token == token),
     };
-    let removed = is_meant && publish::remove(&core.layout, &layout::lock_name(key), context)?;
+    let removed = is_meant && publish::remove(&core.layout, &name, context)?;
     drop(latch);
     if is_meant {
         core.events.freed(key, &core.layout);
     }
     Ok(removed)
+}
+
+/// Moves a file that blocks the key and is no lock to `.store/damaged/`. `reason` says what is wrong with it.
+fn set_aside(core: &Core, key: &Key, latch: Latch, reason: &Error, context: Context<'_>) -> Result<bool> {
+    let name = layout::lock_name(key);
+    match layout::stat(&core.layout.dir, &name) {
+        Ok(None) => return Ok(false),
+        Ok(Some(stat)) if layout::is_directory(&stat) => {
+            let refusal = Refusal::NotRegular("a directory");
+            return Err(refusal.into_error(context, "stat the lock", core.layout.lock_path(key)));
+        }
+        Ok(Some(_)) | Err(_) => {}
+    }
+    old_file::set_aside(core, &name, reason, context)?;
+    drop(latch);
+    core.events.freed(key, &core.layout);
+    Ok(true)
 }
 
 #[cfg(test)]

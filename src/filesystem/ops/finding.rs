@@ -31,8 +31,18 @@ pub enum Problem {
         /// The type that was found: a directory, a symbolic link, …
         found: &'static str,
     },
+    /// Somebody who may write the store may not use this file or directory, so some operations fail for them.
+    Permissions {
+        /// Who that is.
+        whom: &'static str,
+        /// What to do, as an imperative: "set its mode to 664".
+        remedy: String,
+    },
     /// A file that no version of this crate creates. The store does not touch it.
     Foreign,
+    /// A file in `.store/damaged/`: it was in the place of a record or a lock, and was neither.
+    /// [`clear_damaged`](crate::FileSystemRecordStore::clear_damaged) deletes it.
+    KeptAside,
     /// A record whose time to live is over.
     ExpiredRecord,
     /// The file of a lock that is no longer in force: its lease expired, or its process is gone.
@@ -47,15 +57,18 @@ pub enum Problem {
 
 impl Problem {
     /// True if something is lost or does not work. Otherwise the store works as before: it is a foreign
-    /// file, or a leftover that [`sweep`](crate::FileSystemRecordStore::sweep) removes.
+    /// file, a file that was moved aside, or a leftover that [`sweep`](crate::FileSystemRecordStore::sweep)
+    /// removes.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
             Self::CorruptFormat(_)
             | Self::CorruptRecord(_)
             | Self::CorruptLock(_)
-            | Self::WrongType { .. } => true,
+            | Self::WrongType { .. }
+            | Self::Permissions { .. } => true,
             Self::Foreign
+            | Self::KeptAside
             | Self::ExpiredRecord
             | Self::StaleLock(_)
             | Self::BlankLock
@@ -81,7 +94,9 @@ impl fmt::Display for Problem {
             Self::CorruptRecord(_) => "the record cannot be read",
             Self::CorruptLock(_) => "the lock cannot be read",
             Self::WrongType { found } => return write!(f, "{found} in the place of a private file"),
+            Self::Permissions { whom, remedy } => return write!(f, "{whom} may not use it: {remedy}"),
             Self::Foreign => "not a file of the store",
+            Self::KeptAside => "a damaged or foreign file that was moved aside",
             Self::ExpiredRecord => "an expired record",
             Self::StaleLock(LockState::Expired) => "an expired lock",
             Self::StaleLock(_) => "a lock of a dead process",

@@ -10,10 +10,11 @@ pub(crate) fn keys(core: &Core) -> Result<Listing<'_, Key>> {
     let context = Context::whole("keys");
     let names = Names::records(&core.layout, context)?;
     let some_expire = expiry::has_any(&core.layout);
-    Ok(Box::new(names.filter_map(move |entry| match entry {
+    let keys = names.filter_map(move |entry| match entry {
         Ok(entry) if some_expire && record_file::is_expired(core, &entry.record_name()) => None,
         Ok(Entry::Literal(key)) => Some(Ok(key)),
         Ok(Entry::Hashed(name)) => record_file::key_inside(core, &name, context).transpose(),
         Err(error) => Some(Err(error)),
-    })))
+    });
+    Ok(core.listing(keys, context))
 }

@@ -7,8 +7,10 @@ use crate::{Key, LockInfo, LockState, Result};
 
 /// The live lock. `None`: there is none.
 pub(crate) fn lock_info(core: &Core, key: &Key) -> Result<Option<LockInfo>> {
-    match snapshot(core, key, Context::new("lock_info", key))? {
+    let context = Context::new("lock_info", key);
+    match snapshot(core, key, context)? {
         Snapshot::Lock(found) if found.state == LockState::Held => Ok(Some(info(core, *found))),
-        _ => Ok(None),
+        Snapshot::Lock(_) | Snapshot::Blank => Ok(None),
+        Snapshot::Absent => core.check_exists(context).map(|()| None),
     }
 }

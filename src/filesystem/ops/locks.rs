@@ -1,25 +1,25 @@
 //! Listing the locks.
 
-use crate::error::quoted;
+use crate::error::{MISNAMED, quoted};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout;
 use crate::filesystem::disk::names::Names;
-use crate::filesystem::disk::record_file::MISNAMED;
 use crate::filesystem::protocol::access::{Snapshot, info, read_lock, retry_torn_read};
 use crate::filesystem::protocol::clock::Reading;
 use crate::{ErrorKind, Listing, LockInfo, Result};
 
 pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
-    let names = Names::locks(&core.layout, Context::whole("locks"))?;
-    Ok(Box::new(names.filter_map(|entry| match entry {
+    let context = Context::whole("locks");
+    let locks = Names::locks(&core.layout, context)?.filter_map(|entry| match entry {
         Ok(entry) => {
             let (name, key) = entry.into_lock();
             let context = Context { operation: "locks", key: key.as_ref() };
             retry_torn_read(|| lock_inside(core, &name, context)).transpose()
         }
         Err(error) => Some(Err(error)),
-    })))
+    });
+    Ok(core.listing(locks, context))
 }
 
 /// The lock in a listed file. `None`: the file is gone, or blank.

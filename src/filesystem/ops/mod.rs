@@ -1,7 +1,9 @@
 //! The operations of the store. Each is a free function that reads from beginning to end.
 
 pub(crate) mod acquire_lock;
+mod blank_locks;
 pub(crate) mod break_lock;
+pub(crate) mod damaged;
 pub(crate) mod finding;
 pub(crate) mod keys;
 pub(crate) mod lock_info;

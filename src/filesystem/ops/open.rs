@@ -8,12 +8,17 @@ use serde::{Deserialize, Serialize};
 use super::sweep::sweep_dead_processes;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::layout::{self, FORMAT, Layout};
+use crate::filesystem::disk::adoption;
+use crate::filesystem::disk::creation::{self, Created};
+use crate::filesystem::disk::expiry::{self, EXPIRING};
+use crate::filesystem::disk::file_system;
+use crate::filesystem::disk::layout::{self, EVENTS, FORMAT, Layout};
+use crate::filesystem::disk::names::Names;
 use crate::filesystem::disk::publish::{self, Staged};
 use crate::filesystem::options::{Durability, FileSystemOptions, OpenMode};
-use crate::filesystem::protocol::owner::Owner;
+use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
-use crate::{Error, ErrorKind, Result};
+use crate::{ErrorKind, Result};
 
 /// The format that this version writes, and the newest that it reads.
 const FORMAT_VERSION: u64 = 1;
@@ -21,40 +26,73 @@ const FORMAT_VERSION: u64 = 1;
 /// More than any `format.json` needs.
 const MAX_FORMAT_BYTES: u64 = 4096;
 
-pub(crate) fn open(dir: &Path, options: FileSystemOptions) -> Result<Core> {
+/// A concurrent process that could not complete the store removes the directories that this one has found. Give up
+/// after this many times.
+const MAX_ATTEMPTS: usize = 100;
+
+pub(crate) fn open(dir: &Path, options: &FileSystemOptions) -> Result<Core> {
     let context = Context::whole("open");
     // A later change of the working directory must not move the store.
-    let root = std::path::absolute(dir).map_err(|error| context.io("resolve the path", dir, error))?;
-    if options.mode == OpenMode::ReadOnly {
-        return open_read_only(root, options, context);
-    }
-    if options.mode == OpenMode::Create {
-        Layout::create(&root, options.file_mode, context)?;
-    }
-    let layout = Layout::open(root, options.file_mode, context)?;
-    // Before anything else is created, check that this is a store of a known format.
-    match check_format(&layout, context) {
-        Err(error) if error.kind() == ErrorKind::NotAStore && options.mode == OpenMode::Create => {
-            layout.complete(context)?;
-            initialize(&layout, context)?;
+    let root = std::path::absolute(dir).map_err(|error| context.io(RELATIVE, dir, error))?;
+    file_system::check(&root, options.allows_any_file_system, context)?;
+    for _ in 0..MAX_ATTEMPTS {
+        match open_existing(root.clone(), options, context) {
+            Err(error) if error.kind() == ErrorKind::NotAStore && options.mode.creates() => {}
+            opened => return opened,
         }
-        checked => {
-            checked?;
-            layout.complete(context)?;
+        adoption::check(&root, options.mode, context)?;
+        if let Some(core) = create(&root, options, context)? {
+            return Ok(core);
         }
     }
-    let here = Owner::here(&layout, context)?;
-    check_flock(&layout, &here, context)?;
-    let events = Events::open(&layout, true, context)?;
-    sweep_dead_processes(&layout, context)?;
-    Ok(Core { layout: Arc::new(layout), options, events })
+    Err(context.error(ErrorKind::NotAStore).with_path(root))
 }
 
-fn open_read_only(root: PathBuf, options: FileSystemOptions, context: Context<'_>) -> Result<Core> {
-    let layout = Layout::open(root, options.file_mode, context)?;
+const RELATIVE: &str = "resolve the relative path, because the working directory is gone";
+
+fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'_>) -> Result<Core> {
+    let layout = Layout::open(root, options.permissions(), context)?;
+    // Before anything is created, check that this is a store of a known format.
     check_format(&layout, context)?;
-    let events = Events::open(&layout, false, context)?;
-    Ok(Core { layout: Arc::new(layout), options, events })
+    let writable = options.mode != OpenMode::ReadOnly;
+    if writable {
+        creation::complete(&layout, context)?;
+    }
+    let events = Events::open_if_room(&layout, writable, context)?;
+    if writable {
+        sweep_dead_processes(&layout, options, context)?;
+    }
+    Ok(Core { layout: Arc::new(layout), options: options.clone(), events })
+}
+
+/// Creates a store. `None`: a concurrent process has created it, or has removed what this one needs.
+///
+/// Several processes may do this at the same time. They enter one latch, and the first one creates the store. If it
+/// fails, it removes what it has created.
+fn create(root: &Path, options: &FileSystemOptions, context: Context<'static>) -> Result<Option<Core>> {
+    let Some(mut created) = Created::new(root, options.permissions(), context)? else { return Ok(None) };
+    let mut layout = match Layout::open(root.to_owned(), options.permissions(), context) {
+        Err(error) if error.kind() == ErrorKind::NotAStore => return Ok(None),
+        opened => opened?,
+    };
+    let Some(_latch) = Latch::enter_creation(&layout, context)? else { return Ok(None) };
+    match check_format(&layout, context) {
+        Err(error) if error.kind() == ErrorKind::NotAStore => {}
+        checked => {
+            checked?;
+            created.keep();
+            return Ok(None);
+        }
+    }
+    match initialize(&mut layout, &mut created, options, context) {
+        Ok(events) => Ok(Some(Core { layout: Arc::new(layout), options: options.clone(), events })),
+        Err(error) => {
+            // By a process that could not even enter the latch, while the directory was empty.
+            let was_removed = layout.is_removed();
+            created.undo_private(&layout);
+            if was_removed { Ok(None) } else { Err(error) }
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -82,26 +120,30 @@ pub(super) fn check_format(layout: &Layout, context: Context<'_>) -> Result<()> 
     }
 }
 
-/// Marks a new store. Of several concurrent processes, one does it, and the others find it done.
+/// Makes the directory a store, in the latch of the creation.
 ///
-/// Synced whatever the durability, which other processes may set differently, and the mark last: if a
-/// process sees the mark, the directories that records go to are on the disk.
-fn initialize(layout: &Layout, context: Context<'_>) -> Result<()> {
-    let here = Owner::here(layout, context)?;
-    let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
+/// Synced whatever the durability, which other processes may set differently, and the format last: if a process
+/// sees that file, everything else is there, and the directories that records go to are on the disk.
+fn initialize(
+    layout: &mut Layout,
+    created: &mut Created,
+    options: &FileSystemOptions,
+    context: Context<'static>,
+) -> Result<Arc<Events>> {
+    created.complete(layout, context)?;
+    let events = created.file(layout, EVENTS, || Events::open(layout, true, context))?;
+    if Names::records(layout, context)?.next().is_some() {
+        // They may expire.
+        created.file(layout, EXPIRING, || expiry::announce(layout, context))?;
+    }
     publish::sync_new_store(layout, context)?;
-    let staged = Staged::new(layout, &here.name, text.as_bytes(), 0, Durability::Full, context)?;
-    if !staged.publish_private(FORMAT, context)? {
-        return check_format(layout, context);
-    }
-    publish::sync_private(layout, context)
-}
-
-/// Fails unless the owner file, which this process has locked, is locked for another open of it.
-fn check_flock(layout: &Layout, here: &Owner, context: Context<'_>) -> Result<()> {
-    if here.looks_alive(layout, context)? {
-        return Ok(());
-    }
-    let error: Error = context.error(ErrorKind::UnsupportedFileSystem);
-    Err(error.with_detail("flock does not exclude a second open file").with_path(layout.root()))
+    let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
+    // What a killed process has left here may have the name of this staged file.
+    sweep_dead_processes(layout, options, context)?;
+    let owner = publish::nameless_owner();
+    Staged::new(layout, &owner, text.as_bytes(), Durability::Full, context)?
+        .publish_private(FORMAT, context)?;
+    created.keep();
+    publish::sync_private(layout, context)?;
+    Ok(events)
 }

@@ -12,14 +12,18 @@ use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::{Latch, ReadLatch};
 use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::Limits;
-use crate::{Claim, Json, Key, ReadOptions, Result};
+use crate::{Claim, Key, RawRecord, ReadOptions, Result};
 
-pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Option<Json>> {
+pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Option<RawRecord>> {
     let context = Context::new("read", key);
     let limits = Limits::new(options.get_wait());
     if options.ignores_lock() {
         limits.check_cancelled(context)?;
-        return record_file::current(core, key, context);
+        let record = record_file::current(core, key, context)?;
+        if record.is_none() {
+            core.check_exists(context)?;
+        }
+        return Ok(record);
     }
     let claim = options.resolve_claim();
     wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))
@@ -33,9 +37,9 @@ fn attempt(
     claim: &Claim,
     limits: &Limits,
     context: Context<'_>,
-) -> Result<Attempt<Option<Json>>> {
+) -> Result<Attempt<Option<RawRecord>>> {
     let record = record_file::open(core, key, context)?;
-    let before = record.as_ref().filter(|record| expiry::is_marked(&record.stat)).map(|_| Reading::now());
+    let before = Reading::now();
     let is_lock_stale = match (claim, access(core, key, claim, context)?) {
         (_, Access::Mine(_)) => false,
         (Claim::Holder(_), Access::Free(snapshot)) => matches!(snapshot, Snapshot::Lock(_)),
@@ -48,23 +52,25 @@ fn attempt(
         if latch.is_none() {
             return Ok(Attempt::Retry);
         }
+        if matches!(latch, Some(ReadLatch::NeverUsed)) {
+            core.check_exists(context)?;
+        }
     }
     // If the name still refers to the open file, it did so since the open, and so at the check of the lock.
     if !is_current(core, key, record.as_ref(), context)? {
         return Ok(Attempt::Retry);
     }
     drop(latch);
-    let Some(record) = record else { return Ok(Attempt::Done(None)) };
-    let (json, expiry) = record_file::read(core, key, &record, context)?;
-    let Some(expiry) = expiry else { return Ok(Attempt::Done(Some(json))) };
-    let now = Reading::now();
-    Ok(if expiry.term(before.as_ref().unwrap_or(&now)) == Term::Over {
+    let Some(opened) = record else { return Ok(Attempt::Done(None)) };
+    let (record, expiry) = record_file::read(core, key, &opened, context)?;
+    let Some(expiry) = expiry else { return Ok(Attempt::Done(Some(record))) };
+    Ok(if expiry.term(&before) == Term::Over {
         Attempt::Done(None)
-    } else if expiry.term(&now) == Term::Over {
+    } else if expiry.term(&Reading::now()) == Term::Over {
         // It expired during this attempt, before or after the check of the lock.
         Attempt::Retry
     } else {
-        Attempt::Done(Some(json))
+        Attempt::Done(Some(record))
     })
 }
 
@@ -106,6 +112,10 @@ pub(crate) fn exists(core: &Core, key: &Key) -> Result<bool> {
     if let Some(found) = stat.as_ref().and_then(layout::irregular) {
         return Err(record_file::irregular(core, key, found, context));
     }
-    let is_expired = || record_file::is_expired(core, &layout::record_name(key));
-    Ok(stat.is_some_and(|stat| !expiry::is_marked(&stat) || !is_expired()))
+    if stat.is_none() {
+        core.check_exists(context)?;
+    }
+    let is_expired =
+        || expiry::has_any(&core.layout) && record_file::is_expired(core, &layout::record_name(key));
+    Ok(stat.is_some() && !is_expired())
 }

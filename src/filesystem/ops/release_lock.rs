@@ -5,12 +5,15 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::{layout, publish};
 use crate::filesystem::protocol::latch::Latch;
-use crate::{Claim, Key, Result};
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Claim, Key, Result, WaitOptions};
 
-pub(crate) fn release_lock(core: &Core, key: &Key, claim: &Claim) -> Result<()> {
+pub(crate) fn release_lock(core: &Core, key: &Key, claim: &Claim, options: &WaitOptions) -> Result<()> {
     let context = Context::new("release_lock", key);
     core.check_writable(context)?;
-    let latch = Latch::enter(&core.layout, key, context)?;
+    let limits = Limits::new(options);
+    limits.check_cancelled(context)?;
+    let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
     own_lock(core, key, claim, context)?;
     let name = layout::lock_name(key);
     // For a waiter the file is left, but blank: writing it again is much cheaper than creating one.

@@ -12,14 +12,23 @@ use crate::filesystem::protocol::access::{Access, Snapshot, access, is_owner_her
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::{Lease, Term};
+use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
-use crate::{Claim, ErrorKind, Key, Result};
+use crate::{Claim, ErrorKind, Key, Result, WaitOptions};
 
-pub(crate) fn renew(core: &Core, key: &Key, claim: &Claim, hold_timeout: Option<Duration>) -> Result<()> {
+pub(crate) fn renew(
+    core: &Core,
+    key: &Key,
+    claim: &Claim,
+    hold_timeout: Option<Duration>,
+    options: &WaitOptions,
+) -> Result<()> {
     let context = Context::new("renew", key);
     core.check_writable(context)?;
     let here = Owner::here(&core.layout, context)?;
-    let _latch = Latch::enter(&core.layout, key, context)?;
+    let limits = Limits::new(options);
+    limits.check_cancelled(context)?;
+    let _latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
     loop {
         let lock = own_lock(core, key, claim, context)?;
         let lease = Lease::starting(&Reading::now(), hold_timeout);
@@ -49,8 +58,8 @@ pub(super) fn restart_lease(
 
 /// Replaces a lock file, under the latch. Locks are not synced (I4).
 pub(super) fn replace_lock(core: &Core, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
-    Staged::new(&core.layout, &here.name, &lock.to_text(), 0, Durability::Relaxed, context)?
-        .publish(&layout::lock_name(&lock.key), context)
+    Staged::new(&core.layout, &here.name, &lock.to_text(), Durability::Relaxed, context)?
+        .publish_lock(&layout::lock_name(&lock.key), context)
 }
 
 /// The live lock that the claim is about, under the latch; or the error that says why there is none.

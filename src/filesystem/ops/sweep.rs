@@ -1,17 +1,23 @@
 //! Removing leftovers: staged files and owner files of dead processes, stale locks, expired records. Files of
 //! a live process are never touched, because only the kernel's proof of death counts.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
+use super::blank_locks;
 use super::locks::lock_inside;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, TMP};
 use crate::filesystem::disk::names::{Entry, Names};
+use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::{expiry, publish, record_file};
+use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::{self, Latch};
-use crate::filesystem::protocol::lease::Liveness;
+use crate::filesystem::protocol::lease::{Liveness, Term};
+use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::{self, Owner};
 use crate::trace;
 use crate::{Key, LockState, Result};
@@ -24,6 +30,8 @@ pub struct Swept {
     pub owners: usize,
     /// Staged files of dead processes.
     pub staged: usize,
+    /// Files of others that dead processes had displaced: they are in `.store/damaged/` now.
+    pub damaged: usize,
     /// Files of stale locks, and blank ones.
     pub locks: usize,
     /// Expired records.
@@ -36,14 +44,18 @@ pub(crate) fn sweep(core: &Core) -> Result<Swept> {
     core.check_writable(context)?;
     let locks = sweep_locks(core, context)?;
     let records = sweep_records(core, context)?;
-    let swept = Swept { locks, records, ..sweep_private(&core.layout, context)? };
+    let swept = Swept { locks, records, ..sweep_private(&core.layout, &core.options, context)? };
     report(swept);
     Ok(swept)
 }
 
 /// Removes only the private files of dead processes.
-pub(crate) fn sweep_dead_processes(layout: &Layout, context: Context<'_>) -> Result<()> {
-    report(sweep_private(layout, context)?);
+pub(crate) fn sweep_dead_processes(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<()> {
+    report(sweep_private(layout, options, context)?);
     Ok(())
 }
 
@@ -52,46 +64,74 @@ fn report(swept: Swept) {
 }
 
 /// Staged files first: once its owner file is removed, a dead process is unknown.
-fn sweep_private(layout: &Layout, context: Context<'_>) -> Result<Swept> {
+fn sweep_private(layout: &Layout, options: &FileSystemOptions, context: Context<'_>) -> Result<Swept> {
     let here = Owner::known_here(layout);
     let mut swept = Swept::default();
     let staged = open_dir(layout, TMP, context)?;
     for name in names(layout, &staged, TMP, context)? {
         let is_orphaned = publish::owner_of_staged(&name)
             .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead);
-        swept.staged += usize::from(is_orphaned && publish::remove_private(&staged, &name));
+        match is_orphaned.then(|| old_file::sweep(layout, options, &name, context)) {
+            Some(Ok(Was::Damaged)) => swept.damaged += 1,
+            Some(Ok(_)) => swept.staged += 1,
+            // A concurrent sweep was faster, or the next one succeeds.
+            Some(Err(_)) | None => {}
+        }
     }
     let owners = open_dir(layout, OWNERS, context)?;
     for name in names(layout, &owners, OWNERS, context)? {
         if here.as_ref().is_some_and(|here| here.name == name) {
             continue;
         }
-        let Ok(Some(opened)) = layout::open_existing(&owners, &name) else { continue };
-        // The lock is held while the file is unlinked. So a process that is creating this file either has it
-        // locked already, or notices that it lost it. Shared, so that concurrent checks get their proof, too.
-        let is_orphaned = latch::try_shared(&opened.file).is_ok_and(|proof| proof);
-        swept.owners += usize::from(is_orphaned && publish::remove_private(&owners, &name));
+        swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
     }
     Ok(swept)
 }
 
+/// The latches in which a process is stopped. A sweep waits for each of them once and briefly, and leaves its
+/// keys for the next sweep (I9).
+#[derive(Default)]
+struct Stuck(BTreeSet<u8>);
+
+impl Stuck {
+    /// Enters the key's latch. `None`: it is stuck.
+    fn enter(&mut self, core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Latch>> {
+        let index = latch::index_of(key);
+        if self.0.contains(&index) {
+            return Ok(None);
+        }
+        let entered = Latch::enter_within(&core.layout, key, &Limits::best_effort(), context)?;
+        if entered.is_none() {
+            self.0.insert(index);
+        }
+        Ok(entered)
+    }
+}
+
 fn sweep_locks(core: &Core, context: Context<'static>) -> Result<usize> {
-    let mut swept = 0;
+    let (mut swept, mut stuck, mut unknown) = (0, Stuck::default(), Vec::new());
     for entry in Names::locks(&core.layout, context)? {
         let (name, key) = entry?.into_lock();
         // If the name is a hash, only the file contains the key. A corrupt file is left for people.
-        let inside = || Some(lock_inside(core, &name, context).ok()??.key().clone());
-        if let Some(key) = key.or_else(inside)
-            && layout::lock_name(&key) == name
-            && is_stale(core, &key, context)
-        {
-            let _latch = Latch::enter(&core.layout, &key, context)?;
+        let inside = || key_inside(core, &name, context);
+        let Ok(key) = key.map_or_else(inside, |key| Ok(Some(key))) else { continue };
+        let Some(key) = key else {
+            unknown.push(name);
+            continue;
+        };
+        if layout::lock_name(&key) == name && is_stale(core, &key, context) {
+            let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
             if is_stale(core, &key, context) {
                 swept += usize::from(publish::remove(&core.layout, &name, context)?);
             }
         }
     }
-    Ok(swept)
+    Ok(swept + blank_locks::sweep(core, &unknown, context)?)
+}
+
+/// The key in a lock file. `None`: it is blank, or gone.
+fn key_inside(core: &Core, name: &str, context: Context<'_>) -> Result<Option<Key>> {
+    Ok(lock_inside(core, name, context)?.map(|lock| lock.key().clone()))
 }
 
 /// Whether there is a lock file that is not in force.
@@ -105,7 +145,7 @@ fn is_stale(core: &Core, key: &Key, context: Context<'_>) -> bool {
 
 /// These removals need not survive a power loss: the records would still be expired.
 fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
-    let mut swept = 0;
+    let (mut swept, mut stuck) = (0, Stuck::default());
     if !expiry::has_any(&core.layout) {
         return Ok(swept);
     }
@@ -119,14 +159,21 @@ fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
                 Entry::Hashed(_) => record_file::key_inside(core, &name, context).ok().flatten(),
             }
         {
-            let _latch = Latch::enter(&core.layout, &key, context)?;
+            let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
             // It may have been written again meanwhile.
-            if layout::record_name(&key) == name && record_file::is_expired(core, &name) {
+            if is_expired_record(core, &name, context) {
                 swept += usize::from(publish::remove(&core.layout, &name, context)?);
             }
         }
     }
     Ok(swept)
+}
+
+/// Whether this file is proven to be the record of this name, and has expired.
+fn is_expired_record(core: &Core, name: &str, context: Context<'_>) -> bool {
+    let Ok(Some(opened)) = layout::open_existing(&core.layout.dir, name) else { return false };
+    let proof = record_file::prove(&core.layout, &opened, name, &core.options, context);
+    matches!(proof, Ok(Some(expiry)) if expiry.term(&Reading::now()) == Term::Over)
 }
 
 fn open_dir(layout: &Layout, name: &str, context: Context<'_>) -> Result<OwnedFd> {

@@ -1,5 +1,6 @@
 //! Checking a store without changing anything in it.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,14 +9,15 @@ use rustix::io::Errno;
 
 use super::finding::{Finding, Problem};
 use super::open::check_format;
-use crate::error::quoted;
+use crate::error::{MISNAMED, quoted};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
-use crate::filesystem::disk::layout::{self, EVENTS, LATCHES, OWNERS, Opened, PRIVATE, TMP};
+use crate::filesystem::disk::layout::{self, DAMAGED, EVENTS, LATCHES, OWNERS, Opened, PRIVATE, TMP};
 use crate::filesystem::disk::lock_file::is_owner_name;
 use crate::filesystem::disk::publish;
-use crate::filesystem::disk::record_file::{self, MISNAMED};
+use crate::filesystem::disk::record_file;
+use crate::filesystem::disk::usability::{Rights, Unusable, Use};
 use crate::filesystem::protocol::access::{Snapshot, read_lock, retry_torn_read};
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::lease::{Liveness, Term};
@@ -56,10 +58,13 @@ enum Folder {
     Latches,
     Owners,
     Staged,
+    Damaged,
 }
 
+const FIRST: Folder = Folder::Private;
+
 pub(crate) fn verify(core: &Core) -> Verification<'_> {
-    let left = vec![Folder::Staged, Folder::Owners, Folder::Latches, Folder::Records, Folder::Private];
+    let left = vec![Folder::Damaged, Folder::Staged, Folder::Owners, Folder::Latches, Folder::Records, FIRST];
     Verification { core, left, current: None, checked: Checked::default() }
 }
 
@@ -70,6 +75,11 @@ impl Iterator for Verification<'_> {
         loop {
             let Some((folder, dir)) = &mut self.current else {
                 let folder = self.left.pop()?;
+                if folder == FIRST
+                    && let Err(error) = self.core.check_exists(CONTEXT)
+                {
+                    return Some(Err(error));
+                }
                 match self.list(folder) {
                     Ok(dir) => self.current = dir.map(|dir| (folder, dir)),
                     Err(error) => return Some(Err(error)),
@@ -91,14 +101,26 @@ impl Iterator for Verification<'_> {
             };
             // This crate creates no name that is not UTF-8. Such a name is shown as well as possible.
             let name = entry.file_name().to_string_lossy();
-            if matches!(&*name, "." | "..") || (folder == Folder::Records && name == PRIVATE) {
+            if name == ".." || (folder == Folder::Records && name == PRIVATE) {
                 continue;
             }
-            self.checked.files += 1;
+            let is_itself = name == ".";
+            self.checked.files += u64::from(!is_itself);
             let found = match entry.file_name().to_str() {
+                Ok(_) if is_itself => Ok(None),
                 Ok(name) => self.check(folder, name, entry.file_type()),
                 Err(_) => Ok(Some(Problem::Foreign)),
             };
+            let found = match found {
+                Ok(Some(problem)) => Ok(Some(problem)),
+                Ok(None) => Ok(self.check_permissions(folder, &name)),
+                // The reason may be one that verify can name.
+                Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => {
+                    self.check_permissions(folder, &name).map_or(Err(error), |problem| Ok(Some(problem)))
+                }
+                Err(error) => Err(error),
+            };
+            let name = if is_itself { "".into() } else { name };
             if let Some(found) = found.transpose() {
                 return Some(found.map(|problem| Finding { path: self.path(folder, &name), problem }));
             }
@@ -121,6 +143,7 @@ impl Verification<'_> {
             Folder::Latches => layout.private_path(LATCHES).join(name),
             Folder::Owners => layout.private_path(OWNERS).join(name),
             Folder::Staged => layout.private_path(TMP).join(name),
+            Folder::Damaged => layout.private_path(DAMAGED).join(name),
         }
     }
 
@@ -133,6 +156,7 @@ impl Verification<'_> {
             Folder::Latches => layout.open_private_dir(LATCHES).and_then(Dir::new),
             Folder::Owners => layout.open_private_dir(OWNERS).and_then(Dir::new),
             Folder::Staged => layout.open_private_dir(TMP).and_then(Dir::new),
+            Folder::Damaged => layout.open_private_dir(DAMAGED).and_then(Dir::new),
         };
         match listed {
             Ok(dir) => Ok(Some(dir)),
@@ -152,7 +176,36 @@ impl Verification<'_> {
             }
             Folder::Owners => Ok(self.check_owner(name, kind)),
             Folder::Staged => Ok(self.check_staged(name, kind)),
+            Folder::Damaged if kind == FileType::Directory => Ok(Some(Problem::Foreign)),
+            Folder::Damaged => Ok(Some(Problem::KeptAside)),
         }
+    }
+
+    /// Whether everyone who may write the store may use this file, or the folder itself if the name is `.`.
+    fn check_permissions(&self, folder: Folder, name: &str) -> Option<Problem> {
+        let layout = &self.core.layout;
+        let private = Rights::of(&rustix::fs::fstat(&layout.private).ok()?);
+        let (dir, path) = match folder {
+            Folder::Records => (&layout.dir, name.to_owned()),
+            Folder::Private => (&layout.private, name.to_owned()),
+            Folder::Latches => (&layout.private, format!("{LATCHES}/{name}")),
+            Folder::Owners => (&layout.private, format!("{OWNERS}/{name}")),
+            // They are of one process each. What is in the folder is checked in the folder above it.
+            Folder::Staged | Folder::Damaged => return None,
+        };
+        let rights = Rights::of(&layout::stat(dir, &path).ok()??);
+        let found = match (folder, name) {
+            (Folder::Private, ".") => {
+                rights.unusable_for_owner_of(Rights::of(&rustix::fs::fstat(&layout.dir).ok()?))
+            }
+            (Folder::Latches | Folder::Owners, ".") => None,
+            (Folder::Records, ".") | (Folder::Private, LATCHES | OWNERS | TMP | DAMAGED) => {
+                rights.unusable_in(private, Use::Directory)
+            }
+            (Folder::Private, EVENTS) => rights.unusable_in(private, Use::Write),
+            _ => rights.unusable_in(private, Use::Read),
+        };
+        found.map(|Unusable { whom, remedy }| Problem::Permissions { whom, remedy })
     }
 
     fn check_private(&self, name: &str, kind: FileType) -> Result<Option<Problem>> {
@@ -168,7 +221,7 @@ impl Verification<'_> {
                 },
             },
             EVENTS | EXPIRING => wrong_type(kind),
-            LATCHES | OWNERS | TMP => match kind {
+            LATCHES | OWNERS | TMP | DAMAGED => match kind {
                 FileType::Directory | FileType::Unknown => None,
                 FileType::RegularFile => Some(Problem::WrongType { found: "a file" }),
                 _ => wrong_type(kind),
@@ -232,7 +285,11 @@ impl Verification<'_> {
         let unsound = |unsound: Unsound| {
             record_file::located(unsound.into_error(context.operation), context).with_path(path())
         };
-        let parsed = record::parse(&text).map_err(unsound)?;
+        let parsed = match record::parse(&text) {
+            // Such as `package.json` in a directory that became a store later.
+            Err(Unsound::Foreign(_)) => return Ok(Some(Problem::Foreign)),
+            parsed => parsed.map_err(unsound)?,
+        };
         let term = expiry::term(&parsed).map_err(unsound)?;
         match (Key::new(parsed.key), context.key) {
             (Ok(found), _) if layout::record_name(&found) == name => {

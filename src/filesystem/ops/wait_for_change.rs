@@ -6,22 +6,33 @@ use rustix::fs::Stat;
 
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::{expiry, layout, record_file};
+use crate::filesystem::disk::layout::Opened;
+use crate::filesystem::disk::{record_file, record_head, record_version};
 use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::{Limits, RECHECK_INTERVAL};
-use crate::record;
 use crate::{Key, RecordVersion, Result, WaitOptions};
+
+/// A record, or its absence.
+struct Found {
+    version: RecordVersion,
+    /// The file, unless the record has a time to live. While it is open, no other file has its inode number.
+    lasting: Option<Opened>,
+    /// The rest of the time to live.
+    left: Option<Duration>,
+}
+
+const ABSENT: Found = Found { version: RecordVersion::ABSENT, lasting: None, left: None };
 
 /// The present version.
 pub(crate) fn version(core: &Core, key: &Key) -> Result<RecordVersion> {
-    Ok(current_version(core, key, Context::new("watch", key))?.0)
+    Ok(find(core, key, Context::new("watch", key))?.version)
 }
 
 /// The next version after `seen`. `None` at the timeout.
 pub(crate) fn wait_for_change(
     core: &Core,
     key: &Key,
-    seen: &RecordVersion,
+    seen: RecordVersion,
     options: &WaitOptions,
 ) -> Result<Option<RecordVersion>> {
     let context = Context::new("watch", key);
@@ -31,19 +42,19 @@ pub(crate) fn wait_for_change(
         cancellation.on_cancel(move || events.changed(&key))
     });
     let mut attempts: u32 = 0;
+    let mut last = ABSENT;
     loop {
         attempts = attempts.saturating_add(1);
         let observed = core.events.observe_record(key);
         // After the observation: a cancellation before it would not end the sleep.
         limits.check_cancelled(context)?;
-        let mut pause = RECHECK_INTERVAL;
-        if !is_as_seen(core, key, seen, context)? {
-            let (version, left) = current_version(core, key, context)?;
-            if version != *seen {
-                return Ok(Some(version));
+        if !is_unchanged(core, key, &last, context)? {
+            last = find(core, key, context)?;
+            if last.version != seen {
+                return Ok(Some(last.version));
             }
-            pause = left.map_or(pause, |left| left.min(pause));
         }
+        let pause = last.left.map_or(RECHECK_INTERVAL, |left| left.min(RECHECK_INTERVAL));
         if limits.is_over() {
             return Ok(None);
         }
@@ -51,49 +62,26 @@ pub(crate) fn wait_for_change(
     }
 }
 
-/// The record's version, and the rest of its time to live.
-///
-/// Each version is a file of its own. It is kept open while the version is remembered, so that no later
-/// version gets its inode number.
-fn current_version(
-    core: &Core,
-    key: &Key,
-    context: Context<'_>,
-) -> Result<(RecordVersion, Option<Duration>)> {
+/// The record now.
+fn find(core: &Core, key: &Key, context: Context<'_>) -> Result<Found> {
     let Some(opened) = record_file::open(core, key, context)? else {
-        return Ok((RecordVersion::absent(), None));
+        core.check_exists(context)?;
+        return Ok(ABSENT);
     };
-    let mut left = None;
-    if expiry::is_marked(&opened.stat) {
-        let text = layout::read_up_to(&opened, core.options.max_record_bytes)
-            .map_err(|error| context.io("read the record", &core.layout.record_path(key), error))?;
-        // A corrupt record exists nevertheless. A read reports what is wrong with it.
-        match record::parse(&text).and_then(|parsed| expiry::term(&parsed)) {
-            Ok(Term::Over) => return Ok((RecordVersion::absent(), None)),
-            Ok(Term::Left(time)) => left = Some(time),
-            Ok(Term::Unlimited) | Err(_) => {}
-        }
-    }
-    Ok((RecordVersion::new(numbers(&opened.stat)).keeping(opened.file), left))
-}
-
-/// Whether a `stat` shows that the version is still `seen`. A record that may expire needs a closer check.
-fn is_as_seen(core: &Core, key: &Key, seen: &RecordVersion, context: Context<'_>) -> Result<bool> {
-    Ok(match record_file::stat(core, key, context)? {
-        Some(stat) => !expiry::is_marked(&stat) && seen.numbers() == Some(numbers(&stat)),
-        None => seen.is_absent(),
+    // A corrupt record exists nevertheless. A read reports what is wrong with it.
+    let head = record_head::read(&opened, core.options.max_record_bytes);
+    let version = record_version::of(head.and_then(|head| head.version), &opened.stat);
+    Ok(match head.map(|head| head.term) {
+        Some(Term::Over) => ABSENT,
+        Some(Term::Left(left)) => Found { version, lasting: None, left: Some(left) },
+        Some(Term::Unlimited) | None => Found { version, lasting: Some(opened), left: None },
     })
 }
 
-/// Two files that exist at the same time differ in the first number, and a file that was changed in place
-/// in the others.
-#[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
-fn numbers(stat: &Stat) -> [u64; 4] {
-    let positive = |number: i64| u64::try_from(number).unwrap_or(0);
-    [
-        stat.st_ino.into(),
-        positive(stat.st_mtime.into()),
-        u64::try_from(stat.st_mtime_nsec).unwrap_or(0),
-        positive(stat.st_size),
-    ]
+/// Whether a `stat` shows that the record is still the one that was found.
+fn is_unchanged(core: &Core, key: &Key, found: &Found, context: Context<'_>) -> Result<bool> {
+    let Some(opened) = &found.lasting else { return Ok(false) };
+    let identity = |stat: &Stat| (stat.st_ino, stat.st_mtime, stat.st_mtime_nsec, stat.st_size);
+    let stat = record_file::stat(core, key, context)?;
+    Ok(stat.is_some_and(|stat| identity(&stat) == identity(&opened.stat)))
 }

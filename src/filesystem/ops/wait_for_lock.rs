@@ -14,7 +14,8 @@ pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Re
     let waited = wait(core, key, Role::Watcher, &limits, context, |_| {
         Ok(match snapshot(core, key, context)? {
             Snapshot::Lock(found) if found.state == LockState::Held => Attempt::Held(found),
-            _ => Attempt::Done(()),
+            Snapshot::Lock(_) | Snapshot::Blank => Attempt::Done(()),
+            Snapshot::Absent => Attempt::Done(core.check_exists(context)?),
         })
     });
     match waited {

@@ -1,14 +1,19 @@
 //! Writing a record, unconditionally or by compare-and-swap.
 
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::publish::{self, Staged};
-use crate::filesystem::disk::{expiry, layout, record_file};
+use crate::filesystem::disk::{expiry, layout, old_file, record_file};
 use crate::filesystem::protocol::access::admit;
 use crate::filesystem::protocol::latch::Latch;
+use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
+use crate::filesystem::protocol::version_choice;
 use crate::record;
-use crate::{Claim, Json, Key, Result, WriteOptions};
+use crate::{Claim, Expected, Json, Key, Result, WriteOptions};
 
 pub(crate) fn write(core: &Core, key: &Key, result: &Json, options: &WriteOptions) -> Result<()> {
     let context = Context::new("write", key);
@@ -18,7 +23,7 @@ pub(crate) fn write(core: &Core, key: &Key, result: &Json, options: &WriteOption
 pub(crate) fn compare_and_swap(
     core: &Core,
     key: &Key,
-    expected: Option<&Json>,
+    expected: Expected<'_>,
     result: &Json,
     options: &WriteOptions,
 ) -> Result<bool> {
@@ -26,10 +31,11 @@ pub(crate) fn compare_and_swap(
     let claim = options.resolve_claim();
     let is_expected = || {
         let record = record_file::current(core, key, context)?;
-        Ok(match (record, expected) {
-            (Some(record), Some(expected)) => record.is_same_value(expected),
-            (record, expected) => record.is_none() && expected.is_none(),
-        })
+        let is_expected = expected.matches(record.as_ref());
+        if record.is_none() && !is_expected {
+            core.check_exists(context)?;
+        }
+        Ok(is_expected)
     };
     // Checked first without the latch, because staging a record that will not be published is expensive.
     core.check_writable(context)?;
@@ -49,24 +55,41 @@ fn publish_record(
     condition: impl Fn() -> Result<bool>,
 ) -> Result<bool> {
     core.check_writable(context)?;
+    let limits = Limits::new(options.get_wait());
+    limits.check_cancelled(context)?;
     let (layout, durability) = (&core.layout, core.options.durability);
     let expiry = options.get_time_to_live().and_then(expiry::starting);
     if expiry.is_some() {
         expiry::announce(layout, context)?;
     }
-    let text = record::to_text(key, result, expiry.as_ref());
+    let last_version = core.events.last_version(key);
+    let chosen = version_choice::choose(last_version, SystemTime::now());
+    let text = record::to_text(key, chosen, result, expiry.as_ref());
     record_file::check_size(core, key, text.len() as u64, context)?;
     let here = Owner::here(layout, context)?;
-    let mark = if expiry.is_some() { expiry::MARK } else { 0 };
-    let staged = Staged::new(layout, &here.name, &text, mark, durability, context)?;
-    let latch = Latch::enter(layout, key, context)?;
+    let name = layout::record_name(key);
+    let staged = Staged::for_record(layout, &here.name, &name, &text, durability, context)?;
+    let latch = Latch::enter(layout, key, &limits.for_latch(), context)?;
     admit(core, key, claim, context)?;
     if !condition()? {
         return Ok(false);
     }
-    staged.publish(&layout::record_name(key), context)?;
+    let stat = old_file::stat(core, key, context)?;
+    let last = version_choice::last(core, key, last_version, stat.is_some());
+    let version = version_choice::confirm(chosen, last);
+    if version != chosen {
+        let text = record::to_text(key, version, result, expiry.as_ref());
+        record_file::check_size(core, key, text.len() as u64, context)?;
+        staged.rewrite(&text, durability, context)?;
+    }
+    // Before it is published: if this process is killed in between, a number is lost, and none is used twice.
+    if let Some(last_version) = last_version {
+        last_version.store(version, Ordering::Relaxed);
+    }
+    let old = old_file::replace(core, staged, key, stat, context)?;
     drop(latch);
     core.events.changed(key);
+    old.settle(core, context);
     publish::sync_records(layout, durability, context)?;
     Ok(true)
 }

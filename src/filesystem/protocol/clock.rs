@@ -1,8 +1,9 @@
 //! The clocks that leases follow.
 
-use std::sync::Arc;
+use std::cell::OnceCell;
 use std::time::{Duration, SystemTime};
 
+#[cfg(target_os = "linux")]
 use crate::process::PerProcess;
 
 /// One boot of the machine in one time namespace, which may shift the boot clock. Readings of that clock
@@ -16,8 +17,9 @@ pub(crate) struct Epoch {
 /// One reading of all clocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Reading {
-    /// `None` where the system does not identify the boot: then only the wall clock can be used.
-    pub(crate) epoch: Option<Arc<Epoch>>,
+    /// Read when it is needed. `None` where the system does not identify the boot: then only the wall clock can
+    /// be used.
+    pub(crate) epoch: OnceCell<Option<Epoch>>,
     /// The time since boot, suspended time included. It cannot be stepped.
     pub(crate) boottime: Duration,
     pub(crate) wall: SystemTime,
@@ -25,30 +27,35 @@ pub(crate) struct Reading {
 
 impl Reading {
     pub(crate) fn now() -> Self {
-        Self { epoch: epoch(), boottime: boottime(), wall: SystemTime::now() }
+        Self { epoch: OnceCell::new(), boottime: boottime(), wall: SystemTime::now() }
+    }
+
+    pub(crate) fn epoch(&self) -> Option<&Epoch> {
+        self.epoch.get_or_init(read_epoch).as_ref()
     }
 }
 
-/// The cached epoch. A forked child may live in another time namespace.
-static EPOCH: PerProcess<Option<Arc<Epoch>>> = PerProcess::new();
+/// The boot id, which never changes.
+#[cfg(target_os = "linux")]
+static BOOT_ID: PerProcess<Option<String>> = PerProcess::new();
 
-fn epoch() -> Option<Arc<Epoch>> {
-    let mut cached = EPOCH.lock();
-    if cached.is_none() {
-        *cached = read_epoch().map(Arc::new);
-    }
-    cached.clone()
-}
-
+/// The time namespace is not cached: a process can enter another one.
 #[cfg(target_os = "linux")]
 fn read_epoch() -> Option<Epoch> {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let boot_id = {
+        let mut cached = BOOT_ID.lock();
+        if cached.is_none() {
+            let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+            *cached = Some(boot_id.trim().to_owned());
+        }
+        cached.clone()?
+    };
     // A kernel without time namespaces has one clock for all: zero stands for it.
     let time_ns = std::fs::read_link("/proc/self/ns/time")
         .ok()
         .and_then(|link| link.to_str()?.strip_prefix("time:[")?.strip_suffix(']')?.parse().ok())
         .unwrap_or(0);
-    Some(Epoch { boot_id: boot_id.trim().to_owned(), time_ns })
+    Some(Epoch { boot_id, time_ns })
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -73,8 +80,8 @@ mod tests {
     #[test]
     fn readings_of_one_process_share_an_epoch_and_only_grow() {
         let (first, second) = (Reading::now(), Reading::now());
-        assert!(first.epoch.is_some());
-        assert_eq!(first.epoch, second.epoch);
+        assert!(first.epoch().is_some());
+        assert_eq!(first.epoch(), second.epoch());
         assert!(first.boottime <= second.boottime);
     }
 }

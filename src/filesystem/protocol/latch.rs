@@ -10,26 +10,34 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::limits::Limits;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, Refusal};
 use crate::filesystem::disk::lock_file::MAX_TOKEN;
-use crate::{ErrorKind, Key, LockToken, Result};
+use crate::filesystem::disk::{file_system, publish};
+use crate::process::{Forks, ParentOnlyFile};
+use crate::{Error, ErrorKind, Key, LockToken, Result};
 
 /// The shortest and the longest pause between two attempts of a call that has a limit. Such a call must not
 /// block in `flock(2)`, where no deadline and no cancellation could end it.
 const MIN_PAUSE: Duration = Duration::from_micros(50);
 const MAX_PAUSE: Duration = Duration::from_millis(1);
 
+/// A store is created within milliseconds, unless the process that does it is stopped.
+const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The right to change the state of the keys of one latch. Dropping it leaves the latch.
 #[must_use = "the latch is left as soon as this is dropped"]
 pub(crate) struct Latch {
-    file: File,
+    /// A forked child closes it at once: it would keep the latch if this process is killed inside.
+    file: ParentOnlyFile,
     name: String,
 }
 
@@ -48,16 +56,23 @@ pub(crate) fn index_of(key: &Key) -> u8 {
 }
 
 fn name_of(key: &Key) -> String {
-    format!("{}/{:02x}", layout::LATCHES, index_of(key))
+    name_at(index_of(key))
+}
+
+fn name_at(index: u8) -> String {
+    format!("{}/{index:02x}", layout::LATCHES)
 }
 
 impl Latch {
-    /// Enters the key's latch, however long it takes.
-    pub(crate) fn enter(layout: &Layout, key: &Key, context: Context<'_>) -> Result<Self> {
+    /// Enters the key's latch, or fails with the error of the limit that was reached.
+    pub(crate) fn enter(layout: &Layout, key: &Key, limits: &Limits, context: Context<'_>) -> Result<Self> {
         loop {
-            // Without limits this blocks in the kernel and returns a latch.
-            if let Some(latch) = Self::enter_within(layout, key, &Limits::none(), context)? {
+            if let Some(latch) = Self::enter_within(layout, key, limits, context)? {
                 return Ok(latch);
+            }
+            limits.check_cancelled(context)?;
+            if limits.is_over() {
+                return Err(limits.timed_out(None, context).with_path(layout.lock_path(key)));
             }
         }
     }
@@ -69,7 +84,8 @@ impl Latch {
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
-        Self::enter_file(layout, &name_of(key), OFlags::RDWR | OFlags::CREATE, limits, context)
+        let name = name_of(key);
+        Self::enter_file(layout, &name, || open_to_change(layout, &name), limits, context)
     }
 
     /// [`enter_within`](Latch::enter_within) to read only: it writes nothing, so it works in a directory that
@@ -81,39 +97,91 @@ impl Latch {
         context: Context<'_>,
     ) -> Result<Option<ReadLatch>> {
         let name = name_of(key);
-        match Self::enter_file(layout, &name, OFlags::RDONLY, limits, context) {
+        let open = || layout::open_unchecked(&layout.private, &*name, OFlags::RDONLY, Mode::empty());
+        match Self::enter_file(layout, &name, open, limits, context) {
             Ok(latch) => Ok(latch.map(ReadLatch::Entered)),
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(Some(ReadLatch::NeverUsed)),
             Err(error) => Err(error),
         }
     }
 
+    /// Enters the latch under which a store is created: the private directory itself. `None`: it was removed
+    /// meanwhile, by a process that could not complete the store.
+    pub(crate) fn enter_creation(layout: &Layout, context: Context<'_>) -> Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let open = || layout::open_unchecked(&layout.private, ".", flags, Mode::empty());
+        let limits = Limits::new(&CREATION_TIMEOUT.into());
+        match Self::enter_once(layout, "", open, &limits, context)? {
+            Some((latch, stat)) => Ok((stat.st_nlink > 0).then_some(latch)),
+            None => Err(limits.timed_out(None, context).with_path(layout.private_path(""))),
+        }
+    }
+
+    /// Enters all latches, one after the other. While they are held, no lock and no record changes. `None`: a
+    /// process is stopped inside of one.
+    ///
+    /// Nobody waits for a latch while it is inside of another one, except in this order.
+    pub(crate) fn enter_all(layout: &Layout, context: Context<'_>) -> Result<Option<Vec<Self>>> {
+        let names = (0..=u8::MAX).map(name_at);
+        names
+            .map(|name| {
+                let open = || open_to_change(layout, &name);
+                Self::enter_file(layout, &name, open, &Limits::best_effort(), context)
+            })
+            .collect()
+    }
+
     fn enter_file(
         layout: &Layout,
         name: &str,
-        flags: OFlags,
+        open: impl Fn() -> Result<File, Refusal>,
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
-        let path = || layout.private_path(name);
-        let refused = |refusal: Refusal| refusal.into_error(context, "open the latch", path());
-        let failed = |error: io::Error| context.io("flock", &path(), error);
         loop {
-            let file =
-                layout::open_unchecked(&layout.private, name, flags, layout.mode()).map_err(refused)?;
-            if !lock_within(&file, limits).map_err(failed)? {
+            // If somebody removed the file by hand while this process waited, the next process enters a new
+            // file, so this one excludes nobody.
+            match Self::enter_once(layout, name, &open, limits, context)? {
+                None => return Ok(None),
+                Some((latch, stat)) => match layout::irregular(&stat) {
+                    Some(found) => {
+                        let path = layout.private_path(name);
+                        return Err(Refusal::NotRegular(found).into_error(context, "open the latch", path));
+                    }
+                    None if stat.st_nlink > 0 => return Ok(Some(latch)),
+                    None => {}
+                },
+            }
+        }
+    }
+
+    /// Opens and locks a file. Its status says whether it is a regular one, and whether it still has a name.
+    fn enter_once(
+        layout: &Layout,
+        name: &str,
+        open: impl Fn() -> Result<File, Refusal>,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<Option<(Self, Stat)>> {
+        let path = || layout.private_path(name);
+        loop {
+            let forks = Forks::observe();
+            let file = open().map_err(|refusal| refusal.into_error(context, "open the latch", path()))?;
+            let file = ParentOnlyFile::new(file);
+            // Before the `flock`: a child that has a copy of the descriptor would keep it.
+            if forks.overlap() {
+                continue;
+            }
+            let locked = file.with(|file| {
+                lock_within(file, limits).map_err(|error| flock_failed(file, error, &path(), context))
+            });
+            if !locked.unwrap_or(Ok(false))? {
                 return Ok(None);
             }
             let latch = Self { file, name: name.to_owned() };
-            // One `fstat` answers two questions: whether the file is a regular one, and whether it still has
-            // its name. If somebody removed it by hand while this process waited, the next process enters a
-            // new file, so this one excludes nobody.
-            let stat = rustix::fs::fstat(&latch.file).map_err(|errno| failed(errno.into()))?;
-            match layout::irregular(&stat) {
-                Some(found) => return Err(refused(Refusal::NotRegular(found))),
-                None if stat.st_nlink > 0 => return Ok(Some(latch)),
-                None => {}
-            }
+            let stat = latch.file.with(|file| rustix::fs::fstat(file)).unwrap_or(Err(Errno::BADF));
+            let stat = stat.map_err(|errno| context.io("stat", &path(), errno))?;
+            return Ok(Some((latch, stat)));
         }
     }
 
@@ -134,7 +202,7 @@ impl Latch {
             Some(shared) => shared.load(Ordering::Relaxed),
             None => self.read_count().map_err(|error| context.io("read the latch", &path(), error))?,
         };
-        let next = token_after(last, floor.get(), SystemTime::now()).ok_or_else(|| {
+        let next = next_number(last, floor.get(), SystemTime::now()).ok_or_else(|| {
             context.error(ErrorKind::CorruptStore).with_detail("no token is left").with_path(path())
         })?;
         match shared {
@@ -148,19 +216,66 @@ impl Latch {
 
     fn read_count(&self) -> io::Result<u64> {
         let mut text = [0; 32];
-        let length = self.file.read_at(&mut text, 0)?;
+        let length = self.file.with(|file| file.read_at(&mut text, 0)).unwrap_or(Ok(0))?;
         Ok(parse_count(&text[..length]))
     }
 
     /// One write of a fixed length: it replaces the whole count.
     fn write_count(&self, count: u64) -> io::Result<()> {
-        self.file.write_all_at(format!("{count:020}\n").as_bytes(), 0)
+        let text = format!("{count:020}\n");
+        let written = self.file.with(|file| file.write_all_at(text.as_bytes(), 0)).unwrap_or(Ok(()));
+        written.map_err(|error| match Errno::from_io_error(&error) {
+            // It is open for reading, because it could not be opened for writing.
+            Some(Errno::BADF) => Errno::ACCESS.into(),
+            _ => error,
+        })
     }
 }
 
-/// The least token that is greater than `last` and `floor`, and not behind the clock. `None`: there is none
-/// left. An impossible last token counts as lost.
-fn token_after(last: u64, floor: u64, clock: SystemTime) -> Option<u64> {
+/// Opens a latch to change the state of a key. It is created if it is missing. Where it cannot be opened for
+/// writing it is opened for reading: `flock` needs no more, and a user who may not write every latch may still
+/// write the store.
+fn open_to_change(layout: &Layout, name: &str) -> Result<File, Refusal> {
+    let open = |flags, mode| layout::open_unchecked(&layout.private, name, flags, mode);
+    loop {
+        let opened = if layout.permissions.are_usual() {
+            open(OFlags::RDWR | OFlags::CREATE, layout.permissions.mode())
+        } else {
+            open(OFlags::RDWR, Mode::empty())
+        };
+        match opened {
+            Err(refused @ Refusal::Os(Errno::ACCESS | Errno::PERM)) => {
+                return open(OFlags::RDONLY, Mode::empty()).map_err(|_| refused);
+            }
+            // Created complete: until its permissions are set, others could not open it.
+            Err(Refusal::Os(Errno::NOENT)) if !layout.permissions.are_usual() => {
+                publish::create_private(layout, name)?;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// The error of a failed `flock`. It names the file system, where that may be the reason.
+pub(crate) fn flock_failed(file: &File, error: io::Error, path: &Path, context: Context<'_>) -> Error {
+    match Errno::from_io_error(&error) {
+        Some(Errno::NOSYS | Errno::OPNOTSUPP) => context
+            .error(ErrorKind::UnsupportedFileSystem)
+            .with_detail(format!("flock does not work on {}", file_system::name_of(file)))
+            .with_path(path)
+            .with_source(error),
+        Some(Errno::NOLCK) => context
+            .error(ErrorKind::Io)
+            .with_detail(format!("flock on {}", file_system::name_of(file)))
+            .with_path(path)
+            .with_source(error),
+        _ => context.io("flock", path, error),
+    }
+}
+
+/// The least token or version that is greater than `last` and `floor`, and not behind the clock. `None`: there is
+/// none left. An impossible last number counts as lost.
+pub(crate) fn next_number(last: u64, floor: u64, clock: SystemTime) -> Option<u64> {
     let last = if last <= MAX_TOKEN { last } else { 0 };
     let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
     // A wrong clock must not use up the tokens.
@@ -171,9 +286,9 @@ fn token_after(last: u64, floor: u64, clock: SystemTime) -> Option<u64> {
 
 impl Drop for Latch {
     fn drop(&mut self) {
-        // Unlock explicitly: a forked child shares the open file description, so closing is not enough. If
-        // this fails, the close that follows is the second attempt.
-        let _ = fs2::FileExt::unlock(&self.file);
+        // Unlock explicitly: a child that was forked without the C library shares the open file description,
+        // so closing is not enough. If this fails, the close that follows is the second attempt.
+        let _ = self.file.with(fs2::FileExt::unlock);
     }
 }
 
@@ -269,15 +384,15 @@ mod tests {
     }
 
     #[test]
-    fn tokens_only_grow() {
+    fn tokens_and_versions_only_grow() {
         let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        assert_eq!(token_after(0, 0, at(1_000)), Some(1_000), "also when the last one is lost");
-        assert_eq!(token_after(2_000, 0, at(1_000)), Some(2_001), "also when the clock is stepped back");
-        assert_eq!(token_after(0, 3_000, at(1_000)), Some(3_001), "also when only the lock file has it");
-        assert_eq!(token_after(u64::MAX, 0, at(1_000)), Some(1_000), "garbage is no token");
-        assert_eq!(token_after(0, 0, at(MAX_TOKEN * 9)), Some(MAX_TOKEN / 2), "some are left");
-        assert_eq!(token_after(MAX_TOKEN - 1, 0, at(0)), Some(MAX_TOKEN));
-        assert_eq!(token_after(MAX_TOKEN, 0, at(0)), None);
-        assert_eq!(token_after(0, u64::MAX, at(0)), None);
+        assert_eq!(next_number(0, 0, at(1_000)), Some(1_000), "also when the last one is lost");
+        assert_eq!(next_number(2_000, 0, at(1_000)), Some(2_001), "also when the clock is stepped back");
+        assert_eq!(next_number(0, 3_000, at(1_000)), Some(3_001), "also when only the lock file has it");
+        assert_eq!(next_number(u64::MAX, 0, at(1_000)), Some(1_000), "garbage is no token");
+        assert_eq!(next_number(0, 0, at(MAX_TOKEN * 9)), Some(MAX_TOKEN / 2), "some are left");
+        assert_eq!(next_number(MAX_TOKEN - 1, 0, at(0)), Some(MAX_TOKEN));
+        assert_eq!(next_number(MAX_TOKEN, 0, at(0)), None);
+        assert_eq!(next_number(0, u64::MAX, at(0)), None);
     }
 }

@@ -44,16 +44,17 @@ impl Lease {
             named.then_some((now.boottime.checked_add(hold)?, expires_at))
         });
         Self {
-            epoch: now.epoch.as_deref().cloned(),
+            // Without an end, no clock is compared.
+            epoch: end.and_then(|_| now.epoch().cloned()),
             deadline: end.map(|(deadline, _)| deadline),
             expires_at: end.map(|(_, expires_at)| expires_at),
         }
     }
 
     pub(crate) fn term(&self, now: &Reading) -> Term {
-        let same_epoch = self.epoch.is_some() && self.epoch.as_ref() == now.epoch.as_deref();
+        let is_same_epoch = || self.epoch.is_some() && self.epoch.as_ref() == now.epoch();
         let left = match (self.deadline, self.expires_at) {
-            (Some(deadline), _) if same_epoch => deadline.checked_sub(now.boottime),
+            (Some(deadline), _) if is_same_epoch() => deadline.checked_sub(now.boottime),
             // A boot clock of another epoch cannot be compared.
             (_, Some(expires_at)) => expires_at.duration_since(now.wall).ok(),
             // No clock here can be compared with this deadline.
@@ -80,19 +81,17 @@ pub(crate) fn state(term: Term, is_bound: bool, owner: Liveness) -> LockState {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     const YEARS_10: Duration = Duration::from_hours(10 * 365 * 24);
 
-    fn epoch(boot_id: &str, time_ns: u64) -> Arc<Epoch> {
-        Arc::new(Epoch { boot_id: boot_id.into(), time_ns })
+    fn epoch(boot_id: &str, time_ns: u64) -> Epoch {
+        Epoch { boot_id: boot_id.into(), time_ns }
     }
 
     fn start() -> Reading {
         Reading {
-            epoch: Some(epoch("boot-a", 1)),
+            epoch: Some(epoch("boot-a", 1)).into(),
             boottime: Duration::from_secs(1_000),
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         }
@@ -129,17 +128,21 @@ mod tests {
     fn another_boot_or_namespace_uses_the_wall_clock() {
         for other in [Some(epoch("boot-b", 1)), Some(epoch("boot-a", 2)), None] {
             // The boot clock restarted: that must not prolong an old lease.
-            let now =
-                Reading { epoch: other.clone(), boottime: Duration::ZERO, ..later(Duration::from_secs(29)) };
+            let now = Reading {
+                epoch: other.clone().into(),
+                boottime: Duration::ZERO,
+                ..later(Duration::from_secs(29))
+            };
             assert_eq!(lease(30).term(&now), Term::Left(Duration::from_secs(1)));
-            let now = Reading { epoch: other, boottime: Duration::ZERO, ..later(Duration::from_secs(30)) };
+            let now =
+                Reading { epoch: other.into(), boottime: Duration::ZERO, ..later(Duration::from_secs(30)) };
             assert_eq!(lease(30).term(&now), Term::Over);
         }
     }
 
     #[test]
     fn without_an_epoch_on_either_side_the_wall_clock_decides() {
-        let now = Reading { epoch: None, ..start() };
+        let now = Reading { epoch: None.into(), ..start() };
         let lease = Lease::starting(&now, Some(Duration::from_secs(30)));
         let now = Reading { boottime: now.boottime + YEARS_10, ..now };
         assert_eq!(lease.term(&now), Term::Left(Duration::from_secs(30)));

@@ -32,11 +32,6 @@ impl Limits {
         }
     }
 
-    /// A call that waits forever.
-    pub(crate) fn none() -> Self {
-        Self::new(&WaitOptions::new())
-    }
-
     /// The limits of a step that is useful but can be omitted.
     pub(crate) fn best_effort() -> Self {
         Self::new(&LATCH_GRACE.into())

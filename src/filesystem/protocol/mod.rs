@@ -6,3 +6,4 @@ pub(crate) mod latch;
 pub(crate) mod lease;
 pub(crate) mod limits;
 pub(crate) mod owner;
+pub(crate) mod version_choice;

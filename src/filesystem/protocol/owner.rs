@@ -22,8 +22,9 @@ use super::latch;
 use super::lease::Liveness;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, Refusal};
-use crate::filesystem::disk::publish;
-use crate::process::PerProcess;
+use crate::filesystem::disk::lock_file::is_owner_name;
+use crate::filesystem::disk::{file_system, publish};
+use crate::process::{Forks, ParentOnlyFile, PerProcess};
 use crate::rfc3339;
 use crate::{ErrorKind, Result};
 
@@ -33,18 +34,16 @@ pub(crate) struct Owner {
     pub(crate) name: String,
     /// The identity of the store.
     store: (u64, u64),
-    /// Locked until the process ends. Never unlocked explicitly: the descriptor that a forked child inherits
-    /// shares the lock.
-    file: File,
+    /// Locked until the process ends. Never unlocked explicitly: a copy of the descriptor may be shared with a
+    /// child on purpose. A forked child closes it at once, because it would keep the lock alive.
+    file: ParentOnlyFile,
 }
 
 /// The owners of this process, one per store. They outlive every handle of the store, as locks do.
-///
-/// A forked child closes the files that it inherited, but does not unlock them: that would free its
-/// parent's locks.
 static OWNERS_HERE: PerProcess<Vec<Arc<Owner>>> = PerProcess::new();
 
-/// A sweep may remove a new owner file between its creation and its `flock`. Give up after this many times.
+/// A sweep may remove a new owner file between its creation and its `flock`, and a fork may copy its
+/// descriptor. Give up after this many times.
 const MAX_ATTEMPTS: usize = 100;
 
 impl Owner {
@@ -54,7 +53,8 @@ impl Owner {
         if let Some(at) = owners.iter().position(|owner| owner.store == layout.identity) {
             // A file that was removed by hand no longer proves anything to other processes. If the check
             // fails, the file may still be there: closing it would free every lock of this process.
-            let linked = latch::is_linked(&owners[at].file)
+            let linked = owners[at]
+                .is_linked()
                 .map_err(|error| context.io("stat", &layout.private_path(OWNERS), error))?;
             if linked {
                 return Ok(Arc::clone(&owners[at]));
@@ -62,7 +62,7 @@ impl Owner {
             owners.remove(at);
         }
         // The same for the owners in stores that were removed meanwhile.
-        owners.retain(|owner| latch::is_linked(&owner.file).unwrap_or(true));
+        owners.retain(|owner| owner.is_linked().unwrap_or(true));
         let owner = Arc::new(Self::create(layout, context)?);
         owners.push(Arc::clone(&owner));
         Ok(owner)
@@ -73,33 +73,63 @@ impl Owner {
         OWNERS_HERE.lock().iter().find(|owner| owner.store == layout.identity).cloned()
     }
 
-    /// A descriptor that keeps this owner alive as long as any process has it open.
-    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
-        Ok(rustix::io::dup(&self.file)?)
+    fn is_linked(&self) -> io::Result<bool> {
+        self.file.with(latch::is_linked).unwrap_or(Ok(false))
     }
 
-    /// Whether the file is locked for another open of it, as it must be.
-    pub(crate) fn looks_alive(&self, layout: &Layout, context: Context<'_>) -> Result<bool> {
+    /// A descriptor that keeps this owner alive as long as any process has it open. Programs that this process
+    /// starts inherit it. Its number is one that no shell script uses for itself.
+    pub(crate) fn share(&self) -> io::Result<OwnedFd> {
+        self.file.with(duplicate_for_children).unwrap_or_else(|| Err(Errno::BADF.into()))
+    }
+
+    /// Fails unless the file is locked for another open of it: `flock` may do nothing here.
+    fn check_flock(&self, layout: &Layout, context: Context<'_>) -> Result<()> {
         let name = format!("{OWNERS}/{}", self.name);
-        let path = || layout.private_path(&name);
+        let path = layout.private_path(&name);
         let opened = layout::open_existing(&layout.private, &name)
-            .map_err(|refusal| refusal.into_error(context, "open the owner file", path()))?;
-        let locked = opened.map(|owner| latch::is_locked(&owner.file)).transpose();
-        Ok(locked.map_err(|error| context.io("flock", &path(), error))?.unwrap_or(false))
+            .map_err(|refusal| refusal.into_error(context, "open the owner file", path.clone()))?;
+        let Some(opened) = opened else { return Ok(()) };
+        let locked = latch::is_locked(&opened.file);
+        if locked.map_err(|error| latch::flock_failed(&opened.file, error, &path, context))? {
+            return Ok(());
+        }
+        Err(context
+            .error(ErrorKind::UnsupportedFileSystem)
+            .with_detail(format!("flock excludes nobody on {}", file_system::name_of(&opened.file)))
+            .with_path(layout.root()))
     }
 
     fn create(layout: &Layout, context: Context<'_>) -> Result<Self> {
         let dir = layout.private_path(OWNERS);
-        let process = std::process::id();
+        let prefix = format!("{}-", std::process::id());
         for _ in 0..MAX_ATTEMPTS {
-            let (mut file, name) = create_unique(layout, &format!("{process}-"))
+            let forks = Forks::observe();
+            let (file, name) = create_unique(layout, &prefix)
                 .map_err(|error| context.io("create an owner file", &dir, error))?;
-            match Self::claim(&mut file) {
-                Ok(true) => return Ok(Self { name, store: layout.identity, file }),
+            let owner = Self { name, store: layout.identity, file: ParentOnlyFile::new(file) };
+            let discard = || publish::remove_private(&layout.private, &format!("{OWNERS}/{}", owner.name));
+            // Before the `flock`: a child that has a copy of the descriptor would keep it.
+            if forks.overlap() {
+                discard();
+                continue;
+            }
+            let claimed = owner.file.with(|file| claim(file, layout, &dir, context)).unwrap_or(Ok(false));
+            let checked = claimed.and_then(|claimed| {
+                if claimed {
+                    owner.check_flock(layout, context)?;
+                }
+                Ok(claimed)
+            });
+            match checked {
+                Ok(true) => {
+                    remove_some_dead(layout);
+                    return Ok(owner);
+                }
                 Ok(false) => {}
-                Err((action, error)) => {
-                    publish::remove_private(&layout.private, &format!("{OWNERS}/{name}"));
-                    return Err(context.io(action, &dir, error));
+                Err(error) => {
+                    discard();
+                    return Err(error);
                 }
             }
         }
@@ -108,17 +138,70 @@ impl Owner {
             .with_detail("a file that this process has just locked is locked by another")
             .with_path(dir))
     }
+}
 
-    /// Locks the new file. `false`: a sweep removed it before, because until then it looks like the file of
-    /// a dead process.
-    fn claim(file: &mut File) -> Result<bool, (&'static str, io::Error)> {
-        let locked = latch::try_exclusive(file).map_err(|error| ("flock", error))?;
-        if !locked || !latch::is_linked(file).map_err(|error| ("stat", error))? {
-            return Ok(false);
-        }
-        file.write_all(&about(std::process::id())).map_err(|error| ("write an owner file", error))?;
-        Ok(true)
+/// Locks a new file. `false`: a sweep removed it before, because until then it looks like the file of a dead
+/// process.
+fn claim(file: &File, layout: &Layout, dir: &Path, context: Context<'_>) -> Result<bool> {
+    if !layout.permissions.are_usual() {
+        let applied = layout.permissions.apply(file);
+        applied.map_err(|errno| context.io("set the permissions of the owner file", dir, errno))?;
     }
+    let locked = latch::try_exclusive(file);
+    if !locked.map_err(|error| latch::flock_failed(file, error, dir, context))?
+        || !latch::is_linked(file).map_err(|error| context.io("stat", dir, error))?
+    {
+        return Ok(false);
+    }
+    // For people only. On a full disk the file stays empty, and is as good.
+    let mut file = file;
+    let _ = file.write_all(&about(std::process::id()));
+    Ok(true)
+}
+
+/// A new process tries to remove this many files of dead ones. Each process leaves one file, so the dead ones
+/// become fewer, although nobody opens the store again and sweeps.
+const REMOVED_AT_ONCE: usize = 4;
+
+/// Removes files of dead processes. Best effort, and bounded in a store with many live ones: only the files that
+/// one system call lists are tried, beginning anywhere.
+fn remove_some_dead(layout: &Layout) {
+    let Ok(owners) = layout.open_private_dir(OWNERS) else { return };
+    let Ok(listing) = layout::list(&owners) else { return };
+    let names = listing.flatten().take(LISTED_AT_ONCE).filter_map(|entry| {
+        let name = entry.file_name().to_str().ok()?;
+        is_owner_name(name).then(|| name.to_owned())
+    });
+    let mut names: Vec<_> = names.collect();
+    let start = std::process::id() as usize % names.len().max(1);
+    names.rotate_left(start);
+    for name in names.iter().take(REMOVED_AT_ONCE) {
+        remove_if_dead(&owners, name);
+    }
+}
+
+const LISTED_AT_ONCE: usize = 500;
+
+/// Removes an owner file, if its process is dead. `false`: it is still there, or was not there.
+///
+/// The lock is held while the file is unlinked. So a process that is creating this file either has it locked
+/// already, or notices that it lost it. Shared, so that concurrent checks get their proof, too.
+pub(crate) fn remove_if_dead(owners: &OwnedFd, name: &str) -> bool {
+    let Ok(Some(opened)) = layout::open_existing(owners, name) else { return false };
+    latch::try_shared(&opened.file).is_ok_and(|proof| proof) && publish::remove_private(owners, name)
+}
+
+/// The lowest numbers for a shared descriptor, the preferred one first: scripts use numbers up to 255. The
+/// limit of open files may forbid them.
+const SHARED_DESCRIPTORS: [i32; 4] = [1_000, 500, 256, 64];
+
+fn duplicate_for_children(file: &File) -> io::Result<OwnedFd> {
+    let shared = SHARED_DESCRIPTORS
+        .into_iter()
+        .find_map(|lowest| rustix::io::fcntl_dupfd_cloexec(file, lowest).ok())
+        .map_or_else(|| rustix::io::dup(file), Ok)?;
+    rustix::io::fcntl_setfd(&shared, rustix::io::FdFlags::empty())?;
+    Ok(shared)
 }
 
 /// Whether the process behind an owner file is alive. Reads only.
@@ -157,18 +240,21 @@ fn about(process: u32) -> Vec<u8> {
 }
 
 /// Creates a file of a new random name in the owners' directory. By descriptor, not by path: the store may
-/// have been moved meanwhile.
+/// have been moved meanwhile. The path that the name is taken from is absolute, because a relative one would be
+/// completed by the working directory, which may have been removed.
 fn create_unique(layout: &Layout, prefix: &str) -> io::Result<(File, String)> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    let made =
-        tempfile::Builder::new().prefix(prefix).rand_bytes(16).disable_cleanup(true).make_in("", |path| {
+    let made = tempfile::Builder::new().prefix(prefix).rand_bytes(16).disable_cleanup(true).make_in(
+        "/",
+        |path| {
             let name = Path::new(OWNERS).join(path.file_name().unwrap_or_default());
-            match layout::open_unchecked(&layout.private, &*name, flags, layout.mode()) {
+            match layout::open_unchecked(&layout.private, &*name, flags, layout.permissions.mode()) {
                 Ok(file) => Ok(file),
                 Err(Refusal::Os(errno)) => Err(errno.into()),
                 Err(Refusal::NotRegular(found)) => Err(io::Error::other(found)),
             }
-        })?;
+        },
+    )?;
     let (file, path) = made.into_parts();
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let _ = path.keep();

@@ -43,6 +43,10 @@ impl Events {
         Ok(Arc::new(Self))
     }
 
+    pub(crate) fn open_if_room(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Arc<Self>> {
+        Self::open(layout, writable, context)
+    }
+
     pub(crate) fn observe(&self, _: &Key, _: Option<&Waiter>) -> Observed {
         Observed
     }
@@ -80,7 +84,11 @@ impl Events {
         false
     }
 
-    pub(crate) fn last_token(&self, _: &Key) -> Option<&AtomicU64> {
+    pub(crate) fn last_token(&self, _: &Key, _: Context<'_>) -> Result<Option<&AtomicU64>> {
+        Ok(None)
+    }
+
+    pub(crate) fn last_version(&self, _: &Key) -> Option<&AtomicU64> {
         None
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use record_store::asynchronous::AsyncRecordStore;
 use record_store::{
-    Acquired, Cancellation, Claim, Error, Json, Key, LockOptions, MemoryRecordStore, ReadOptions,
+    Acquired, Cancellation, Claim, Error, Json, Key, LockOptions, MemoryRecordStore, RawRecord, ReadOptions,
     RecordStore, Result, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
@@ -82,7 +82,7 @@ fn every_operation_can_be_dropped_at_every_await() {
             })
             .await;
             drop_after_each_poll(&store, async || {
-                let mut guard = store.lock("k", options().hold_timeout(PATIENCE)).await?;
+                let guard = store.lock("k", options().hold_timeout(PATIENCE)).await?;
                 guard.keep_alive(|_| ()).await?;
                 guard.renew().await
             })
@@ -364,7 +364,7 @@ impl Counting {
 }
 
 impl RecordStore for Counting {
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
         self.counted(|store| store.read_raw(key, options))
     }
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -383,8 +383,8 @@ impl RecordStore for Counting {
         }
         acquired
     }
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
-        self.store.release_lock_raw(key, claim)
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        self.store.release_lock_raw(key, claim, options)
     }
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
         self.counted(|store| store.wait_for_lock_raw(key, options))

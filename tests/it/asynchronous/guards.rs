@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Acquired, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore, ReadOptions, RecordStore,
-    RecordStoreExt, Result, WriteOptions,
+    Acquired, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore, RawRecord, ReadOptions,
+    RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 use tokio::sync::Semaphore;
@@ -145,7 +145,7 @@ struct Gated {
 }
 
 impl RecordStore for Gated {
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<Json>> {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
         self.store.read_raw(key, options)
     }
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -157,12 +157,12 @@ impl RecordStore for Gated {
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
         self.store.acquire_lock_raw(key, options)
     }
-    fn release_lock_raw(&self, key: &Key, claim: &Claim) -> Result<()> {
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
         let start = Instant::now();
         while !self.is_open.load(Ordering::SeqCst) && start.elapsed() < PATIENCE {
             std::thread::sleep(millis(1));
         }
-        self.store.release_lock_raw(key, claim)
+        self.store.release_lock_raw(key, claim, options)
     }
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
         self.store.lock_info_raw(key)
@@ -309,7 +309,7 @@ fn keep_alive_renews_the_lease_while_the_executor_is_blocked() {
     let store = open(dir.path());
     single_threaded().block_on(async {
         let lease = millis(400);
-        let mut guard = store.lock("k", LockOptions::new().hold_timeout(lease)).await.unwrap();
+        let guard = store.lock("k", LockOptions::new().hold_timeout(lease)).await.unwrap();
         let (lost, losses) = channel();
         guard.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
         let start = Instant::now();
@@ -333,7 +333,7 @@ fn keep_alive_ends_with_its_guard() {
     single_threaded().block_on(async {
         for released in [true, false] {
             let (lost, losses) = channel();
-            let mut guard = store.lock("k", LockOptions::new().hold_timeout(millis(900))).await.unwrap();
+            let guard = store.lock("k", LockOptions::new().hold_timeout(millis(900))).await.unwrap();
             guard.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
             if released {
                 guard.release().await.unwrap();

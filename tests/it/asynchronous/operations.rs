@@ -8,8 +8,8 @@ use std::time::Duration;
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
     Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
-    MemoryRecordStore, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result, UpdateOptions,
-    WriteOptions,
+    MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result,
+    UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -40,6 +40,11 @@ fn records_can_be_read_written_and_removed() {
         let swap = |from, to| store.compare_and_swap("k", Some(from), to, WriteOptions::new());
         assert!(!swap("two", "three").await.unwrap());
         assert!(swap("one", "two").await.unwrap());
+        let version = store.read::<String>("k").await.unwrap().unwrap().version;
+        let write = |to| store.write_if_version("k", version, to, WriteOptions::new());
+        assert!(write("three").await.unwrap());
+        assert!(!write("four").await.unwrap());
+        assert_eq!(store.read::<String>("k").await.unwrap().unwrap().result, "three");
         let short = WriteOptions::new().time_to_live(Duration::ZERO);
         store.write_with("brief", &1, short).await.unwrap();
         assert!(!store.exists("brief").await.unwrap());
@@ -119,7 +124,7 @@ fn an_unsupported_operation_is_an_error() {
     #[derive(Clone, Debug)]
     struct Minimal;
     impl RecordStore for Minimal {
-        fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<Json>> {
+        fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<RawRecord>> {
             panic!("on purpose");
         }
         fn write_raw(&self, _: &Key, _: &Json, _: WriteOptions) -> Result<()> {

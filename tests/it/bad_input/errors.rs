@@ -53,7 +53,7 @@ fn samples() -> Vec<Sample> {
     clear(&record);
     fs::create_dir(&record).unwrap();
     add(store.read::<Json>(key).unwrap_err(), &["read", &shown, "a directory"], Some(&record));
-    add(store.write(key, &1).unwrap_err(), &["write", &shown, "rename"], Some(&record));
+    add(store.write(key, &1).unwrap_err(), &["write", &shown, "a directory"], Some(&record));
 
     let reader = relaxed().mode(OpenMode::ReadOnly).open(store.path()).unwrap();
     add(reader.write(key, &1).unwrap_err(), &["write", &shown, "read-only"], Some(store.path()));
@@ -65,6 +65,21 @@ fn samples() -> Vec<Sample> {
     add(open(store.path()), &["open", "9"], Some(&format));
     fs::write(&format, "{\"version\":").unwrap();
     add(open(store.path()), &["open"], Some(&format));
+
+    let create = |path: &Path| relaxed().open(path).map(drop).unwrap_err();
+    let long = setup.parent.path().join("x".repeat(300));
+    add(create(&long), &["open", "directory"], Some(&long));
+    add(create(setup.parent.path()), &["open", "not empty", "Adopt"], Some(setup.parent.path()));
+    let (owners, latches) = (setup.path(".store/owners"), setup.path(".store/latches"));
+    fs::remove_file(&format).unwrap();
+    add(store.read::<Json>("gone").unwrap_err(), &["read", "\"gone\"", "removed"], Some(store.path()));
+    fs::remove_dir_all(owners).unwrap();
+    fs::remove_dir_all(latches).unwrap();
+    add(
+        store.acquire_lock(key, once()).unwrap_err(),
+        &["acquire_lock", &shown, "removed"],
+        Some(store.path()),
+    );
     samples
 }
 
@@ -94,7 +109,7 @@ fn every_error_names_operation_key_and_path_and_leaves_the_cause_to_source() {
 fn every_kind_of_error_has_a_sample() {
     let kinds: HashSet<ErrorKind> = samples().iter().map(|(error, _)| error.kind()).collect();
     // Two more kinds need a file system without `flock`, or another implementation of a store.
-    assert_eq!(kinds.len(), 19, "{kinds:#?}");
+    assert_eq!(kinds.len(), 20, "{kinds:#?}");
 }
 
 #[derive(serde::Serialize)]

@@ -198,10 +198,12 @@ fn a_file_that_is_not_regular_in_place_of_a_lock_is_refused() {
         assert_not_regular(bad.remove(0), &path, what);
 
         if what.starts_with("a directory") {
-            assert_io(setup.store.break_lock("k"), &path, what);
+            assert_not_regular(setup.store.break_lock("k"), &path, what);
+            assert!(path.is_dir());
             clear(&path);
         } else {
             assert!(setup.store.break_lock("k").unwrap(), "{what}");
+            setup.assert_kept("k.lock", what);
         }
         assert_works_again(setup);
     });

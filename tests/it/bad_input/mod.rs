@@ -64,6 +64,15 @@ impl Setup {
         assert!(self.outside() == *before, "{what}: something changed outside the store");
     }
 
+    /// Asserts that the only file that was moved aside is one with this original name.
+    #[track_caller]
+    fn assert_kept(&self, name: &str, what: &str) {
+        let damaged = self.store.damaged().unwrap();
+        let names: Vec<_> = damaged.iter().map(|file| &*file.original_name).collect();
+        assert_eq!(names, [name], "{what}");
+        assert!(fs::symlink_metadata(&damaged[0].path).is_ok(), "{what}");
+    }
+
     #[track_caller]
     fn assert_nothing_staged(&self) {
         assert_eq!(tree::paths(&self.path(".store/tmp")), Vec::<PathBuf>::new());

@@ -78,8 +78,11 @@ fn only_create_mode_turns_a_directory_into_a_store() {
             tree::assert_unchanged(parent.path(), &before, &what);
         }
     }
-    // In create mode, existing records become records of the new store.
-    let store = relaxed().open(at("strangers")).unwrap();
+    let before = tree::snapshot(&at("strangers"));
+    assert_refused(relaxed().open(at("strangers")), ErrorKind::NotAStore, &at("strangers"), "not empty");
+    tree::assert_unchanged(&at("strangers"), &before, "not empty");
+    // If the caller says so, existing records become records of the new store.
+    let store = relaxed().mode(OpenMode::Adopt).open(at("strangers")).unwrap();
     assert_eq!(store.keys().unwrap().count(), 1);
     relaxed().open(at("begun")).unwrap().write("k", &1).unwrap();
 }

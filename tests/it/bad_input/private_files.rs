@@ -126,6 +126,8 @@ fn a_private_directory_that_is_no_directory_is_refused() {
 #[test]
 fn a_sweep_removes_leftovers_of_dead_processes_and_nothing_else() {
     let setup = Setup::new();
+    // So that this process has its owner file, and does not remove others when it creates one.
+    setup.store.write("k", &1).unwrap();
     for left in ["owners/1-dead", "tmp/1-dead.aaaaaa", "tmp/2-gone.bbbbbb"] {
         fs::write(setup.path(".store").join(left), "x").unwrap();
     }

@@ -141,6 +141,6 @@ fn child_reads() {
     check_changes_are_refused(&reader);
     for mode in [OpenMode::Create, OpenMode::Existing] {
         let error = relaxed().mode(mode).open(&dir).map(drop).unwrap_err();
-        assert_io::<()>(Err(error), &dir.join(".store/owners"), "open to write");
+        assert_io::<()>(Err(error), &dir.join(".store/events"), "open to write");
     }
 }

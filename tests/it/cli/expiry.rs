@@ -27,6 +27,24 @@ fn an_expired_result_is_computed_again() {
     assert_prints(&run("2"), "2\n");
 }
 
+/// `chmod -R`, unzip and some file systems change the modes of files.
+#[test]
+fn an_expired_record_is_replaced_and_removed_whatever_its_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    for key in ["skipped", "swept"] {
+        assert_prints(&feed(&mut scratch.cli("put", &[key, "--ttl", "1ms"]), b"1"), "");
+        let file = scratch.store().join(format!("{key}.json"));
+        fs::set_permissions(file, fs::Permissions::from_mode(0o664)).unwrap();
+    }
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    let line = b"{\"key\":\"skipped\",\"result\":2}\n";
+    assert_prints(&feed(&mut scratch.cli("import", &["--existing", "skip"]), line), "");
+    assert_prints(&output(&mut scratch.cli("get", &["skipped"])), "2\n");
+    assert_prints(&output(&mut scratch.cli("ls", &[])), "skipped\n");
+    assert_prints(&output(&mut scratch.cli("gc", &[])), "1 record and 0 locks removed\n");
+}
+
 #[test]
 fn gc_removes_expired_records_and_locks_but_no_live_locks() {
     let scratch = Scratch::new();

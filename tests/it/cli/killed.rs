@@ -37,6 +37,34 @@ fn the_key_stays_locked_while_the_command_lives() {
 }
 
 #[test]
+fn the_command_inherits_only_descriptors_that_no_script_uses() {
+    let scratch = Scratch::new();
+    let script = "ls /proc/$$/fd";
+    let numbers = |command: &mut Command| -> Vec<u32> {
+        let text = String::from_utf8(output(command).stdout).unwrap();
+        text.lines().map(|line| line.parse().unwrap()).collect()
+    };
+    // The test may itself have inherited some.
+    let before = numbers(Command::new("sh").args(["-c", script]));
+    let mut inherited = numbers(&mut scratch.run(&["k", "--text"], script));
+    inherited.retain(|number| !before.contains(number));
+    assert_eq!(inherited.len(), 2, "{inherited:?}");
+    assert!(inherited.iter().all(|&number| number > 255), "{inherited:?}");
+}
+
+#[test]
+fn the_key_stays_locked_although_the_script_uses_descriptors_of_its_own() {
+    let scratch = Scratch::new();
+    // A script closes what it inherited under these numbers without knowing it. So does each of its children.
+    let all = "exec 3>a 4>a 5>a 6>a 7>a 8>a 9>a";
+    let more = "exec 10>b 11>b 12>b 20>b 63>b 200>b 255>b; eval 'exec {free}>b'";
+    let bash =
+        format!("{all}; {more}; echo x > begun; {} echo x > ended", scratch.gate("go").replace('\'', ""));
+    let script = format!("{all}; exec bash -c \"{bash}\"");
+    check_lock_outlives_runner_of(&scratch, &script);
+}
+
+#[test]
 fn the_key_stays_locked_while_a_grandchild_lives() {
     let scratch = Scratch::new();
     // The command ends as soon as its runner is killed. The grandchild keeps none of the standard

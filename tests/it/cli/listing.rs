@@ -101,6 +101,36 @@ fn locks_are_printed_as_a_table() {
 }
 
 #[test]
+fn the_table_is_aligned_whatever_the_keys_are() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let holder = || LockOptions::new().holder(Holder::named("night\u{202e}job").unwrap());
+    for key in ["plain", "表表表🦀", "gro\u{308}ße", "a\u{202e}b", "zero\u{200b}width", "\u{301}"] {
+        store.acquire_lock(key, holder()).unwrap();
+    }
+    let listed = output(&mut scratch.cli("locks", &[]));
+    assert_code(&listed, 0);
+    let text = String::from_utf8(listed.stdout).unwrap();
+    let shown = ["plain", "表表表🦀", "gro\u{308}ße", "a\\u{202e}b", "zero\\u{200b}width", "\\u{301}"];
+    for key in shown {
+        assert!(text.lines().any(|line| line.starts_with(&format!("{key}  "))), "{text}");
+    }
+    // A wide character uses two columns, a combining mark none.
+    let column = |line: &str, word: &str| {
+        let before = &line[..line.find(word).unwrap()];
+        let width = |char: char| match char {
+            '\u{308}' => 0,
+            '表' | '🦀' => 2,
+            _ => 1,
+        };
+        before.chars().map(width).sum::<usize>()
+    };
+    let holders: BTreeSet<usize> =
+        text.lines().skip(1).map(|line| column(line, "night\\u{202e}job")).collect();
+    assert_eq!(holders, BTreeSet::from([column(text.lines().next().unwrap(), "HOLDER")]), "{text}");
+}
+
+#[test]
 fn without_locks_nothing_is_printed() {
     let scratch = Scratch::new();
     scratch.open();

@@ -1,14 +1,19 @@
 //! Tests of the command line program `record-store`, with real processes and real signals.
 
+mod completions;
+mod damaged;
 mod ending;
 mod expiry;
 mod killed;
 mod listing;
 mod records;
 mod run;
+mod stuck;
 mod terminal;
 mod transfer;
 mod unlock;
+mod unstored;
+mod usage;
 mod verify;
 mod watch;
 
@@ -74,7 +79,7 @@ impl Scratch {
         wait_for(name, || self.path(name).exists());
     }
 
-    /// The owner files. Each process that opens the store for writing creates one, and a later open
+    /// The owner files. Each process that writes, acquires a lock or waits for one creates one, and a later open
     /// removes the files of dead processes.
     fn owners(&self) -> Vec<String> {
         let Ok(owners) = fs::read_dir(self.store().join(".store/owners")) else { return vec![] };
@@ -84,9 +89,21 @@ impl Scratch {
     /// Waits until the process has opened the store for writing. A `run` does that when it has found
     /// no stored result, and then acquires the lock or waits for it.
     fn wait_until_opened(&self, process: &mut Background) {
-        let prefix = format!("{}-", process.child().id());
-        wait_for("the store to be opened", || self.owners().iter().any(|owner| owner.starts_with(&prefix)));
+        // Only then does it map the event table writable.
+        let (maps, table) =
+            (format!("/proc/{}/maps", process.child().id()), self.store().join(".store/events"));
+        let is_opened = |map: &str| map.contains(" rw-s ") && map.ends_with(table.to_str().unwrap());
+        wait_for("the store to be opened", || fs::read_to_string(&maps).unwrap().lines().any(is_opened));
         assert!(process.is_running());
+    }
+
+    /// Enters the key's latch, as a process that is stopped in the middle of an operation, until the file is
+    /// dropped.
+    fn enter_latch(&self, key: &str) -> fs::File {
+        let path = self.store().join(crate::support::latch_of(key));
+        let latch = fs::File::options().write(true).create(true).truncate(false).open(path).unwrap();
+        latch.lock().unwrap();
+        latch
     }
 
     /// How many lines the scripts of a test have appended to the file `runs`.
@@ -173,6 +190,39 @@ fn assert_fails(output: &Output, code: i32) -> String {
     assert!(message.starts_with("record-store: ") && message.lines().count() == 1, "{message}");
     message
 }
+
+/// Asserts that `run` printed this output of its command although it is not stored, and one line on standard
+/// error that says so. Returns that line.
+#[track_caller]
+fn assert_unstored(output: &Output, code: i32, printed: &[u8]) -> String {
+    assert_code(output, code);
+    assert_eq!(output.stdout, printed, "{output:?}");
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(message.starts_with("record-store: the output is not stored: "), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    message
+}
+
+/// The command in a mount namespace of its own, after the shell code `setup` has run there with `dir` as its
+/// first argument. `None`: this system permits no mounts.
+fn in_namespace(setup: &str, dir: &Path, command: &Command) -> Option<Command> {
+    let unshare = |program: &str| {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c"]);
+        unshare.arg(format!("dir=$0; {setup} && exec \"$@\"")).arg(dir).arg(program);
+        unshare
+    };
+    if !output(&mut unshare("true")).status.success() {
+        eprintln!("SKIPPED: this system permits no mounts");
+        return None;
+    }
+    let mut unshare = unshare(command.get_program().to_str().unwrap());
+    unshare.args(command.get_args()).stdin(Stdio::null());
+    Some(unshare)
+}
+
+/// Shell code for [`in_namespace`]. A read-only mount refuses root too.
+const READ_ONLY: &str = "mount --bind $dir $dir && mount -o remount,bind,ro $dir";
 
 /// Also true for a dangling symbolic link.
 fn entry_exists(path: &Path) -> bool {

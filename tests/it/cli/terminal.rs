@@ -40,7 +40,7 @@ impl Terminal {
         // A new session, so that the terminal's signals reach the program.
         let mut session = Command::new("setsid");
         session.arg("--ctty").arg(command.get_program()).args(command.get_args());
-        session.env("TERM", "xterm").env_remove("NO_COLOR");
+        session.env("TERM", "xterm").env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env_remove("CI");
         for (name, value) in command.get_envs() {
             session.env(name, value.unwrap());
         }

@@ -225,13 +225,13 @@ fn a_locked_record_is_not_imported() {
     assert_eq!(records_of(&scratch).len(), 2);
 }
 
-#[test]
-fn a_long_import_shows_its_progress() {
+/// What a long import draws on a terminal with so many columns.
+fn progress_of_a_long_import(columns: u16) -> Vec<String> {
     let scratch = Scratch::new();
     let done = AtomicBool::new(false);
     let fifo = scratch.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-    let status = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut lines = fs::File::options().write(true).open(&fifo).unwrap();
             let mut number = 0;
@@ -242,11 +242,25 @@ fn a_long_import_shows_its_progress() {
         });
         let arguments = ["fifo", "--relaxed", "--existing", "overwrite"];
         let mut terminal = Terminal::start(&scratch.cli("import", &arguments));
-        terminal.wait_until("the progress", |raw| raw.contains(" records, ") && raw.contains("/s\x1b[K"));
+        terminal.resize(24, columns);
+        terminal.wait_until("the progress", |raw| raw.contains(" rec") && raw.contains("\x1b[K"));
         done.store(true, Ordering::Relaxed);
         let (status, raw) = terminal.end();
+        assert!(status.success());
         assert!(raw.ends_with("\r\x1b[K"), "{raw:?}");
-        status
-    });
-    assert!(status.success());
+        raw.split("\x1b[K").map(|line| line.trim_start_matches('\r').to_owned()).collect()
+    })
+}
+
+#[test]
+fn a_long_import_shows_its_progress() {
+    let drawn = progress_of_a_long_import(80);
+    assert!(drawn[0].contains(" records, ") && drawn[0].ends_with("/s"), "{drawn:?}");
+}
+
+#[test]
+fn the_progress_fits_on_a_narrow_terminal() {
+    let drawn = progress_of_a_long_import(12);
+    assert!(drawn[0].contains(" rec") && drawn[0].ends_with('…'), "{drawn:?}");
+    assert!(drawn.iter().all(|line| line.chars().count() < 12), "{drawn:?}");
 }

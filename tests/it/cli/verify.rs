@@ -77,19 +77,3 @@ fn stale_locks_are_leftovers() {
     let text = String::from_utf8(verified.stdout).unwrap();
     assert!(text.contains("\"kind\":\"leftover\",\"problem\":\"stale lock: its lease"), "{text}");
 }
-
-#[test]
-fn completions_exist_for_every_shell() {
-    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let printed = output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(["completions", shell]));
-        assert_code(&printed, 0);
-        let script = String::from_utf8(printed.stdout).unwrap();
-        assert!(script.contains("locks") && script.contains("keep-going"), "{shell}: {script}");
-    }
-    if let Ok(mut bash) = Command::new("bash").arg("-n").stdin(Stdio::piped()).spawn() {
-        let script = output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(["completions", "bash"]));
-        bash.stdin.take().unwrap().write_all(&script.stdout).unwrap();
-        assert!(bash.wait().unwrap().success());
-    }
-    assert_code(&output(Command::new(env!("CARGO_BIN_EXE_record-store")).args(["completions", "ed"])), 2);
-}

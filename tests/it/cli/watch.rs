@@ -116,6 +116,22 @@ fn the_screen_fills_the_window_and_not_more() {
     assert_ends(terminal, 0);
 }
 
+#[test]
+fn wide_and_invisible_characters_keep_the_screen_in_order() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("表".repeat(100), job("night\u{202e}job")).unwrap();
+    store.write(format!("\u{202e}{}", "表".repeat(100)), &1).unwrap();
+    let mut terminal = Terminal::start(&scratch.cli("watch", &NO_POLLING));
+    let screen = terminal.wait_until_screen("the lock", |screen| screen.contains("1 lock, 1 record "));
+    assert!(screen.contains("  night\\u{202e}job") && screen.contains("\n\\u{202e}表表"), "{screen}");
+    assert!(!screen.contains('\u{202e}'), "{screen}");
+    let width = |line: &str| line.chars().count() + line.matches('表').count();
+    assert!(screen.lines().all(|line| width(line) <= 80), "{screen}");
+    terminal.type_in("q");
+    assert_ends(terminal, 0);
+}
+
 /// A `watch` that prints lines.
 struct Lines {
     _watch: Background,
@@ -235,7 +251,8 @@ fn watch_polls_where_the_system_reports_nothing() {
     let lines = Lines::start(&mut command);
     lines.expect("locked", "held", "night job");
     guard.write(&1).unwrap();
-    lines.expect("written", "held", "45 bytes");
+    let size = scratch.store().join("held.json").metadata().unwrap().len();
+    lines.expect("written", "held", &format!("{size} bytes"));
     guard.release().unwrap();
     lines.expect("released", "held", "night job");
     store.remove("held").unwrap();

@@ -134,6 +134,7 @@ fn check_small_disk(dir: &Path, mount: &Path) {
     let opened = FileSystemRecordStore::open(dir);
     if let Err(error) = &opened {
         assert_full(error);
+        assert!(!dir.exists(), "a half-made store is left");
     }
     // The second open must cope with the leftovers of the first.
     for store in [opened, FileSystemRecordStore::open(dir)].into_iter().flatten() {

@@ -91,6 +91,7 @@ impl Slot {
 fn arbitrary_slots_delay_waiters_but_not_forever() {
     let dir = in_memory();
     let store = open(dir.path());
+    store.write(KEY, &1).unwrap();
     let own = names_in(&dir.path().join(".store/owners")).pop().unwrap();
     let table = open_table(dir.path());
     // Each failing case takes long, so shrinking is limited.
@@ -118,6 +119,7 @@ fn arbitrary_slots_delay_waiters_but_not_forever() {
 fn a_slot_notified_in_the_future_is_not_waited_for_forever() {
     let dir = in_memory();
     let store = open(dir.path());
+    store.write(KEY, &1).unwrap();
     let owner = names_in(&dir.path().join(".store/owners")).pop().unwrap().into_bytes();
     let slot =
         Slot { index: 0, state: NOTIFIED, key: hashes_of(KEY), ticket: 0, notified_at: u64::MAX, owner };

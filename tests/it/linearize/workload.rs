@@ -105,8 +105,8 @@ impl<'a> Worker<'a> {
                 let timeout = (!self.dice.once_in(8)).then(|| self.wait());
                 self.call(key, Op::Read(claim), || {
                     let options = ReadOptions::new().claim(store_claim(claim)).timeout(timeout);
-                    let json = store.read_raw(&Key::new(name)?, options)?;
-                    let value = json.map(|json| json.decode::<Value>().unwrap());
+                    let record = store.read_raw(&Key::new(name)?, options)?;
+                    let value = record.map(|record| record.json.decode::<Value>().unwrap());
                     Ok(Outcome::Value(value.map(Value::open)))
                 });
             }

@@ -2,9 +2,9 @@
 
 use record_store::LockToken;
 
-use super::disk::{Image, Interner, Path, Tree};
+use super::disk::{DIRECTORY, Image, Interner, Path, Tree};
 use super::recover::{LockOutcome, ReadOutcome, Recovered};
-use super::sequences::{Action, KEYS, Mark, OLD, Sequence, Start, store_below, value};
+use super::sequences::{Action, FOREIGN, KEYS, Mark, OLD, Sequence, Start, store_below, value};
 
 /// The guarantees given to the caller so far.
 pub(crate) struct Guarantees<'a> {
@@ -38,10 +38,10 @@ impl<'a> Guarantees<'a> {
             locked: false,
             token: LockToken::new(0),
         };
-        let first = if sequence.start == Start::Old {
-            ReadOutcome::Value(OLD.to_owned())
-        } else {
-            ReadOutcome::Absent
+        let first = match sequence.start {
+            Start::Old => ReadOutcome::Value(OLD.to_owned()),
+            Start::Foreign => ReadOutcome::Corrupt,
+            _ => ReadOutcome::Absent,
         };
         let keys = [key(KEYS[0], first), key(KEYS[1], ReadOutcome::Absent)];
         let format_file = interner.path(&format!("/{}/.store/format.json", store_below(sequence.start)));
@@ -75,6 +75,7 @@ impl<'a> Guarantees<'a> {
 
     /// Checks the recovered outcomes. The error describes the broken guarantee.
     pub(crate) fn check(&self, tree: &Tree, recovered: [&Recovered; 2]) -> Result<(), String> {
+        self.check_foreign_file(tree)?;
         if self.opened && !tree.iter().any(|(path, _)| *path == self.format_file) {
             return Err("a store that was opened is no longer a store".into());
         }
@@ -84,6 +85,24 @@ impl<'a> Guarantees<'a> {
             self.check_lock(key, recovered.lock, file).map_err(|violation| format!("{name}: {violation}"))?;
         }
         Ok(())
+    }
+
+    /// The file of another program is in its place until a change is begun, and moved aside when the change is
+    /// acknowledged.
+    ///
+    /// Not in between: an exchange of which one half reaches the disk loses a file in this model. The file systems
+    /// that can exchange files do it in one transaction.
+    fn check_foreign_file(&self, tree: &Tree) -> Result<(), String> {
+        let is_changing = self.keys[0].acknowledged + 1 < self.keys[0].values.len();
+        if self.sequence.start != Start::Foreign || self.sequence.relaxed || is_changing {
+            return Ok(());
+        }
+        let is_kept = tree.iter().any(|&(path, image)| {
+            let path = self.interner.path_of(path);
+            let is_there = path.ends_with("/a.json") || path.contains("/.store/damaged/a.json~");
+            is_there && image != DIRECTORY && *self.interner.content_of(image) == *FOREIGN.as_bytes()
+        });
+        if is_kept { Ok(()) } else { Err("a foreign file is lost".into()) }
     }
 
     fn check_record(&self, key: &Key, read: &ReadOutcome) -> Result<(), String> {

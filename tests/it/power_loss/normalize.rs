@@ -24,21 +24,28 @@ impl Normalizer {
         *self.tokens.entry(token).or_insert(next)
     }
 
-    /// The name of a file. The name of a staged file starts with the name of its owner file.
+    /// The name of a file. The name of a staged file starts with the name of its owner file and a number. If it
+    /// may be a displaced file, its original name follows. The name of a file that was moved aside ends with a
+    /// time.
     pub(crate) fn name(&mut self, name: &str) -> String {
-        let (owner, rest) = name.split_once('.').map_or((name, None), |(owner, rest)| (owner, Some(rest)));
+        if let Some((original, _)) = name.rsplit_once("~2") {
+            return self.known(name, |number| format!("{original}~{number}"));
+        }
+        let mut parts = name.splitn(3, '.');
+        let (owner, number, original) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
         if !is_owner(owner) {
             return name.to_owned();
         }
-        if rest.is_none() {
+        if number.is_none() {
             return OWNER.to_owned();
         }
-        if let Some(known) = self.names.get(name) {
-            return known.clone();
-        }
-        let new = format!("{}.staged{}", OWNER, self.names.len());
-        self.names.insert(name.to_owned(), new.clone());
-        new
+        let original = original.map(|original| format!(".{original}")).unwrap_or_default();
+        self.known(name, |number| format!("{OWNER}.staged{number}{original}"))
+    }
+
+    fn known(&mut self, name: &str, replacement: impl FnOnce(usize) -> String) -> String {
+        let number = self.names.len();
+        self.names.entry(name.to_owned()).or_insert_with(|| replacement(number)).clone()
     }
 
     /// The content of the mapped table of waiters.

@@ -9,7 +9,7 @@ use record_store::{
 use tempfile::TempDir;
 
 use super::disk::{DIRECTORY, Interner, Tree};
-use super::sequences::{JOB, KEYS};
+use super::sequences::{FOREIGN, JOB, KEYS};
 use crate::support::{as_named, named, names_in};
 
 /// The outcome of a read.
@@ -65,6 +65,7 @@ impl ScratchDir {
         for key in KEYS {
             use_key(&store, key).map_err(|error| format!("{key} is no longer usable: {error:?}"))?;
         }
+        check_kept(tree, interner, &store)?;
         let private = root.join(".store");
         let staged = names_in(&private.join("tmp"));
         if !staged.is_empty() || names_in(&private.join("owners")).len() != 1 {
@@ -89,6 +90,24 @@ impl ScratchDir {
         for (path, image) in of_kind(false) {
             std::fs::write(in_dir(&interner.path_of(*path)), interner.content_of(*image)).unwrap();
         }
+    }
+}
+
+/// A file of another program is moved aside, wherever the power loss left it. Nothing else is.
+fn check_kept(tree: &Tree, interner: &Interner, store: &FileSystemRecordStore) -> Result<(), String> {
+    let is_foreign = |image| image != DIRECTORY && *interner.content_of(image) == *FOREIGN.as_bytes();
+    let was_there = tree.iter().any(|&(_, image)| is_foreign(image));
+    let kept: Vec<_> = store
+        .damaged()
+        .map_err(|error| format!("damaged: {error:?}"))?
+        .iter()
+        .map(|file| std::fs::read(&file.path).unwrap())
+        .collect();
+    let is_kept = kept.iter().any(|content| content == FOREIGN.as_bytes());
+    if is_kept == was_there {
+        Ok(())
+    } else {
+        Err(format!("a foreign file was there: {was_there}, but {kept:?} was kept"))
     }
 }
 

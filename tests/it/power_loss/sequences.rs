@@ -17,6 +17,9 @@ use crate::support::{enqueue_dead_waiter, named, open_with};
 pub(crate) const KEYS: [&str; 2] = ["a", "b"];
 pub(crate) const OLD: &str = "old";
 
+/// The content of a file of another program, in the place of a record.
+pub(crate) const FOREIGN: &str = "{\"name\":\"demo\"}";
+
 /// The holder of locks that are not bound to a process.
 pub(crate) const JOB: &str = "job";
 const LEASE: Duration = Duration::from_hours(1);
@@ -48,6 +51,8 @@ pub(crate) struct Operation {
 pub(crate) enum Start {
     /// Long ago, so everything is on the disk.
     Old,
+    /// Long ago. Then another program put a file into the place of the record of `a`.
+    Foreign,
     /// Just now, by this handle.
     New,
     /// As `New`, in a directory whose parent does not exist either.
@@ -85,10 +90,17 @@ pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequ
         // Without a lock its holder makes no difference.
         sequences.retain(|sequence| !job || sequence.operations.iter().any(|it| it.action.locks()));
         // Without an operation nothing happens to an old store.
-        sequences.retain(|sequence| start != Start::Old || !sequence.operations.is_empty());
+        sequences.retain(|sequence| start.is_new() || !sequence.operations.is_empty());
         all.append(&mut sequences);
     }
     all
+}
+
+impl Start {
+    /// Whether the store is created by the sequence.
+    fn is_new(self) -> bool {
+        !matches!(self, Self::Old | Self::Foreign)
+    }
 }
 
 impl Action {
@@ -178,6 +190,10 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
     report(stage, Mark::Opened);
     if sequence.start == Start::Old {
         store.write(KEYS[0], OLD).unwrap();
+        report(stage, Mark::Settled);
+    }
+    if sequence.start == Start::Foreign {
+        std::fs::write(dir.join(format!("{}.json", KEYS[0])), FOREIGN).unwrap();
         report(stage, Mark::Settled);
     }
     let mut tokens = [None; KEYS.len()];

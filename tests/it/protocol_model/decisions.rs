@@ -1,16 +1,15 @@
 //! The store decides as the model does: both decide about the same locks.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use record_store::{
     Claim, Error, ErrorKind, FileSystemRecordStore, LockInfo, LockOptions, LockToken, RecordStoreExt,
     WriteOptions,
 };
-use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
 
 use super::state::{Access, Liveness, Match, access};
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::Child;
 use crate::support::{named, open};
 
 /// The process that acquired the lock.
@@ -119,45 +118,4 @@ fn the_store_decides_as_the_model_does() {
             }
         }
     }
-}
-
-pub(crate) const ROLES: &[Role] = &[("leave a child", leave_a_child)];
-
-/// Acquires the lock and forks. The child changes another record on request.
-#[expect(unsafe_code, reason = "fork")]
-fn leave_a_child(stage: &Stage) {
-    let dir: PathBuf = stage.argument();
-    let store = open(&dir);
-    std::mem::forget(store.lock("k", LockOptions::new()).unwrap());
-    // SAFETY: the only other thread is the test runner's. It waits on a channel and holds no lock that
-    // the child could need.
-    match unsafe { nix::unistd::fork() }.unwrap() {
-        nix::unistd::ForkResult::Parent { .. } => loop {
-            nix::unistd::pause();
-        },
-        nix::unistd::ForkResult::Child => {
-            stage.send("forked");
-            stage.expect("change");
-            store.write("another", &1).unwrap();
-            stage.send("changed");
-            // Keeps running until the end of the test.
-            stage.receive();
-        }
-    }
-}
-
-/// The model's `Step::DropsParentsOwner`.
-#[test]
-fn a_forked_child_keeps_its_dead_parents_lock_until_it_changes_the_store() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
-    let mut parent = Child::start("leave a child", &dir.path());
-    parent.expect("forked");
-    parent.signal(Signal::KILL);
-    let dead = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    waitid(WaitId::Pid(parent.pid()), dead).unwrap().expect("its end");
-    assert!(store.is_locked("k").unwrap(), "the child has the owner file open");
-    parent.send("change");
-    parent.expect("changed");
-    assert!(!store.is_locked("k").unwrap(), "nobody has the owner file open");
 }

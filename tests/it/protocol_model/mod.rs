@@ -15,7 +15,6 @@ mod explore;
 mod protocol;
 mod state;
 
-pub(crate) use decisions::ROLES;
 use explore::{Explored, Violation};
 use protocol::{Bug, NOT_ACQUIRABLE, OLD_TOKEN, Protocol, Step, TWO_HOLDERS};
 use state::{BOUND, KEYS, LATE_WRITE, Life, NAMED, State};
@@ -63,8 +62,9 @@ fn the_exploration_finds_every_bug() {
     assert_found(Bug::LatchOutlivesProcess, &[BOUND], NOT_ACQUIRABLE);
 }
 
-/// Why a process should not fork in one thread while another thread changes the store, and then be
-/// killed: the child has a copy of the latch that nobody unlocks.
+/// Why a child that is forked without the C library should call `after_fork` at once: if another thread changes
+/// the store during the fork, and the parent is killed then, the child has a copy of the latch that nobody
+/// unlocks.
 #[test]
 fn a_fork_inside_a_latch_can_keep_the_latch_locked() {
     assert_found(Bug::ForkInsideLatch, &[BOUND], NOT_ACQUIRABLE);

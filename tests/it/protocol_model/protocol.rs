@@ -20,7 +20,8 @@ pub(super) enum Bug {
     TokensStartAgain,
     DeathIsIgnored,
     LatchOutlivesProcess,
-    /// The library cannot prevent this: a thread forks while another thread is inside the latch.
+    /// The library cannot prevent this: a thread forks without the C library, while another thread is inside
+    /// the latch.
     ForkInsideLatch,
 }
 
@@ -28,7 +29,8 @@ pub(super) enum Bug {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Starts(u8),
-    /// A forked child that uses the store closes its parent's owner file.
+    /// A child that was forked without the C library closes its parent's owner file when it uses the store. Others
+    /// have closed it already.
     DropsParentsOwner(u8),
     /// Process and key, as in the steps below.
     Enters(u8, u8, Act),

@@ -27,6 +27,14 @@ const ENTRY: &str = "support::children::child_entry";
 /// The prefix of the lines that a role sends. Other lines come from the test runner.
 const MARK: char = '@';
 
+/// A user of the system: the user, its group, and another group that it is a member of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct User {
+    pub(crate) id: u32,
+    pub(crate) group: u32,
+    pub(crate) team: Option<u32>,
+}
+
 /// The parent's handle of a running child. Kills the child when dropped.
 pub(crate) struct Child {
     role: &'static str,
@@ -64,6 +72,19 @@ impl Child {
         let mut program = Command::new("unshare");
         program.args(kind).arg(std::env::current_exe().unwrap());
         Some(Self::start_by(program, std::process::id(), role, argument))
+    }
+
+    /// Starts a child as another user, with a umask, such as "022". Only root can do this.
+    pub(crate) fn start_as(user: User, umask: &str, role: &'static str, argument: &impl Serialize) -> Self {
+        let mut program = Command::new("setpriv");
+        program.arg(format!("--reuid={}", user.id)).arg(format!("--regid={}", user.group));
+        match user.team {
+            Some(team) => program.arg(format!("--groups={team}")),
+            None => program.arg("--clear-groups"),
+        };
+        program.args(["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+        program.arg(std::env::current_exe().unwrap());
+        Self::start_by(program, std::process::id(), role, argument)
     }
 
     fn start_by(mut program: Command, parent: u32, role: &'static str, argument: &impl Serialize) -> Self {

@@ -1,8 +1,10 @@
 //! Arguments of `unlock`, `verify` and `gc`, which maintain a store.
 
-use clap::Args;
+use std::time::Duration;
 
-use super::{RecordArgs, StoreArgs};
+use clap::{Args, ValueHint};
+
+use super::{RecordArgs, StoreArgs, duration};
 
 /// Release another holder's lock
 ///
@@ -15,7 +17,7 @@ use super::{RecordArgs, StoreArgs};
 /// A lock of a dead process normally needs no unlock. The exception is a lock with a named holder: it
 /// stays until it is released or its lease expires.
 ///
-/// A corrupt lock file is removed if it is still corrupt after the confirmation. No process can acquire
+/// A corrupt lock file is moved to .store/damaged if it is still corrupt after the confirmation. No process can acquire
 /// the lock while the file is corrupt. But the check and the removal are two steps: if the file is
 /// repaired or removed between them, the removal also removes a lock that was acquired since then. Run
 /// only one unlock at a time for a corrupt lock.
@@ -32,6 +34,11 @@ pub(crate) struct UnlockArgs {
     /// Do not ask for confirmation. Required if standard input or output is not a terminal
     #[arg(long)]
     pub(crate) force: bool,
+
+    /// Maximum time to wait for a process that is stopped in the middle of an operation on the key
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other)]
+    #[arg(value_parser = duration, default_value = "5s")]
+    pub(crate) wait: Duration,
 }
 
 /// Check every file of the store
@@ -40,10 +47,11 @@ pub(crate) struct UnlockArgs {
 /// other files should exist. Prints one line for each finding and then a summary. Changes nothing,
 /// never waits, and is safe while other processes use the store.
 ///
-/// There are three kinds of findings. damage: data is lost or something does not work. foreign: a
-/// file that does not belong to the store; the store ignores it. leftover: a file of a process that
-/// is gone; this is normal, and the store removes it later. The exit code is 65 if there is damage;
-/// other findings do not change it.
+/// There are four kinds of findings. damage: data is lost or something does not work. foreign: a
+/// file that does not belong to the store; the store ignores it. kept: a file that was in the place of
+/// a record or a lock and was neither, so a change has moved it to .store/damaged; gc --damaged deletes
+/// it. leftover: a file of a process that is gone; this is normal, and the store removes it later. The
+/// exit code is 65 if there is damage; other findings do not change it.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -51,8 +59,8 @@ Examples:
   record-store verify cache --json | jq -r 'select(.kind == \"damage\") | .path'
 
 Each line of --json but the last is an object with the fields
-  path, kind (\"damage\", \"foreign\", \"leftover\"), problem, cause (null: no further details);
-the last one has the fields files, records, locks, damage, foreign, leftover and unchecked")]
+  path, kind (\"damage\", \"foreign\", \"kept\", \"leftover\"), problem, cause (null: no further details);
+the last one has the fields files, records, locks, damage, foreign, kept, leftover and unchecked")]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -66,7 +74,8 @@ pub(crate) struct VerifyArgs {
 ///
 /// Removes expired records, lock files without a live lock, and files that dead processes left
 /// behind. Live records and live locks are not touched, so this is safe while other processes use
-/// the store. Prints the number of records and locks that were removed.
+/// the store. Keys on which a process is stopped in the middle of an operation are left for the next
+/// run. Prints the number of records and locks that were removed.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -76,7 +85,12 @@ pub(crate) struct GcArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 
-    /// Print a JSON object with the fields records and locks
+    /// Also delete the files that changes have moved aside, because they were in the place of a record or a
+    /// lock and were neither. `verify` lists them
+    #[arg(long)]
+    pub(crate) damaged: bool,
+
+    /// Print a JSON object with the fields records and locks, and damaged with --damaged
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -8,9 +8,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use record_store::{Key, WriteOptions};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use record_store::{Key, OpenMode, WriteOptions};
 
+use crate::style::{printable, shortened};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 pub(crate) use watch::WatchArgs;
@@ -26,7 +27,7 @@ Exit codes:
   65     invalid JSON or text, or a corrupt file in the store
   73     import: a key already has a record
   74     I/O error
-  75     locked by another holder, or still locked after --wait
+  75     locked by another holder, or still locked after --wait; run: the lock was lost
   124    run: the command took longer than --hold
   126    run: the command could not be executed
   127    run: the command was not found
@@ -75,10 +76,16 @@ pub(crate) enum Task {
     Completions(CompletionsArgs),
 }
 
+/// Parses a length of time. The error may contain the text, which may be long.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| shortened(&printable(&error.to_string())).into_owned())
+}
+
 /// Selects the store.
 #[derive(Args)]
 pub(crate) struct StoreArgs {
     /// The store's directory
+    #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
 }
 
@@ -89,7 +96,7 @@ pub(crate) struct RecordArgs {
     pub(crate) store: StoreArgs,
 
     /// The record's key: any text that is not empty
-    #[arg(value_parser = |text: &str| Key::new(text))]
+    #[arg(value_parser = |text: &str| Key::new(text), value_hint = ValueHint::Other)]
     pub(crate) key: Key,
 }
 
@@ -101,11 +108,37 @@ pub(crate) struct DurabilityArgs {
     pub(crate) relaxed: bool,
 }
 
+/// Selects how long a change waits.
+#[derive(Args)]
+pub(crate) struct WaitArgs {
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other)]
+    #[arg(value_parser = duration, default_value = "0s")]
+    pub(crate) wait: Duration,
+}
+
+/// Selects where a store may be created.
+#[derive(Args)]
+pub(crate) struct AdoptArgs {
+    /// Create the store also in a directory that has other files
+    ///
+    /// Files whose names end in .json or .lock are then in the places of records and locks. A change of
+    /// such a key moves the file to .store/damaged and says so.
+    #[arg(long)]
+    pub(crate) adopt: bool,
+}
+
+impl AdoptArgs {
+    pub(crate) fn mode(&self) -> OpenMode {
+        if self.adopt { OpenMode::Adopt } else { OpenMode::Create }
+    }
+}
+
 /// Selects when a stored record expires.
 #[derive(Args)]
 pub(crate) struct ExpiryArgs {
     /// The record expires after this time, such as 90s or 1day [default: never]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
     pub(crate) ttl: Option<Duration>,
 }
 
@@ -120,8 +153,12 @@ impl ExpiryArgs {
 /// If a result is stored, this prints it immediately, without a lock. Otherwise this acquires the
 /// key's lock, runs the command, stores its standard output, which must be one JSON value, and prints
 /// it. Concurrent `run` calls for the same key wait and print the same result. If the command fails,
-/// nothing is stored, its output goes to standard error, this program exits with the command's exit
-/// code, and the next waiter runs its own command.
+/// nothing is stored, this program exits with the command's exit code, and the next waiter runs its own
+/// command.
+///
+/// This prints the command's output in any case. If the output cannot be stored, because the command
+/// fails, is terminated or does not print JSON, or because the disk is full or the lock is lost, a
+/// message on standard error says why, and the exit code is not 0.
 ///
 /// As in $(…), the output is complete when no process has it open for writing any more. A background
 /// process that the command starts keeps the key locked until it closes its standard output.
@@ -130,8 +167,8 @@ impl ExpiryArgs {
 /// after 5 seconds, or at a second signal, SIGKILL. A signal that was ignored when this program
 /// started (nohup) stays ignored. If this program itself is killed with SIGKILL, the key stays locked
 /// until the command and its descendants have ended, and their output is lost. They hold the lock
-/// through an inherited file descriptor. A program that closes file descriptors it does not know
-/// releases the lock early.
+/// through an inherited file descriptor, with a number of 1000 or above if the limit of open files
+/// allows it. A program that closes all file descriptors it does not know releases the lock early.
 ///
 /// The command must not request the same key: it would wait for its own lock, which is a deadlock.
 #[derive(Args)]
@@ -149,22 +186,26 @@ impl ExpiryArgs {
   # Text instead of JSON. Always compute again.
   record-store run cache host --text --refresh -- uname -n
 
+  # The store only saves time: without it, run the command all the same.
+  record-store run /var/cache/build tools --run-anyway -- ./list-tools.sh
+
 ",
     exit_codes!()
 ))]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) record: RecordArgs,
 
     /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
     pub(crate) wait: Option<Duration>,
 
     /// Terminate the command after this time [default: never]
     ///
     /// This is not a lease on the lock: when a lease expires, the key becomes free while the command
     /// still runs. With --hold, the command is terminated before the key becomes free.
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
     pub(crate) hold: Option<Duration>,
 
     /// Run the command even if a result is stored
@@ -174,6 +215,25 @@ pub(crate) struct RunArgs {
     /// The command prints text: store it as a JSON string, and print it unquoted
     #[arg(long)]
     pub(crate) text: bool,
+
+    /// If the store cannot be used, run the command without it
+    ///
+    /// For example in a container whose file system is read-only or full. The command then runs without a
+    /// lock, perhaps several times at once, its output is not stored, and a warning on standard error
+    /// says so. A store that cannot be used is then no error: the exit code is that of the command.
+    /// Without this option, the command does not run. A lock of another holder is waited for in any case.
+    #[arg(long)]
+    pub(crate) run_anyway: bool,
+
+    /// If the stored result is damaged, fail instead of running the command again
+    ///
+    /// Without this option, the command runs as if no result were stored. The damaged file is kept in
+    /// .store/damaged, and a warning on standard error says so.
+    #[arg(long)]
+    pub(crate) fail_if_damaged: bool,
+
+    #[command(flatten)]
+    pub(crate) adopt: AdoptArgs,
 
     #[command(flatten)]
     pub(crate) expiry: ExpiryArgs,
@@ -200,7 +260,7 @@ pub(crate) struct GetArgs {
     pub(crate) record: RecordArgs,
 
     /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
     pub(crate) wait: Option<Duration>,
 
     /// The result is a JSON string: print it unquoted
@@ -210,7 +270,11 @@ pub(crate) struct GetArgs {
 
 /// Store standard input as a record's result
 ///
-/// Fails while another holder has the key's lock. Creates the store if there is none.
+/// Fails while another holder has the key's lock, at once or after --wait. Creates the store if there
+/// is none.
+///
+/// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
+/// or after --wait if that is longer.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -220,6 +284,9 @@ pub(crate) struct PutArgs {
     #[command(flatten)]
     pub(crate) record: RecordArgs,
 
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
+
     /// Standard input is text: store it as a JSON string
     #[arg(long)]
     pub(crate) text: bool,
@@ -228,12 +295,18 @@ pub(crate) struct PutArgs {
     pub(crate) expiry: ExpiryArgs,
 
     #[command(flatten)]
+    pub(crate) adopt: AdoptArgs,
+
+    #[command(flatten)]
     pub(crate) durability: DurabilityArgs,
 }
 
 /// Remove a record
 ///
-/// Fails while another holder has the key's lock.
+/// Fails while another holder has the key's lock, at once or after --wait.
+///
+/// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
+/// or after --wait if that is longer.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -242,6 +315,9 @@ Examples:
 pub(crate) struct RmArgs {
     #[command(flatten)]
     pub(crate) record: RecordArgs,
+
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 
     #[command(flatten)]
     pub(crate) durability: DurabilityArgs,

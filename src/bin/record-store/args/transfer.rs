@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 
-use super::{DurabilityArgs, StoreArgs};
+use super::{AdoptArgs, DurabilityArgs, StoreArgs, WaitArgs, duration};
 
 /// Write all records as JSON Lines
 ///
@@ -18,7 +18,9 @@ use super::{DurabilityArgs, StoreArgs};
 /// is replaced atomically at the end: an incomplete export never appears under its name.
 ///
 /// If a record cannot be read, the export stops, and FILE is unchanged. With --keep-going, the error
-/// is reported, the record is skipped, and the exit code is that of the first such record.
+/// is reported, the record is skipped, and the exit code is that of the first such record. A file that
+/// is no record of its key at all, such as a copy named "k 2.json" or a package.json, is skipped with
+/// a warning, and is no error.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -30,10 +32,11 @@ pub(crate) struct ExportArgs {
     pub(crate) store: StoreArgs,
 
     /// The file to write, or - for standard output [default: -]
+    #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
 
     /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
     pub(crate) wait: Option<Duration>,
 
     /// Skip records that cannot be read
@@ -61,19 +64,22 @@ pub(crate) struct ImportArgs {
     pub(crate) store: StoreArgs,
 
     /// The file to read, or - for standard input [default: -]
+    #[arg(value_hint = ValueHint::FilePath)]
     pub(crate) file: Option<PathBuf>,
 
     /// How to treat keys that already have a record
     #[arg(long, value_enum, default_value_t, value_name = "ACTION")]
     pub(crate) existing: Existing,
 
-    /// Maximum time to wait for another holder's lock, such as 5s or 2m
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "0s")]
-    pub(crate) wait: Duration,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 
     /// Continue after a line that cannot be stored
     #[arg(long)]
     pub(crate) keep_going: bool,
+
+    #[command(flatten)]
+    pub(crate) adopt: AdoptArgs,
 
     #[command(flatten)]
     pub(crate) durability: DurabilityArgs,

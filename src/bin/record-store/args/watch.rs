@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 
-use super::StoreArgs;
+use super::{StoreArgs, duration};
 
 /// Show locks and records as they change
 ///
@@ -32,7 +32,7 @@ pub(crate) struct WatchArgs {
 
     /// Polling interval, such as 500ms, for what the system does not report: ages, expiry of leases,
     /// and every change if the system reports no changes of directories
-    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s")]
+    #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s", value_hint = ValueHint::Other)]
     pub(crate) interval: Duration,
 
     /// Print each change as a JSON object
@@ -41,7 +41,7 @@ pub(crate) struct WatchArgs {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let interval = duration(text)?;
     if interval < Duration::from_millis(10) {
         return Err("must be at least 10ms".to_owned());
     }

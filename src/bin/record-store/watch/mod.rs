@@ -60,7 +60,7 @@ fn draw(mut watcher: Watcher) -> Result<(), Failure> {
     let mut screen = Screen::enter(&stdin, io::stdout()).map_err(|error| failed(&error))?;
     let mut read_keys = stdin.is_terminal();
     let title = watcher.store().path().display().to_string();
-    let style = Style::of(true);
+    let style = Style::of(&io::stdout());
     let mut drawn_at: Option<Instant> = None;
     loop {
         watcher.step()?;

@@ -3,12 +3,16 @@
 //! The order is best effort. The latch alone ensures that there is one holder, whatever this table says. So
 //! every change is a single atomic step, and no step relies on another process completing its own:
 //!
-//! * A killed waiter is recognized by its owner file. The process that finds it frees its slot.
+//! * A killed waiter is recognized by its owner file. The process that finds it frees its slot, and a process
+//!   that finds no free slot searches for such waiters.
 //! * A stopped waiter is notified, has [`GRACE`] to react, and is then skipped until it observes its slot
 //!   again.
 //! * A waiter that times out leaves and notifies the next one, in case that it had been notified itself.
 
 use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
@@ -20,13 +24,14 @@ use rustix::thread::futex;
 
 use super::table::{Mapping, Slot, Table};
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::Layout;
+use crate::filesystem::disk::layout::{self, EVENTS, Layout, OWNERS};
 use crate::filesystem::disk::lock_file::is_owner_name;
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch;
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::limits::RECHECK_INTERVAL;
 use crate::filesystem::protocol::owner::{self, Owner};
+use crate::process::ProcessId;
 use crate::{Key, Result};
 
 /// A notified waiter has this long to react before others go first.
@@ -35,7 +40,7 @@ const GRACE: Duration = Duration::from_millis(50);
 /// There are watchers of records of the latch.
 const WATCHED: u32 = 1;
 
-/// Free, or being initialized. A waiter that is killed at that moment leaks its slot, one of 256.
+/// Nobody's.
 const FREE: u32 = 0;
 /// The waiter sleeps, or is about to.
 const WAITING: u32 = 1;
@@ -43,11 +48,17 @@ const WAITING: u32 = 1;
 const NOTIFIED: u32 = 2;
 /// The waiter was notified and did not react.
 const SKIPPED: u32 = 3;
+/// Being initialized: the higher bits identify the process, because the slot does not name its owner yet.
+const CLAIMED: u32 = 4;
+/// The bits of a state that say which of these it is.
+const KIND: u32 = 7;
 
 /// The sleepers of a store, in all its processes.
 #[derive(Debug)]
 pub(crate) struct Events {
     mapping: Mapping,
+    /// Why the table could not be created, for want of room.
+    refused: Option<(PathBuf, io::ErrorKind)>,
 }
 
 /// A slot in the wait queue for one key. Dropping it leaves the queue.
@@ -58,7 +69,7 @@ pub(crate) struct Waiter {
     /// It was its turn at the last observation.
     notified: Cell<bool>,
     /// A forked child has a copy of this value, but not the slot.
-    process: u32,
+    process: ProcessId,
     completed: bool,
 }
 
@@ -84,7 +95,19 @@ const MAX_PAUSE: Duration = Duration::from_millis(10);
 
 impl Events {
     pub(crate) fn open(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { mapping: Mapping::open(layout, writable, context)? }))
+        Ok(Arc::new(Self { mapping: Mapping::open(layout, writable, context)?, refused: None }))
+    }
+
+    /// [`Events::open`] in a store that exists: if there is no room for the table, all operations that need none
+    /// work without.
+    pub(crate) fn open_if_room(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Arc<Self>> {
+        Self::open(layout, writable, context).or_else(|error| match error.io_kind() {
+            Some(reason @ (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) => {
+                let refused = Some((layout.private_path(EVENTS), reason));
+                Ok(Arc::new(Self { mapping: Mapping::none(), refused }))
+            }
+            _ => Err(error),
+        })
     }
 
     /// Observes the word to sleep on. A notification after this ends the sleep.
@@ -93,6 +116,8 @@ impl Events {
         let observed = if let Some(waiter) = waiter {
             // A skipped waiter takes part again from here on.
             waiter.notified.set(table.slots[waiter.slot].state.swap(WAITING, Relaxed) == NOTIFIED);
+            // A process that took this waiter for a dead one may have cleared it.
+            mark_in_use(table, waiter.slot);
             Observed::Slot(waiter.slot)
         } else {
             // Read-only memory allows only a relaxed load.
@@ -155,7 +180,7 @@ impl Events {
         if is_deaf { MAX_PAUSE } else { RECHECK_INTERVAL }
     }
 
-    /// Enters the wait queue. `None`: it is full. Then the caller waits without an order.
+    /// Enters the wait queue. `None`: it is full of living waiters. Then the caller waits without an order.
     pub(crate) fn enqueue(
         self: &Arc<Self>,
         key: &Key,
@@ -164,7 +189,13 @@ impl Events {
     ) -> Result<Option<Waiter>> {
         let here = Owner::here(layout, context)?;
         let Some(table) = self.mapping.table_to_change() else { return Ok(None) };
-        let Some(at) = take_slot(table) else { return Ok(None) };
+        let claim = claim_of(&here.name);
+        let Some(at) = take_slot(table, claim).or_else(|| {
+            free_all_dead(table, layout);
+            take_slot(table, claim)
+        }) else {
+            return Ok(None);
+        };
         let slot = &table.slots[at];
         slot.crc32.store(key.crc32(), Relaxed);
         slot.tag.store(key.tag(), Relaxed);
@@ -177,7 +208,7 @@ impl Events {
             key: key.clone(),
             slot: at,
             notified: Cell::new(false),
-            process: std::process::id(),
+            process: ProcessId::current(),
             completed: false,
         }))
     }
@@ -228,15 +259,25 @@ impl Events {
 
     /// Whether the key has waiters, dead or alive.
     pub(crate) fn is_awaited(&self, key: &Key) -> bool {
-        let awaits = |slot: &Slot| slot.state.load(Acquire) != FREE && is_for(slot, key);
+        let awaits = |slot: &Slot| matches!(slot.state.load(Acquire), WAITING..=SKIPPED) && is_for(slot, key);
         self.mapping.table_to_change().is_some_and(|table| first_of(table, awaits).is_some())
     }
 
-    /// The last token issued under the key's latch. Read and change it only under that latch. `None`: there is
-    /// no table.
-    pub(crate) fn last_token(&self, key: &Key) -> Option<&AtomicU64> {
-        let table = self.mapping.table_to_change()?;
-        Some(&table.counters[usize::from(latch::index_of(key))].token)
+    /// The last token issued under the key's latch. Read and change it only under that latch. `None`: the
+    /// processes share no table. An error: they share one, but this process could not create it.
+    pub(crate) fn last_token(&self, key: &Key, context: Context<'_>) -> Result<Option<&AtomicU64>> {
+        if let Some((path, reason)) = &self.refused {
+            return Err(context.io("create the event table", path, *reason));
+        }
+        let table = self.mapping.table_to_change();
+        Ok(table.map(|table| &table.counters[usize::from(latch::index_of(key))].token))
+    }
+
+    /// The last version given to a record under the key's latch. Change it only under that latch. `None`: the
+    /// processes share no table, or this one could not create it.
+    pub(crate) fn last_version(&self, key: &Key) -> Option<&AtomicU64> {
+        let table = self.mapping.table_to_change();
+        table.map(|table| &table.counters[usize::from(latch::index_of(key))].version)
     }
 
     /// Notifies the first waiter and all watchers that the key is free.
@@ -270,15 +311,14 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        if self.process != std::process::id() {
+        if !self.process.is_here() {
             return;
         }
         if let Some(table) = self.events.mapping.table_to_change() {
-            // A notification may change the state at any moment. A slot that is not freed here stays until the
-            // end of the process.
-            if table.slots[self.slot].state.swap(FREE, AcqRel) != FREE {
-                clear_bit(table, self.slot);
-            }
+            // A notification may change the state at any moment, so it is not compared. The mark goes first: the
+            // next waiter in this slot sets it again.
+            unmark_in_use(table, self.slot);
+            table.slots[self.slot].state.store(FREE, Release);
             if !self.completed {
                 // It may have been this waiter's turn.
                 notify_next(table, &self.key);
@@ -305,12 +345,54 @@ fn first(table: &Table, key: &Key) -> Option<usize> {
 fn free_if_dead(table: &Table, at: usize, layout: &Layout) -> bool {
     let slot = &table.slots[at];
     let (state, owner) = (slot.state.load(Acquire), slot.owner());
-    let dead = !is_owner_name(&owner)
-        || owner::liveness(layout, &owner, Owner::known_here(layout).as_deref()) == Liveness::Dead;
-    if dead {
+    let dead = is_dead(&owner, layout);
+    // The check takes time, and the slot may have a new waiter.
+    if dead && slot.owner() == owner {
         free_slot(table, at, state);
     }
     dead
+}
+
+fn is_dead(owner: &str, layout: &Layout) -> bool {
+    !is_owner_name(owner)
+        || owner::liveness(layout, owner, Owner::known_here(layout).as_deref()) == Liveness::Dead
+}
+
+/// Frees the slots of all dead waiters, whatever they waited for: many processes may be killed at once, and nobody
+/// may ever release those keys.
+fn free_all_dead(table: &Table, layout: &Layout) {
+    let mut dead = HashMap::new();
+    let mut claims = None;
+    for (at, slot) in table.slots.iter().enumerate() {
+        let (state, owner) = (slot.state.load(Acquire), slot.owner());
+        let is_dead = match state & KIND {
+            FREE => false,
+            CLAIMED => !claims.get_or_insert_with(|| live_claims(table, layout)).contains(&state),
+            _ => *dead.entry(owner.clone()).or_insert_with(|| is_dead(&owner, layout)),
+        };
+        if is_dead && slot.owner() == owner {
+            free_slot(table, at, state);
+        }
+    }
+}
+
+/// The claims in the table whose process may be alive: an owner file that fits is not proven dead.
+fn live_claims(table: &Table, layout: &Layout) -> HashSet<u32> {
+    let states = table.slots.iter().map(|slot| slot.state.load(Acquire));
+    let claims: HashSet<_> = states.filter(|state| state & KIND == CLAIMED).collect();
+    let listing = layout.open_private_dir(OWNERS).and_then(|owners| layout::list(&owners));
+    // If the owners cannot be listed, nobody is proven dead.
+    let Ok(listing) = listing else { return claims };
+    let names = listing.flatten().filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned));
+    names
+        .filter(|name| claims.contains(&claim_of(name)) && !is_dead(name, layout))
+        .map(|name| claim_of(&name))
+        .collect()
+}
+
+/// The state of a slot that the process with this owner file is initializing.
+fn claim_of(owner: &str) -> u32 {
+    crc32fast::hash(owner.as_bytes()) & !KIND | CLAIMED
 }
 
 fn is_for(slot: &Slot, key: &Key) -> bool {
@@ -334,23 +416,40 @@ fn slots_in_use(table: &Table) -> impl Iterator<Item = usize> {
     })
 }
 
-fn take_slot(table: &Table) -> Option<usize> {
-    table.in_use.0.iter().enumerate().find_map(|(index, word)| {
-        let lowest_zero = |bits: u64| (bits != u64::MAX).then(|| bits | bits.wrapping_add(1));
-        let before = word.fetch_update(AcqRel, Relaxed, lowest_zero).ok()?;
-        Some(index * 64 + before.trailing_ones() as usize)
-    })
+/// Takes a free slot. `None`: there is none.
+fn take_slot(table: &Table, claim: u32) -> Option<usize> {
+    let take = |&at: &usize| {
+        table.slots[at].state.compare_exchange(FREE, claim, AcqRel, Relaxed).is_ok() && {
+            mark_in_use(table, at);
+            true
+        }
+    };
+    let is_unused = |&at: &usize| table.in_use.0[at / 64].load(Acquire) & 1 << (at % 64) == 0;
+    let slots = 0..table.slots.len();
+    // A process that was killed while it freed a slot may have left the mark of that slot.
+    slots.clone().filter(is_unused).find(take).or_else(|| slots.clone().find(take))
+}
+
+fn mark_in_use(table: &Table, at: usize) {
+    let (word, bit) = (&table.in_use.0[at / 64], 1 << (at % 64));
+    if word.load(Relaxed) & bit == 0 {
+        word.fetch_or(bit, AcqRel);
+    }
+}
+
+fn unmark_in_use(table: &Table, at: usize) {
+    table.in_use.0[at / 64].fetch_and(!(1 << (at % 64)), AcqRel);
 }
 
 /// Frees a slot that is in this state, unless another process already has.
 fn free_slot(table: &Table, at: usize, state: u32) {
     if state != FREE && table.slots[at].state.compare_exchange(state, FREE, AcqRel, Relaxed).is_ok() {
-        clear_bit(table, at);
+        unmark_in_use(table, at);
+        // A waiter that took the slot meanwhile may have found the mark still set.
+        if table.slots[at].state.load(Acquire) != FREE {
+            mark_in_use(table, at);
+        }
     }
-}
-
-fn clear_bit(table: &Table, at: usize) {
-    table.in_use.0[at / 64].fetch_and(!(1 << (at % 64)), AcqRel);
 }
 
 fn notify_first(table: &Table, key: &Key, layout: &Layout) {

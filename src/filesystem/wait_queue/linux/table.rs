@@ -23,6 +23,8 @@ pub(super) struct Counter {
     pub(super) tickets: AtomicU64,
     /// The last token issued under the latch.
     pub(super) token: AtomicU64,
+    /// The last version given to a record under the latch.
+    pub(super) version: AtomicU64,
 }
 
 /// A waiter for a lock.
@@ -66,9 +68,12 @@ impl Mapping {
     /// Maps the table. If `writable`, it creates or extends the file where necessary.
     pub(super) fn open(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Self> {
         let path = || layout.private_path(EVENTS);
-        let flags = if writable { OFlags::RDWR | OFlags::CREATE } else { OFlags::RDONLY };
-        let mode = if writable { layout.mode() } else { Mode::empty() };
-        let opened = match layout::open(&layout.private, EVENTS, flags, mode) {
+        let opened = if writable {
+            layout.open_or_create_private(EVENTS, OFlags::RDWR)
+        } else {
+            layout::open(&layout.private, EVENTS, OFlags::RDONLY, Mode::empty())
+        };
+        let opened = match opened {
             Ok(opened) => opened,
             // A reader can do without: it checks again from time to time.
             Err(_) if !writable => return Ok(Self { map: None, writable }),
@@ -100,6 +105,11 @@ impl Mapping {
             if writable { options.map_raw(&opened.file) } else { options.map_raw_read_only(&opened.file) };
         // Some file systems do not support shared mappings: then, too, a sleeper checks from time to time.
         Ok(Self { map: map.ok(), writable })
+    }
+
+    /// No table: nobody can be notified.
+    pub(super) fn none() -> Self {
+        Self { map: None, writable: false }
     }
 
     /// The table to load from.
@@ -153,5 +163,6 @@ mod tests {
         // Processes of different versions map the same file.
         assert_eq!((size_of::<Counter>(), size_of::<Slot>(), SIZE), (64, 64, 32 * 1024 + 64));
         assert_eq!(std::mem::offset_of!(Slot, owner), 32);
+        assert_eq!(std::mem::offset_of!(Counter, version), 24);
     }
 }

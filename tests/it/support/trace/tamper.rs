@@ -55,6 +55,21 @@ impl Traced {
         self.change_registers(|registers| registers.rax = returned.cast_unsigned());
     }
 
+    /// Makes the call return zero without executing it.
+    pub(crate) fn skip(&mut self) {
+        self.change_registers(|registers| registers.orig_rax = NO_CALL);
+        self.resume();
+        self.change_registers(|registers| registers.rax = 0);
+    }
+
+    /// Executes the call, and changes what it has written to the memory of the child.
+    pub(crate) fn execute_and_write(&mut self, address: u64, bytes: &[u8]) {
+        use std::os::unix::fs::FileExt;
+        self.resume();
+        let memory = std::fs::File::options().write(true).open(format!("/proc/{}/mem", self.process));
+        memory.unwrap().write_all_at(bytes, address).unwrap();
+    }
+
     /// Executes the call, which must be a read or a write, with a limit on the bytes that it transfers.
     pub(crate) fn shorten(&mut self, bytes: u64) {
         self.change_registers(|registers| registers.rdx = registers.rdx.min(bytes));

@@ -1,0 +1,157 @@
+//! The head of a record file: everything before the result, which may be large. It says which version the record is and when
+//! it expires.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::expiry;
+use super::layout::{self, Opened};
+use crate::filesystem::protocol::lease::Term;
+use crate::record;
+
+/// The head of most records is much shorter. That of a longer one is found by reading the whole file.
+const HEAD_BYTES: usize = 4096;
+
+/// What the head says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// The version that the file contains.
+    pub(crate) version: Option<u64>,
+    /// The rest of the record's time to live.
+    pub(crate) term: Term,
+}
+
+/// The head of a record file. `None`: the file cannot be read or is corrupt. Reads at most `limit` bytes.
+pub(crate) fn read(opened: &Opened, limit: u64) -> Option<Head> {
+    let size = layout::size(&opened.stat);
+    if size > HEAD_BYTES as u64 {
+        let head = layout::read_head(opened, HEAD_BYTES).ok()?;
+        if let Some(found) = head_in(&head) {
+            return Some(found);
+        }
+    }
+    let text = layout::read_up_to(opened, limit).ok()?;
+    let parsed = record::parse(&text).ok()?;
+    Some(Head { version: parsed.version, term: expiry::term(&parsed).ok()? })
+}
+
+/// The same, in the beginning of a text. `None`: the text must be read to its end, because the head is longer, is
+/// corrupt, or was written by hand, perhaps in another order.
+fn head_in(head: &[u8]) -> Option<Head> {
+    let mut found = Found::default();
+    // It ends with an error, because the text is incomplete.
+    let _ = found.deserialize_from(head);
+    if !(found.is_complete && found.has_checksum) {
+        return None;
+    }
+    let version = found.version.and_then(record::version_in);
+    let Some(expiry) = found.expiry else { return Some(Head { version, term: Term::Unlimited }) };
+    record::verify_checksum(found.expiry_crc32.as_deref(), expiry).ok()?;
+    Some(Head { version, term: expiry::term_of(expiry).ok()? })
+}
+
+/// The fields of a head.
+#[derive(Default)]
+struct Found<'a> {
+    version: Option<&'a RawValue>,
+    expiry: Option<&'a RawValue>,
+    expiry_crc32: Option<Cow<'a, str>>,
+    /// The library has written it, and so in its order.
+    has_checksum: bool,
+    /// The result begins here.
+    is_complete: bool,
+}
+
+impl<'a> Found<'a> {
+    fn deserialize_from(&mut self, head: &'a [u8]) -> serde_json::Result<()> {
+        self.deserialize(&mut serde_json::Deserializer::from_slice(head))
+    }
+}
+
+impl<'a> DeserializeSeed<'a> for &mut Found<'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for &mut Found<'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a record")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(name) = fields.next_key::<Cow<'a, str>>()? {
+            match &*name {
+                "result" => {
+                    self.is_complete = true;
+                    return Ok(());
+                }
+                "version" => self.version = Some(fields.next_value()?),
+                "expiry" => self.expiry = Some(fields.next_value()?),
+                "expiry_crc32" => self.expiry_crc32 = Some(fields.next_value()?),
+                "crc32" => {
+                    fields.next_value::<IgnoredAny>()?;
+                    self.has_checksum = true;
+                }
+                _ => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Json, Key};
+
+    fn text(expiry: Option<Duration>) -> Vec<u8> {
+        let result = Json::encode(&"x".repeat(10_000)).unwrap();
+        record::to_text(&Key::new("k").unwrap(), 17, &result, expiry.and_then(expiry::starting).as_ref())
+    }
+
+    fn term_in(head: &[u8]) -> Option<Term> {
+        head_in(head).map(|head| head.term)
+    }
+
+    #[test]
+    fn the_head_says_which_version_it_is() {
+        let whole = text(None);
+        assert_eq!(head_in(&whole[..1_000]).unwrap().version, Some(17));
+        let older = String::from_utf8(whole).unwrap().replacen("\"version\":17,", "", 1);
+        assert_eq!(head_in(older.as_bytes()).unwrap().version, None);
+    }
+
+    #[test]
+    fn the_head_says_whether_a_record_expires() {
+        assert_eq!(term_in(&text(None)[..1_000]), Some(Term::Unlimited));
+        assert_eq!(term_in(&text(Some(Duration::ZERO))[..1_000]), Some(Term::Over));
+        let hour = Duration::from_hours(1);
+        assert!(matches!(term_in(&text(Some(hour))[..1_000]), Some(Term::Left(left)) if left <= hour));
+    }
+
+    #[test]
+    fn a_head_that_is_cut_off_or_damaged_is_not_trusted() {
+        let whole = text(Some(Duration::ZERO));
+        let result = whole.windows(9).position(|window| window == b"\"result\":").unwrap();
+        for cut in 0..result {
+            assert_eq!(term_in(&whole[..cut]), None, "cut at {cut}");
+        }
+        let damaged = String::from_utf8(whole).unwrap().replacen("expires_at\":\"2", "expires_at\":\"3", 1);
+        assert_eq!(term_in(damaged.as_bytes()), None);
+    }
+
+    #[test]
+    fn a_handwritten_record_is_read_to_its_end() {
+        assert_eq!(term_in(b"{\"key\":\"k\",\"result\":1,\"expiry\":{}}"), None);
+    }
+}
