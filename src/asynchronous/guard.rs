@@ -83,7 +83,11 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     }
 
     pub(super) async fn write_raw(&self, result: Json, options: WriteOptions) -> Result<()> {
-        self.short("write", move |guard| guard.write_raw(&result, options)).await
+        let result = Arc::new(result);
+        let shared = Arc::clone(&result);
+        let written = self.short("write", move |guard| guard.write_raw(&shared, options)).await;
+        // Also if no thread could run it.
+        written.map_err(|error| error.with_unstored(Json::clone(&result)))
     }
 
     #[doc = same_as!("LockGuard::remove", "a change")]

@@ -27,13 +27,13 @@ checks! { "changes":
     a_failed_update_changes_nothing:
         "If the closure of `update` fails or panics, the lock is released and the record stays.",
     an_update_that_outlasts_its_lease_is_refused:
-        "An `update` that outlasts its lease is `LockLost`, and the record stays.",
+        "An `update` that outlasts its lease is `LockLost`, the record stays, and the error has the result.",
     a_result_is_computed_once:
         "When several threads request a result concurrently, one of them computes it and all of them get it.",
     a_failed_computation_can_be_retried:
         "If the closure of `get_or_compute` fails or panics, nothing is stored, the lock is released, and the next caller computes.",
     a_computation_that_outlasts_its_lease_is_refused:
-        "A computation that outlasts its lease is `LockLost`, and stores nothing.",
+        "A computation that outlasts its lease is `LockLost`, stores nothing, and the error has the result.",
 }
 
 fn a_swap_needs_the_expected_result(store: &dyn RecordStore) {
@@ -129,8 +129,16 @@ fn an_update_that_outlasts_its_lease_is_refused(store: &dyn RecordStore) {
         wait_for_expiry(store, "key");
         Ok::<_, Failure>(2)
     });
-    assert_matches!(outcome, Err(Failure::Store(error)) if error.is_lock_lost());
+    assert_refused_with_result(outcome, 2);
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 1);
+}
+
+/// The lock was lost, and the error has the result.
+fn assert_refused_with_result(outcome: Result<i64, Failure>, result: i64) {
+    let Err(Failure::Store(error)) = outcome else { panic!("{outcome:?}") };
+    assert!(error.is_lock_lost(), "{error:?}");
+    let unstored = error.unstored().expect("the error has the result that was not stored");
+    assert_eq!(unstored.decode::<i64>().unwrap(), result);
 }
 
 fn a_result_is_computed_once(store: &dyn RecordStore) {
@@ -178,6 +186,6 @@ fn a_computation_that_outlasts_its_lease_is_refused(store: &dyn RecordStore) {
         wait_for_expiry(store, "key");
         Ok::<_, Failure>(1)
     });
-    assert_matches!(outcome, Err(Failure::Store(error)) if error.is_lock_lost());
+    assert_refused_with_result(outcome, 1);
     assert!(!store.exists("key").unwrap(), "a late result was stored");
 }

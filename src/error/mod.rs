@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{Holder, Key, LockToken};
+use crate::{Holder, Json, Key, LockToken};
 
 pub(crate) use display::quoted;
 pub use kind::ErrorKind;
@@ -64,6 +64,7 @@ struct Inner {
     waited: Option<Duration>,
     detail: Option<String>,
     outcome_unknown: bool,
+    unstored: Option<Json>,
     #[source]
     source: Option<BoxError>,
 }
@@ -106,6 +107,7 @@ impl Error {
             waited: None,
             detail: None,
             outcome_unknown: false,
+            unstored: None,
             source: None,
         }))
     }
@@ -187,6 +189,13 @@ impl Error {
         self
     }
 
+    /// Sets the result that could not be stored.
+    #[must_use]
+    pub fn with_unstored(mut self, result: Json) -> Self {
+        self.0.unstored = Some(result);
+        self
+    }
+
     /// The kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -264,6 +273,32 @@ impl Error {
     #[must_use]
     pub fn is_outcome_unknown(&self) -> bool {
         self.0.outcome_unknown
+    }
+
+    /// The result that a guard could not write. So what the closure of
+    /// [`get_or_compute`](crate::RecordStoreExt::get_or_compute) or [`update`](crate::RecordStoreExt::update) has
+    /// computed is not lost if the disk is full, or if the lease has expired in the meantime. `None` if there was
+    /// no result yet, or if it has no JSON form.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let lease = LockOptions::new().hold_timeout(Duration::from_millis(1));
+    /// let error = store
+    ///     .get_or_compute("answer", lease, || {
+    ///         std::thread::sleep(Duration::from_millis(20));
+    ///         Ok(42)
+    ///     })
+    ///     .unwrap_err();
+    /// assert!(error.is_lock_lost());
+    /// assert_eq!(error.unstored().unwrap().decode::<i32>()?, 42);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn unstored(&self) -> Option<&Json> {
+        self.0.unstored.as_ref()
     }
 
     /// True if a lock did not become free in time ([`ErrorKind::LockTimeout`]).

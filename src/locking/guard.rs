@@ -168,8 +168,11 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     }
 
     pub(crate) fn write_raw(&self, result: &Json, options: WriteOptions) -> Result<()> {
-        let claim = self.claim("write")?;
-        self.store.write_raw(&self.key, result, options.claim(claim))
+        let written = self
+            .claim("write")
+            .and_then(|claim| self.store.write_raw(&self.key, result, options.claim(claim)));
+        // The caller may have computed it under this lock and have no other copy (I14).
+        written.map_err(|error| error.with_unstored(result.clone()))
     }
 
     /// Removes the record, fenced by this acquisition's token. `Ok(false)`: there was none.

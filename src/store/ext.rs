@@ -209,7 +209,8 @@ pub trait RecordStoreExt: RecordStore {
     /// An error or a panic of `f` releases the lock and stores nothing: the next caller computes. The same
     /// happens if the process of `f` dies. The result is written with the token of the lock. So a
     /// computation that outlasts its lease stores nothing, and the outcome is [`ErrorKind::LockLost`].
-    /// Without a hold timeout there is no lease.
+    /// Without a hold timeout there is no lease. If the result cannot be stored, the error
+    /// [has it](crate::Error::unstored).
     ///
     /// `options` are [`LockOptions`], or [`UpdateOptions`] to give the result a time to live. The acquire
     /// timeout and the cancellation end the wait, not `f`.
@@ -269,7 +270,7 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// An error or a panic of `f` releases the lock and leaves the record as it was. The result is written
     /// with the token of the lock: if the lease expired meanwhile, nothing is written, and the outcome is
-    /// [`ErrorKind::LockLost`].
+    /// [`ErrorKind::LockLost`]. If the result cannot be written, the error [has it](crate::Error::unstored).
     ///
     /// For closures with an error type of their own there is [`try_update`](RecordStoreExt::try_update).
     ///

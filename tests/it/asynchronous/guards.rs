@@ -291,7 +291,9 @@ fn every_operation_of_a_guard_reports_that_its_lock_is_lost() {
         let guard = store.lock("k", LockOptions::new()).await.unwrap();
         assert!(store.break_lock("k").await.unwrap());
         assert!(guard.read::<u8>().await.unwrap_err().is_lock_lost());
-        assert!(guard.write(&1).await.unwrap_err().is_lock_lost());
+        let refused = guard.write(&1).await.unwrap_err();
+        assert!(refused.is_lock_lost());
+        assert_eq!(refused.unstored().map(Json::as_str), Some("1"));
         assert!(guard.renew().await.unwrap_err().is_lock_lost());
         assert!(guard.remove().await.unwrap_err().is_lock_lost());
         assert!(guard.remaining().await.unwrap_err().is_lock_lost());
