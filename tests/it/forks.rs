@@ -3,23 +3,24 @@
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use record_store::{
-    Cancellation, ErrorKind, FileSystemRecordStore, Holder, IsolationLevel, LockOptions, MemoryRecordStore,
-    RecordStore, RecordStoreExt,
+    Cancellation, Durability, ErrorKind, FileSystemRecordStore, Holder, IsolationLevel, LockOptions,
+    MemoryRecordStore, RecordStore, RecordStoreExt,
 };
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{open, storm};
+use crate::support::{open, open_with, storm};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
     ("fork an idle child", fork_an_idle_child),
     ("fork without the C library", fork_without_the_c_library),
+    ("fork without the C library while writing", fork_without_the_c_library_while_writing),
     ("fork inside operations", fork_inside_operations),
     ("fork process 1", fork_process_one),
     ("fork with a transaction", fork_with_a_transaction),
@@ -157,6 +158,50 @@ fn fork_without_the_c_library(stage: &Stage) {
     loop {
         nix::unistd::pause();
     }
+}
+
+/// Such a child shares the latches that its parent has entered, and has to lose them when the parent leaves them.
+#[test]
+fn a_child_without_the_c_librarys_fork_keeps_no_latch() {
+    let dir = tempdir().unwrap();
+    let mut parent = Child::start("fork without the C library while writing", &dir.path());
+    parent.expect("unaffected");
+    parent.finish();
+}
+
+fn fork_without_the_c_library_while_writing(stage: &Stage) {
+    const CHILDREN: usize = 40;
+    let dir: PathBuf = stage.argument();
+    let store = open_with(&dir, Durability::Relaxed);
+    let writes = Arc::new(AtomicU64::new(0));
+    std::thread::spawn({
+        let writes = Arc::clone(&writes);
+        move || {
+            loop {
+                store.write("k", &0).unwrap();
+                writes.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    let mut children = Vec::new();
+    for _ in 0..CHILDREN {
+        let goal = writes.load(Ordering::Relaxed) + 3;
+        children.push(raw_fork(|| {
+            // The child must not outlive its parent, even if the parent aborts.
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            until_the_test_ends();
+        }));
+        abort_if_hung("a write while a child has a copy of the latch", || {
+            while writes.load(Ordering::Relaxed) < goal {
+                std::thread::yield_now();
+            }
+        });
+    }
+    for child in children {
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::wait::waitpid(child, None).unwrap();
+    }
+    stage.send("unaffected");
 }
 
 /// A thread is inside the store while another one forks. The child must neither keep the parent's locks or latches,
