@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::holds::{self, Entered};
+use super::holds::{self, Arrival, Entered};
 use super::keep_alive::KeepAlive;
 use crate::process::ProcessId;
 use crate::trace;
@@ -323,22 +323,12 @@ fn acquire_and_count<S: RecordStore + ?Sized>(
     options: &LockOptions,
 ) -> Result<Acquired> {
     const PAUSE: Duration = Duration::from_millis(1);
-    let start = Instant::now();
+    let Some(identity) = counted_in else { return store.acquire_lock_raw(key, options.clone()) };
+    let (start, arrival) = (Instant::now(), Arrival::begin(identity, key));
     loop {
-        let attempt = Instant::now();
-        let acquired = store.acquire_lock_raw(key, options.clone())?;
-        let Some(identity) = counted_in else { return Ok(acquired) };
-        let mut entered = holds::enter(identity, key, &acquired, false);
-        if entered == Entered::Unknown {
-            let is_there = store.lock_info_raw(key)?.is_some_and(|info| info.token() == acquired.token);
-            // A lease that ended by itself is the caller's to notice, as after any acquisition.
-            let has_expired = || options.get_hold_timeout().is_some_and(|hold| attempt.elapsed() >= hold);
-            if !is_there && !has_expired() {
-                continue;
-            }
-            entered = holds::enter(identity, key, &acquired, true);
-        }
-        if entered == Entered::Counted {
+        let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
+        let acquired = store.acquire_lock_raw(key, options.clone().acquire_timeout(left))?;
+        if arrival.enter(&acquired) == Entered::Counted {
             return Ok(acquired);
         }
         if options.get_acquire_timeout().is_some_and(|timeout| start.elapsed() >= timeout.max(PAUSE * 40)) {

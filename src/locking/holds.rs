@@ -10,10 +10,20 @@ use std::collections::HashMap;
 use crate::process::PerProcess;
 use crate::{Acquired, Key, LockToken, StoreIdentity};
 
-/// Of each key, the acquisitions that something in this process stands for.
-type Holds = HashMap<(StoreIdentity, Key), Vec<Hold>>;
+static KEYS: PerProcess<HashMap<Place, OfKey>> = PerProcess::new();
 
-static HOLDS: PerProcess<Holds> = PerProcess::new();
+type Place = (StoreIdentity, Key);
+
+/// What this process holds of one key.
+#[derive(Debug, Default)]
+struct OfKey {
+    /// The acquisitions that something in this process stands for.
+    holds: Vec<Hold>,
+    /// So many threads are acquiring the lock, and do not count yet.
+    arriving: usize,
+    /// The newest lock that a last guard has released since the first of them began.
+    released: Option<LockToken>,
+}
 
 #[derive(Debug)]
 struct Hold {
@@ -29,41 +39,62 @@ struct Hold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Entered {
     Counted,
-    /// No guard is known that shares the lock. It was acquired explicitly, unless its last guard released it after
-    /// the acquisition: the caller has to check that the lock is still there.
-    Unknown,
-    /// The last guard is just releasing the lock: the caller has to acquire it again.
-    Releasing,
+    /// The last guard of the lock that was acquired again is releasing it, or has just released it. The caller has to
+    /// acquire it once more.
+    Released,
 }
 
-/// Counts a guard. `is_checked`: the lock was still there after the acquisition.
-pub(super) fn enter(store: StoreIdentity, key: &Key, acquired: &Acquired, is_checked: bool) -> Entered {
-    let mut holds = HOLDS.lock();
-    let holds = holds.entry((store, key.clone())).or_default();
-    if !acquired.reentrant {
-        // Locks of earlier acquisitions that nothing stands for any more.
-        holds.retain(|hold| hold.guards > 0 || hold.token == acquired.token);
+/// An acquisition from before it begins until its guard is counted.
+pub(super) struct Arrival(Place);
+
+impl Arrival {
+    pub(super) fn begin(store: StoreIdentity, key: &Key) -> Self {
+        let place = (store, key.clone());
+        KEYS.lock().entry(place.clone()).or_default().arriving += 1;
+        Self(place)
     }
-    match holds.iter_mut().find(|hold| hold.token == acquired.token) {
-        Some(hold) if hold.is_releasing => return Entered::Releasing,
-        Some(hold) => {
-            hold.guards += 1;
-            hold.is_explicit &= acquired.reentrant;
+
+    /// Counts a guard of the lock that was acquired.
+    pub(super) fn enter(&self, acquired: &Acquired) -> Entered {
+        let mut keys = KEYS.lock();
+        let OfKey { holds, released, .. } = keys.entry(self.0.clone()).or_default();
+        if !acquired.reentrant {
+            // Locks of earlier acquisitions that nothing stands for any more.
+            holds.retain(|hold| hold.guards > 0 || hold.token >= acquired.token);
         }
-        None if acquired.reentrant && !is_checked => return Entered::Unknown,
-        None => holds.push(Hold {
-            token: acquired.token,
-            guards: 1,
-            is_explicit: acquired.reentrant,
-            is_releasing: false,
-        }),
+        match holds.iter_mut().find(|hold| hold.token == acquired.token) {
+            Some(hold) if hold.is_releasing => return Entered::Released,
+            Some(hold) => {
+                hold.guards += 1;
+                hold.is_explicit &= acquired.reentrant;
+            }
+            None if acquired.reentrant && *released >= Some(acquired.token) => return Entered::Released,
+            // If a guard shares a lock that no guard has acquired, the caller acquired it explicitly.
+            None => holds.push(Hold {
+                token: acquired.token,
+                guards: 1,
+                is_explicit: acquired.reentrant,
+                is_releasing: false,
+            }),
+        }
+        Entered::Counted
     }
-    Entered::Counted
+}
+
+impl Drop for Arrival {
+    fn drop(&mut self) {
+        change_key(&self.0, |of_key| {
+            of_key.arriving -= 1;
+            if of_key.arriving == 0 {
+                of_key.released = None;
+            }
+        });
+    }
 }
 
 /// Turns a guard into an explicit acquisition.
 pub(super) fn make_explicit(store: StoreIdentity, key: &Key, token: LockToken) {
-    change(store, key, token, |hold| {
+    change_hold(store, key, token, |hold| {
         hold.guards -= 1;
         hold.is_explicit = true;
     });
@@ -72,7 +103,7 @@ pub(super) fn make_explicit(store: StoreIdentity, key: &Key, token: LockToken) {
 /// Discounts a guard. `true`: it was the last one, and has to release the lock and report that to [`end`].
 pub(super) fn leave(store: StoreIdentity, key: &Key, token: LockToken) -> bool {
     let mut is_last = false;
-    change(store, key, token, |hold| {
+    change_hold(store, key, token, |hold| {
         hold.guards -= 1;
         is_last = hold.guards == 0 && !hold.is_explicit;
         hold.is_releasing = is_last;
@@ -82,45 +113,49 @@ pub(super) fn leave(store: StoreIdentity, key: &Key, token: LockToken) -> bool {
 
 /// Ends a release. If the lock may still be there, the next guard releases it.
 pub(super) fn end(store: StoreIdentity, key: &Key, token: LockToken, is_released: bool) {
-    let mut holds = HOLDS.lock();
-    let place = (store, key.clone());
-    let Some(of_key) = holds.get_mut(&place) else { return };
-    if is_released {
-        of_key.retain(|hold| hold.token != token);
-    } else if let Some(hold) = of_key.iter_mut().find(|hold| hold.token == token) {
-        hold.is_releasing = false;
+    if !is_released {
+        return change_hold(store, key, token, |hold| hold.is_releasing = false);
     }
-    if of_key.is_empty() {
-        holds.remove(&place);
-    }
+    change_key(&(store, key.clone()), |of_key| {
+        of_key.holds.retain(|hold| hold.token != token);
+        if of_key.arriving > 0 {
+            of_key.released = of_key.released.max(Some(token));
+        }
+    });
 }
 
 /// The acquisitions of the key that something in this process stands for.
 pub(crate) fn known(store: StoreIdentity, key: &Key) -> Vec<LockToken> {
-    let holds = HOLDS.lock();
-    let of_key = holds.get(&(store, key.clone()));
-    of_key.into_iter().flatten().map(|hold| hold.token).collect()
+    let keys = KEYS.lock();
+    let of_key = keys.get(&(store, key.clone()));
+    of_key.into_iter().flat_map(|of_key| &of_key.holds).map(|hold| hold.token).collect()
 }
 
 /// The caller has released the key's lock, which was one of the acquisitions that were [`known`] before.
 pub(crate) fn released_explicitly(store: StoreIdentity, key: &Key, known: &[LockToken]) {
-    let mut holds = HOLDS.lock();
-    let place = (store, key.clone());
-    let Some(of_key) = holds.get_mut(&place) else { return };
-    for hold in of_key.iter_mut().filter(|hold| known.contains(&hold.token)) {
-        hold.is_explicit = false;
-    }
-    of_key.retain(|hold| hold.guards > 0 || hold.is_releasing || hold.is_explicit);
-    if of_key.is_empty() {
-        holds.remove(&place);
-    }
+    change_key(&(store, key.clone()), |of_key| {
+        for hold in of_key.holds.iter_mut().filter(|hold| known.contains(&hold.token)) {
+            hold.is_explicit = false;
+        }
+        of_key.holds.retain(|hold| hold.guards > 0 || hold.is_releasing || hold.is_explicit);
+    });
 }
 
-fn change(store: StoreIdentity, key: &Key, token: LockToken, change: impl FnOnce(&mut Hold)) {
-    let mut holds = HOLDS.lock();
-    let of_key = holds.get_mut(&(store, key.clone()));
-    if let Some(hold) = of_key.and_then(|holds| holds.iter_mut().find(|hold| hold.token == token)) {
-        change(hold);
+fn change_hold(store: StoreIdentity, key: &Key, token: LockToken, change: impl FnOnce(&mut Hold)) {
+    change_key(&(store, key.clone()), |of_key| {
+        if let Some(hold) = of_key.holds.iter_mut().find(|hold| hold.token == token) {
+            change(hold);
+        }
+    });
+}
+
+/// Changes what is known of a key, and forgets it if that is nothing.
+fn change_key(place: &Place, change: impl FnOnce(&mut OfKey)) {
+    let mut keys = KEYS.lock();
+    let Some(of_key) = keys.get_mut(place) else { return };
+    change(of_key);
+    if of_key.holds.is_empty() && of_key.arriving == 0 {
+        keys.remove(place);
     }
 }
 
@@ -132,54 +167,83 @@ mod tests {
         (StoreIdentity::unique(), Key::new(name).unwrap())
     }
 
+    fn enter(store: StoreIdentity, key: &Key, acquired: &Acquired) -> Entered {
+        Arrival::begin(store, key).enter(acquired)
+    }
+
     const TOKEN: LockToken = LockToken::new(7);
 
     #[test]
     fn the_last_guard_releases_whichever_came_first() {
         let (store, key) = place("k");
-        assert_eq!(enter(store, &key, &Acquired::new(TOKEN), true), Entered::Counted);
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
         assert!(!leave(store, &key, TOKEN));
         assert!(leave(store, &key, TOKEN));
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Releasing);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Released);
         end(store, &key, TOKEN, true);
-        assert!(!HOLDS.lock().contains_key(&(store, key)));
+        assert!(!KEYS.lock().contains_key(&(store, key)));
     }
 
     #[test]
     fn a_failed_release_is_repeated_by_the_next_guard() {
         let (store, key) = place("k");
-        assert_eq!(enter(store, &key, &Acquired::new(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         assert!(leave(store, &key, TOKEN));
         end(store, &key, TOKEN, false);
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
         assert!(leave(store, &key, TOKEN));
     }
 
     #[test]
     fn an_explicit_acquisition_keeps_the_lock() {
         let (store, key) = place("k");
-        assert_eq!(enter(store, &key, &Acquired::new(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         make_explicit(store, &key, TOKEN);
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
         assert!(!leave(store, &key, TOKEN));
         released_explicitly(store, &key, &known(store, &key));
-        assert!(!HOLDS.lock().contains_key(&(store, key)));
+        assert!(!KEYS.lock().contains_key(&(store, key)));
     }
 
     #[test]
     fn a_lock_of_unknown_origin_is_kept() {
         let (store, key) = place("k");
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), false), Entered::Unknown);
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
         assert!(!leave(store, &key, TOKEN));
+    }
+
+    #[test]
+    fn a_lock_that_was_released_before_its_guard_was_counted_is_acquired_again() {
+        let (store, key) = place("k");
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        let arrival = Arrival::begin(store, &key);
+        // The store says that the lock is there, and now the last guard releases it.
+        assert!(leave(store, &key, TOKEN));
+        end(store, &key, TOKEN, true);
+        assert_eq!(arrival.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
+        assert_eq!(arrival.enter(&Acquired::new(LockToken::new(8))), Entered::Counted);
+        drop(arrival);
+        assert!(leave(store, &key, LockToken::new(8)));
+        end(store, &key, LockToken::new(8), true);
+        assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
+    fn an_acquisition_that_is_counted_late_forgets_no_later_one() {
+        let (store, key) = place("k");
+        let arrival = Arrival::begin(store, &key);
+        assert_eq!(enter(store, &key, &Acquired::new(LockToken::new(8))), Entered::Counted);
+        make_explicit(store, &key, LockToken::new(8));
+        assert_eq!(arrival.enter(&Acquired::new(TOKEN)), Entered::Counted);
+        assert_eq!(known(store, &key), [LockToken::new(8), TOKEN]);
     }
 
     #[test]
     fn two_guards_in_two_threads_may_be_counted_in_either_order() {
         let (store, key) = place("k");
-        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN), true), Entered::Counted);
-        assert_eq!(enter(store, &key, &Acquired::new(TOKEN), true), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         assert!(!leave(store, &key, TOKEN));
         assert!(leave(store, &key, TOKEN));
     }
