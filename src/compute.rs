@@ -61,11 +61,7 @@ where
     let guard = loop {
         let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
         // Waits while another caller computes.
-        let mut read = ReadOptions::new().claim(options.resolve_holder()).timeout(left);
-        if let Some(cancellation) = options.get_cancellation() {
-            read = read.cancellation(cancellation);
-        }
-        match store.read_raw(key, read) {
+        match store.read_raw(key, read_within(&options, left).claim(options.resolve_holder())) {
             Ok(Some(record)) => return Ok(Found::Record(record.json)),
             Ok(None) => {}
             Err(error) if corrupt.recomputes(&error) => {}
@@ -80,13 +76,23 @@ where
         }
     };
     // Another caller may have computed it between the read and the acquisition.
-    match guard.read_raw() {
+    let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
+    match guard.read_raw(read_within(&options, left)) {
         Ok(Some(record)) => return Ok(Found::Record(record.json)),
         Ok(None) => {}
         Err(error) if corrupt.recomputes(&error) => trace::recomputes(&error),
         Err(error) => return Err(error),
     }
     Ok(Found::Lock(guard))
+}
+
+/// A read that takes at most the time that is left, and ends with the cancellation.
+fn read_within(options: &LockOptions, left: Option<Duration>) -> ReadOptions {
+    let read = ReadOptions::new().timeout(left);
+    match options.get_cancellation() {
+        Some(cancellation) => read.cancellation(cancellation),
+        None => read,
+    }
 }
 
 /// See [`RecordStoreExt::update`](crate::RecordStoreExt::update).

@@ -12,11 +12,10 @@ use tokio::runtime::Handle;
 use super::blocking::short;
 use super::pending::PendingRelease;
 use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
-use crate::{TransactionRecord, WaitOptions, WriteOptions};
+use crate::{ReadOptions, TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
-/// [`LockGuard`] is to a thread: its operations are fenced, and only the outermost guard of a holder
-/// releases.
+/// [`LockGuard`] is to a thread: its operations are fenced, and the last guard of a holder releases.
 ///
 /// It owns its store, so it can be moved to another task; it keeps its holder there. Dropping it releases
 /// the lock in the background, also during a panic, when the task is aborted, and when the runtime shuts
@@ -68,7 +67,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::read", "a read")]
     pub async fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        let record = self.short("read", LockGuard::read_raw).await?;
+        let record = self.short("read", |guard| guard.read_raw(ReadOptions::new())).await?;
         record.map(|record| record.decode("read", self.key().clone())).transpose()
     }
 
@@ -124,7 +123,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
         self.held.give_up();
-        self.short("release_lock", |guard| guard.release_within(WaitOptions::new())).await
+        self.short("release_lock", LockGuard::release_and_report).await
     }
 
     /// Leaves the lock to be released by its token or its holder.

@@ -18,8 +18,8 @@ checks! { "guards":
         "A guard reports its key, holder, token and remaining lease, and `release` releases the lock.",
     a_guard_reads_writes_removes_and_renews:
         "A guard reads, writes, removes and renews for its acquisition.",
-    only_the_outermost_guard_releases:
-        "If one holder has several guards for a key, only the outermost guard releases the lock.",
+    the_last_guard_releases:
+        "If one holder has several guards for a key, the last one releases the lock.",
     a_failed_lock_is_an_error:
         "If `lock` cannot acquire the lock, it returns an error and no guard, and nothing changes.",
     try_lock_does_not_wait:
@@ -82,19 +82,19 @@ fn a_guard_reads_writes_removes_and_renews(store: &dyn RecordStore) {
     assert!(!store.exists("key").unwrap());
 }
 
-fn only_the_outermost_guard_releases(store: &dyn RecordStore) {
+fn the_last_guard_releases(store: &dyn RecordStore) {
     let me = named("me");
     let outer = store.lock("key", one_attempt(&me)).unwrap();
     let dropped = store.lock("key", LockOptions::new().holder(me.clone())).unwrap();
     assert_eq!(dropped.token(), outer.token());
     drop(dropped);
-    assert!(store.is_lock_holder("key", &me).unwrap(), "a dropped inner guard released the lock");
+    assert!(store.is_lock_holder("key", &me).unwrap(), "a guard that was dropped first released the lock");
     let released = store.try_lock("key", one_attempt(&me)).unwrap().expect("the holder's own lock");
     released.release().unwrap();
-    assert!(store.is_lock_holder("key", &me).unwrap(), "a released inner guard released the lock");
+    assert!(store.is_lock_holder("key", &me).unwrap(), "a guard that was released first released the lock");
     outer.write(&1).unwrap();
     drop(outer);
-    assert!(!store.is_locked("key").unwrap(), "the outermost guard did not release the lock");
+    assert!(!store.is_locked("key").unwrap(), "the last guard did not release the lock");
 }
 
 fn a_failed_lock_is_an_error(store: &dyn RecordStore) {

@@ -14,8 +14,8 @@ use super::keep_alive::KeepAlive;
 use crate::process::ProcessId;
 use crate::trace;
 use crate::{
-    Acquired, Claim, Error, ErrorKind, Holder, Json, Key, LockOptions, LockToken, RawRecord, ReadOptions,
-    RecordStore,
+    Acquired, Claim, Error, ErrorKind, Holder, Json, Key, LockInfo, LockOptions, LockToken, RawRecord,
+    ReadOptions, RecordStore,
 };
 use crate::{RemoveOptions, Result, StoreIdentity, TransactionRecord, WaitOptions, WriteOptions};
 
@@ -65,7 +65,7 @@ pub struct LockGuard<'a, S: RecordStore + ?Sized> {
 }
 
 /// A drop waits this long for a process that is stopped in the middle of an operation on the key.
-const DROP_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The guard's store.
 enum StoreRef<'a, S: ?Sized> {
@@ -139,12 +139,12 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`ErrorKind::CorruptRecord`], [`ErrorKind::Io`] and similar as for
     /// [`RecordStoreExt::read`](crate::RecordStoreExt::read).
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        self.read_raw()?.map(|record| record.decode("read", self.key.clone())).transpose()
+        self.read_raw(ReadOptions::new())?.map(|record| record.decode("read", self.key.clone())).transpose()
     }
 
-    pub(crate) fn read_raw(&self) -> Result<Option<RawRecord>> {
+    pub(crate) fn read_raw(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
         let claim = self.claim("read")?;
-        self.store.read_raw(&self.key, ReadOptions::new().claim(claim))
+        self.store.read_raw(&self.key, options.claim(claim))
     }
 
     /// Writes the record, fenced by this acquisition's token.
@@ -193,8 +193,12 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live: an expired lease cannot be
     /// renewed, even if nobody acquired the lock since.
     pub fn renew(&self) -> Result<()> {
+        self.renew_within(WaitOptions::new())
+    }
+
+    pub(crate) fn renew_within(&self, options: WaitOptions) -> Result<()> {
         let claim = self.claim("renew")?;
-        self.store.renew_raw(&self.key, &claim, self.hold_timeout, WaitOptions::new())
+        self.store.renew_raw(&self.key, &claim, self.hold_timeout, options)
     }
 
     /// The rest of the lease. `Ok(None)`: it has no lease.
@@ -203,10 +207,14 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live.
     pub fn remaining(&self) -> Result<Option<Duration>> {
-        self.claim("remaining")?;
+        self.info("remaining").map(|info| info.remaining())
+    }
+
+    fn info(&self, operation: &'static str) -> Result<LockInfo> {
+        self.claim(operation)?;
         match self.store.lock_info_raw(&self.key)? {
-            Some(info) if info.token() == self.token => Ok(info.remaining()),
-            _ => Err(self.lost("remaining")),
+            Some(info) if info.token() == self.token => Ok(info),
+            _ => Err(self.lost(operation)),
         }
     }
 
@@ -233,25 +241,39 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// it may have overlapped with another holder's. [`ErrorKind::Io`] if the operating system refuses; the
     /// lock then stays until its lease expires or the process ends.
     pub fn release(self) -> Result<()> {
-        self.release_within(WaitOptions::new())
+        self.release_and_report()
+    }
+
+    pub(crate) fn release_and_report(&self) -> Result<()> {
+        // The release of the last guard reports a loss. For the others it is checked here, as long as they count:
+        // afterwards the last one may release the lock.
+        let is_last = match self.counted_in {
+            Some(store) => holds::is_only(store, &self.key, self.token),
+            None => !self.is_done.load(Ordering::Acquire),
+        };
+        let checked = if is_last { Ok(()) } else { self.info("release_lock").map(drop) };
+        let released = self.release_within(WaitOptions::new());
+        match checked {
+            // Such a store can only be asked by a change.
+            Err(error) if error.kind() == ErrorKind::Unsupported => released,
+            checked => checked.and(released),
+        }
     }
 
     /// Releases the lock while operations through the guard may still be running. Later ones are refused.
     pub(crate) fn release_within(&self, options: WaitOptions) -> Result<()> {
         let claim = self.claim("release_lock")?;
+        let is_done = self.is_done.swap(true, Ordering::AcqRel);
         // Stopped before the release, which it would report as a loss.
         self.stop_keep_alive();
-        if self.is_done.swap(true, Ordering::AcqRel) {
+        if is_done {
             return Ok(());
         }
         let release = || self.store.release_lock_raw(&self.key, &claim, options);
         let Some(store) = self.counted_in else { return release() };
-        if !holds::leave(store, &self.key, self.token) {
-            return Ok(());
-        }
+        let Some(last) = holds::leave(store, &self.key, self.token) else { return Ok(()) };
         let released = release();
-        let is_gone = released.as_ref().map_or_else(Error::is_lock_lost, |()| true);
-        holds::end(store, &self.key, self.token, is_gone);
+        last.end(released.as_ref().map_or_else(Error::is_lock_lost, |()| true));
         released
     }
 
@@ -307,10 +329,17 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| {
             Error::new(ErrorKind::Thread, "keep_alive").with_key(&self.key).with_source(source)
         })?;
-        let replaced = self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).replace(started);
-        // Joined without the mutex, if two calls overlap.
-        drop(replaced);
-        Ok(())
+        let mut keep_alive = self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner);
+        // A release marks the guard first and then stops what it finds here.
+        let (ended, outcome) = if self.is_done.load(Ordering::Acquire) && self.counted_in.is_some() {
+            (Some(started), Err(self.lost("renew")))
+        } else {
+            (keep_alive.replace(started), Ok(()))
+        };
+        drop(keep_alive);
+        // Joined without the mutex.
+        drop(ended);
+        outcome
     }
 }
 

@@ -94,34 +94,59 @@ impl Drop for Arrival {
 
 /// Turns a guard into an explicit acquisition.
 pub(super) fn make_explicit(store: StoreIdentity, key: &Key, token: LockToken) {
-    change_hold(store, key, token, |hold| {
+    change_hold(&(store, key.clone()), token, |hold| {
         hold.guards -= 1;
         hold.is_explicit = true;
     });
 }
 
-/// Discounts a guard. `true`: it was the last one, and has to release the lock and report that to [`end`].
-pub(super) fn leave(store: StoreIdentity, key: &Key, token: LockToken) -> bool {
+/// Whether the only guard of the lock would release it.
+pub(super) fn is_only(store: StoreIdentity, key: &Key, token: LockToken) -> bool {
+    let mut is_only = false;
+    change_hold(&(store, key.clone()), token, |hold| is_only = hold.guards == 1 && !hold.is_explicit);
+    is_only
+}
+
+/// Discounts a guard. `Some`: it was the last one, and has to release the lock.
+pub(super) fn leave(store: StoreIdentity, key: &Key, token: LockToken) -> Option<Release> {
+    let place = (store, key.clone());
     let mut is_last = false;
-    change_hold(store, key, token, |hold| {
+    change_hold(&place, token, |hold| {
         hold.guards -= 1;
         is_last = hold.guards == 0 && !hold.is_explicit;
         hold.is_releasing = is_last;
     });
-    is_last
+    is_last.then(|| Release { place, token, is_released: false })
 }
 
-/// Ends a release. If the lock may still be there, the next guard releases it.
-pub(super) fn end(store: StoreIdentity, key: &Key, token: LockToken, is_released: bool) {
-    if !is_released {
-        return change_hold(store, key, token, |hold| hold.is_releasing = false);
+/// A running release. Dropped without [`end`](Release::end), for example in a panic, it has failed.
+#[must_use]
+pub(super) struct Release {
+    place: Place,
+    token: LockToken,
+    is_released: bool,
+}
+
+impl Release {
+    /// Ends the release. If the lock may still be there, the next guard releases it.
+    pub(super) fn end(mut self, is_released: bool) {
+        self.is_released = is_released;
     }
-    change_key(&(store, key.clone()), |of_key| {
-        of_key.holds.retain(|hold| hold.token != token);
-        if of_key.arriving > 0 {
-            of_key.released = of_key.released.max(Some(token));
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        let token = self.token;
+        if !self.is_released {
+            return change_hold(&self.place, token, |hold| hold.is_releasing = false);
         }
-    });
+        change_key(&self.place, |of_key| {
+            of_key.holds.retain(|hold| hold.token != token);
+            if of_key.arriving > 0 {
+                of_key.released = of_key.released.max(Some(token));
+            }
+        });
+    }
 }
 
 /// The acquisitions of the key that something in this process stands for.
@@ -137,12 +162,12 @@ pub(crate) fn released_explicitly(store: StoreIdentity, key: &Key, known: &[Lock
         for hold in of_key.holds.iter_mut().filter(|hold| known.contains(&hold.token)) {
             hold.is_explicit = false;
         }
-        of_key.holds.retain(|hold| hold.guards > 0 || hold.is_releasing || hold.is_explicit);
+        of_key.holds.retain(|hold| hold.guards > 0 || hold.is_releasing);
     });
 }
 
-fn change_hold(store: StoreIdentity, key: &Key, token: LockToken, change: impl FnOnce(&mut Hold)) {
-    change_key(&(store, key.clone()), |of_key| {
+fn change_hold(place: &Place, token: LockToken, change: impl FnOnce(&mut Hold)) {
+    change_key(place, |of_key| {
         if let Some(hold) = of_key.holds.iter_mut().find(|hold| hold.token == token) {
             change(hold);
         }
@@ -154,6 +179,8 @@ fn change_key(place: &Place, change: impl FnOnce(&mut OfKey)) {
     let mut keys = KEYS.lock();
     let Some(of_key) = keys.get_mut(place) else { return };
     change(of_key);
+    // A lock without guards that was acquired explicitly is as good as one that is not known.
+    of_key.holds.retain(|hold| hold.guards > 0 || !hold.is_explicit);
     if of_key.holds.is_empty() && of_key.arriving == 0 {
         keys.remove(place);
     }
@@ -178,10 +205,10 @@ mod tests {
         let (store, key) = place("k");
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
-        assert!(!leave(store, &key, TOKEN));
-        assert!(leave(store, &key, TOKEN));
+        assert!(leave(store, &key, TOKEN).is_none());
+        let last = leave(store, &key, TOKEN).unwrap();
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Released);
-        end(store, &key, TOKEN, true);
+        last.end(true);
         assert!(!KEYS.lock().contains_key(&(store, key)));
     }
 
@@ -189,10 +216,9 @@ mod tests {
     fn a_failed_release_is_repeated_by_the_next_guard() {
         let (store, key) = place("k");
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
-        assert!(leave(store, &key, TOKEN));
-        end(store, &key, TOKEN, false);
+        leave(store, &key, TOKEN).unwrap().end(false);
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
-        assert!(leave(store, &key, TOKEN));
+        assert!(leave(store, &key, TOKEN).is_some());
     }
 
     #[test]
@@ -201,7 +227,7 @@ mod tests {
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         make_explicit(store, &key, TOKEN);
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
-        assert!(!leave(store, &key, TOKEN));
+        assert!(leave(store, &key, TOKEN).is_none());
         released_explicitly(store, &key, &known(store, &key));
         assert!(!KEYS.lock().contains_key(&(store, key)));
     }
@@ -210,7 +236,7 @@ mod tests {
     fn a_lock_of_unknown_origin_is_kept() {
         let (store, key) = place("k");
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
-        assert!(!leave(store, &key, TOKEN));
+        assert!(leave(store, &key, TOKEN).is_none());
     }
 
     #[test]
@@ -219,13 +245,11 @@ mod tests {
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         let arrival = Arrival::begin(store, &key);
         // The store says that the lock is there, and now the last guard releases it.
-        assert!(leave(store, &key, TOKEN));
-        end(store, &key, TOKEN, true);
+        leave(store, &key, TOKEN).unwrap().end(true);
         assert_eq!(arrival.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
         assert_eq!(arrival.enter(&Acquired::new(LockToken::new(8))), Entered::Counted);
         drop(arrival);
-        assert!(leave(store, &key, LockToken::new(8)));
-        end(store, &key, LockToken::new(8), true);
+        leave(store, &key, LockToken::new(8)).unwrap().end(true);
         assert!(!KEYS.lock().contains_key(&(store, key)));
     }
 
@@ -234,9 +258,25 @@ mod tests {
         let (store, key) = place("k");
         let arrival = Arrival::begin(store, &key);
         assert_eq!(enter(store, &key, &Acquired::new(LockToken::new(8))), Entered::Counted);
-        make_explicit(store, &key, LockToken::new(8));
         assert_eq!(arrival.enter(&Acquired::new(TOKEN)), Entered::Counted);
         assert_eq!(known(store, &key), [LockToken::new(8), TOKEN]);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_explicit_acquisitions() {
+        let (store, key) = place("k");
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        make_explicit(store, &key, TOKEN);
+        assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
+    fn a_panic_in_a_release_is_a_failed_release() {
+        let (store, key) = place("k");
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        drop(leave(store, &key, TOKEN));
+        assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
+        assert!(leave(store, &key, TOKEN).is_some());
     }
 
     #[test]
@@ -244,7 +284,7 @@ mod tests {
         let (store, key) = place("k");
         assert_eq!(enter(store, &key, &Acquired::reentrant(TOKEN)), Entered::Counted);
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
-        assert!(!leave(store, &key, TOKEN));
-        assert!(leave(store, &key, TOKEN));
+        assert!(leave(store, &key, TOKEN).is_none());
+        assert!(leave(store, &key, TOKEN).is_some());
     }
 }

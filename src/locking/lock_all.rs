@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use super::LockGuard;
-use crate::{Error, ErrorKind, Key, LockOptions, RecordStore, Result};
+use super::guard::DROP_PATIENCE;
+use crate::{Error, ErrorKind, Key, LockOptions, RecordStore, Result, WaitOptions};
 
 /// The held locks of several keys, created by
 /// [`RecordStoreExt::lock_all`](crate::RecordStoreExt::lock_all). Dropping it releases them, as dropping a
@@ -28,10 +29,10 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
         let mut futile = 0;
         loop {
             let Err(lost) = acquisition.attempt(&keys, &lock)? else {
-                return Ok(Self { guards: acquisition.guards });
+                return Ok(Self { guards: std::mem::take(&mut acquisition.guards) });
             };
             // A lease expired before the last lock was acquired: start again.
-            acquisition.guards.clear();
+            release_all(&mut acquisition.guards);
             if acquisition.left().is_some_and(|left| left.is_zero()) {
                 let error =
                     Error::new(ErrorKind::LockTimeout, "lock_all").with_waited(acquisition.start.elapsed());
@@ -71,11 +72,11 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
     ///
     /// The first of [`LockGuard::release`]; the others are released nevertheless.
     pub fn release(self) -> Result<()> {
-        first_error(self.guards.into_iter().rev().map(LockGuard::release))
+        first_error(self.into_guards().into_iter().rev().map(LockGuard::release))
     }
 
-    pub(crate) fn into_guards(self) -> Vec<LockGuard<'a, S>> {
-        self.guards
+    pub(crate) fn into_guards(mut self) -> Vec<LockGuard<'a, S>> {
+        std::mem::take(&mut self.guards)
     }
 }
 
@@ -99,6 +100,11 @@ struct Lost {
 impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
     fn left(&self) -> Option<Duration> {
         self.options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(self.start.elapsed()))
+    }
+
+    /// The rest of the acquire timeout, and the cancellation.
+    fn wait(&self) -> WaitOptions {
+        self.options.get_wait().clone().timeout(self.left())
     }
 
     /// Acquires the locks in the order of the keys, and renews those that are acquired in between.
@@ -138,11 +144,32 @@ impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
         if self.options.get_hold_timeout().is_none() {
             return Ok(None);
         }
-        match first_error(self.guards.iter().map(LockGuard::renew)) {
+        match first_error(self.guards.iter().map(|guard| guard.renew_within(self.wait()))) {
             Ok(()) => Ok(None),
             Err(error) if error.is_lock_lost() => Ok(Some(error)),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl<S: RecordStore + ?Sized> Drop for Acquisition<'_, '_, S> {
+    fn drop(&mut self) {
+        release_all(&mut self.guards);
+    }
+}
+
+impl<S: RecordStore + ?Sized> Drop for LockGuards<'_, S> {
+    fn drop(&mut self) {
+        release_all(&mut self.guards);
+    }
+}
+
+/// Drops the guards. All of them together wait no longer for a stopped process than one guard does.
+fn release_all<S: RecordStore + ?Sized>(guards: &mut Vec<LockGuard<'_, S>>) {
+    let start = Instant::now();
+    while let Some(guard) = guards.pop() {
+        // A drop cannot report an error.
+        let _ = guard.release_within(DROP_PATIENCE.saturating_sub(start.elapsed()).into());
     }
 }
 

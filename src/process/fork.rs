@@ -2,10 +2,13 @@
 #![allow(unsafe_code, reason = "a page that the kernel wipes, a fork handler, and descriptors as numbers")]
 
 use std::fs::File;
+use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::Stat;
 
 /// The newest number of a process. A child continues the count of its parent.
 static LAST: AtomicU64 = AtomicU64::new(0);
@@ -13,9 +16,12 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 /// Where the number of this process is if there is no page that the kernel wipes. The fork handler clears it.
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
+/// The process id of the process that `NUMBER` belongs to.
+static NUMBERED: AtomicU32 = AtomicU32::new(0);
+
 /// The number of this process.
 pub(super) fn process_number() -> u64 {
-    let word = wiped_word().unwrap_or(&NUMBER);
+    let word = number_word();
     match word.load(Ordering::Acquire) {
         // A process that has not asked yet.
         0 => {}
@@ -27,39 +33,37 @@ pub(super) fn process_number() -> u64 {
     let number = word
         .compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire)
         .map_or_else(|other| other, |_| number);
+    NUMBERED.store(std::process::id(), Ordering::Release);
     // After a fork without the C library, no handler has closed them.
     close_all_but_those_of(number);
     number
 }
 
-/// A word in a page that the kernel fills with zeros in a forked child. `None`: the system has no such pages.
-#[cfg(target_os = "linux")]
-fn wiped_word() -> Option<&'static AtomicU64> {
+/// Where the number of this process is: in a page that the kernel fills with zeros in a forked child or, if the
+/// system has no such pages, in `NUMBER`. All threads use the same one.
+fn number_word() -> &'static AtomicU64 {
     static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
-    static IS_UNAVAILABLE: AtomicBool = AtomicBool::new(false);
     let mut word = WORD.load(Ordering::Acquire);
     if word.is_null() {
-        if IS_UNAVAILABLE.load(Ordering::Relaxed) {
-            return None;
-        }
-        let Some(page) = wiped_page() else {
-            IS_UNAVAILABLE.store(true, Ordering::Relaxed);
-            return None;
-        };
+        let page = wiped_page();
         #[allow(clippy::cast_ptr_alignment, reason = "a mapping begins at a page")]
-        let new = page.as_ptr().cast::<AtomicU64>().cast_mut();
-        match WORD.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+        let new = page.as_ref().map_or(&raw const NUMBER, |page| page.as_ptr().cast()).cast_mut();
+        word = match WORD.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {
                 // Mapped until the process ends.
                 std::mem::forget(page);
-                word = new;
+                new
             }
-            Err(other) => word = other,
-        }
+            Err(other) => other,
+        };
     }
-    // SAFETY: the page is mapped until the process ends, is aligned and zeroed, and is accessed only through
-    // this atomic word.
-    unsafe { word.as_ref() }
+    // SAFETY: it points to a static, or to a page that is mapped until the process ends, is aligned and zeroed, and is
+    // accessed only through this atomic word.
+    unsafe { &*word }
+}
+
+fn is_wiped(word: &AtomicU64) -> bool {
+    !ptr::eq(word, &raw const NUMBER)
 }
 
 #[cfg(target_os = "linux")]
@@ -72,7 +76,7 @@ fn wiped_page() -> Option<memmap2::MmapMut> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn wiped_word() -> Option<&'static AtomicU64> {
+fn wiped_page() -> Option<Vec<u64>> {
     None
 }
 
@@ -83,14 +87,16 @@ static ENDED: AtomicU64 = AtomicU64::new(0);
 
 fn install_handler() {
     static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
-    if IS_INSTALLED.swap(true, Ordering::AcqRel) {
+    if IS_INSTALLED.load(Ordering::Acquire) {
         return;
     }
+    // Marked afterwards: whoever finds the mark is protected. To register the handlers twice does no harm.
     // SAFETY: the handlers only use atomics and `close`, which are safe in a child of a process with threads.
     // If the registration fails for want of memory, forks are noticed later, by the wiped page.
     unsafe {
         libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
     }
+    IS_INSTALLED.store(true, Ordering::Release);
 }
 
 extern "C" fn before_fork() {
@@ -122,8 +128,9 @@ extern "C" fn in_child() {
 /// record_store::after_fork();
 /// ```
 pub fn after_fork() {
-    if wiped_word().is_none() {
-        NUMBER.store(0, Ordering::Release);
+    let word = number_word();
+    if !is_wiped(word) && NUMBERED.load(Ordering::Acquire) != std::process::id() {
+        word.store(0, Ordering::Release);
     }
     close_all_but_those_of(process_number());
 }
@@ -160,6 +167,8 @@ struct Entry {
     /// The descriptor and the process that registered it, in one word: whoever closes the descriptors of other
     /// processes must not read the one before a change and the other after it.
     state: AtomicU64,
+    /// The device and the inode of the file, or zeros if they are not known.
+    identity: [AtomicU64; 2],
     next: AtomicPtr<Entry>,
 }
 
@@ -192,12 +201,27 @@ fn entries() -> impl Iterator<Item = &'static Entry> {
 }
 
 impl ParentOnlyFile {
-    pub(crate) fn new(file: File) -> Self {
+    /// For a file that is open for long. A child that was forked without the C library may have closed the descriptor
+    /// and opened another file under its number: that one is left alone.
+    pub(crate) fn lasting(file: File) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(&file)?;
+        Ok(Self::with_identity(file, identity_of(&stat)))
+    }
+
+    /// For a file that is open only for a moment.
+    pub(crate) fn brief(file: File) -> Self {
+        Self::with_identity(file, UNKNOWN)
+    }
+
+    fn with_identity(file: File, identity: [u64; 2]) -> Self {
         let process = process_number();
         let claim = |entry: &&Entry| {
             entry.state.compare_exchange(FREE, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
         let entry = entries().find(claim).unwrap_or_else(Entry::publish);
+        for (of_entry, number) in entry.identity.iter().zip(identity) {
+            of_entry.store(number, Ordering::Relaxed);
+        }
         entry.state.store(state_of(file.into_raw_fd(), process), Ordering::Release);
         Self { entry }
     }
@@ -217,9 +241,14 @@ impl ParentOnlyFile {
 
 impl Drop for ParentOnlyFile {
     fn drop(&mut self) {
-        let descriptor = descriptor_in(self.entry.state.swap(FREE, Ordering::AcqRel));
-        if descriptor >= 0 {
-            // SAFETY: `new` took the ownership of the open descriptor, and the swap took it from the entry.
+        let identity = self.entry.identity();
+        let state = self.entry.state.swap(FREE, Ordering::AcqRel);
+        let descriptor = descriptor_in(state);
+        if descriptor >= 0
+            && (state == state_of(descriptor, process_number()) || is_file(descriptor, identity))
+        {
+            // SAFETY: this process, or the one that it was forked from, took the ownership of the open descriptor, and
+            // the swap took it from the entry.
             drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
         }
     }
@@ -228,8 +257,11 @@ impl Drop for ParentOnlyFile {
 impl Entry {
     /// A new entry in the list.
     fn publish() -> &'static Self {
-        let entry: &'static Self =
-            Box::leak(Box::new(Self { state: AtomicU64::new(NONE), next: AtomicPtr::new(ptr::null_mut()) }));
+        let entry: &'static Self = Box::leak(Box::new(Self {
+            state: AtomicU64::new(NONE),
+            identity: [const { AtomicU64::new(0) }; 2],
+            next: AtomicPtr::new(ptr::null_mut()),
+        }));
         let publish = |first| {
             entry.next.store(first, Ordering::Release);
             Some(ptr::from_ref(entry).cast_mut())
@@ -237,6 +269,10 @@ impl Entry {
         // The closure never refuses.
         let _ = ENTRIES.fetch_update(Ordering::AcqRel, Ordering::Acquire, publish);
         entry
+    }
+
+    fn identity(&self) -> [u64; 2] {
+        [self.identity[0].load(Ordering::Relaxed), self.identity[1].load(Ordering::Relaxed)]
     }
 }
 
@@ -247,10 +283,27 @@ fn close_all_but_those_of(process: u64) {
             let descriptor = descriptor_in(state);
             (descriptor >= 0 && state != state_of(descriptor, process)).then_some(NONE)
         };
-        if let Ok(state) = entry.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, take) {
+        let identity = entry.identity();
+        if let Ok(state) = entry.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            && is_file(descriptor_in(state), identity)
+        {
             // SAFETY: this process inherited the open descriptor from the process that registered it, and the
             // update took it from the entry, so nobody else closes it.
             unsafe { libc::close(descriptor_in(state)) };
         }
     }
+}
+
+const UNKNOWN: [u64; 2] = [0, 0];
+
+#[allow(clippy::useless_conversion, clippy::cast_sign_loss, reason = "the types differ between systems")]
+fn identity_of(stat: &Stat) -> [u64; 2] {
+    [stat.st_dev as _, stat.st_ino.into()]
+}
+
+/// Whether the descriptor is still that of the file. One that is not known is taken for it.
+fn is_file(descriptor: i32, identity: [u64; 2]) -> bool {
+    // SAFETY: the descriptor is only asked about: if it is closed, the call fails.
+    let status = || rustix::fs::fstat(unsafe { BorrowedFd::borrow_raw(descriptor) });
+    identity == UNKNOWN || status().is_ok_and(|stat| identity_of(&stat) == identity)
 }

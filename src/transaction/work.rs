@@ -89,7 +89,8 @@ impl<S: RecordStore + ?Sized> Work<'_, S> {
         if let Some(guard) = &self.guard {
             return guard.write_raw(&staged, WriteOptions::new());
         }
-        self.store.write_raw(&self.key, &staged, WriteOptions::new().claim(&self.holder))
+        let written = self.store.write_raw(&self.key, &staged, WriteOptions::new().claim(&self.holder));
+        written.map_err(|error| error.with_unstored(staged))
     }
 
     fn commit_children(&mut self) -> Result<()> {

@@ -487,7 +487,7 @@ fn every_fault_is_found() {
         (ReadOfMissingIgnoresLocks, "waiting::a_read_waits_for_the_first_record"),
         (ReadTimeoutIsNone, "waiting::a_read_timeout_is_an_error"),
         (ReentryIsNotReported, "locks::acquiring_again_keeps_the_token"),
-        (ReentryIsNotReported, "guards::only_the_outermost_guard_releases"),
+        (ReentryIsNotReported, "guards::the_last_guard_releases"),
         (ReleaseIgnoresHolder, "locks::release_needs_the_holder"),
         (ReleaseIgnoresHolder, "guards::a_guard_that_lost_its_lock_does_not_release_the_next"),
         (ReleaseOfFreeSucceeds, "locks::release_needs_a_lock"),

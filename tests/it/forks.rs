@@ -22,6 +22,8 @@ pub(crate) const ROLES: &[Role] = &[
     ("fork without the C library", fork_without_the_c_library),
     ("fork without the C library while writing", fork_without_the_c_library_while_writing),
     ("fork inside operations", fork_inside_operations),
+    ("fork with an own handler", fork_with_own_handler),
+    ("fork and reuse descriptors", fork_and_reuse_descriptors),
     ("fork process 1", fork_process_one),
     ("fork with a transaction", fork_with_a_transaction),
     ("fork with threads in memory", fork_with_threads_in_memory),
@@ -158,6 +160,83 @@ fn fork_without_the_c_library(stage: &Stage) {
     loop {
         nix::unistd::pause();
     }
+}
+
+/// Programs that daemonize close all descriptors and open their own, perhaps under the same numbers.
+#[test]
+fn a_child_without_the_c_librarys_fork_keeps_the_files_that_it_has_opened() {
+    let dir = tempdir().unwrap();
+    let mut parent = Child::start("fork and reuse descriptors", &dir.path());
+    parent.expect("all are open");
+    parent.finish();
+}
+
+fn fork_and_reuse_descriptors(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    std::mem::forget(store.lock("k", LockOptions::new()).unwrap());
+    let child = raw_fork(|| {
+        for descriptor in 3..100 {
+            let _ = nix::unistd::close(descriptor);
+        }
+        let files: Vec<_> = (0..20).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
+        record_store::after_fork();
+        open(&dir).write("another", &1).unwrap();
+        assert!(files.iter().all(|file| file.metadata().is_ok()), "a file of the child was closed");
+        std::mem::forget(files);
+    });
+    assert_succeeds(child);
+    stage.send("all are open");
+}
+
+static OWN_MUTEX: std::sync::Mutex<()> = std::sync::Mutex::new(());
+static OWN_HANDLER: AtomicU64 = AtomicU64::new(0);
+const SLEEPS: u64 = 1;
+const LOCKS: u64 = 2;
+const IS_RUNNING: u64 = 4;
+
+extern "C" fn own_handler() {
+    let work = OWN_HANDLER.fetch_or(IS_RUNNING, Ordering::SeqCst);
+    if work == SLEEPS {
+        std::thread::sleep(Duration::from_millis(300));
+    } else if work == LOCKS {
+        drop(OWN_MUTEX.lock().unwrap());
+    }
+}
+
+/// A fork takes long in a process with much memory, or with a handler of the program's own. That handler may even
+/// wait for a thread that uses a store.
+#[test]
+fn a_store_can_be_used_during_a_long_fork() {
+    let dir = tempdir().unwrap();
+    let mut child = Child::start("fork with an own handler", &dir.path());
+    child.expect("created an owner file");
+    child.expect("entered a latch");
+    child.finish();
+}
+
+#[expect(unsafe_code, reason = "a fork handler")]
+fn fork_with_own_handler(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    // SAFETY: the handler only sleeps, or waits for a mutex. It runs in the parent.
+    unsafe { nix::libc::pthread_atfork(Some(own_handler), None, None) };
+    let (used, unused) = (open(&dir.join("used")), open(&dir.join("unused")));
+    used.write("k", &1).unwrap();
+    let during_a_fork = |work: u64, use_store: &dyn Fn()| {
+        OWN_HANDLER.store(work, Ordering::SeqCst);
+        let held = OWN_MUTEX.lock().unwrap();
+        let forks = std::thread::spawn(|| assert_succeeds(fork(|| {})));
+        while OWN_HANDLER.load(Ordering::SeqCst) & IS_RUNNING == 0 {
+            std::thread::yield_now();
+        }
+        use_store();
+        drop(held);
+        forks.join().unwrap();
+    };
+    during_a_fork(SLEEPS, &|| unused.write("k", &1).unwrap());
+    stage.send("created an owner file");
+    during_a_fork(LOCKS, &|| used.write("k", &2).unwrap());
+    stage.send("entered a latch");
 }
 
 /// Such a child shares the latches that its parent has entered, and has to lose them when the parent leaves them.

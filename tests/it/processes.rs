@@ -451,6 +451,30 @@ fn calls_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
     store.acquire_lock("k", options(Duration::ZERO)).unwrap();
 }
 
+/// The process stops when `lock_all` has one lock and waits for the other, so a renewal finds it.
+#[test]
+fn lock_all_returns_by_its_timeout_while_a_process_is_stopped_in_the_latch_of_an_acquired_lock() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let other = store.lock("b", as_named("other")).unwrap();
+    let timeout = Duration::from_secs(3);
+    std::thread::scope(|scope| {
+        let start = Instant::now();
+        let locks = scope.spawn(|| {
+            let options = LockOptions::new().acquire_timeout(timeout).hold_timeout(timeout);
+            store.lock_all(["a", "b"], options).map(drop)
+        });
+        while !store.is_locked("a").unwrap() {
+            std::thread::yield_now();
+        }
+        while_stopped_in_latch(dir.path(), "a", || {
+            assert!(locks.join().unwrap().unwrap_err().is_timeout());
+            assert!(start.elapsed() < timeout + SLACK, "{:?}", start.elapsed());
+        });
+    });
+    other.release().unwrap();
+}
+
 #[test]
 fn lock_queries_and_reads_need_no_latch() {
     let dir = tempdir().unwrap();

@@ -45,6 +45,20 @@ fn the_last_guard_releases_in_whatever_order_they_end() {
 }
 
 /// Prefect has the same bug: two lazy children of a serializable transaction share the lock of one key.
+
+#[test]
+fn each_guard_reports_that_its_lock_is_lost() {
+    on_both(|store| {
+        let options = as_named("job").hold_timeout(Duration::from_millis(20));
+        let outer = store.lock("k", options.clone()).unwrap();
+        let inner = store.lock("k", options).unwrap();
+        let next = store.lock("k", as_named("next")).unwrap();
+        assert!(inner.release().unwrap_err().is_lock_lost());
+        assert!(outer.release().unwrap_err().is_lock_lost());
+        next.release().unwrap();
+    });
+}
+
 #[test]
 fn lazy_children_of_one_key_commit_with_their_parent() {
     on_both(|store| {

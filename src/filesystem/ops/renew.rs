@@ -53,6 +53,8 @@ pub(super) fn restart_lease(
         return Ok(true);
     }
     publish::remove(&core.layout, &layout::lock_name(&lock.key), context)?;
+    // A waiter may have seen the new lease.
+    core.events.freed(&lock.key, &core.layout);
     Ok(false)
 }
 

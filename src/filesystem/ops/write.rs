@@ -75,7 +75,7 @@ fn publish_record(
         return Ok(false);
     }
     let stat = old_file::stat(core, key, context)?;
-    let last = version_choice::last(core, key, last_version, stat.is_some());
+    let last = version_choice::last(core, key, last_version, stat.as_ref(), chosen);
     let version = version_choice::confirm(chosen, last);
     if version != chosen {
         let text = record::to_text(key, version, result, expiry.as_ref());

@@ -30,6 +30,9 @@ use crate::{Error, ErrorKind, Key, LockToken, Result};
 const MIN_PAUSE: Duration = Duration::from_micros(50);
 const MAX_PAUSE: Duration = Duration::from_millis(1);
 
+/// A call waits this long for the end of a fork of its process.
+const MAX_FORK: Duration = Duration::from_secs(1);
+
 /// A store is created within milliseconds, unless the process that does it is stopped.
 const CREATION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -164,12 +167,21 @@ impl Latch {
         context: Context<'_>,
     ) -> Result<Option<(Self, Stat)>> {
         let path = || layout.private_path(name);
+        let mut overlapped = Duration::ZERO;
         loop {
             let forks = Forks::observe();
             let file = open().map_err(|refusal| refusal.into_error(context, "open the latch", path()))?;
-            let file = ParentOnlyFile::new(file);
-            // Before the `flock`: a child that has a copy of the descriptor would keep it.
-            if forks.overlap() {
+            let file = ParentOnlyFile::brief(file);
+            // Before the `flock`: a child that has a copy of the descriptor would keep it. The fork may wait for what
+            // this thread holds, so it is not waited for without bound: then the child keeps the latch only if this
+            // process is killed in it.
+            if forks.overlap() && overlapped < MAX_FORK {
+                if limits.is_over() || limits.is_cancelled() {
+                    return Ok(None);
+                }
+                let pause = limits.cap(MAX_PAUSE);
+                std::thread::sleep(pause);
+                overlapped += pause.max(MIN_PAUSE);
                 continue;
             }
             let locked = file.with(|file| {

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -42,9 +42,13 @@ pub(crate) struct Owner {
 /// The owners of this process, one per store. They outlive every handle of the store, as locks do.
 static OWNERS_HERE: PerProcess<Vec<Arc<Owner>>> = PerProcess::new();
 
-/// A sweep may remove a new owner file between its creation and its `flock`, and a fork may copy its
-/// descriptor. Give up after this many times.
+/// A sweep may remove a new owner file between its creation and its `flock`. Give up after this many times.
 const MAX_ATTEMPTS: usize = 100;
+
+/// A fork may copy the descriptor of a new owner file. The file is created when the fork has ended, which takes long
+/// in a process with much memory.
+const MAX_FORK: Duration = Duration::from_secs(5);
+const FORK_PAUSE: Duration = Duration::from_millis(1);
 
 impl Owner {
     /// This process's owner, created if there is none yet.
@@ -103,17 +107,29 @@ impl Owner {
     fn create(layout: &Layout, context: Context<'_>) -> Result<Self> {
         let dir = layout.private_path(OWNERS);
         let prefix = format!("{}-", std::process::id());
-        for _ in 0..MAX_ATTEMPTS {
+        let (start, mut attempts) = (Instant::now(), 0);
+        while attempts < MAX_ATTEMPTS {
             let forks = Forks::observe();
             let (file, name) = create_unique(layout, &prefix)
                 .map_err(|error| context.io("create an owner file", &dir, error))?;
-            let owner = Self { name, store: layout.identity, file: ParentOnlyFile::new(file) };
-            let discard = || publish::remove_private(&layout.private, &format!("{OWNERS}/{}", owner.name));
+            let discard = || publish::remove_private(&layout.private, &format!("{OWNERS}/{name}"));
+            let file = ParentOnlyFile::lasting(file).map_err(|error| {
+                discard();
+                context.io("stat the owner file", &dir, error)
+            })?;
             // Before the `flock`: a child that has a copy of the descriptor would keep it.
             if forks.overlap() {
                 discard();
+                if start.elapsed() >= MAX_FORK {
+                    let error =
+                        io::Error::new(io::ErrorKind::TimedOut, "a fork of this process does not end");
+                    return Err(context.io("create an owner file", &dir, error));
+                }
+                std::thread::sleep(FORK_PAUSE);
                 continue;
             }
+            attempts += 1;
+            let owner = Self { name: name.clone(), store: layout.identity, file };
             let claimed = owner.file.with(|file| claim(file, layout, &dir, context)).unwrap_or(Ok(false));
             let checked = claimed.and_then(|claimed| {
                 if claimed {

@@ -9,6 +9,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use rustix::fs::Stat;
+
 use super::latch::next_number;
 use crate::Key;
 use crate::filesystem::core::Core;
@@ -27,10 +29,28 @@ pub(crate) fn confirm(chosen: u64, last: u64) -> u64 {
     next_number(last, 0, SystemTime::UNIX_EPOCH).map_or(chosen, |next| next.max(chosen))
 }
 
-/// The last version, under the latch. `exists`: there is a file in the place of the record.
-pub(crate) fn last(core: &Core, key: &Key, shared: Option<&AtomicU64>, exists: bool) -> u64 {
+/// The last version, under the latch. `stat`: the file in the place of the record.
+///
+/// The shared number was lost, or is older than the file, only after a restart of the machine. If the clock was set
+/// back as well, the file is newer than the chosen version. So it is read only then.
+pub(crate) fn last(
+    core: &Core,
+    key: &Key,
+    shared: Option<&AtomicU64>,
+    stat: Option<&Stat>,
+    chosen: u64,
+) -> u64 {
     let shared = valid(shared.map(|shared| shared.load(Ordering::Relaxed)));
-    shared.or_else(|| exists.then(|| in_file(core, key)).flatten()).unwrap_or(0)
+    let file =
+        stat.filter(|stat| shared.is_none() || modified(stat) > chosen).and_then(|_| in_file(core, key));
+    shared.max(file).unwrap_or(0)
+}
+
+/// When the file was written, as a version.
+#[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
+fn modified(stat: &Stat) -> u64 {
+    let (seconds, nanos): (i64, i64) = (stat.st_mtime.into(), i64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    u64::try_from(seconds.saturating_mul(1_000_000).saturating_add(nanos / 1_000)).unwrap_or(0)
 }
 
 /// The version of the file in the place of the record. One that cannot be read has none.
