@@ -5,7 +5,7 @@
 //! without a guard as well: then the lock stays until the caller releases it. A release that failed leaves its
 //! entry, so that the next guard of that lock makes up for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use crate::process::PerProcess;
 use crate::{Acquired, Key, LockToken, StoreIdentity};
@@ -21,8 +21,32 @@ struct OfKey {
     holds: Vec<Hold>,
     /// So many threads are acquiring the lock, and do not count yet.
     arriving: usize,
-    /// The newest lock that a last guard has released since the first of them began.
-    released: Option<LockToken>,
+    /// The locks that a last guard has released since the first of them began.
+    released: Released,
+}
+
+/// Some tokens, the newest ones exactly.
+#[derive(Debug, Default)]
+struct Released {
+    newest: VecDeque<LockToken>,
+    /// Of the older ones, the newest.
+    older: Option<LockToken>,
+}
+
+/// A thread may wait for long while others come and go, but it is counted soon after it has acquired.
+const MAX_RELEASED: usize = 1_000;
+
+impl Released {
+    fn push(&mut self, token: LockToken) {
+        if self.newest.len() == MAX_RELEASED {
+            self.older = self.older.max(self.newest.pop_front());
+        }
+        self.newest.push_back(token);
+    }
+
+    fn contains(&self, token: LockToken) -> bool {
+        self.older >= Some(token) || self.newest.contains(&token)
+    }
 }
 
 #[derive(Debug)]
@@ -68,7 +92,7 @@ impl Arrival {
                 hold.guards += 1;
                 hold.is_explicit &= acquired.reentrant;
             }
-            None if acquired.reentrant && *released >= Some(acquired.token) => return Entered::Released,
+            None if acquired.reentrant && released.contains(acquired.token) => return Entered::Released,
             // If a guard shares a lock that no guard has acquired, the caller acquired it explicitly.
             None => holds.push(Hold {
                 token: acquired.token,
@@ -86,7 +110,7 @@ impl Drop for Arrival {
         change_key(&self.0, |of_key| {
             of_key.arriving -= 1;
             if of_key.arriving == 0 {
-                of_key.released = None;
+                of_key.released = Released::default();
             }
         });
     }
@@ -143,7 +167,7 @@ impl Drop for Release {
         change_key(&self.place, |of_key| {
             of_key.holds.retain(|hold| hold.token != token);
             if of_key.arriving > 0 {
-                of_key.released = of_key.released.max(Some(token));
+                of_key.released.push(token);
             }
         });
     }
@@ -251,6 +275,17 @@ mod tests {
         drop(arrival);
         leave(store, &key, LockToken::new(8)).unwrap().end(true);
         assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
+    fn all_released_tokens_are_known_and_of_the_newest_no_other() {
+        let mut released = Released::default();
+        for token in 1..=3_000 {
+            released.push(LockToken::new(2 * token));
+        }
+        let contains = |token| released.contains(LockToken::new(token));
+        assert!((1..=3_000).all(|token| contains(2 * token)));
+        assert!(!contains(5_999) && !contains(4_003) && !contains(6_001));
     }
 
     #[test]

@@ -202,6 +202,21 @@ fn a_version_is_greater_than_that_of_the_old_file() {
     }
 }
 
+/// The same if the shared memory has an older number: it is not synced, and has the numbers of other keys, too.
+#[test]
+fn a_version_is_greater_than_that_of_a_file_from_the_future() {
+    let dir = tempdir().unwrap();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    store.write("key", &1).unwrap();
+    let ahead = version(&store, "key").number().unwrap() + 3_600_000_000;
+    versioned(dir.path(), "key", ahead);
+    let file = std::fs::File::options().write(true).open(dir.path().join("key.json")).unwrap();
+    file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_hours(1)).unwrap();
+    store.write("key", &2).unwrap();
+    assert_eq!(version(&store, "key").number(), Some(ahead + 1));
+    assert!(!write_if(&store, "key", RecordVersion::ABSENT));
+}
+
 #[test]
 fn a_record_with_the_greatest_version_can_be_written() {
     let dir = tempdir().unwrap();
