@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Cancellation, Claim, Error, ErrorKind, Holder};
+use crate::{Cancellation, Claim, Error, Holder};
 
 /// How long a call may wait, and what ends the wait early.
 ///
@@ -410,13 +410,16 @@ pub struct UpdateOptions {
     corrupt_records: CorruptRecords,
 }
 
-/// What [`get_or_compute`](crate::RecordStoreExt::get_or_compute) does if the stored record is damaged, so that
-/// reading it is [`ErrorKind::CorruptRecord`].
+/// What [`get_or_compute`](crate::RecordStoreExt::get_or_compute) does if the file in the place of the record is no
+/// record of the key: if it is damaged, the record of another key, larger than the store's limit, or no regular file.
+///
+/// Two cases are an error in any case: a directory, which is not moved, and the record of a key that differs only in
+/// case or Unicode form, because on some file systems both keys have this file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CorruptRecords {
     /// Computes the result again, as if there were no record. The feature `tracing` reports it. A file store
-    /// keeps the damaged file: see [`damaged`](crate::FileSystemRecordStore::damaged).
+    /// keeps the file: see [`damaged`](crate::FileSystemRecordStore::damaged).
     #[default]
     Recompute,
     /// Returns the error.
@@ -424,9 +427,10 @@ pub enum CorruptRecords {
 }
 
 impl CorruptRecords {
-    /// Whether the error of a read is to be ignored.
-    pub(crate) fn recomputes(self, error: &Error) -> bool {
-        self == Self::Recompute && error.kind() == ErrorKind::CorruptRecord
+    /// Whether the result is computed again after a read has failed with this error.
+    #[must_use]
+    pub fn recomputes(self, error: &Error) -> bool {
+        self == Self::Recompute && error.is_no_record()
     }
 }
 

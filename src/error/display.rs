@@ -108,7 +108,7 @@ impl fmt::Display for Quoted<'_> {
 }
 
 /// A key as an error's [detail](Error::detail) shows it.
-pub(crate) fn quoted(key: &Key) -> String {
+pub(super) fn quoted(key: &Key) -> String {
     Quoted(key.as_str()).to_string()
 }
 

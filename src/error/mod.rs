@@ -4,6 +4,7 @@ mod display;
 mod kind;
 
 use std::error::Error as StdError;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use crate::{Holder, Json, Key, LockToken};
 
-pub(crate) use display::quoted;
 pub use kind::ErrorKind;
 
 /// A [`std::result::Result`] whose error is [`struct@Error`].
@@ -20,6 +20,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The details of [`ErrorKind::CorruptRecord`] for a file that is not a damaged record but another one.
 pub(crate) const FOREIGN_JSON: &str = "JSON, but not a record";
 pub(crate) const MISNAMED: &str = "the file name does not belong to the key inside";
+
+/// The detail of [`ErrorKind::NotARegularFile`] for a directory.
+pub(crate) const DIRECTORY: &str = "a directory";
 
 /// The detail of [`ErrorKind::NotAStore`] for a directory that has other files than those of a store.
 pub(crate) const NOT_EMPTY: &str = "the directory is not empty";
@@ -65,6 +68,7 @@ struct Inner {
     detail: Option<String>,
     outcome_unknown: bool,
     unstored: Option<Json>,
+    stored_key: Option<Key>,
     #[source]
     source: Option<BoxError>,
 }
@@ -108,6 +112,7 @@ impl Error {
             detail: None,
             outcome_unknown: false,
             unstored: None,
+            stored_key: None,
             source: None,
         }))
     }
@@ -194,6 +199,12 @@ impl Error {
     pub fn with_unstored(mut self, result: Json) -> Self {
         self.0.unstored = Some(result);
         self
+    }
+
+    /// Sets the key in the file, for [`ErrorKind::KeyMismatch`]. It is also the detail.
+    pub(crate) fn with_stored_key(mut self, key: &Key) -> Self {
+        self.0.stored_key = Some(key.clone());
+        self.with_detail(display::quoted(key))
     }
 
     /// The kind of failure.
@@ -347,6 +358,33 @@ impl Error {
         }
     }
 
+    /// Whether a read found a file in the place of the record that is no record of the key, and that a write moves
+    /// aside.
+    pub(crate) fn is_no_record(&self) -> bool {
+        match self.kind() {
+            ErrorKind::CorruptRecord | ErrorKind::RecordTooLarge => true,
+            _ => self.is_misplaced() && !self.0.concerns_lock(),
+        }
+    }
+
+    /// Whether a file in the place of the lock is no lock of the key, and may be moved aside.
+    pub(crate) fn is_no_lock(&self) -> bool {
+        match self.kind() {
+            ErrorKind::CorruptLock => true,
+            _ => self.is_misplaced() && self.0.concerns_lock(),
+        }
+    }
+
+    /// Whether a file that belongs to something else is in the place of a record or a lock. A directory is not moved,
+    /// and neither is a file that another key may own.
+    fn is_misplaced(&self) -> bool {
+        match self.kind() {
+            ErrorKind::KeyMismatch => !self.0.is_shared_name(),
+            ErrorKind::NotARegularFile => self.detail() != Some(DIRECTORY) && self.0.concerns_file_of_key(),
+            _ => false,
+        }
+    }
+
     /// Advice for the caller, where there is some.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -358,9 +396,55 @@ impl Inner {
     fn hint(&self) -> Option<&'static str> {
         match self.kind {
             ErrorKind::NotAStore if self.detail.as_deref() == Some(NOT_EMPTY) => Some(kind::ADOPT),
+            ErrorKind::KeyMismatch if self.is_shared_name() => self.kind.hint(),
+            ErrorKind::KeyMismatch if self.concerns_lock() => ErrorKind::CorruptLock.hint(),
+            ErrorKind::KeyMismatch => ErrorKind::CorruptRecord.hint(),
             kind => kind.hint(),
         }
     }
+
+    /// Whether the place is that of the key's record or lock, and not that of another file of a store.
+    fn concerns_file_of_key(&self) -> bool {
+        self.key.is_some() && ["json", "lock"].iter().any(|suffix| self.ends_with(suffix))
+    }
+
+    /// Whether the place is that of a lock.
+    fn concerns_lock(&self) -> bool {
+        self.ends_with("lock")
+    }
+
+    fn ends_with(&self, suffix: &str) -> bool {
+        matches!(&self.place, Some(Place::Path(path)) if path.extension() == Some(suffix.as_ref()))
+    }
+
+    /// Whether a file system may give the key and the [stored key](Error::with_stored_key) the same file. Without a
+    /// stored key, that is what the kind says.
+    fn is_shared_name(&self) -> bool {
+        let of_path = match &self.place {
+            Some(Place::Path(path)) => path.file_stem().and_then(OsStr::to_str).and_then(Key::from_file_stem),
+            _ => None,
+        };
+        match (&self.stored_key, self.key.as_ref().or(of_path.as_ref())) {
+            (Some(stored), Some(key)) => may_share_a_name(stored.as_str(), key.as_str()),
+            (Some(_), None) => false,
+            (None, _) => true,
+        }
+    }
+}
+
+/// Whether a file system that ignores case or normalizes Unicode may take both for the same name.
+///
+/// A normal form can replace an ASCII letter and a mark by one character. So of names that are not ASCII, only the
+/// order of their ASCII characters is compared.
+fn may_share_a_name(one: &str, other: &str) -> bool {
+    let [one, other] = [one.to_lowercase(), other.to_lowercase()];
+    let ascii = |text: &str| text.chars().filter(char::is_ascii).collect::<Vec<_>>();
+    let is_within = |part: &str, whole: &str| {
+        let mut rest = ascii(whole).into_iter();
+        ascii(part).into_iter().all(|char| rest.any(|next| next == char))
+    };
+    let is_other_form = || is_within(&one, &other) || is_within(&other, &one);
+    one == other || !one.is_ascii() && !other.is_ascii() && is_other_form()
 }
 
 impl fmt::Debug for Error {
@@ -421,11 +505,31 @@ mod tests {
     }
 
     #[test]
+    fn the_hint_about_another_key_depends_on_the_keys() {
+        let hint = |stored: &str, key: Option<&str>, path: &str| {
+            let mut error = Error::new(ErrorKind::KeyMismatch, "read").with_path(path);
+            if let Some(key) = key {
+                error = error.with_key(&Key::new(key).unwrap());
+            }
+            error.with_stored_key(&Key::new(stored).unwrap()).hint().unwrap()
+        };
+        for (one, other) in [("K", "k"), ("\u{e9}t\u{e9}", "e\u{301}te\u{301}"), ("STRASSE", "Strasse")] {
+            for hint in [hint(one, Some(other), "k.json"), hint(one, None, &format!("{other}.lock"))] {
+                assert!(hint.contains("differ in more than case"), "{one} {other}: {hint}");
+            }
+        }
+        for (one, other) in [("a", "b"), ("ab", "a"), ("\u{e9}", "e"), ("gr\u{f6}\u{df}e", "stra\u{df}e")] {
+            assert!(hint(one, Some(other), "k.json").contains("replace the file"), "{one} {other}");
+            assert!(hint(one, None, &format!("{other}.lock")).contains("break_lock"), "{one} {other}");
+        }
+    }
+
+    #[test]
     fn a_long_key_is_cut() {
         let key = Key::new("ä".repeat(9_000)).unwrap();
         let error = Error::new(ErrorKind::NotLocked, "release_lock").with_key(&key);
         assert!(error.to_string().len() < 300, "{error}");
-        let error = Error::new(ErrorKind::KeyMismatch, "read").with_detail(quoted(&key));
+        let error = Error::new(ErrorKind::KeyMismatch, "read").with_stored_key(&key);
         assert!(error.to_string().len() < 400, "{error}");
     }
 

@@ -27,6 +27,7 @@ use crate::ErrorKind;
 
 use context::Context;
 use core::Core;
+use ops::break_lock::Target;
 pub use ops::damaged::DamagedFile;
 pub use ops::finding::{Finding, Problem};
 pub use ops::sweep::Swept;
@@ -122,6 +123,22 @@ impl FileSystemRecordStore {
     /// [`ErrorKind::ReadOnly`], [`ErrorKind::Io`].
     pub fn clear_damaged(&self) -> Result<usize> {
         self.0.explained(ops::damaged::clear_damaged(&self.0))
+    }
+
+    /// Moves a file [aside](FileSystemRecordStore::damaged) that is in the place of the key's lock and is none: one
+    /// that cannot be parsed, the lock of another key, a link. `Ok(false)`: there is no such file.
+    ///
+    /// Unlike [`break_lock`](crate::RecordStoreExt::break_lock), this never removes a lock, also not one that was
+    /// acquired since the damaged one was seen.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::KeyMismatch`] if it is the lock of a key that differs only in case or Unicode form: on some file
+    /// systems both keys have this file. [`ErrorKind::NotARegularFile`] for a directory. [`ErrorKind::LockTimeout`]
+    /// if a process is stopped in the middle of an operation on the key, [`ErrorKind::Cancelled`],
+    /// [`ErrorKind::ReadOnly`], [`ErrorKind::Io`].
+    pub fn break_damaged_lock(&self, key: &Key, options: impl Into<WaitOptions>) -> Result<bool> {
+        self.0.explained(ops::break_lock::break_lock(&self.0, key, Target::NoLock, &options.into()))
     }
 
     /// Removes leftovers: staged files and owner files of dead processes, files of stale locks, and expired
@@ -268,7 +285,8 @@ impl RecordStore for FileSystemRecordStore {
     }
 
     fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        self.0.explained(ops::break_lock::break_lock(&self.0, key, token, &options))
+        let target = token.map_or(Target::Any, Target::Acquisition);
+        self.0.explained(ops::break_lock::break_lock(&self.0, key, target, &options))
     }
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {

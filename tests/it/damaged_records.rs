@@ -94,7 +94,40 @@ fn an_option_makes_a_damaged_record_an_error() {
 }
 
 #[test]
-fn another_keys_record_is_no_damaged_one() {
+fn a_file_that_is_no_record_of_the_key_is_computed_again() {
+    let dir = tempdir().unwrap();
+    let store = record_store::FileSystemOptions::new().max_record_bytes(1_000).open(dir.path()).unwrap();
+    store.write("other", "of another key").unwrap();
+    let other = dir.path().join("other.json");
+    for (number, what) in ["a copy", "a link", "a FIFO", "too large", "of another program"].iter().enumerate()
+    {
+        match *what {
+            "a copy" => drop(fs::copy(&other, place(&store)).unwrap()),
+            "a link" => std::os::unix::fs::symlink(&other, place(&store)).unwrap(),
+            "a FIFO" => {
+                let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+                rustix::fs::mknodat(rustix::fs::CWD, place(&store), kind, mode, 0).unwrap();
+            }
+            "too large" => fs::write(place(&store), [b' '; 1_001]).unwrap(),
+            _ => fs::write(place(&store), "{\"name\": \"demo\"}").unwrap(),
+        }
+        let fail = UpdateOptions::new().corrupt_records(CorruptRecords::Fail);
+        let refused = store.get_or_compute::<String>("k", fail, || panic!("not computed"));
+        assert!(CorruptRecords::Recompute.recomputes(&refused.unwrap_err()), "{what}");
+        let result: String = store.get_or_compute("k", LockOptions::new(), || Ok("new".to_owned())).unwrap();
+        assert_eq!(result, "new", "{what}");
+        assert_eq!(store.damaged().unwrap().len(), number + 1, "{what}");
+        assert!(store.remove("k").unwrap());
+    }
+    assert_eq!(store.read::<String>("other").unwrap().unwrap().result, "of another key");
+    fs::create_dir(place(&store)).unwrap();
+    let refused = store.get_or_compute::<String>("k", LockOptions::new(), || panic!("not computed"));
+    assert_eq!(refused.unwrap_err().kind(), ErrorKind::NotARegularFile);
+}
+
+/// A file system that ignores case gives both keys the same file: then neither may replace the other's result.
+#[test]
+fn the_record_of_a_key_that_differs_only_in_case_is_no_damaged_one() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     store.write("K", "of another key").unwrap();

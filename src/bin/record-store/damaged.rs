@@ -2,10 +2,42 @@
 //! neither.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 
-use record_store::{DamagedFile, FileSystemRecordStore, Key};
+use record_store::{DamagedFile, FileSystemOptions, FileSystemRecordStore, Key, OpenMode};
 
 use crate::style::printable;
+
+/// The files that were already moved aside at one moment.
+pub(crate) struct Before(Vec<DamagedFile>);
+
+impl Before {
+    /// Best effort: the change itself is not affected.
+    fn of(store: &FileSystemRecordStore) -> Self {
+        Self(store.damaged().unwrap_or_default())
+    }
+
+    /// Call this before the store is opened for writing: that moves aside what dead processes have displaced. To
+    /// open it for reading moves nothing.
+    pub(crate) fn open(dir: &Path) -> Self {
+        let store = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir);
+        Self(store.and_then(|store| store.damaged()).unwrap_or_default())
+    }
+
+    /// Prints where the files are that were moved aside since then. Returns how many.
+    pub(crate) fn warn_of_new(&self, store: &FileSystemRecordStore) -> usize {
+        self.warn_of(store, |_| true)
+    }
+
+    fn warn_of(&self, store: &FileSystemRecordStore, is_meant: impl Fn(&DamagedFile) -> bool) -> usize {
+        let mut now = store.damaged().unwrap_or_default();
+        now.retain(|file| !self.0.contains(file) && is_meant(file));
+        for DamagedFile { original_name, path, .. } in &now {
+            warn(&format!("{original_name} was damaged or foreign, and is kept as {}", path.display()));
+        }
+        now.len()
+    }
+}
 
 /// Prints, when it is dropped, where the files of a key are that were moved aside meanwhile.
 #[must_use = "it watches until it is dropped"]
@@ -13,26 +45,21 @@ pub(crate) struct Damaged {
     store: FileSystemRecordStore,
     /// The names of the key's files. `None`: of all keys.
     names: Option<[String; 2]>,
-    before: Vec<DamagedFile>,
+    before: Before,
 }
 
 impl Damaged {
     pub(crate) fn watch(store: &FileSystemRecordStore, key: Option<&Key>) -> Self {
         let names = key.map(|key| [".json", ".lock"].map(|suffix| format!("{}{suffix}", key.file_stem())));
-        // Best effort: the change itself is not affected.
-        Self { store: store.clone(), names, before: store.damaged().unwrap_or_default() }
+        Self { store: store.clone(), names, before: Before::of(store) }
     }
 }
 
 impl Drop for Damaged {
     fn drop(&mut self) {
-        for file in self.store.damaged().unwrap_or_default() {
-            let is_meant = self.names.as_ref().is_none_or(|names| names.contains(&file.original_name));
-            if is_meant && !self.before.contains(&file) {
-                let path = file.path.display();
-                warn(&format!("{} was damaged or foreign, and is kept as {path}", file.original_name));
-            }
-        }
+        let is_meant =
+            |file: &DamagedFile| self.names.as_ref().is_none_or(|names| names.contains(&file.original_name));
+        self.before.warn_of(&self.store, is_meant);
     }
 }
 

@@ -152,10 +152,22 @@ impl From<Error> for Failure {
     }
 }
 
+/// Whether the error is about the file in the place of the key's record or lock, and not about another file of the
+/// store.
+pub(crate) fn concerns_file_of_key(error: &Error) -> bool {
+    let extension = error.path().and_then(Path::extension);
+    error.key().is_some() && extension.is_some_and(|extension| extension == "json" || extension == "lock")
+}
+
 /// The advice for the user of the command line about an error, if there is any.
 fn advice(error: &Error) -> Option<&'static str> {
     let has_key = error.key().is_some();
-    Some(match error.kind() {
+    // Where the library advises the same as for a corrupt file, this program does, too.
+    let kind = [ErrorKind::CorruptRecord, ErrorKind::CorruptLock]
+        .into_iter()
+        .find(|&corrupt| error.hint() == Error::new(corrupt, "").hint())
+        .unwrap_or(error.kind());
+    Some(match kind {
         ErrorKind::Locked => "wait for it with --wait, or release it with unlock",
         ErrorKind::LockTimeout if error.holder().is_some() => {
             "wait longer with --wait, or release it with unlock"

@@ -4,6 +4,7 @@ use record_store::{FileSystemOptions, OpenMode};
 use serde::Serialize;
 
 use crate::args::GcArgs;
+use crate::damaged::{Before, Damaged};
 use crate::failure::Failure;
 use crate::format::{count, json};
 use crate::output::Output;
@@ -29,9 +30,18 @@ impl Removed {
 }
 
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
+    let before = Before::open(&args.store.dir);
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
+    // Nobody has seen yet what this very call moves aside, so it is not deleted.
+    let moved = before.warn_of_new(&store);
+    let damaged = match args.damaged {
+        false => None,
+        true if moved > 0 => Some(0),
+        true => Some(store.clear_damaged()?),
+    };
+    let moved = Damaged::watch(&store, None);
     let swept = store.sweep()?;
-    let damaged = if args.damaged { Some(store.clear_damaged()?) } else { None };
+    drop(moved);
     let removed = Removed { records: swept.records, locks: swept.locks, damaged };
     let mut out = Output::open();
     out.line(&if args.json { json(&removed)? } else { removed.to_text() })?;

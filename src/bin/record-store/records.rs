@@ -9,7 +9,7 @@ use record_store::{
 };
 
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
-use crate::damaged::Damaged;
+use crate::damaged::{Before, Damaged};
 use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
 use crate::style::quoted;
 use crate::value::{Form, Value, read_to_end};
@@ -84,11 +84,15 @@ pub(crate) fn open_to_read(store: &StoreArgs) -> record_store::Result<FileSystem
     FileSystemOptions::new().mode(OpenMode::ReadOnly).open(&store.dir)
 }
 
+/// Opens a store, and prints what became of the files that dead processes have displaced.
 pub(crate) fn open_to_write(
     store: &StoreArgs,
     durability: &DurabilityArgs,
     mode: OpenMode,
 ) -> record_store::Result<FileSystemRecordStore> {
     let durability = if durability.relaxed { Durability::Relaxed } else { Durability::Full };
-    FileSystemOptions::new().mode(mode).durability(durability).open(&store.dir)
+    let before = Before::open(&store.dir);
+    let opened = FileSystemOptions::new().mode(mode).durability(durability).open(&store.dir)?;
+    before.warn_of_new(&opened);
+    Ok(opened)
 }

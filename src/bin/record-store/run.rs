@@ -5,18 +5,19 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use record_store::{Error, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt};
+use record_store::{
+    CorruptRecords, Error, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt,
+};
 
 use crate::args::RunArgs;
 use crate::command::{Ended, Event, Running};
 use crate::damaged::{Damaged, warn};
-use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
+use crate::failure::{Failure, HOLD_EXCEEDED, concerns_file_of_key, signal_code};
 use crate::output::Output;
 use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
-use crate::signals::Signals;
+use crate::signals::{Signals, exit_after};
 use crate::value::{Form, Value};
 
 /// After a signal, the output is written for at most this time: its reader may have stopped.
@@ -39,17 +40,20 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
             run.compute(None)
         }
     };
-    run.signals.stop_deferring();
-    outcome.print(run.deferred_signal())
+    outcome.print(&run)
 }
 
-/// Whether the store cannot be used. That another holder has the lock, or what is in the record or is to be
-/// written into it, is not a fault of the store.
+/// Whether the store cannot be used. That another holder has the lock, what is in the place of the record or the
+/// lock, or what is to be written, is not a fault of the store.
 fn is_unusable(error: &Error) -> bool {
-    use ErrorKind::{CorruptRecord, Decode, Encode, RecordTooLarge};
-    !error.is_locked()
-        && !error.is_lock_lost()
-        && !matches!(error.kind(), CorruptRecord | Decode | Encode | RecordTooLarge)
+    let is_fault_of_the_file = match error.kind() {
+        ErrorKind::CorruptRecord | ErrorKind::CorruptLock | ErrorKind::KeyMismatch => true,
+        ErrorKind::Decode | ErrorKind::Encode | ErrorKind::RecordTooLarge => true,
+        // The store has files of its own, too.
+        ErrorKind::NotARegularFile => concerns_file_of_key(error),
+        _ => false,
+    };
+    !error.is_locked() && !error.is_lock_lost() && !is_fault_of_the_file
 }
 
 struct Run {
@@ -163,9 +167,11 @@ impl Run {
         }
     }
 
-    /// Whether the command runs again because the stored result is damaged.
+    /// Whether the command runs again because the file in the place of the record is no record of the key.
     fn recomputes(&self, error: &Error) -> bool {
-        error.kind() == ErrorKind::CorruptRecord && !self.args.fail_if_damaged
+        let records =
+            if self.args.fail_if_damaged { CorruptRecords::Fail } else { CorruptRecords::Recompute };
+        records.recomputes(error)
     }
 
     /// Acquires the lock if it is free, and reads the result again under it. Returns `None` if another
@@ -278,17 +284,23 @@ impl Outcome {
         Self { printed: Printed::Raw(output), failure: Some(failure), signal }
     }
 
-    /// Prints the output, and then why it is not stored. A signal, during the command or `deferred` after it,
-    /// decides the exit code: the user requested termination.
-    fn print(self, deferred: Option<i32>) -> Result<(), Failure> {
-        let signal = self.signal.or(deferred);
+    /// Prints the output, and why it is not stored. A signal, during the command or after it, decides the exit
+    /// code: the user requested termination. The output is printed nevertheless, because nobody else has it.
+    fn print(mut self, run: &Run) -> Result<(), Failure> {
+        run.signals.defer_one(PRINT_TIMEOUT);
+        let mut signal = self.signal.or_else(|| run.deferred_signal());
         if let Some(signal) = signal {
-            exit_later(signal);
+            // The next signal is the second one.
+            run.signals.stop_deferring();
+            exit_after(PRINT_TIMEOUT, signal);
+            // This program may end before the whole output is printed.
+            self.failure = self.failure.map(Failure::printed);
         }
         let printed = match &self.printed {
             Printed::Result(value) => value.print(),
             Printed::Raw(bytes) => print(bytes),
         };
+        signal = signal.or_else(|| run.deferred_signal());
         match (self.failure, signal.map(Failure::signal)) {
             (None, None) => printed,
             (Some(failure), None) | (None, Some(failure)) => Err(report_all([printed], failure)),
@@ -309,15 +321,6 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = Output::open();
     out.write(bytes)?;
     out.finish()
-}
-
-/// Ends this program after [`PRINT_TIMEOUT`], in case that it does not end before.
-fn exit_later(signal: i32) {
-    // Without the thread, another signal ends the program.
-    let _ = thread::Builder::new().spawn(move || {
-        thread::sleep(PRINT_TIMEOUT);
-        std::process::exit(signal_code(signal).into());
-    });
 }
 
 /// The exit code of a failed command, as a shell shows it.

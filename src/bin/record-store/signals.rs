@@ -1,8 +1,8 @@
 //! Signals that terminate this program.
 //!
-//! While this program only waits or prints, such a signal terminates it immediately. While it may hold
-//! the lock, the signal is deferred: it becomes an event, so that the command is terminated and the
-//! lock is released first.
+//! While this program only waits or prints what is stored, such a signal terminates it immediately. While it may
+//! hold the lock, the signal is deferred: it becomes an event, so that the command is terminated and the
+//! lock is released first. While it prints what nobody else has, the first signal only limits the time for that.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals as SignalIterator;
@@ -34,6 +35,8 @@ enum Mode {
     Exit,
     /// A signal becomes an event: the lock may be held.
     Defer,
+    /// The first signal becomes an event, and the program ends after a time. The second signal terminates it.
+    DeferOne(Duration),
 }
 
 impl Signals {
@@ -48,10 +51,14 @@ impl Signals {
         let shared_mode = Arc::clone(&mode);
         thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in &mut signals {
-                let mode = lock(&shared_mode);
+                let mut mode = lock(&shared_mode);
                 // The receiver lives as long as the program.
                 if *mode == Mode::Exit || events.send(Event::Signal(signal)).is_err() {
                     std::process::exit(signal_code(signal).into());
+                }
+                if let Mode::DeferOne(timeout) = *mode {
+                    *mode = Mode::Exit;
+                    exit_after(timeout, signal);
                 }
             }
         })?;
@@ -68,6 +75,21 @@ impl Signals {
     pub(crate) fn stop_deferring(&self) {
         *lock(&self.mode) = Mode::Exit;
     }
+
+    /// Turns only the next signal into an [`Event::Signal`], and ends the program `timeout` after it. The caller
+    /// must then check the events for a signal that was deferred before.
+    pub(crate) fn defer_one(&self, timeout: Duration) {
+        *lock(&self.mode) = Mode::DeferOne(timeout);
+    }
+}
+
+/// Ends this program after this time as the signal does, in case that it does not end before.
+pub(crate) fn exit_after(timeout: Duration, signal: i32) {
+    // Without the thread, another signal ends the program.
+    let _ = thread::Builder::new().name("exit-timer".into()).spawn(move || {
+        thread::sleep(timeout);
+        std::process::exit(signal_code(signal).into());
+    });
 }
 
 /// Runs `cleanup` if a signal terminates this program.

@@ -1,6 +1,7 @@
 //! `unlock`: releases another holder's lock.
 
 use std::io::{self, BufRead, IsTerminal};
+use std::path::Path;
 use std::time::Duration;
 
 use record_store::{
@@ -38,8 +39,8 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
 /// The state of the key before the confirmation.
 enum Found {
     Lock(Box<LockInfo>),
-    /// A corrupt lock file. It blocks the key, because no process can acquire the lock.
-    Corrupt(Error),
+    /// A file that is no lock of the key. It blocks the key, because no process can acquire the lock.
+    NoLock(Error),
 }
 
 impl Found {
@@ -51,7 +52,7 @@ impl Found {
                 let message = format!("{} is not locked ({dir})", quoted(key.as_str()));
                 Err(Failure::new(NOT_FOUND, message).advise("list the locks with locks"))
             }
-            Err(error) if error.kind() == ErrorKind::CorruptLock => Ok(Self::Corrupt(error)),
+            Err(error) if is_no_lock(&error) => Ok(Self::NoLock(error)),
             Err(error) => Err(error.into()),
         }
     }
@@ -63,14 +64,14 @@ impl Found {
                 let (key, owner) = (quoted(key.as_str()), owner_cell(lock).text);
                 format!("{key} is locked by {} (owner: {owner})", quoted(lock.holder().name()))
             }
-            Self::Corrupt(error) => Failure::problem(error),
+            Self::NoLock(error) => Failure::problem(error),
         }
     }
 
     fn advice(&self) -> &'static str {
         match self {
             Self::Lock(_) => "add --force to release the lock without confirmation",
-            Self::Corrupt(_) => {
+            Self::NoLock(_) => {
                 "if no process is at work on this key, add --force to remove the file without confirmation"
             }
         }
@@ -92,39 +93,45 @@ impl Found {
                 rows.push(row("UNTIL", until.into()));
                 rows.push(row("TOKEN", lock.token().to_string().into()));
             }
-            Self::Corrupt(error) => {
-                rows.push(row("LOCK", Cell::coloured(Failure::problem(error), Colour::Bad)));
+            Self::NoLock(error) => {
+                rows.push(row("LOCK", Cell::coloured(printable(&Failure::problem(error)), Colour::Bad)));
             }
         }
         rows
     }
 
     /// Releases the lock that was found. A lock that another holder acquired since then stays.
-    ///
-    /// A corrupt lock has no token. It is removed if it is still corrupt, but that check and the removal
-    /// are two steps.
     fn release(&self, store: &FileSystemRecordStore, key: &Key, wait: Duration) -> Result<(), Failure> {
-        match self {
-            Self::Lock(lock) if store.break_lock_raw(key, Some(lock.token()), wait.into())? => Ok(()),
-            Self::Corrupt(_) if is_corrupt(store, key) => {
-                store.break_lock_raw(key, None, wait.into())?;
-                Ok(())
+        let is_released = match self {
+            Self::Lock(lock) => store.break_lock_raw(key, Some(lock.token()), wait.into())?,
+            Self::NoLock(_) => store.break_damaged_lock(key, wait)?,
+        };
+        if is_released {
+            return Ok(());
+        }
+        match store.lock_info(key)? {
+            Some(now) => {
+                let (key, holder) = (quoted(key.as_str()), quoted(now.holder().name()));
+                let message = format!("{key} is now locked by {holder}");
+                Err(Failure::new(LOCKED, message).advise("run unlock again to see that lock"))
             }
-            _ => match store.lock_info(key)? {
-                Some(now) => {
-                    let (key, holder) = (quoted(key.as_str()), quoted(now.holder().name()));
-                    let message = format!("{key} is now locked by {holder}");
-                    Err(Failure::new(LOCKED, message).advise("run unlock again to see that lock"))
-                }
-                // The lock was released or expired in the meantime.
-                None => Ok(()),
-            },
+            // The lock was released or expired in the meantime.
+            None => Ok(()),
         }
     }
 }
 
-fn is_corrupt(store: &FileSystemRecordStore, key: &Key) -> bool {
-    store.lock_info(key).is_err_and(|error| error.kind() == ErrorKind::CorruptLock)
+/// Whether the file in the place of the lock is none, and `unlock` can move it aside.
+fn is_no_lock(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::CorruptLock | ErrorKind::KeyMismatch => true,
+        ErrorKind::NotARegularFile => !error.path().is_some_and(is_directory),
+        _ => false,
+    }
+}
+
+fn is_directory(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
 fn confirmed(out: &mut Output) -> Result<bool, Failure> {

@@ -12,6 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::path::Arg;
 
 use super::permissions::Permissions;
+use crate::error::DIRECTORY;
 use crate::filesystem::context::Context;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -254,7 +255,7 @@ pub(crate) fn open_unchecked(
     let opened = openat(dir, name, flags | SAFE, mode);
     opened.map(File::from).map_err(|errno| match errno {
         Errno::LOOP | Errno::MLINK => Refusal::NotRegular("a symbolic link"),
-        Errno::ISDIR => Refusal::NotRegular("a directory"),
+        Errno::ISDIR => Refusal::NotRegular(DIRECTORY),
         Errno::NXIO => Refusal::NotRegular("a FIFO or a socket"),
         errno => Refusal::Os(errno),
     })
@@ -303,7 +304,7 @@ pub(crate) fn irregular(stat: &Stat) -> Option<&'static str> {
 pub(crate) fn irregular_type(kind: FileType) -> Option<&'static str> {
     match kind {
         FileType::RegularFile => None,
-        FileType::Directory => Some("a directory"),
+        FileType::Directory => Some(DIRECTORY),
         FileType::Symlink => Some("a symbolic link"),
         FileType::Fifo => Some("a FIFO"),
         FileType::Socket => Some("a socket"),

@@ -4,7 +4,7 @@ use rustix::fs::Stat;
 
 use super::layout::{self, Layout, Opened, Refusal};
 use super::{expiry, record_head, record_version};
-use crate::error::{MISNAMED, quoted};
+use crate::error::MISNAMED;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
@@ -133,7 +133,7 @@ pub(crate) const TOO_LARGE: &str = "larger than the store's limit";
 /// The error for a file that contains another key than its name says.
 pub(crate) fn wrong_key(found: String, context: Context<'_>) -> Error {
     match Key::new(found) {
-        Ok(found) => context.error(ErrorKind::KeyMismatch).with_detail(quoted(&found)),
+        Ok(found) => context.error(ErrorKind::KeyMismatch).with_stored_key(&found),
         Err(_) => corrupt("no valid key", context),
     }
 }

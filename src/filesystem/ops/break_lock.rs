@@ -1,5 +1,6 @@
 //! Breaking a lock.
 
+use crate::error::DIRECTORY;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Refusal};
@@ -9,24 +10,37 @@ use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Error, Key, LockToken, Result, WaitOptions};
 
-/// Removes the lock, or only the lock of this acquisition. `false`: there was none.
-pub(crate) fn break_lock(
-    core: &Core,
-    key: &Key,
-    token: Option<LockToken>,
-    options: &WaitOptions,
-) -> Result<bool> {
+/// What is to be removed.
+#[derive(Clone, Copy)]
+pub(crate) enum Target {
+    /// Whatever is in the place of the lock.
+    Any,
+    /// The lock of this acquisition.
+    Acquisition(LockToken),
+    /// A file that is no lock of the key.
+    NoLock,
+}
+
+/// Removes the lock, if it is the target. `false`: there was none.
+pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitOptions) -> Result<bool> {
     let context = Context::new("break_lock", key);
     core.check_writable(context)?;
     let limits = Limits::new(options);
     limits.check_cancelled(context)?;
     let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
     let name = layout::lock_name(key);
-    let is_meant = match (token, snapshot(core, key, context)) {
-        (None, Ok(_)) => true,
+    let is_meant = match (target, snapshot(core, key, context)) {
+        (Target::Any, Ok(_)) => true,
         // The file is no lock. It blocks the key, but may be somebody's.
-        (None, Err(error)) => return set_aside(core, key, latch, &error, context),
-        (Some(token), found) => matches!(found?, Snapshot::Lock(found) if found.lock.token == token),
+        (Target::Any, Err(error)) => return set_aside(core, key, latch, &error, context),
+        // Only proof that it is no lock counts: after any other error it may be a live one.
+        (Target::NoLock, Err(error)) if error.is_no_lock() => {
+            return set_aside(core, key, latch, &error, context);
+        }
+        (Target::NoLock, found) => found.map(|_| false)?,
+        (Target::Acquisition(token), found) => {
+            matches!(found?, Snapshot::Lock(found) if found.lock.token == token)
+        }
     };
     let removed = is_meant && publish::remove(&core.layout, &name, context)?;
     drop(latch);
@@ -42,7 +56,7 @@ fn set_aside(core: &Core, key: &Key, latch: Latch, reason: &Error, context: Cont
     match layout::stat(&core.layout.dir, &name) {
         Ok(None) => return Ok(false),
         Ok(Some(stat)) if layout::is_directory(&stat) => {
-            let refusal = Refusal::NotRegular("a directory");
+            let refusal = Refusal::NotRegular(DIRECTORY);
             return Err(refusal.into_error(context, "stat the lock", core.layout.lock_path(key)));
         }
         Ok(Some(_)) | Err(_) => {}
@@ -55,7 +69,38 @@ fn set_aside(core: &Core, key: &Key, latch: Latch, reason: &Error, context: Cont
 
 #[cfg(test)]
 mod tests {
-    use crate::{FileSystemRecordStore, Holder, LockOptions, RecordStoreExt, WriteOptions};
+    use std::time::Duration;
+
+    use crate::{
+        ErrorKind, FileSystemRecordStore, Holder, Key, LockOptions, RecordStoreExt, WaitOptions, WriteOptions,
+    };
+
+    #[test]
+    fn only_a_file_that_is_no_lock_is_a_damaged_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (key, place) = (Key::new("k").unwrap(), dir.path().join("k.lock"));
+        let is_broken = || store.break_damaged_lock(&key, Duration::from_secs(5));
+        assert!(!is_broken().unwrap());
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        assert!(!is_broken().unwrap());
+        guard.write(&1).unwrap();
+        let (lock, other) = (std::fs::read(&place).unwrap(), dir.path().join("other.lock"));
+        guard.release().unwrap();
+
+        std::fs::write(&place, "no lock").unwrap();
+        assert!(is_broken().unwrap());
+        std::fs::write(&other, &lock).unwrap();
+        let of = |key: &str| store.break_damaged_lock(&Key::new(key).unwrap(), WaitOptions::new());
+        assert!(of("other").unwrap(), "a lock of another key");
+        assert_eq!(store.damaged().unwrap().len(), 2);
+        // On some file systems, this is the live lock of the other key.
+        std::fs::write(dir.path().join("K.lock"), &lock).unwrap();
+        assert_eq!(of("K").unwrap_err().kind(), ErrorKind::KeyMismatch);
+        std::fs::create_dir(dir.path().join("dir.lock")).unwrap();
+        assert_eq!(of("dir").unwrap_err().kind(), ErrorKind::NotARegularFile);
+        assert_eq!(store.damaged().unwrap().len(), 2);
+    }
 
     #[test]
     fn only_the_lock_of_the_token_is_broken() {

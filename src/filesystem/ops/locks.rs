@@ -1,6 +1,6 @@
 //! Listing the locks.
 
-use crate::error::{MISNAMED, quoted};
+use crate::error::MISNAMED;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout;
@@ -31,7 +31,7 @@ pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Resu
     let Some(opened) = opened else { return Ok(None) };
     match read_lock(core, &opened, &now, context, path)? {
         Snapshot::Lock(found) if layout::lock_name(&found.lock.key) != name => Err(match context.key {
-            Some(_) => context.error(ErrorKind::KeyMismatch).with_detail(quoted(&found.lock.key)),
+            Some(_) => context.error(ErrorKind::KeyMismatch).with_stored_key(&found.lock.key),
             None => context.error(ErrorKind::CorruptLock).with_detail(MISNAMED),
         }
         .with_path(path())),

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::finding::{Finding, Problem};
 use super::open::check_format;
-use crate::error::{MISNAMED, quoted};
+use crate::error::MISNAMED;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
@@ -357,5 +357,5 @@ fn as_finding(
 }
 
 fn mismatch(context: Context<'_>, found: &Key, path: PathBuf) -> Error {
-    context.error(ErrorKind::KeyMismatch).with_detail(quoted(found)).with_path(path)
+    context.error(ErrorKind::KeyMismatch).with_stored_key(found).with_path(path)
 }

@@ -8,7 +8,6 @@ use rustix::fs::Stat;
 use super::clock::Reading;
 use super::lease::{self, Liveness, Term};
 use super::owner::{self, Owner};
-use crate::error::quoted;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, MAX_LOCK_BYTES, Opened};
@@ -137,7 +136,7 @@ fn snapshot_once(core: &Core, key: &Key, expected: Expected, context: Context<'_
     let Some(opened) = opened else { return Ok(Snapshot::Absent) };
     match read_lock(core, &opened, &now, context, path)? {
         Snapshot::Lock(found) if found.lock.key != *key => {
-            Err(context.error(ErrorKind::KeyMismatch).with_detail(quoted(&found.lock.key)).with_path(path()))
+            Err(context.error(ErrorKind::KeyMismatch).with_stored_key(&found.lock.key).with_path(path()))
         }
         snapshot => Ok(snapshot),
     }

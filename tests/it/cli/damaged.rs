@@ -28,12 +28,7 @@ fn adopted() -> Scratch {
 /// Asserts that the command printed one warning, and that the file that it names has this content.
 #[track_caller]
 fn assert_kept(output: &Output, name: &str, content: &str) {
-    let message = String::from_utf8(output.stderr.clone()).unwrap();
-    let line = message.lines().last().unwrap_or_default();
-    let (what, path) = line.split_once(" and is kept as ").unwrap_or_else(|| panic!("{output:?}"));
-    assert_eq!(what, format!("record-store: warning: {name} was damaged or foreign,"));
-    assert!(path.contains(&format!("/.store/damaged/{name}~")), "{path}");
-    assert_eq!(fs::read_to_string(path).unwrap(), content);
+    assert_eq!(fs::read_to_string(assert_moved_aside(output, name)).unwrap(), content);
 }
 
 fn put(scratch: &Scratch, arguments: &[&str]) -> Output {
@@ -119,6 +114,53 @@ fn a_damaged_record_is_computed_again() {
     assert_eq!(message.lines().count(), 2, "{message}");
     assert!(message.contains("checksum") && message.contains("running the command again"), "{message}");
     assert_prints(&output(&mut scratch.run(&["k"], "echo 2")), "\"new\"\n");
+}
+
+/// Leaves what a process leaves that is killed after it has displaced the file of another program.
+fn displace_in_a_dead_process(scratch: &Scratch) {
+    fs::write(scratch.store().join(".store/tmp/1-dead.4.package.json"), PACKAGE).unwrap();
+}
+
+#[test]
+fn a_file_that_a_killed_process_had_displaced_is_reported_by_the_next_command() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let commands: [(&str, &[&str], i32); 6] = [
+        ("put", &["k"], 0),
+        ("rm", &["k"], 0),
+        ("unlock", &["k", "--force"], 1),
+        ("import", &[], 0),
+        ("gc", &[], 0),
+        ("run", &["k", "--", "echo", "2"], 0),
+    ];
+    for (subcommand, arguments, code) in commands {
+        displace_in_a_dead_process(&scratch);
+        let mut command = scratch.cli(subcommand, arguments);
+        let ended = if subcommand == "put" { feed(&mut command, b"1") } else { output(&mut command) };
+        assert_code(&ended, code);
+        let first = String::from_utf8(ended.stderr.clone()).unwrap().lines().next().map(str::to_owned);
+        let warned = Output { stderr: first.unwrap_or_default().into(), ..ended };
+        assert_kept(&warned, "package.json", PACKAGE);
+        assert_eq!(store.clear_damaged().unwrap(), 1, "{subcommand}");
+    }
+    // A command that only finds a result opens nothing for writing, so it leaves the file to another one.
+    displace_in_a_dead_process(&scratch);
+    assert_eq!(output(&mut scratch.run(&["k"], "echo 3")).stderr, b"");
+    assert!(store.damaged().unwrap().is_empty());
+}
+
+#[test]
+fn gc_does_not_delete_a_file_that_it_has_just_moved_aside() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    displace_in_a_dead_process(&scratch);
+    let first = output(&mut scratch.cli("gc", &["--damaged"]));
+    assert_prints(&first, "0 records, 0 locks and 0 damaged files removed\n");
+    assert_kept(&first, "package.json", PACKAGE);
+    let second = output(&mut scratch.cli("gc", &["--damaged"]));
+    assert_prints(&second, "0 records, 0 locks and 1 damaged file removed\n");
+    assert_eq!(second.stderr, b"");
+    assert!(store.damaged().unwrap().is_empty());
 }
 
 #[test]

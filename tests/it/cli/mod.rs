@@ -6,6 +6,8 @@ mod ending;
 mod expiry;
 mod killed;
 mod listing;
+mod misplaced;
+mod printing;
 mod records;
 mod run;
 mod stuck;
@@ -223,6 +225,18 @@ fn in_namespace(setup: &str, dir: &Path, command: &Command) -> Option<Command> {
 
 /// Shell code for [`in_namespace`]. A read-only mount refuses root too.
 const READ_ONLY: &str = "mount --bind $dir $dir && mount -o remount,bind,ro $dir";
+
+/// Asserts that the command printed, as its last line on standard error, that the file `name` was moved aside.
+/// Returns the path that it names.
+#[track_caller]
+fn assert_moved_aside(output: &Output, name: &str) -> PathBuf {
+    let message = String::from_utf8(output.stderr.clone()).unwrap();
+    let line = message.lines().last().unwrap_or_default();
+    let (what, path) = line.split_once(" and is kept as ").unwrap_or_else(|| panic!("{output:?}"));
+    assert_eq!(what, format!("record-store: warning: {name} was damaged or foreign,"));
+    assert!(path.contains(&format!("/.store/damaged/{name}~")), "{path}");
+    path.into()
+}
 
 /// Also true for a dangling symbolic link.
 fn entry_exists(path: &Path) -> bool {

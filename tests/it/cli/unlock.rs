@@ -85,6 +85,59 @@ fn force_removes_a_corrupt_lock() {
 }
 
 #[test]
+fn a_lock_that_was_acquired_in_the_meantime_is_not_taken_for_the_damaged_one() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.acquire_lock("k", job("night job")).unwrap();
+    let path = scratch.store().join("k.lock");
+    let live = scratch.path("live");
+    fs::copy(&path, &live).unwrap();
+    fs::write(&path, "not a lock").unwrap();
+    let latch = scratch.enter_latch("k");
+    let mut unlock = Background::start(&mut scratch.cli("unlock", &["k", "--force", "--wait", "50s"]));
+    let (open, name) = (format!("/proc/{}/fd", unlock.child().id()), crate::support::latch_of("k"));
+    let is_latch = |fd: fs::DirEntry| fd.path().read_link().is_ok_and(|file| file.ends_with(&name));
+    wait_for("the program to reach the latch", || {
+        assert!(unlock.is_running());
+        fs::read_dir(&open).is_ok_and(|open| open.flatten().any(is_latch))
+    });
+    // Another unlock was faster, and the next holder has acquired the lock.
+    fs::rename(&live, &path).unwrap();
+    drop(latch);
+    let ended = unlock.output();
+    assert_code(&ended, 75);
+    let message = String::from_utf8(ended.stderr).unwrap();
+    assert!(message.contains("now locked by \"night job\""), "{message}");
+    assert!(store.is_locked("k").unwrap());
+    assert!(store.damaged().unwrap().is_empty());
+}
+
+#[test]
+fn a_path_with_invisible_characters_is_shown_escaped() {
+    let scratch = Scratch::new();
+    let dir = scratch.path("a\u{1b}[31m\u{202e}b");
+    record_store::FileSystemRecordStore::open(&dir).unwrap();
+    let damage = || fs::write(dir.join("k.lock"), "not a lock").unwrap();
+    damage();
+    let unlock = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
+        command.arg("unlock").arg(&dir).arg("k").args(more).current_dir(scratch.0.path());
+        command
+    };
+    for ended in [output(unlock(&[]).stdin(Stdio::null())), output(&mut unlock(&["--force"]))] {
+        let shown = [ended.stdout, ended.stderr].concat();
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(shown.contains("a\\u{1b}[31m\\u{202e}b"), "{shown:?}");
+        assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown:?}");
+    }
+    damage();
+    // On a terminal, too, where only the colours are escape sequences.
+    let (_, raw) = Terminal::start(&unlock(&["--force"])).end();
+    assert!(raw.contains("a\\u{1b}[31m\\u{202e}b") && !raw.contains('\u{202e}'), "{raw:?}");
+    assert!(!raw.contains("a\u{1b}[31m"), "{raw:?}");
+}
+
+#[test]
 fn on_a_terminal_the_user_is_asked() {
     let scratch = Scratch::new();
     let store = scratch.open();
