@@ -29,13 +29,14 @@ pub enum ErrorKind {
     /// The record file exists but cannot be trusted: it is no JSON record, or its checksum is wrong.
     CorruptRecord,
     /// The lock file exists but cannot be parsed, so the state of the lock is unknown.
-    /// [`break_lock`](crate::RecordStoreExt::break_lock) moves the file
+    /// [`break_lock`](crate::RecordStoreExt::break_lock) and
+    /// [`break_damaged_lock`](crate::FileSystemRecordStore::break_damaged_lock) move the file
     /// [aside](crate::FileSystemRecordStore::damaged).
     CorruptLock,
     /// A private file of the store (below `.store/`) cannot be parsed.
     CorruptStore,
-    /// The file at this key's path belongs to another key: the file system does not distinguish the
-    /// two names, because it ignores case or normalizes Unicode.
+    /// The file at this key's path belongs to another key: it was copied there, or the file system does not
+    /// distinguish the two names, because it ignores case or normalizes Unicode.
     KeyMismatch,
     /// Something other than a regular file is in the place of one. This call did not touch it.
     NotARegularFile,

@@ -203,7 +203,7 @@ pub trait RecordStoreExt: RecordStore {
     /// Returns the record's result, computed by `f` if there is none. Of all concurrent callers for a
     /// key, one at a time runs `f`, under the lock; the others wait and get its result. Not in Prefect.
     ///
-    /// A damaged record counts as none, unless
+    /// A damaged record, or another file in its place, counts as none, unless
     /// [`UpdateOptions::corrupt_records`](crate::UpdateOptions::corrupt_records) makes it an error.
     ///
     /// An error or a panic of `f` releases the lock and stores nothing: the next caller computes. The same

@@ -33,15 +33,12 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let before = Before::open(&args.store.dir);
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
     // Nobody has seen yet what this very call moves aside, so it is not deleted.
-    let moved = before.warn_of_new(&store);
-    let damaged = match args.damaged {
-        false => None,
-        true if moved > 0 => Some(0),
-        true => Some(store.clear_damaged()?),
-    };
-    let moved = Damaged::watch(&store, None);
+    let is_new = before.warn_of_new(&store) > 0;
+    let cleared = if args.damaged && !is_new { store.clear_damaged()? } else { 0 };
+    let damaged = args.damaged.then_some(cleared);
+    let watch = Damaged::watch(&store, None);
     let swept = store.sweep()?;
-    drop(moved);
+    drop(watch);
     let removed = Removed { records: swept.records, locks: swept.locks, damaged };
     let mut out = Output::open();
     out.line(&if args.json { json(&removed)? } else { removed.to_text() })?;

@@ -46,14 +46,16 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
 /// Whether the store cannot be used. That another holder has the lock, what is in the place of the record or the
 /// lock, or what is to be written, is not a fault of the store.
 fn is_unusable(error: &Error) -> bool {
-    let is_fault_of_the_file = match error.kind() {
-        ErrorKind::CorruptRecord | ErrorKind::CorruptLock | ErrorKind::KeyMismatch => true,
-        ErrorKind::Decode | ErrorKind::Encode | ErrorKind::RecordTooLarge => true,
-        // The store has files of its own, too.
-        ErrorKind::NotARegularFile => concerns_file_of_key(error),
-        _ => false,
+    use ErrorKind::{
+        CorruptLock, CorruptRecord, Decode, Encode, KeyMismatch, NotARegularFile, RecordTooLarge,
     };
-    !error.is_locked() && !error.is_lock_lost() && !is_fault_of_the_file
+    let is_usable = match error.kind() {
+        CorruptRecord | CorruptLock | KeyMismatch | RecordTooLarge | Decode | Encode => true,
+        // The store has files of its own, too.
+        NotARegularFile => concerns_file_of_key(error),
+        _ => error.is_locked() || error.is_lock_lost(),
+    };
+    !is_usable
 }
 
 struct Run {

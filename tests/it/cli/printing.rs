@@ -34,7 +34,7 @@ fn a_signal_while_unstored_output_is_printed_loses_nothing() {
     let scratch = Scratch::new();
     let mut run = printing(&scratch, &["k"], &format!("head -c {SIZE} /dev/zero"));
     signal(&mut run);
-    let message = assert_unstored(&run.output(), 128 + 15, &[0; SIZE]);
+    let message = assert_unstored(&run.output(), 128 + 15, &vec![0; SIZE]);
     assert!(message.contains("not one JSON value"), "{message}");
     assert!(!entry_exists(&scratch.store().join("k.json")));
 }
@@ -46,7 +46,7 @@ fn a_signal_while_a_stored_result_is_printed_loses_nothing() {
     signal(&mut run);
     let ended = run.output();
     assert_code(&ended, 128 + 15);
-    assert!(ended.stdout == [0; SIZE], "{} bytes", ended.stdout.len());
+    assert!(ended.stdout == vec![0; SIZE], "{} bytes", ended.stdout.len());
     assert_eq!(ended.stderr, b"");
     assert_eq!(scratch.open().read::<String>("k").unwrap().unwrap().result.len(), SIZE);
 }

@@ -17,10 +17,9 @@ use super::{RecordArgs, StoreArgs, duration};
 /// A lock of a dead process normally needs no unlock. The exception is a lock with a named holder: it
 /// stays until it is released or its lease expires.
 ///
-/// A corrupt lock file is moved to .store/damaged if it is still corrupt after the confirmation. No process can acquire
-/// the lock while the file is corrupt. But the check and the removal are two steps: if the file is
-/// repaired or removed between them, the removal also removes a lock that was acquired since then. Run
-/// only one unlock at a time for a corrupt lock.
+/// A file in the place of the lock that is none, such as a corrupt one, the lock of another key or a link, is
+/// moved to .store/damaged: no process can acquire the lock while it is there. A lock that was acquired since
+/// then stays. A directory is not moved, and neither is the lock of a key that differs only in case.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -86,7 +85,7 @@ pub(crate) struct GcArgs {
     pub(crate) store: StoreArgs,
 
     /// Also delete the files that changes have moved aside, because they were in the place of a record or a
-    /// lock and were neither. `verify` lists them
+    /// lock and were neither. `verify` lists them. A file that this very run has moved aside stays
     #[arg(long)]
     pub(crate) damaged: bool,
 

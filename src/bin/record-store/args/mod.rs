@@ -164,7 +164,9 @@ impl ExpiryArgs {
 /// process that the command starts keeps the key locked until it closes its standard output.
 ///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT terminate the command: its process group gets SIGTERM, and
-/// after 5 seconds, or at a second signal, SIGKILL. A signal that was ignored when this program
+/// after 5 seconds, or at a second signal, SIGKILL. Then the output is printed, also if the signal
+/// arrives while it is printed already: for at most 5 seconds, because the reader may have stopped,
+/// and until the next signal. A signal that was ignored when this program
 /// started (nohup) stays ignored. If this program itself is killed with SIGKILL, the key stays locked
 /// until the command and its descendants have ended, and their output is lost. They hold the lock
 /// through an inherited file descriptor, with a number of 1000 or above if the limit of open files
@@ -222,13 +224,15 @@ pub(crate) struct RunArgs {
     /// lock, perhaps several times at once, its output is not stored, and a warning on standard error
     /// says so. A store that cannot be used is then no error: the exit code is that of the command.
     /// Without this option, the command does not run. A lock of another holder is waited for in any case.
+    /// A file in the place of the lock that is none is an error in any case: unlock moves it aside.
     #[arg(long)]
     pub(crate) run_anyway: bool,
 
     /// If the stored result is damaged, fail instead of running the command again
     ///
-    /// Without this option, the command runs as if no result were stored. The damaged file is kept in
-    /// .store/damaged, and a warning on standard error says so.
+    /// Without this option, the command runs as if no result were stored. The file is kept in
+    /// .store/damaged, and a warning on standard error says so. The same applies to a file in the place of
+    /// the record that is none, such as the record of another key or a link.
     #[arg(long)]
     pub(crate) fail_if_damaged: bool,
 
