@@ -310,9 +310,9 @@ fn nothing_is_moved_out_of_the_store_through_a_link() {
     let tmp = store.path().join(".store/tmp");
     let [name] = &names_in(&tmp)[..] else { panic!("one file") };
     assert!(name.ends_with(".k.json"), "{name}");
-    fs::rename(tmp.join(name), tmp.join("1-dead.0.k.json")).unwrap();
+    fs::rename(tmp.join(name), tmp.join("1-deaddeaddeaddead.0.k.json")).unwrap();
     store.sweep().unwrap();
-    assert_eq!(fs::read_to_string(tmp.join("1-dead.0.k.json")).unwrap(), PACKAGE);
+    assert_eq!(fs::read_to_string(tmp.join("1-deaddeaddeaddead.0.k.json")).unwrap(), PACKAGE);
     fs::remove_file(store.path().join(".store/damaged")).unwrap();
     assert_eq!(store.sweep().unwrap().damaged, 1);
     assert_kept(&store, [("k.json", PACKAGE.as_bytes())]);
@@ -393,13 +393,13 @@ fn a_sweep_deletes_what_a_dead_process_staged_but_keeps_what_it_displaced() {
     let tmp = dir.path().join(".store/tmp");
     let staged: [(&str, &[u8]); 6] = [
         // Unfinished, and so only its own.
-        ("1-dead.0", b"{\"key\":\"k\",\"crc"),
-        ("1-dead.1", PACKAGE.as_bytes()),
+        ("1-deaddeaddeaddead.0", b"{\"key\":\"k\",\"crc"),
+        ("1-deaddeaddeaddead.1", PACKAGE.as_bytes()),
         // Finished, or displaced.
-        ("1-dead.2.k.json", &sound),
-        ("1-dead.3.k.json", b""),
-        ("1-dead.4.k.json", PACKAGE.as_bytes()),
-        ("1-dead.5.k 2.json", &sound),
+        ("1-deaddeaddeaddead.2.k.json", &sound),
+        ("1-deaddeaddeaddead.3.k.json", b""),
+        ("1-deaddeaddeaddead.4.k.json", PACKAGE.as_bytes()),
+        ("1-deaddeaddeaddead.5.k 2.json", &sound),
     ];
     for (name, content) in staged {
         fs::write(tmp.join(name), content).unwrap();

@@ -24,6 +24,7 @@ mod failing_calls;
 mod faults;
 mod fixtures;
 mod foreign_files;
+mod foreign_private_files;
 mod forks;
 mod hostile;
 mod keep_alive;

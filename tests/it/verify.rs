@@ -122,7 +122,7 @@ fn unsound_and_stale_locks_are_found() {
     remove(&store.path().join("other.lock"));
 
     let owner = held.split("\"owner\":\"").nth(1).unwrap().split('"').next().unwrap();
-    fs::write(&path, held.replace(owner, "1-dead")).unwrap();
+    fs::write(&path, held.replace(owner, "1-deaddeaddeaddead")).unwrap();
     assert!(matches!(only(&store, "k.lock"), Problem::StaleLock(LockState::Abandoned)));
     store.break_lock("k").unwrap();
     store.acquire_lock("k", as_named("job").hold_timeout(Duration::ZERO)).unwrap();
@@ -162,19 +162,19 @@ fn unknown_files_are_found() {
 #[test]
 fn leftovers_of_dead_processes_are_found() {
     let (_dir, store) = new_store();
-    let staged = store.path().join(".store/tmp/1-dead.0");
+    let staged = store.path().join(".store/tmp/1-deaddeaddeaddead.0");
     fs::write(&staged, "{").unwrap();
-    let left = only(&store, ".store/tmp/1-dead.0");
+    let left = only(&store, ".store/tmp/1-deaddeaddeaddead.0");
     assert!(!left.is_damage() && matches!(left, Problem::OrphanedStagedFile), "{left:?}");
     remove(&staged);
-    fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
-    let left = only(&store, ".store/owners/1-dead");
+    fs::write(store.path().join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
+    let left = only(&store, ".store/owners/1-deaddeaddeaddead");
     assert!(!left.is_damage() && matches!(left, Problem::OrphanedOwner), "{left:?}");
 }
 
 #[test]
 fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
-    for name in ["latches/00", "owners/1-x", "events", "tmp", "format.json"] {
+    for name in ["latches/00", "owners/1-deaddeaddeaddead", "events", "tmp", "format.json"] {
         let (_dir, store) = new_store();
         let path = store.path().join(".store").join(name);
         // The store is open already, so it does not read these files again.
@@ -197,7 +197,7 @@ fn verify_changes_nothing() {
     let (_dir, store) = new_store();
     store.acquire_lock("late", as_named("job").hold_timeout(Duration::ZERO)).unwrap();
     fs::write(store.path().join("bad.json"), "").unwrap();
-    fs::write(store.path().join(".store/owners/1-dead"), "").unwrap();
+    fs::write(store.path().join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
     let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(store.path()).unwrap();
     let before = tree::snapshot(store.path());
     for store in [&store, &reader] {

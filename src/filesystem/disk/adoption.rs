@@ -1,30 +1,46 @@
 //! Whether a directory may become a store (I12). In a store, a change may move files away whose names could be
 //! those of records or locks. So a directory with other files becomes one only if the caller says so.
+//!
+//! The private directory of an unfinished store is used as it is: leftovers in it are deleted, and the event table is
+//! written. So every file in it must be one that an unfinished store can have, whatever the caller says.
 
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::Dir;
+use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::expiry::EXPIRING;
-use super::layout::{self, DAMAGED, EVENTS, FORMAT, LATCHES, OWNERS, PRIVATE, TMP};
+use super::layout::{self, DAMAGED, EVENTS, FORMAT, LATCHES, OWNERS, PRIVATE, Refusal, TMP};
+use super::{event_table, private_names};
 use crate::error::NOT_EMPTY;
 use crate::filesystem::context::Context;
 use crate::filesystem::options::OpenMode;
 use crate::{ErrorKind, Result};
 
-/// The names that a store which is being created, or whose creation was interrupted, may have in its private
-/// directory.
-const UNFINISHED: [&str; 6] = [LATCHES, OWNERS, TMP, DAMAGED, EVENTS, EXPIRING];
+/// The directories that a store which is being created, or whose creation was interrupted, may have in its private
+/// directory, and the names in them.
+const DIRECTORIES: [(&str, IsOwn); 4] = [
+    (LATCHES, private_names::is_latch),
+    (OWNERS, private_names::is_owner),
+    (TMP, |name| private_names::owner_of_staged(name).is_some()),
+    (DAMAGED, private_names::is_kept),
+];
+
+/// Whether this is the name of a file of a store.
+type IsOwn = fn(&str) -> bool;
+
+const OTHER_FILES: &str = "the directory has other files than those of a store";
+const OTHER_FILE: &str = "the file is not that of a store";
 
 /// Fails if this directory, which is no store, has files that are not those of an unfinished store.
 pub(crate) fn check(root: &Path, mode: OpenMode, context: Context<'_>) -> Result<()> {
     let private = root.join(PRIVATE);
-    let refused = match (has_other(&private, &UNFINISHED, context)?, mode) {
+    let refused = match (foreign_in_private(&private, context)?, mode) {
         // Not ours in any mode: its files would become those of the store.
-        (true, _) => Some((&*private, "the directory has other files than those of a store")),
-        (false, OpenMode::Adopt) => None,
-        (false, _) => has_other(root, &[PRIVATE], context)?.then_some((root, NOT_EMPTY)),
+        (Some(foreign), _) => Some(foreign),
+        (None, OpenMode::Adopt) => None,
+        (None, _) => has_other(root, |name| name == PRIVATE, context)?.then(|| (root.to_owned(), NOT_EMPTY)),
     };
     match refused {
         // Another process has completed the store meanwhile, and these are its records.
@@ -34,8 +50,42 @@ pub(crate) fn check(root: &Path, mode: OpenMode, context: Context<'_>) -> Result
     }
 }
 
+/// What is not ours in the private directory of an unfinished store, and why.
+fn foreign_in_private(private: &Path, context: Context<'_>) -> Result<Option<(PathBuf, &'static str)>> {
+    let is_known =
+        |name: &str| DIRECTORIES.iter().any(|(own, _)| *own == name) || matches!(name, EVENTS | EXPIRING);
+    if has_other(private, is_known, context)? {
+        return Ok(Some((private.to_owned(), OTHER_FILES)));
+    }
+    for (name, is_own) in DIRECTORIES {
+        let dir = private.join(name);
+        if has_other(&dir, is_own, context)? {
+            return Ok(Some((dir, OTHER_FILES)));
+        }
+    }
+    let Ok(dir) = layout::open_dir(private) else { return Ok(None) };
+    for name in [EVENTS, EXPIRING] {
+        if !is_own_file(&dir, private, name, context)? {
+            return Ok(Some((private.join(name), OTHER_FILE)));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether this file is missing or ours.
+fn is_own_file(dir: &OwnedFd, private: &Path, name: &str, context: Context<'_>) -> Result<bool> {
+    match layout::open(dir, name, OFlags::RDONLY, Mode::empty()) {
+        Ok(opened) if name == EVENTS => event_table::is_ours(&opened)
+            .map_err(|error| context.io("read the event table", &private.join(name), error)),
+        Ok(opened) => Ok(opened.stat.st_size == 0),
+        Err(Refusal::Os(Errno::NOENT)) => Ok(true),
+        Err(Refusal::NotRegular(_)) => Ok(false),
+        Err(refusal) => Err(refusal.into_error(context, "open", private.join(name))),
+    }
+}
+
 /// Whether the directory has a file of another name than these.
-fn has_other(dir: &Path, names: &[&str], context: Context<'_>) -> Result<bool> {
+fn has_other(dir: &Path, is_own: impl Fn(&str) -> bool, context: Context<'_>) -> Result<bool> {
     let failed = |errno| context.io("list the directory", dir, errno);
     let entries = match layout::open_dir(dir).and_then(Dir::new) {
         Ok(entries) => entries,
@@ -45,8 +95,9 @@ fn has_other(dir: &Path, names: &[&str], context: Context<'_>) -> Result<bool> {
     };
     for entry in entries {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") && !names.iter().any(|own| own.as_bytes() == name) {
+        let name = entry.file_name();
+        // This crate creates no name that is not UTF-8.
+        if !matches!(name.to_bytes(), b"." | b"..") && !name.to_str().is_ok_and(&is_own) {
             return Ok(true);
         }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod adoption;
 pub(crate) mod creation;
+pub(crate) mod event_table;
 pub(crate) mod expiry;
 pub(crate) mod file_system;
 pub(crate) mod layout;
@@ -9,6 +10,7 @@ pub(crate) mod lock_file;
 pub(crate) mod names;
 pub(crate) mod old_file;
 pub(crate) mod permissions;
+pub(crate) mod private_names;
 pub(crate) mod publish;
 pub(crate) mod record_file;
 pub(crate) mod record_head;

@@ -50,7 +50,7 @@ pub(crate) struct Displaced {
 
 /// Separates the parts of a staged file's name: the owner's name, a number and, if the file may be a displaced
 /// one, its original name.
-const SEPARATOR: char = '.';
+pub(crate) const SEPARATOR: char = '.';
 
 /// Numbers the staged files of this process. A forked child continues the count, but has an owner name of
 /// its own.
@@ -262,11 +262,6 @@ fn as_displaced(staged: &str, record_name: &str) -> String {
     format!("{staged}{SEPARATOR}{record_name}")
 }
 
-/// The owner's name in the name of a staged file.
-pub(crate) fn owner_of_staged(name: &str) -> Option<&str> {
-    name.split_once(SEPARATOR).map(|(owner, _)| owner)
-}
-
 /// The original name in the name of a staged file, if that may be a displaced file.
 pub(crate) fn original_of_staged(name: &str) -> Option<&str> {
     name.splitn(3, SEPARATOR).nth(2)
@@ -334,7 +329,7 @@ pub(crate) fn original_of_kept(name: &str) -> &str {
     name.rsplit_once(KEPT_SEPARATOR).map_or(name, |(original, _)| original)
 }
 
-const KEPT_SEPARATOR: char = '~';
+pub(crate) const KEPT_SEPARATOR: char = '~';
 
 /// The part of an original name that leaves room for a time.
 const LONGEST_ORIGINAL: usize = 220;

@@ -18,7 +18,7 @@ use crate::filesystem::disk::publish::{self, Staged};
 use crate::filesystem::options::{Durability, FileSystemOptions, OpenMode};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, trace};
 
 /// The format that this version writes, and the newest that it reads.
 const FORMAT_VERSION: u64 = 1;
@@ -50,7 +50,7 @@ pub(crate) fn open(dir: &Path, options: &FileSystemOptions) -> Result<Core> {
 
 const RELATIVE: &str = "resolve the relative path, because the working directory is gone";
 
-fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'_>) -> Result<Core> {
+fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'static>) -> Result<Core> {
     let layout = Layout::open(root, options.permissions(), context)?;
     // Before anything is created, check that this is a store of a known format.
     check_format(&layout, context)?;
@@ -58,11 +58,37 @@ fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'_
     if writable {
         creation::complete(&layout, context)?;
     }
-    let events = Events::open_if_room(&layout, writable, context)?;
+    let events = open_events(&layout, options, writable, context)?;
     if writable {
         sweep_dead_processes(&layout, options, context)?;
     }
     Ok(Core { layout: Arc::new(layout), options: options.clone(), events })
+}
+
+/// Opens the event table. A file in its place that is no table is moved to `.store/damaged/` (I12).
+fn open_events(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    writable: bool,
+    context: Context<'static>,
+) -> Result<Arc<Events>> {
+    let open = || Events::open_if_room(layout, writable, context);
+    let is_foreign = |error: &Error| error.kind() == ErrorKind::CorruptStore;
+    match open() {
+        Err(error) if is_foreign(&error) => {}
+        opened => return opened,
+    }
+    // In a latch, because a second process would move the new table of the first one.
+    let _latch = Latch::enter_creation(layout, context)?;
+    open().or_else(|error| {
+        if !is_foreign(&error) {
+            return Err(error);
+        }
+        let kept = publish::set_aside(layout, (&layout.private, EVENTS), EVENTS, options.durability)
+            .map_err(|errno| context.io("move aside", &layout.private_path(EVENTS), errno))?;
+        trace::set_aside(&kept, &error);
+        open()
+    })
 }
 
 /// Creates a store. `None`: a concurrent process has created it, or has removed what this one needs.

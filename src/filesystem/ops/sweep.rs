@@ -11,7 +11,7 @@ use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, TMP};
 use crate::filesystem::disk::names::{Entry, Names};
 use crate::filesystem::disk::old_file::{self, Was};
-use crate::filesystem::disk::{expiry, publish, record_file};
+use crate::filesystem::disk::{expiry, private_names, publish, record_file};
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::clock::Reading;
@@ -63,13 +63,14 @@ fn report(swept: Swept) {
     trace::swept(swept.owners, swept.staged, swept.locks, swept.records);
 }
 
-/// Staged files first: once its owner file is removed, a dead process is unknown.
+/// Staged files first: once its owner file is removed, a dead process is unknown. A file whose name is not of our own
+/// form is not ours, whatever process it seems to name (I12).
 fn sweep_private(layout: &Layout, options: &FileSystemOptions, context: Context<'_>) -> Result<Swept> {
     let here = Owner::known_here(layout);
     let mut swept = Swept::default();
     let staged = open_dir(layout, TMP, context)?;
     for name in names(layout, &staged, TMP, context)? {
-        let is_orphaned = publish::owner_of_staged(&name)
+        let is_orphaned = private_names::owner_of_staged(&name)
             .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead);
         match is_orphaned.then(|| old_file::sweep(layout, options, &name, context)) {
             Some(Ok(Was::Damaged)) => swept.damaged += 1,
@@ -80,10 +81,10 @@ fn sweep_private(layout: &Layout, options: &FileSystemOptions, context: Context<
     }
     let owners = open_dir(layout, OWNERS, context)?;
     for name in names(layout, &owners, OWNERS, context)? {
-        if here.as_ref().is_some_and(|here| here.name == name) {
-            continue;
+        let is_here = here.as_ref().is_some_and(|here| here.name == name);
+        if private_names::is_owner(&name) && !is_here {
+            swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
         }
-        swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
     }
     Ok(swept)
 }

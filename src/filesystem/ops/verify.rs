@@ -14,8 +14,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
 use crate::filesystem::disk::layout::{self, DAMAGED, EVENTS, LATCHES, OWNERS, Opened, PRIVATE, TMP};
-use crate::filesystem::disk::lock_file::is_owner_name;
-use crate::filesystem::disk::publish;
+use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::record_file;
 use crate::filesystem::disk::usability::{Rights, Unusable, Use};
 use crate::filesystem::protocol::access::{Snapshot, read_lock, retry_torn_read};
@@ -170,9 +169,7 @@ impl Verification<'_> {
             Folder::Records => self.check_record_or_lock(name),
             Folder::Private => self.check_private(name, kind),
             Folder::Latches => {
-                let is_latch = name.len() == 2
-                    && u8::from_str_radix(name, 16).is_ok_and(|index| name == format!("{index:02x}"));
-                Ok(if is_latch { wrong_type(kind) } else { Some(Problem::Foreign) })
+                Ok(if private_names::is_latch(name) { wrong_type(kind) } else { Some(Problem::Foreign) })
             }
             Folder::Owners => Ok(self.check_owner(name, kind)),
             Folder::Staged => Ok(self.check_staged(name, kind)),
@@ -231,7 +228,7 @@ impl Verification<'_> {
     }
 
     fn check_owner(&self, name: &str, kind: FileType) -> Option<Problem> {
-        if !is_owner_name(name) {
+        if !private_names::is_owner(name) {
             return Some(Problem::Foreign);
         }
         let is_orphaned = || self.liveness(name) == Liveness::Dead && self.exists(OWNERS, name);
@@ -239,7 +236,7 @@ impl Verification<'_> {
     }
 
     fn check_staged(&self, name: &str, kind: FileType) -> Option<Problem> {
-        let owner = publish::owner_of_staged(name).filter(|owner| is_owner_name(owner));
+        let owner = private_names::owner_of_staged(name);
         let Some(owner) = owner.filter(|_| wrong_type(kind).is_none()) else {
             return Some(Problem::Foreign);
         };

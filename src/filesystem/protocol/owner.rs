@@ -22,8 +22,7 @@ use super::latch;
 use super::lease::Liveness;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, Refusal};
-use crate::filesystem::disk::lock_file::is_owner_name;
-use crate::filesystem::disk::{file_system, publish};
+use crate::filesystem::disk::{file_system, private_names, publish};
 use crate::process::{Forks, ParentOnlyFile, PerProcess};
 use crate::rfc3339;
 use crate::{ErrorKind, Result};
@@ -186,7 +185,7 @@ fn remove_some_dead(layout: &Layout) {
     let Ok(listing) = layout::list(&owners) else { return };
     let names = listing.flatten().take(LISTED_AT_ONCE).filter_map(|entry| {
         let name = entry.file_name().to_str().ok()?;
-        is_owner_name(name).then(|| name.to_owned())
+        private_names::is_owner(name).then(|| name.to_owned())
     });
     let mut names: Vec<_> = names.collect();
     let start = std::process::id() as usize % names.len().max(1);
@@ -260,17 +259,18 @@ fn about(process: u32) -> Vec<u8> {
 /// completed by the working directory, which may have been removed.
 fn create_unique(layout: &Layout, prefix: &str) -> io::Result<(File, String)> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
-    let made = tempfile::Builder::new().prefix(prefix).rand_bytes(16).disable_cleanup(true).make_in(
-        "/",
-        |path| {
+    let made = tempfile::Builder::new()
+        .prefix(prefix)
+        .rand_bytes(private_names::RANDOM_CHARACTERS)
+        .disable_cleanup(true)
+        .make_in("/", |path| {
             let name = Path::new(OWNERS).join(path.file_name().unwrap_or_default());
             match layout::open_unchecked(&layout.private, &*name, flags, layout.permissions.mode()) {
                 Ok(file) => Ok(file),
                 Err(Refusal::Os(errno)) => Err(errno.into()),
                 Err(Refusal::NotRegular(found)) => Err(io::Error::other(found)),
             }
-        },
-    )?;
+        })?;
     let (file, path) = made.into_parts();
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let _ = path.keep();

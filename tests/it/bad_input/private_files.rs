@@ -128,19 +128,19 @@ fn a_sweep_removes_leftovers_of_dead_processes_and_nothing_else() {
     let setup = Setup::new();
     // So that this process has its owner file, and does not remove others when it creates one.
     setup.store.write("k", &1).unwrap();
-    for left in ["owners/1-dead", "tmp/1-dead.aaaaaa", "tmp/2-gone.bbbbbb"] {
+    for left in ["owners/1-deaddeaddeaddead", "tmp/1-deaddeaddeaddead.0", "tmp/2-gonegonegonegone.1"] {
         fs::write(setup.path(".store").join(left), "x").unwrap();
     }
     for (at, (what, create)) in NOT_REGULAR.into_iter().enumerate() {
-        create(&setup, &setup.path(&format!(".store/owners/3-{at}")));
+        create(&setup, &setup.path(&format!(".store/owners/3-notregularfiles{at}")));
         abort_if_hung(what, || setup.store.write("k", &1)).unwrap();
     }
-    fs::create_dir(setup.path(".store/tmp/4-dir.cccccc")).unwrap();
+    fs::create_dir(setup.path(".store/tmp/4-dirdirdirdirdirx.0")).unwrap();
     let outside = setup.outside();
     let swept = abort_if_hung("sweep", || setup.store.sweep()).unwrap();
     assert_eq!((swept.owners, swept.staged), (1, 2));
     setup.assert_outside(&outside, "afterwards");
-    assert_eq!(tree::paths(&setup.path(".store/tmp")), [Path::new("4-dir.cccccc")]);
+    assert_eq!(tree::paths(&setup.path(".store/tmp")), [Path::new("4-dirdirdirdirdirx.0")]);
     assert_eq!(fs::read_dir(setup.path(".store/owners")).unwrap().count(), 1 + NOT_REGULAR.len());
     setup.store.lock("k", once()).unwrap().release().unwrap();
 }

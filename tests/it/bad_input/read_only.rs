@@ -18,7 +18,7 @@ fn populated() -> Setup {
     let mut lock: serde_json::Value = serde_json::from_str(&text).unwrap();
     lock["owner"] = "1-gone".into();
     fs::write(setup.path("abandoned.lock"), lock.to_string()).unwrap();
-    fs::write(setup.path(".store/tmp/1-gone.aaaaaa"), "left by a dead process").unwrap();
+    fs::write(setup.path(".store/tmp/1-gonegonegonegone.0"), "left by a dead process").unwrap();
     fs::write(setup.path("corrupt.json"), "garbage").unwrap();
     fs::write(setup.path("corrupt.lock"), "garbage").unwrap();
     setup

@@ -24,7 +24,7 @@ fn each_finding_is_printed_as_one_line() {
     let scratch = Scratch::new();
     scratch.open();
     fs::write(scratch.store().join("notes\u{1b}"), "").unwrap();
-    fs::write(scratch.store().join(".store/owners/1-dead"), "").unwrap();
+    fs::write(scratch.store().join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
     // Neither of the two is an error.
     let verified = output(&mut scratch.cli("verify", &[]));
     assert_code(&verified, 0);

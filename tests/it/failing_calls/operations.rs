@@ -211,8 +211,8 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
     if matches!(case.operation, O::Sweep | O::OpenExisting) {
         // Leftovers of a dead process.
         let private = case.dir.join(".store");
-        std::fs::write(private.join("owners/1-dead"), "").unwrap();
-        std::fs::write(private.join("tmp/1-dead.half"), "half").unwrap();
+        std::fs::write(private.join("owners/1-deaddeaddeaddead"), "").unwrap();
+        std::fs::write(private.join("tmp/1-deaddeaddeaddead.0"), "half").unwrap();
     }
 }
 

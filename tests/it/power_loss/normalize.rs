@@ -40,7 +40,7 @@ impl Normalizer {
             return OWNER.to_owned();
         }
         let original = original.map(|original| format!(".{original}")).unwrap_or_default();
-        self.known(name, |number| format!("{OWNER}.staged{number}{original}"))
+        self.known(name, |number| format!("{OWNER}.{number}{original}"))
     }
 
     fn known(&mut self, name: &str, replacement: impl FnOnce(usize) -> String) -> String {

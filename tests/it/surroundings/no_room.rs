@@ -93,8 +93,8 @@ fn fill_store(root: &Path, durability: Durability) {
     store.acquire_lock("late", lease(0)).unwrap();
     if durability == Durability::Relaxed {
         // The next open sweeps them, which makes room for it.
-        std::fs::write(root.join(".store/owners/1-dead"), "").unwrap();
-        std::fs::write(root.join(".store/tmp/1-dead.0"), "").unwrap();
+        std::fs::write(root.join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
+        std::fs::write(root.join(".store/tmp/1-deaddeaddeaddead.0"), "").unwrap();
     }
 }
 

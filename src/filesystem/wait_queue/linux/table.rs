@@ -7,9 +7,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::Result;
 use crate::filesystem::context::Context;
+use crate::filesystem::disk::event_table::{self, SIZE};
 use crate::filesystem::disk::layout::{self, EVENTS, Layout};
+use crate::{ErrorKind, Result};
 
 /// The words that watchers of the keys of one latch sleep on. One cache line each, so that busy keys do not
 /// slow each other down.
@@ -55,7 +56,10 @@ pub(super) struct Table {
     pub(super) in_use: InUse,
 }
 
-const SIZE: usize = size_of::<Table>();
+const _: () = assert!(size_of::<Table>() == SIZE, "the size of the file");
+
+/// The detail of the error for a file of another program in the place of the table.
+const NO_TABLE: &str = "not the table of waiters";
 
 /// The mapping of the table, if there is one that this process may use.
 #[derive(Debug)]
@@ -65,7 +69,8 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Maps the table. If `writable`, it creates or extends the file where necessary.
+    /// Maps the table. If `writable`, it creates or extends the file where necessary. A file that is no table is not
+    /// changed: that is an error of the kind `CorruptStore` (I12).
     pub(super) fn open(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Self> {
         let path = || layout.private_path(EVENTS);
         let opened = if writable {
@@ -79,15 +84,23 @@ impl Mapping {
             Err(_) if !writable => return Ok(Self { map: None, writable }),
             Err(refusal) => return Err(refusal.into_error(context, "open the event table", path())),
         };
-        if usize::try_from(opened.stat.st_size).unwrap_or(0) < SIZE {
+        let size = layout::size(&opened.stat);
+        // The content of a table of the right size is that of any moment, and harmless whatever it is.
+        if size != SIZE as u64 {
             if !writable {
                 return Ok(Self { map: None, writable });
             }
+            let is_ours = event_table::is_ours(&opened);
+            if !is_ours.map_err(|error| context.io("read the event table", &path(), error))? {
+                let error = context.error(ErrorKind::CorruptStore);
+                return Err(error.with_detail(NO_TABLE).with_path(path()));
+            }
             // Written, not only extended: a store through the mapping to a page for which the disk has no
             // room would kill the process.
+            let missing = vec![0; SIZE - usize::try_from(size).unwrap_or(SIZE)];
             opened
                 .file
-                .write_all_at(&vec![0; SIZE], 0)
+                .write_all_at(&missing, size)
                 .map_err(|error| context.io("write the event table", &path(), error))?;
         }
         let allocated = u64::try_from(opened.stat.st_blocks).unwrap_or(0).saturating_mul(512);
