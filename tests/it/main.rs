@@ -25,6 +25,8 @@ mod faults;
 mod fixtures;
 mod foreign_files;
 mod foreign_private_files;
+#[cfg(target_arch = "x86_64")]
+mod foreign_races;
 mod forks;
 mod hostile;
 mod keep_alive;
@@ -60,6 +62,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         disturbances::ROLES,
         failing_calls::ROLES,
         foreign_files::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        foreign_races::ROLES,
         forks::ROLES,
         hostile::ROLES,
         kill_storm::ROLES,

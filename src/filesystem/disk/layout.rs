@@ -296,6 +296,12 @@ pub(crate) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
+/// Whether this is the metadata of the same file with the same content.
+pub(crate) fn is_same(one: &Stat, other: &Stat) -> bool {
+    let identity = |stat: &Stat| (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    identity(one) == identity(other)
+}
+
 /// The kind of this file, if it is not a regular one.
 pub(crate) fn irregular(stat: &Stat) -> Option<&'static str> {
     irregular_type(FileType::from_raw_mode(stat.st_mode))

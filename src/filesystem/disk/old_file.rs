@@ -4,7 +4,10 @@
 //! To examine a file takes long, so it is not done under the latch: the file is displaced there, and examined
 //! when the latch is left. Where a file cannot be displaced, it is examined in its place.
 
+use std::io;
+
 use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
 
 use super::layout::{self, Layout, Opened, Refusal, TMP};
 use super::publish::{self, Displaced, Staged};
@@ -12,10 +15,11 @@ use super::record_file;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
-use crate::filesystem::protocol::lease::Lease;
+use crate::filesystem::protocol::clock::Reading;
+use crate::filesystem::protocol::lease::{Lease, Term};
 use crate::filesystem::protocol::owner::Owner;
 use crate::trace;
-use crate::{Error, Key, Result};
+use crate::{Error, ErrorKind, Key, Result};
 
 /// The file that a change found in the place of a record.
 #[must_use = "a displaced file has to be settled"]
@@ -56,9 +60,50 @@ pub(crate) fn replace(
     {
         return Ok(Old::Displaced(displaced));
     }
-    let was = examine_in_place(core, &name, context)?;
-    staged.rename_over(&name, context)?;
-    Ok(Old::Examined(was))
+    for _ in 0..MAX_ATTEMPTS {
+        if let Some(was) = replace_in_place(core, &mut staged, key, context)? {
+            return Ok(Old::Examined(was));
+        }
+    }
+    Err(too_busy(core, &name, context))
+}
+
+/// Another program puts one file after another in the place of a record. Give up after this many.
+const MAX_ATTEMPTS: usize = 100;
+
+fn too_busy(core: &Core, name: &str, context: Context<'_>) -> Error {
+    context.io("replace the old record", &core.layout.root().join(name), Errno::BUSY)
+}
+
+/// Publishes a staged record where files cannot be exchanged, under the latch. `None`: another program has just put
+/// another file there.
+fn replace_in_place(
+    core: &Core,
+    staged: &mut Staged<'_>,
+    key: &Key,
+    context: Context<'_>,
+) -> Result<Option<Was>> {
+    let name = &layout::record_name(key);
+    let found = match examine(core, name, context)? {
+        InPlace::Nothing => return Ok(staged.publish_new(name, context)?.then_some(Was::Nothing)),
+        InPlace::Record(expiry, stat) => {
+            let is_published = staged.rename_over_examined(name, &stat, context)?;
+            return Ok(is_published.then_some(Was::Record(expiry)));
+        }
+        InPlace::Other(found) => found,
+    };
+    // A directory may have appeared.
+    stat(core, key, context)?;
+    let layout = &core.layout;
+    let kept = publish::move_to_damaged(layout, (&layout.dir, name), name, core.options.durability)
+        .map_err(|errno| context.io("move aside", &layout.root().join(name), errno))?;
+    let published = staged.publish_new(name, context);
+    // A change that fails has changed nothing.
+    if published.is_err() && publish::put_back(layout, &kept, name) {
+        return published.map(|_| None);
+    }
+    trace::set_aside(&layout.private_path(&kept), &found);
+    Ok(published?.then_some(Was::Damaged))
 }
 
 /// Takes away the file in the place of a record, under the latch. `here` is this process's owner, if it has one:
@@ -71,12 +116,61 @@ pub(crate) fn remove(core: &Core, key: &Key, here: Option<&Owner>, context: Cont
     {
         return Ok(displaced.map_or(Old::Examined(Was::Nothing), Old::Displaced));
     }
-    let was = examine_in_place(core, &name, context)?;
-    if matches!(was, Was::Record(_)) {
-        publish::remove(&core.layout, &name, context)?;
+    for _ in 0..MAX_ATTEMPTS {
+        let was = match examine(core, &name, context)? {
+            InPlace::Nothing => Was::Nothing,
+            InPlace::Record(expiry, stat) => {
+                if !publish::remove_examined(&core.layout, &name, &stat, context)? {
+                    continue;
+                }
+                Was::Record(expiry)
+            }
+            InPlace::Other(found) => {
+                self::stat(core, key, context)?;
+                set_aside(core, &name, &found, context).map(|()| Was::Damaged)?
+            }
+        };
+        return Ok(Old::Examined(was));
     }
-    Ok(Old::Examined(was))
+    Err(too_busy(core, &name, context))
 }
+
+/// Removes an expired record, under the latch. `false`: there is none.
+///
+/// Another program knows no latch. If it puts a file there after the record was read, that file stays.
+pub(crate) fn remove_expired(
+    core: &Core,
+    name: &str,
+    here: Option<&Owner>,
+    context: Context<'_>,
+) -> Result<bool> {
+    let layout = &core.layout;
+    let expired = match examine(core, name, context) {
+        Ok(InPlace::Record(Some(expiry), stat)) if expiry.term(&Reading::now()) == Term::Over => stat,
+        _ => return Ok(false),
+    };
+    let Some(here) = here else { return publish::remove_examined(layout, name, &expired, context) };
+    let displaced = match publish::displace(layout, &here.name, name, expired) {
+        Ok(Some(displaced)) => displaced.name,
+        Ok(None) => return Ok(false),
+        Err(_) => return publish::remove_examined(layout, name, &expired, context),
+    };
+    let stat = layout::stat(&layout.private, &displaced);
+    if matches!(stat, Ok(Some(stat)) if layout::is_same(&stat, &expired)) {
+        let removed = publish::remove_staged(layout, &displaced, context).map(|()| true);
+        return removed.inspect_err(|_| {
+            publish::put_back(layout, &displaced, name);
+        });
+    }
+    if !publish::put_back(layout, &displaced, name) {
+        let kept = publish::set_aside(layout, (&layout.private, &displaced), name, core.options.durability);
+        let path = kept.map_err(|errno| context.io("move aside", &layout.private_path(&displaced), errno))?;
+        trace::set_aside(&path, &record_file::corrupt(REPLACED, context));
+    }
+    Ok(false)
+}
+
+const REPLACED: &str = "another program has put it in the place of an expired record";
 
 impl Old {
     /// Examines a displaced file, when the latch is left.
@@ -162,20 +256,39 @@ pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Optio
     }
 }
 
-/// Examines the file in the place of a record there, under the latch. One that is not the record is moved away.
-fn examine_in_place(core: &Core, name: &str, context: Context<'_>) -> Result<Was> {
+/// A file that was examined in the place of a record.
+enum InPlace {
+    Nothing,
+    /// The record, with its expiry if it has a time to live.
+    Record(Option<Lease>, Stat),
+    /// Something else. The error says what is wrong with it.
+    Other(Error),
+}
+
+/// Examines the file in the place of a record there, under the latch.
+fn examine(core: &Core, name: &str, context: Context<'_>) -> Result<InPlace> {
     let layout = &core.layout;
     let path = || layout.root().join(name);
     let proof = layout::open_existing(&layout.dir, name)
         .map_err(|refusal| refusal.into_error(context, "open the old record", path()))
         .and_then(|opened| {
-            opened.map(|old| record_file::prove(layout, &old, name, &core.options, context)).transpose()
+            let prove = |old: Opened| {
+                record_file::prove(layout, &old, name, &core.options, context)
+                    .map(|expiry| (expiry, old.stat))
+            };
+            opened.map(prove).transpose()
         });
     match proof {
-        Ok(None) => Ok(Was::Nothing),
-        Ok(Some(expiry)) => Ok(Was::Record(expiry)),
-        Err(error) => set_aside(core, name, &error, context).map(|()| Was::Damaged),
+        Ok(None) => Ok(InPlace::Nothing),
+        Ok(Some((expiry, stat))) => Ok(InPlace::Record(expiry, stat)),
+        // A failed read proves nothing. A file that nobody lets this process read is not its record.
+        Err(error) if error.kind() == ErrorKind::Io && !is_forbidden(&error) => Err(error),
+        Err(error) => Ok(InPlace::Other(error)),
     }
+}
+
+fn is_forbidden(error: &Error) -> bool {
+    error.io_kind() == Some(io::ErrorKind::PermissionDenied)
 }
 
 /// Moves a file in the store's directory to `.store/damaged/`, under the latch. `error` says what is wrong with

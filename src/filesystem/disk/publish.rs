@@ -66,13 +66,17 @@ impl<'a> Staged<'a> {
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        let mut name = unique_name(owner);
+        let plain = unique_name(owner);
         // One write is complete or absent, so this file is never unfinished: see `exchange`. After a power
         // loss it may be, unless it was synced under another name.
-        if durability == Durability::Relaxed && text.len() <= MAX_CREATE_BYTES {
-            name = as_displaced(&name, record_name);
-        }
-        Self::under_name(name, layout, text, durability, context)
+        let is_finished_at_once = durability == Durability::Relaxed && text.len() <= MAX_CREATE_BYTES;
+        let name = if is_finished_at_once { as_displaced(&plain, record_name) } else { plain.clone() };
+        let created = match Self::create(layout, name) {
+            // An encrypting file system may have room only for the name of the record.
+            Err(Refusal::Os(Errno::NAMETOOLONG)) => Self::create(layout, plain),
+            created => created,
+        };
+        Self::written(created, layout, text, durability, context)
     }
 
     /// Stages the text of a file that replaces no record.
@@ -83,18 +87,18 @@ impl<'a> Staged<'a> {
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        Self::under_name(unique_name(owner), layout, text, durability, context)
+        Self::written(Self::create(layout, unique_name(owner)), layout, text, durability, context)
     }
 
     /// Writes `text` to a new file, and syncs it if the durability demands it.
-    fn under_name(
-        name: String,
+    fn written(
+        created: Result<(Self, File), Refusal>,
         layout: &'a Layout,
         text: &[u8],
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        let (staged, mut file) = Self::create(layout, name)
+        let (staged, mut file) = created
             .map_err(|refusal| refusal.into_error(context, "stage a file", layout.private_path(TMP)))?;
         let failed = |action, error| context.io(action, &layout.private_path(&staged.name), error);
         file.write_all(text).map_err(|error| failed("write the staged file", error))?;
@@ -131,11 +135,12 @@ impl<'a> Staged<'a> {
 
     /// Renames the file to the name of a record that has no file. `false`: there is one.
     pub(crate) fn publish_new(&mut self, name: &str, context: Context<'_>) -> Result<bool> {
-        match rename_new((&self.layout.private, &self.name), (&self.layout.dir, name)) {
+        match move_new((&self.layout.private, &self.name), (&self.layout.dir, name)) {
             Ok(()) => self.name.clear(),
             Err(Errno::EXIST) => return Ok(false),
-            // The file system cannot do it, or this rename fails in the same way.
-            Err(_) => self.rename_over(name, context)?,
+            Err(errno) => {
+                return Err(context.io("rename into place", &self.layout.root().join(name), errno));
+            }
         }
         Ok(true)
     }
@@ -164,9 +169,23 @@ impl<'a> Staged<'a> {
         None
     }
 
-    /// Renames the file into the store's directory, over an existing file of that name. The caller has
-    /// examined that file.
-    pub(crate) fn rename_over(&mut self, name: &str, context: Context<'_>) -> Result<()> {
+    /// Renames the file over the one in the place of the record, which the caller has examined. `false`: another
+    /// file is there now.
+    pub(crate) fn rename_over_examined(
+        &mut self,
+        name: &str,
+        examined: &Stat,
+        context: Context<'_>,
+    ) -> Result<bool> {
+        let is_current = is_current(self.layout, name, examined, context)?;
+        if is_current {
+            self.rename_over(name, context)?;
+        }
+        Ok(is_current)
+    }
+
+    /// Renames the file into the store's directory, over an existing file of that name.
+    fn rename_over(&mut self, name: &str, context: Context<'_>) -> Result<()> {
         let layout = self.layout;
         rustix::fs::renameat(&layout.private, &*self.name, &layout.dir, name)
             .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))?;
@@ -288,10 +307,21 @@ pub(crate) fn displace(
 /// could have lost the file.
 pub(crate) fn set_aside(
     layout: &Layout,
-    (dir, name): (&OwnedFd, &str),
+    from: (&OwnedFd, &str),
     original: &str,
     durability: Durability,
 ) -> Result<PathBuf, Errno> {
+    let kept = move_to_damaged(layout, from, original, durability)?;
+    Ok(layout.private_path(&kept))
+}
+
+/// [`set_aside`], returning the new name in the private directory, for [`put_back`].
+pub(crate) fn move_to_damaged(
+    layout: &Layout,
+    (dir, name): (&OwnedFd, &str),
+    original: &str,
+    durability: Durability,
+) -> Result<String, Errno> {
     let damaged = layout.make_private_dir(DAMAGED)?;
     let mut renamed = Err(Errno::NAMETOOLONG);
     for longest in [LONGEST_ORIGINAL, LONGEST_ORIGINAL / 4] {
@@ -321,7 +351,13 @@ pub(crate) fn set_aside(
             let _ = retry_on_intr(|| rustix::fs::fsync(&tmp));
         }
     }
-    Ok(layout.private_path(DAMAGED).join(kept))
+    Ok(format!("{DAMAGED}/{kept}"))
+}
+
+/// Moves a file of the private directory back to the place where it was found. `false`: it stays, because another
+/// file is there now, or because that fails.
+pub(crate) fn put_back(layout: &Layout, private_name: &str, original: &str) -> bool {
+    move_new((&layout.private, private_name), (&layout.dir, original)).is_ok()
 }
 
 /// The original name of a file in `.store/damaged/`.
@@ -354,6 +390,36 @@ fn rename_new(from: Name<'_>, to: Name<'_>) -> Result<(), Errno> {
 #[cfg(not(target_os = "linux"))]
 fn rename_new(_from: Name<'_>, _to: Name<'_>) -> Result<(), Errno> {
     Err(Errno::NOSYS)
+}
+
+/// Renames a file, unless the new name exists, on any file system.
+fn move_new(from: Name<'_>, to: Name<'_>) -> Result<(), Errno> {
+    match rename_new(from, to) {
+        // The file system cannot do it, or what follows fails in the same way.
+        Err(errno) if errno != Errno::EXIST => {}
+        renamed => return renamed,
+    }
+    match rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty()) {
+        Ok(()) => {
+            // If this fails, the second name is removed by a sweep.
+            let _ = rustix::fs::unlinkat(from.0, from.1, AtFlags::empty());
+            return Ok(());
+        }
+        Err(Errno::EXIST) => return Err(Errno::EXIST),
+        Err(_) => {}
+    }
+    // No call of such a file system is atomic. A file that appears after this check would be lost.
+    if layout::stat(to.0, to.1)?.is_some() {
+        return Err(Errno::EXIST);
+    }
+    rustix::fs::renameat(from.0, from.1, to.0, to.1)
+}
+
+/// Whether the file of this name in the store's directory still is the one that was examined.
+fn is_current(layout: &Layout, name: &str, examined: &Stat, context: Context<'_>) -> Result<bool> {
+    layout::stat(&layout.dir, name)
+        .map(|stat| stat.is_some_and(|stat| layout::is_same(&stat, examined)))
+        .map_err(|errno| context.io("stat", &layout.root().join(name), errno))
 }
 
 /// Renames a file to a new name where no rename can check that the name is new: an empty file, which only one
@@ -430,6 +496,16 @@ pub(crate) fn remove(layout: &Layout, name: &str, context: Context<'_>) -> Resul
         Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(context.io("unlink", &layout.root().join(name), errno)),
     }
+}
+
+/// Unlinks a file that was examined. `false`: another file is there now.
+pub(crate) fn remove_examined(
+    layout: &Layout,
+    name: &str,
+    examined: &Stat,
+    context: Context<'_>,
+) -> Result<bool> {
+    Ok(is_current(layout, name, examined, context)? && remove(layout, name, context)?)
 }
 
 /// Unlinks a file in `.store/damaged/`. `false`: another process was faster.

@@ -14,9 +14,8 @@ use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::{expiry, private_names, publish, record_file};
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
-use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::{self, Latch};
-use crate::filesystem::protocol::lease::{Liveness, Term};
+use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::{self, Owner};
 use crate::trace;
@@ -146,7 +145,7 @@ fn is_stale(core: &Core, key: &Key, context: Context<'_>) -> bool {
 
 /// These removals need not survive a power loss: the records would still be expired.
 fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
-    let (mut swept, mut stuck) = (0, Stuck::default());
+    let (mut swept, mut stuck, mut here) = (0, Stuck::default(), None);
     if !expiry::has_any(&core.layout) {
         return Ok(swept);
     }
@@ -160,21 +159,13 @@ fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
                 Entry::Hashed(_) => record_file::key_inside(core, &name, context).ok().flatten(),
             }
         {
+            let here = here.get_or_insert_with(|| Owner::here(&core.layout, context).ok()).as_deref();
             let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
             // It may have been written again meanwhile.
-            if is_expired_record(core, &name, context) {
-                swept += usize::from(publish::remove(&core.layout, &name, context)?);
-            }
+            swept += usize::from(old_file::remove_expired(core, &name, here, context)?);
         }
     }
     Ok(swept)
-}
-
-/// Whether this file is proven to be the record of this name, and has expired.
-fn is_expired_record(core: &Core, name: &str, context: Context<'_>) -> bool {
-    let Ok(Some(opened)) = layout::open_existing(&core.layout.dir, name) else { return false };
-    let proof = record_file::prove(&core.layout, &opened, name, &core.options, context);
-    matches!(proof, Ok(Some(expiry)) if expiry.term(&Reading::now()) == Term::Over)
 }
 
 fn open_dir(layout: &Layout, name: &str, context: Context<'_>) -> Result<OwnedFd> {
