@@ -65,7 +65,8 @@ pub enum ErrorKind {
     /// not empty, [`OpenMode::Adopt`](crate::OpenMode::Adopt) is necessary to create one.
     NotAStore,
     /// The store was removed while it was open, and perhaps a new one was made at its path. This handle cannot
-    /// be used any more: open the store again.
+    /// be used any more: open the store again. If only the private directory was removed, a record that is still
+    /// there can be read, exists and is listed.
     StoreRemoved,
     /// The store was opened read-only.
     ReadOnly,

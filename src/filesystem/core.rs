@@ -18,8 +18,8 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Fails if the store was removed. Called where nothing was found: a removed store must not be taken for an
-    /// empty one.
+    /// Fails if the store was removed. Called where nothing was found, or no live lock: a removed store must not be
+    /// taken for an empty one, and its locks not for those of dead processes.
     ///
     /// The directories are held open, so a store that was moved is still there.
     pub(crate) fn check_exists(&self, context: Context<'_>) -> Result<()> {

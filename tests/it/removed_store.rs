@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use record_store::{
-    Claim, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, ReadOptions,
-    RecordStoreExt, WaitOptions, WriteOptions,
+    Claim, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockState, OpenMode,
+    ReadOptions, RecordStoreExt, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -103,6 +103,44 @@ fn a_reader_of_a_removed_store_says_so() {
     assert_removed(reader.read::<u8>("k").err(), &dir, "read");
     assert_removed(reader.exists("k").err(), &dir, "exists");
     assert_removed(reader.lock_info("k").err(), &dir, "lock_info");
+}
+
+/// Somebody removes only the private directory, and makes the directory with the records a store again. The locks and
+/// records are still there, but the owner files and latches of the handle are not.
+#[test]
+fn a_store_whose_private_directory_was_replaced_is_a_removed_one() {
+    for adopted in [false, true] {
+        let parent = tempdir().unwrap();
+        let dir = parent.path().join("records");
+        let store = open(&dir);
+        store.write("record", &1).unwrap();
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        let stale = store.lock_info("k").unwrap().unwrap();
+        remove(&dir.join(".store"));
+        if adopted {
+            FileSystemOptions::new().mode(OpenMode::Adopt).open(&dir).unwrap();
+        }
+        let before = tree::snapshot(parent.path());
+        for (what, error) in errors(&store).into_iter().filter(|(what, _)| *what != "keys") {
+            assert_removed(error, &dir, &format!("{what}, adopted: {adopted}"));
+        }
+        let other = named("other");
+        for (what, error) in [
+            ("lock_info", store.lock_info("k").err()),
+            ("is_locked", store.is_locked("k").err()),
+            ("is_lock_holder", store.is_lock_holder("k", &other).err()),
+            ("wait_for_lock", store.wait_for_lock("k", PATIENCE).err()),
+            ("locks", store.locks().unwrap().find_map(Result::err)),
+        ] {
+            assert_removed(error, &dir, &format!("{what}, adopted: {adopted}"));
+        }
+        // The record is there, and no further call is spent to find out whether the store is.
+        assert!(store.exists("record").unwrap());
+        assert_eq!(store.keys().unwrap().count(), 1);
+        assert_eq!(stale.state(), LockState::Held);
+        tree::assert_unchanged(parent.path(), &before, "the adopted store");
+        drop(guard);
+    }
 }
 
 /// An empty store is not a removed one.

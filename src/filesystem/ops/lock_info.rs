@@ -10,7 +10,7 @@ pub(crate) fn lock_info(core: &Core, key: &Key) -> Result<Option<LockInfo>> {
     let context = Context::new("lock_info", key);
     match snapshot(core, key, context)? {
         Snapshot::Lock(found) if found.state == LockState::Held => Ok(Some(info(core, *found))),
-        Snapshot::Lock(_) | Snapshot::Blank => Ok(None),
-        Snapshot::Absent => core.check_exists(context).map(|()| None),
+        // Every lock looks stale if only the private directory was removed, with the owner files in it.
+        Snapshot::Lock(_) | Snapshot::Blank | Snapshot::Absent => core.check_exists(context).map(|()| None),
     }
 }

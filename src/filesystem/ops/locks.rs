@@ -7,7 +7,7 @@ use crate::filesystem::disk::layout;
 use crate::filesystem::disk::names::Names;
 use crate::filesystem::protocol::access::{Snapshot, info, read_lock, retry_torn_read};
 use crate::filesystem::protocol::clock::Reading;
-use crate::{ErrorKind, Listing, LockInfo, Result};
+use crate::{ErrorKind, Listing, LockInfo, LockState, Result};
 
 pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
     let context = Context::whole("locks");
@@ -15,7 +15,14 @@ pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
         Ok(entry) => {
             let (name, key) = entry.into_lock();
             let context = Context { operation: "locks", key: key.as_ref() };
-            retry_torn_read(|| lock_inside(core, &name, context)).transpose()
+            let lock = retry_torn_read(|| lock_inside(core, &name, context));
+            // Every lock looks stale if only the private directory was removed, with the owner files in it.
+            let looks_stale = |lock: &LockInfo| lock.state() != LockState::Held;
+            lock.and_then(|lock| match lock {
+                Some(lock) if looks_stale(&lock) => core.check_exists(context).map(|()| Some(lock)),
+                lock => Ok(lock),
+            })
+            .transpose()
         }
         Err(error) => Some(Err(error)),
     });

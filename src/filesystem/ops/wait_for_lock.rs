@@ -14,8 +14,10 @@ pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Re
     let waited = wait(core, key, Role::Watcher, &limits, context, |_| {
         Ok(match snapshot(core, key, context)? {
             Snapshot::Lock(found) if found.state == LockState::Held => Attempt::Held(found),
-            Snapshot::Lock(_) | Snapshot::Blank => Attempt::Done(()),
-            Snapshot::Absent => Attempt::Done(core.check_exists(context)?),
+            // Every lock looks stale if only the private directory was removed, with the owner files in it.
+            Snapshot::Lock(_) | Snapshot::Blank | Snapshot::Absent => {
+                Attempt::Done(core.check_exists(context)?)
+            }
         })
     });
     match waited {
