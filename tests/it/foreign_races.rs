@@ -184,9 +184,9 @@ fn put_foreign(dir: &Path, in_one_step: bool) {
 }
 
 /// Where no call can check and rename at once, a moment is left in which a file is lost: just before that call.
-fn is_unprotected(lacks: Lacks, change: Change, call: Call) -> bool {
+fn is_unprotected(lacks: Lacks, change: Change, has_old: bool, call: Call) -> bool {
     match call.number {
-        libc::SYS_renameat => lacks.links || change != Change::Remove,
+        libc::SYS_renameat => change != Change::Remove && (lacks.links || has_old),
         libc::SYS_unlinkat => change == Change::Remove,
         _ => false,
     }
@@ -210,7 +210,7 @@ fn a_file_that_appears_during_a_change_is_kept_without_exchange() {
                         let done = with_calls(dir.path(), change, false, |traced, call| {
                             let is_over = fs::read(dir.path().join("k.json")).ok() != before;
                             let fails = is_displacement(change, call, &mut renames);
-                            let is_unprotected = !fails && is_unprotected(lacks, change, call);
+                            let is_unprotected = !fails && is_unprotected(lacks, change, old.is_some(), call);
                             if number == stop && !is_over && !is_unprotected {
                                 put_foreign(dir.path(), in_one_step);
                                 was_put = true;
