@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt, WriteOptions};
 use tempfile::tempdir;
@@ -50,11 +50,39 @@ impl Recorder {
 
     /// Returns the lines that are recorded while `work` runs on this thread.
     fn capture(work: impl FnOnce()) -> Vec<String> {
+        // The first event at a place, in another test without a subscriber, may switch that place off while this
+        // test begins. A subscriber for all threads, which forgets everything, prevents that.
+        static FOR_ALL: Once = Once::new();
+        FOR_ALL.call_once(|| tracing::subscriber::set_global_default(Forgetful).unwrap());
+        tracing::callsite::rebuild_interest_cache();
         let recorder = Self::default();
         let lines = Arc::clone(&recorder.lines);
         tracing::subscriber::with_default(recorder, work);
         std::mem::take(&mut lines.lock().unwrap())
     }
+}
+
+/// Takes every event and keeps none.
+struct Forgetful;
+
+impl Subscriber for Forgetful {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 impl Subscriber for Recorder {
