@@ -57,6 +57,7 @@ impl Scratch {
         let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
         command.arg(subcommand).arg(self.store()).args(arguments).current_dir(self.0.path());
         command.stdin(Stdio::null());
+        with_default_signals(&mut command);
         command
     }
 
@@ -225,6 +226,22 @@ fn in_namespace(setup: &str, dir: &Path, command: &Command) -> Option<Command> {
 
 /// Shell code for [`in_namespace`]. A read-only mount refuses root too.
 const READ_ONLY: &str = "mount --bind $dir $dir && mount -o remount,bind,ro $dir";
+
+/// Lets the program be ended by signals, although this process may have been started with some of them ignored, as
+/// under `nohup` or in the background of a shell script.
+#[expect(unsafe_code, reason = "a function that runs between fork and exec")]
+fn with_default_signals(command: &mut Command) {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let reset = || {
+        for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+            // SAFETY: the default has no handler.
+            unsafe { signal(number, SigHandler::SigDfl) }?;
+        }
+        Ok(())
+    };
+    // SAFETY: `signal` may be called in the child of a process with threads.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, reset) };
+}
 
 /// Asserts that the command printed, as its last line on standard error, that the file `name` was moved aside.
 /// Returns the path that it names.

@@ -45,6 +45,7 @@ impl Terminal {
             session.env(name, value.unwrap());
         }
         session.current_dir(command.get_current_dir().unwrap());
+        super::with_default_signals(&mut session);
         let program = session.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let master = File::from(master);
         let output = read_in_background(master.try_clone().unwrap());
