@@ -50,8 +50,8 @@ impl Holder {
 
     /// The default holder of the calling thread: `host:pid:thread number:thread name`.
     ///
-    /// It is correct on every thread, and after a fork. A process never uses the number of a thread twice. This is Prefect's
-    /// `RecordStore.generate_default_holder`.
+    /// It is correct on every thread, and after a fork. A process never uses the number of a thread twice. This
+    /// is Prefect's `RecordStore.generate_default_holder`.
     #[must_use]
     pub fn current() -> Self {
         let process = ProcessId::current();

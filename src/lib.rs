@@ -80,11 +80,12 @@
 //!   store out of `/tmp`, or see [where a store lives](guide::surroundings).
 //! * No protection from hostile processes of the same user: they can change the files.
 //! * Several records cannot be changed atomically.
-//! * Without a timeout, a change or a release waits while a process is stopped in the middle of an operation on a key of
-//!   the same latch, one of 256. The drop of a guard waits for at most a second.
-//! * Locks are not synced. After a power loss, the lock of a named holder may be gone. If the shared table is lost as
-//!   well and the wall clock is behind, a fencing token or the version of a removed record may repeat. A version may also
-//!   repeat if the clock is behind and the system refuses the shared table to one process and not to another.
+//! * Without a timeout, a change or a release waits while a process is stopped in the middle of an operation on
+//!   a key of the same latch, one of 256. The drop of a guard waits for at most a second.
+//! * Locks are not synced. After a power loss, the lock of a named holder may be gone. If the shared table is
+//!   lost as well and the wall clock is behind, a fencing token or the version of a removed record may repeat.
+//!   A version may also repeat if the clock is behind and the system refuses the shared table to one process
+//!   and not to another.
 //! * A child that is forked without the C library's `fork` keeps the locks of its dead parent alive until it uses a
 //!   store, calls [`after_fork`], or ends.
 //! * A checksum detects damage of a result. A record without a checksum counts as handwritten and is accepted.

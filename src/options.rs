@@ -471,7 +471,7 @@ impl UpdateOptions {
         self.time_to_live
     }
 
-    /// What becomes of a damaged record.
+    /// The treatment of a damaged record.
     #[must_use]
     pub fn get_corrupt_records(&self) -> CorruptRecords {
         self.corrupt_records

@@ -4,10 +4,11 @@
 //! {"key":"invoice-42","version":1795670157217280,"crc32":"34921bf8","result":{"total":12}}
 //! ```
 //!
-//! `version` is the version of this write. `crc32` covers the exact bytes of `result`. A record with a time to live also has `expiry`, an object
-//! that the store interprets, and `expiry_crc32`, which covers its bytes. Unknown fields are ignored, so a
-//! later version can add some. A record without a checksum counts as written by hand and is accepted. So a
-//! damaged checksum *name* goes unnoticed; a wrong result would need a second error, in the result itself.
+//! `version` is the version of this write. `crc32` covers the exact bytes of `result`. A record with a time to
+//! live also has `expiry`, an object that the store interprets, and `expiry_crc32`, which covers its bytes.
+//! Unknown fields are ignored, so a later version can add some. A record without a checksum counts as written
+//! by hand and is accepted. So a damaged checksum *name* goes unnoticed; a wrong result would need a second
+//! error, in the result itself.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

@@ -14,7 +14,7 @@ static KEYS: PerProcess<HashMap<Place, OfKey>> = PerProcess::new();
 
 type Place = (StoreIdentity, Key);
 
-/// What this process holds of one key.
+/// The acquisitions of one key in this process.
 #[derive(Debug, Default)]
 struct OfKey {
     /// The acquisitions that something in this process stands for.

@@ -47,7 +47,7 @@ impl StoreIdentity {
     }
 }
 
-/// What a record must be for a swap to take place.
+/// The condition of a swap.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Expected<'a> {

@@ -82,7 +82,7 @@ fn kept(store: &FileSystemRecordStore) -> Vec<Vec<u8>> {
     store.damaged().unwrap().iter().map(|file| fs::read(&file.path).unwrap()).collect()
 }
 
-/// What a file system may lack.
+/// The calls that a file system may lack.
 #[derive(Clone, Copy, Debug)]
 struct Lacks {
     links: bool,

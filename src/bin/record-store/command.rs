@@ -56,7 +56,7 @@ pub(crate) struct Running {
     output_ended: bool,
 }
 
-/// What the command has printed so far. Shared with the thread that reads it, so that a command that never
+/// The output of the command so far. Shared with the thread that reads it, so that a command that never
 /// closes its output loses nothing.
 #[derive(Clone, Default)]
 struct Output(Arc<Mutex<Vec<u8>>>);

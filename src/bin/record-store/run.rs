@@ -67,7 +67,7 @@ struct Run {
     events: Receiver<Event>,
 }
 
-/// What is found for the key.
+/// The state of the key.
 enum Acquired {
     /// A stored result.
     Result(Value),

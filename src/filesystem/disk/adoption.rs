@@ -50,7 +50,7 @@ pub(crate) fn check(root: &Path, mode: OpenMode, context: Context<'_>) -> Result
     }
 }
 
-/// What is not ours in the private directory of an unfinished store, and why.
+/// A foreign file in the private directory of an unfinished store, and the reason.
 fn foreign_in_private(private: &Path, context: Context<'_>) -> Result<Option<(PathBuf, &'static str)>> {
     let is_known =
         |name: &str| DIRECTORIES.iter().any(|(own, _)| *own == name) || matches!(name, EVENTS | EXPIRING);
@@ -89,7 +89,7 @@ fn has_other(dir: &Path, is_own: impl Fn(&str) -> bool, context: Context<'_>) ->
     let failed = |errno| context.io("list the directory", dir, errno);
     let entries = match layout::open_dir(dir).and_then(Dir::new) {
         Ok(entries) => entries,
-        // What this path is, is checked when it is created and opened.
+        // The creation and the open check this path.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => return Ok(false),
         Err(errno) => return Err(failed(errno)),
     };

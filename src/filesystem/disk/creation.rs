@@ -13,8 +13,8 @@ use super::{expiry, layout, publish};
 use crate::Result;
 use crate::filesystem::context::Context;
 
-/// The parts of a new store that an open has created. Dropping it removes the empty directories again, so that a store that
-/// cannot be completed leaves nothing behind.
+/// The parts of a new store that an open has created. Dropping it removes the empty directories again, so that
+/// a store that cannot be completed leaves nothing behind.
 ///
 /// Another process may find one of these directories and use it before it disappears. It gets an error that the
 /// directory does not exist, and begins again.

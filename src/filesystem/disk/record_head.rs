@@ -1,5 +1,5 @@
-//! The head of a record file: everything before the result, which may be large. It says which version the record is and when
-//! it expires.
+//! The head of a record file: everything before the result, which may be large. It says which version the
+//! record is and when it expires.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::record;
 /// The head of most records is much shorter. That of a longer one is found by reading the whole file.
 const HEAD_BYTES: usize = 4096;
 
-/// What the head says.
+/// The content of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     /// The version that the file contains.

@@ -10,10 +10,10 @@ use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Error, Key, LockToken, Result, WaitOptions};
 
-/// What is to be removed.
+/// The target of a removal.
 #[derive(Clone, Copy)]
 pub(crate) enum Target {
-    /// Whatever is in the place of the lock.
+    /// Any file in the place of the lock.
     Any,
     /// The lock of this acquisition.
     Acquisition(LockToken),

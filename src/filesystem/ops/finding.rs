@@ -33,9 +33,9 @@ pub enum Problem {
     },
     /// Somebody who may write the store may not use this file or directory, so some operations fail for them.
     Permissions {
-        /// Who that is.
+        /// The user or the group.
         whom: &'static str,
-        /// What to do, as an imperative: "set its mode to 664".
+        /// The remedy, as an imperative: "set its mode to 664".
         remedy: String,
     },
     /// A file that no version of this crate creates. The store does not touch it.

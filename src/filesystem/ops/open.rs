@@ -164,7 +164,7 @@ fn initialize(
     }
     publish::sync_new_store(layout, context)?;
     let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
-    // What a killed process has left here may have the name of this staged file.
+    // A leftover of a killed process may have the name of this staged file.
     sweep_dead_processes(layout, options, context)?;
     let owner = publish::nameless_owner();
     Staged::new(layout, &owner, text.as_bytes(), Durability::Full, context)?

@@ -187,7 +187,7 @@ impl Verification<'_> {
             Folder::Private => (&layout.private, name.to_owned()),
             Folder::Latches => (&layout.private, format!("{LATCHES}/{name}")),
             Folder::Owners => (&layout.private, format!("{OWNERS}/{name}")),
-            // They are of one process each. What is in the folder is checked in the folder above it.
+            // Each file there is of one process. The folder itself is checked with the private directory.
             Folder::Staged | Folder::Damaged => return None,
         };
         let rights = Rights::of(&layout::stat(dir, &path).ok()??);

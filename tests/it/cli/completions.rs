@@ -19,7 +19,7 @@ const SUBCOMMANDS: [&str; 13] = [
     "completions",
 ];
 
-/// What is typed before Tab, and the arguments of the program after it.
+/// The text before Tab, and the arguments of the program after it.
 const COMPLETED: [(&str, &str); 7] = [
     ("imp", "<import>"),
     ("put dir key --te", "<put><dir><key><--text>"),

@@ -225,7 +225,7 @@ fn a_locked_record_is_not_imported() {
     assert_eq!(records_of(&scratch).len(), 2);
 }
 
-/// What a long import draws on a terminal with so many columns.
+/// The output of a long import on a terminal with so many columns.
 fn progress_of_a_long_import(columns: u16) -> Vec<String> {
     let scratch = Scratch::new();
     let done = AtomicBool::new(false);
