@@ -47,11 +47,13 @@ fn home(shell: &str, file: &str) -> Scratch {
     home
 }
 
-/// Whether `what` is there. If it is not, the test is skipped, but not in CI.
+/// Whether `what` is there. If it is not, the test is skipped, unless the environment demands all shells.
 fn is_installed(what: &str, found: bool) -> bool {
-    assert!(found || std::env::var_os("CI").is_none(), "{what} is not installed, and CI is set");
+    let is_demanded = std::env::var_os("RECORD_STORE_ALL_SHELLS").is_some();
+    assert!(found || !is_demanded, "{what} is not installed, and RECORD_STORE_ALL_SHELLS is set");
     if !found {
-        eprintln!("SKIPPED: {what} is not installed");
+        // The test runner hides the output of a macro.
+        std::io::stderr().write_all(format!("SKIPPED: {what} is not installed\n").as_bytes()).unwrap();
     }
     found
 }
