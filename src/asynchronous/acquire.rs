@@ -16,7 +16,7 @@ const QUEUED_PAUSE: Duration = Duration::from_millis(250);
 
 /// A pending release is a short operation, unless a process is stopped inside one. So even an acquisition
 /// with a timeout of zero waits this long for it.
-const RELEASE_GRACE: Duration = Duration::from_millis(40);
+const RELEASE_GRACE: Duration = Duration::from_millis(250);
 
 const OPERATION: &str = "acquire_lock";
 
