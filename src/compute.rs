@@ -59,9 +59,10 @@ where
     let (corrupt, options) = (options.get_corrupt_records(), options.get_lock());
     let options = options.clone().holder(options.resolve_holder());
     let guard = loop {
-        let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
+        let rest = options.get_wait().since(start);
+        let left = rest.get_timeout();
         // Waits while another caller computes.
-        match store.read_raw(key, read_within(&options, left).claim(options.resolve_holder())) {
+        match store.read_raw(key, ReadOptions::new().wait(rest).claim(options.resolve_holder())) {
             Ok(Some(record)) => return Ok(Found::Record(record.json)),
             Ok(None) => {}
             Err(error) if corrupt.recomputes(&error) => {}
@@ -76,23 +77,13 @@ where
         }
     };
     // Another caller may have computed it between the read and the acquisition.
-    let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
-    match guard.read_raw(read_within(&options, left)) {
+    match guard.read_raw(ReadOptions::new().wait(options.get_wait().since(start))) {
         Ok(Some(record)) => return Ok(Found::Record(record.json)),
         Ok(None) => {}
         Err(error) if corrupt.recomputes(&error) => trace::recomputes(&error),
         Err(error) => return Err(error),
     }
     Ok(Found::Lock(guard))
-}
-
-/// A read that takes at most the time that is left, and ends with the cancellation.
-fn read_within(options: &LockOptions, left: Option<Duration>) -> ReadOptions {
-    let read = ReadOptions::new().timeout(left);
-    match options.get_cancellation() {
-        Some(cancellation) => read.cancellation(cancellation),
-        None => read,
-    }
 }
 
 /// See [`RecordStoreExt::update`](crate::RecordStoreExt::update).
@@ -107,8 +98,10 @@ where
     E: From<Error>,
     S: RecordStore + ?Sized,
 {
+    let start = Instant::now();
     let guard = LockGuard::acquire(store, key, options.get_lock().clone())?;
-    let old = guard.read()?.map(|record| record.result);
+    let rest = options.get_lock().get_wait().since(start);
+    let old = guard.read_with(ReadOptions::new().wait(rest))?.map(|record| record.result);
     let new = f(old)?;
     guard.write_with(&new, options.write())?;
     Ok(new)

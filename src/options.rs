@@ -1,6 +1,6 @@
 //! How an operation is requested: on which claim, waiting how long, for how long.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Cancellation, Claim, Error, Holder};
 
@@ -55,6 +55,13 @@ impl WaitOptions {
     #[must_use]
     pub fn get_cancellation(&self) -> Option<&Cancellation> {
         self.cancellation.as_ref()
+    }
+}
+
+impl WaitOptions {
+    /// The rest of these options for a call that began at `start`.
+    pub(crate) fn since(&self, start: Instant) -> Self {
+        self.clone().timeout(self.timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))
     }
 }
 
@@ -247,6 +254,11 @@ impl ReadOptions {
         &self.wait
     }
 
+    pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
+        self.wait = wait;
+        self
+    }
+
     /// Whether the lock is ignored.
     #[must_use]
     pub fn ignores_lock(&self) -> bool {
@@ -410,8 +422,8 @@ pub struct UpdateOptions {
     corrupt_records: CorruptRecords,
 }
 
-/// What [`get_or_compute`](crate::RecordStoreExt::get_or_compute) does if the file in the place of the record is no
-/// record of the key: if it is damaged, the record of another key, larger than the store's limit, or no regular file.
+/// How [`get_or_compute`](crate::RecordStoreExt::get_or_compute) treats a file in the place of the record that is no
+/// record of the key: it is damaged, the record of another key, larger than the store's limit, or no regular file.
 ///
 /// Two cases are an error in any case: a directory, which is not moved, and the record of a key that differs only in
 /// case or Unicode form, because on some file systems both keys have this file.

@@ -1,6 +1,7 @@
 //! Read, compute and write as one operation: compute once, update.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::acquire::PendingAcquire;
 use super::{AsyncLockGuard, AsyncRecordStore};
 use crate::compute::{Found, GET_OR_COMPUTE, find_or_lock};
-use crate::{Error, IntoKey, Json, Key, LockGuard, RecordStore, Result, UpdateOptions};
+use crate::{Error, IntoKey, Json, Key, LockGuard, ReadOptions, RecordStore, Result, UpdateOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
@@ -113,8 +114,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         F: Future<Output = Result<R, E>>,
     {
         let options = options.into();
+        let start = Instant::now();
         let guard = self.lock(key, options.get_lock().clone()).await?;
-        let old = guard.read().await?.map(|record| record.result);
+        let rest = options.get_lock().get_wait().since(start);
+        let old = guard.read_with(ReadOptions::new().wait(rest)).await?.map(|record| record.result);
         let new = f(old).await?;
         guard.write_with(&new, options.write()).await?;
         let _ = guard.release().await;

@@ -67,7 +67,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::read", "a read")]
     pub async fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        let record = self.short("read", |guard| guard.read_raw(ReadOptions::new())).await?;
+        self.read_with(ReadOptions::new()).await
+    }
+
+    #[doc = same_as!("LockGuard::read_with", "a read")]
+    pub async fn read_with<R: DeserializeOwned>(
+        &self,
+        options: ReadOptions,
+    ) -> Result<Option<TransactionRecord<R>>> {
+        let record = self.short("read", |guard| guard.read_raw(options)).await?;
         record.map(|record| record.decode("read", self.key().clone())).transpose()
     }
 

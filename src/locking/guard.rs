@@ -131,7 +131,8 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         self.token
     }
 
-    /// Reads the record. `Ok(None)`: there is none. Does not wait.
+    /// Reads the record. `Ok(None)`: there is none. There is no lock to wait for, but a file store may wait for a
+    /// process that is stopped in the middle of an operation: [`read_with`](LockGuard::read_with) sets a limit.
     ///
     /// # Errors
     ///
@@ -139,7 +140,19 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`ErrorKind::CorruptRecord`], [`ErrorKind::Io`] and similar as for
     /// [`RecordStoreExt::read`](crate::RecordStoreExt::read).
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        self.read_raw(ReadOptions::new())?.map(|record| record.decode("read", self.key.clone())).transpose()
+        self.read_with(ReadOptions::new())
+    }
+
+    /// [`read`](LockGuard::read) with options: a timeout or a cancellation. The claim is that of the guard.
+    ///
+    /// # Errors
+    ///
+    /// As for [`read`](LockGuard::read), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`].
+    pub fn read_with<R: DeserializeOwned>(
+        &self,
+        options: ReadOptions,
+    ) -> Result<Option<TransactionRecord<R>>> {
+        self.read_raw(options)?.map(|record| record.decode("read", self.key.clone())).transpose()
     }
 
     pub(crate) fn read_raw(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
@@ -153,7 +166,8 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, [`ErrorKind::Encode`] if JSON
     /// cannot represent the result, [`ErrorKind::Io`] if the operating system refuses. The old record
-    /// stays, unless [`Error::is_outcome_unknown`]. The lock stays as it is.
+    /// stays, unless [`Error::is_outcome_unknown`]. The lock stays as it is. The error
+    /// [has the result](Error::unstored).
     pub fn write<R: Serialize + ?Sized>(&self, result: &R) -> Result<()> {
         self.write_with(result, WriteOptions::new())
     }
@@ -355,7 +369,7 @@ fn acquire_and_count<S: RecordStore + ?Sized>(
     let Some(identity) = counted_in else { return store.acquire_lock_raw(key, options.clone()) };
     let (start, arrival) = (Instant::now(), Arrival::begin(identity, key));
     loop {
-        let left = options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
+        let left = options.get_wait().since(start).get_timeout();
         let acquired = store.acquire_lock_raw(key, options.clone().acquire_timeout(left))?;
         if arrival.enter(&acquired) == Entered::Counted {
             return Ok(acquired);

@@ -99,12 +99,12 @@ struct Lost {
 
 impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
     fn left(&self) -> Option<Duration> {
-        self.options.get_acquire_timeout().map(|timeout| timeout.saturating_sub(self.start.elapsed()))
+        self.wait().get_timeout()
     }
 
     /// The rest of the acquire timeout, and the cancellation.
     fn wait(&self) -> WaitOptions {
-        self.options.get_wait().clone().timeout(self.left())
+        self.options.get_wait().since(self.start)
     }
 
     /// Acquires the locks in the order of the keys, and renews those that are acquired in between.

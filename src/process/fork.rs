@@ -90,12 +90,12 @@ fn install_handler() {
     if IS_INSTALLED.load(Ordering::Acquire) {
         return;
     }
-    // Marked afterwards: whoever finds the mark is protected. To register the handlers twice does no harm.
-    // SAFETY: the handlers only use atomics and `close`, which are safe in a child of a process with threads.
+    // SAFETY: the handlers only use atomics, `fstat` and `close`, which are safe in a child of a process with threads.
     // If the registration fails for want of memory, forks are noticed later, by the wiped page.
     unsafe {
         libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child));
     }
+    // Only now: a thread that finds the mark relies on the handlers. To register them twice does no harm.
     IS_INSTALLED.store(true, Ordering::Release);
 }
 

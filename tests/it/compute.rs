@@ -2,11 +2,12 @@
 //! `compare_and_swap`, `lock_all` and `watch`.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Acquired, Claim, Durability, Error, ErrorKind, Json, Key, LockOptions, MemoryRecordStore, RawRecord,
-    ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
+    Acquired, Cancellation, Claim, Durability, Error, ErrorKind, Json, Key, LockOptions, MemoryRecordStore,
+    RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
@@ -366,12 +367,19 @@ fn a_fast_computation_runs_only_once_too() {
     }
 }
 
-/// A store in which every acquisition takes this long.
+/// A store in memory in which every acquisition takes this long, and that remembers the limits of the reads.
 #[derive(Debug)]
-struct Slow<S>(S, Duration);
+pub(crate) struct Slow(MemoryRecordStore, Duration, pub(crate) Arc<Mutex<Vec<WaitOptions>>>);
 
-impl<S: RecordStore> RecordStore for Slow<S> {
+impl Slow {
+    pub(crate) fn new(acquisition: Duration) -> Self {
+        Self(MemoryRecordStore::new(), acquisition, Arc::default())
+    }
+}
+
+impl RecordStore for Slow {
     fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.2.lock().unwrap().push(options.get_wait().clone());
         self.0.read_raw(key, options)
     }
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -398,11 +406,34 @@ impl<S: RecordStore> RecordStore for Slow<S> {
     }
 }
 
+/// Asserts that the reads of one operation had the limits of the operation, less the time of the acquisition.
+pub(crate) fn assert_limited(reads: &Mutex<Vec<WaitOptions>>, limits: &LockOptions, acquisition: Duration) {
+    let reads = std::mem::take(&mut *reads.lock().unwrap());
+    let of_operation = limits.get_acquire_timeout().unwrap();
+    assert!(reads.iter().all(|read| read.get_timeout().is_some_and(|timeout| timeout <= of_operation)));
+    // A future has a cancellation of its own, which its drop uses too.
+    assert!(reads.iter().all(|read| read.get_cancellation().is_some()));
+    let last = reads.last().unwrap().get_timeout().unwrap();
+    assert!(last + acquisition <= of_operation, "{last:?}: the acquisition did not count");
+}
+
+/// Also the read under the lock: in a directory it may meet a process that is stopped in the latch.
+#[test]
+fn the_reads_of_a_computation_and_of_an_update_have_their_limits() {
+    let acquisition = millis(20);
+    let store = Slow::new(acquisition);
+    let limits = LockOptions::new().acquire_timeout(PATIENCE).cancellation(&Cancellation::new());
+    assert_eq!(store.get_or_compute("computed", limits.clone(), || Ok(1)).unwrap(), 1);
+    assert_limited(&store.2, &limits, acquisition);
+    assert_eq!(store.update("updated", limits.clone(), |old| Ok(old.unwrap_or(1))).unwrap(), 1);
+    assert_limited(&store.2, &limits, acquisition);
+}
+
 /// All keys are free, but to acquire them takes longer than a lease.
 #[test]
 fn lock_all_renews_its_leases_while_it_acquires_free_locks() {
     let lease = millis(1_500);
-    let store = Slow(MemoryRecordStore::new(), lease / 4);
+    let store = Slow::new(lease / 4);
     let keys: Vec<_> = (0..8).map(|number| format!("k{number}")).collect();
     let guards = store.lock_all(&keys, LockOptions::new().hold_timeout(lease)).unwrap();
     for guard in &guards {

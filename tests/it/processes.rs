@@ -475,6 +475,38 @@ fn lock_all_returns_by_its_timeout_while_a_process_is_stopped_in_the_latch_of_an
     other.release().unwrap();
 }
 
+/// The drop of one guard waits for a second. These keys have one latch, and their guards wait together.
+#[test]
+fn the_drop_of_many_guards_waits_no_longer_than_that_of_one() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let latch = latch_of("0");
+    let keys: Vec<_> =
+        (0..).map(|number: u32| number.to_string()).filter(|key| latch_of(key) == latch).take(15).collect();
+    let guards = store.lock_all(&keys, LockOptions::new()).unwrap();
+    while_stopped_in_latch(dir.path(), "0", || {
+        let start = Instant::now();
+        drop(guards);
+        assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+    });
+}
+
+/// No lock is in the way, but the latch is needed to be certain that there is no record.
+#[test]
+fn a_read_through_a_guard_returns_by_its_timeout_while_a_process_is_stopped_in_the_latch() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    while_stopped_in_latch(dir.path(), "k", || {
+        let timeout = millis(300);
+        assert_bounded(timeout, || {
+            let error = guard.read_with::<i32>(ReadOptions::new().timeout(timeout)).unwrap_err();
+            assert!(error.is_timeout(), "{error:?}");
+        });
+    });
+    guard.release().unwrap();
+}
+
 #[test]
 fn lock_queries_and_reads_need_no_latch() {
     let dir = tempdir().unwrap();

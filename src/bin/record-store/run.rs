@@ -189,7 +189,8 @@ impl Run {
             Err(error) => return Err(error),
         };
         if !self.args.refresh {
-            match Value::read_locked(self.form, &guard) {
+            // Signals are deferred, so they cannot end the read.
+            match Value::read_locked(self.form, &guard, LATCH_TIMEOUT) {
                 Ok(Some(value)) => return Ok(Some(Acquired::Result(value))),
                 Ok(None) => {}
                 Err(error) if self.recomputes(&error) => {

@@ -84,12 +84,13 @@ impl Value {
         record.map(|record| Self::from_json(form, key, record.json)).transpose()
     }
 
-    /// Reads from the store as the holder of the lock.
+    /// Reads from the store as the holder of the lock. `timeout` ends a wait for a stopped process.
     pub(crate) fn read_locked(
         form: Form,
         guard: &LockGuard<'_, FileSystemRecordStore>,
+        timeout: Duration,
     ) -> Result<Option<Self>, Error> {
-        let record = guard.read::<Json>()?;
+        let record = guard.read_with::<Json>(ReadOptions::new().timeout(timeout))?;
         record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
     }
 

@@ -31,8 +31,9 @@ pub(crate) fn confirm(chosen: u64, last: u64) -> u64 {
 
 /// The last version, under the latch. `stat`: the file in the place of the record.
 ///
-/// The shared number was lost, or is older than the file, only after a restart of the machine. If the clock was set
-/// back as well, the file is newer than the chosen version. So it is read only then.
+/// The file can have a greater version than the shared number, for example after a restart of the machine. While the
+/// clock is right, the chosen version is greater than both. So the file is read only if there is no shared number, or
+/// if the file is from the future, because the clock was set back.
 pub(crate) fn last(
     core: &Core,
     key: &Key,

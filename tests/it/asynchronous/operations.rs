@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
+    Cancellation, Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
     MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result,
     UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
 use super::{multi_threaded, single_threaded};
+use crate::compute::{Slow, assert_limited};
 use crate::support::{PATIENCE, as_named, millis, named, open_with};
 
 type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
@@ -272,6 +273,24 @@ fn a_failed_computation_stores_nothing() {
         let never = async || panic!("the record exists");
         assert_eq!(store.get_or_compute::<u8, _>("k", LockOptions::new(), never).await.unwrap(), 2);
     });
+}
+
+#[test]
+fn the_reads_of_a_computation_and_of_an_update_have_their_limits() {
+    let acquisition = millis(20);
+    let store = Slow::new(acquisition);
+    let reads = Arc::clone(&store.2);
+    let store = AsyncRecordStore::new(store);
+    let limits = LockOptions::new().acquire_timeout(PATIENCE).cancellation(&Cancellation::new());
+    single_threaded().block_on(async {
+        assert_eq!(store.get_or_compute("computed", limits.clone(), async || Ok(1)).await.unwrap(), 1);
+    });
+    assert_limited(&reads, &limits, Duration::ZERO);
+    single_threaded().block_on(async {
+        let update = async |old: Option<i32>| Ok(old.unwrap_or(1));
+        assert_eq!(store.update("updated", limits.clone(), update).await.unwrap(), 1);
+    });
+    assert_limited(&reads, &limits, acquisition);
 }
 
 #[test]

@@ -185,5 +185,7 @@ fn colours_respect_the_terminal_and_no_color() {
         let plain = shown(name, value);
         assert!(plain.contains("held") && !plain.contains('\x1b'), "{plain:?}");
     }
-    assert!(!String::from_utf8_lossy(&output(&mut scratch.cli("locks", &[])).stdout).contains('\x1b'));
+    let piped = |name: &str| output(scratch.cli("locks", &[]).env(name, "1"));
+    assert!(!String::from_utf8_lossy(&piped("UNUSED").stdout).contains('\x1b'));
+    assert!(String::from_utf8_lossy(&piped("CLICOLOR_FORCE").stdout).contains("\x1b[32mheld\x1b[0m"));
 }
