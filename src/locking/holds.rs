@@ -83,8 +83,9 @@ impl Arrival {
         let mut keys = KEYS.lock();
         let OfKey { holds, released, .. } = keys.entry(self.0.clone()).or_default();
         if !acquired.reentrant {
-            // Locks of earlier acquisitions that nothing stands for any more.
-            holds.retain(|hold| hold.guards > 0 || hold.token >= acquired.token);
+            // Locks of earlier acquisitions that nothing stands for any more. One that is being released stays until that
+            // is known: a thread that has acquired it again must not take it for its own.
+            holds.retain(|hold| hold.guards > 0 || hold.is_releasing || hold.token >= acquired.token);
         }
         match holds.iter_mut().find(|hold| hold.token == acquired.token) {
             Some(hold) if hold.is_releasing => return Entered::Released,
@@ -275,6 +276,19 @@ mod tests {
         drop(arrival);
         leave(store, &key, LockToken::new(8)).unwrap().end(true);
         assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
+    fn a_release_that_is_not_known_yet_is_not_forgotten_for_a_later_acquisition() {
+        let (store, key) = place("k");
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        let again = Arrival::begin(store, &key);
+        // The lock is released and another thread has acquired it, before this one is told.
+        let release = leave(store, &key, TOKEN).unwrap();
+        assert_eq!(enter(store, &key, &Acquired::new(LockToken::new(8))), Entered::Counted);
+        assert_eq!(again.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
+        release.end(true);
+        assert_eq!(again.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
     }
 
     #[test]
