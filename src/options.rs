@@ -141,6 +141,12 @@ impl LockOptions {
         self
     }
 
+    #[cfg(feature = "tokio")]
+    pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
+        self.wait = wait;
+        self
+    }
+
     /// The holder to acquire as: the one that was set, or the calling thread's default.
     #[must_use]
     pub fn resolve_holder(&self) -> Holder {

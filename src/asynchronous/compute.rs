@@ -1,15 +1,16 @@
 //! Read, compute and write as one operation: compute once, update.
 
+use std::slice;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::acquire::PendingAcquire;
+use super::pending::Acquisition;
 use super::{AsyncLockGuard, AsyncRecordStore};
 use crate::compute::{Found, GET_OR_COMPUTE, find_or_lock};
-use crate::{Error, IntoKey, Json, Key, LockGuard, ReadOptions, RecordStore, Result, UpdateOptions};
+use crate::{Error, IntoKey, Json, LockGuard, ReadOptions, RecordStore, Result, UpdateOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
@@ -43,11 +44,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.get_or_try_compute(key, options, f).await
     }
 
-    /// [`get_or_compute`](Self::get_or_compute) for an `f` with an error type of its own.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`get_or_compute`](Self::get_or_compute), as an `E`.
+    #[doc = same_as!("RecordStoreExt::get_or_try_compute", "as [`get_or_compute`](Self::get_or_compute)")]
     pub async fn get_or_try_compute<R, E, F>(
         &self,
         key: impl IntoKey,
@@ -60,7 +57,16 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         F: Future<Output = Result<R, E>>,
     {
         let (key, options) = (key.into_key()?, options.into());
-        let guard = match self.find_or_lock(&key, &options).await? {
+        let (keys, lock, of) = (slice::from_ref(&key), options.get_lock().clone(), options.clone());
+        let find_or_lock = move |store: &Self, keys: &[Arc<Acquisition>], lock, _| {
+            let acquire = |lock| LockGuard::acquire_owned(&store.store, keys[0].key().clone(), lock);
+            Ok(match find_or_lock(store.inner(), keys[0].key(), &of.clone().lock(lock), acquire)? {
+                Found::Record(json) => Found::Record(json),
+                Found::Lock(guard) => Found::Lock(AsyncLockGuard::new(store, guard, &keys[0])),
+            })
+        };
+        let found = self.acquire(GET_OR_COMPUTE, keys, lock, Some(&self.queues), find_or_lock).await?;
+        let guard = match found {
             Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, &key)?),
             Found::Lock(guard) => guard,
         };
@@ -70,21 +76,6 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let _ = guard.release().await;
         // The same as the other callers get: not every value survives JSON unchanged.
         Ok(json.decode_result(GET_OR_COMPUTE, &key)?)
-    }
-
-    async fn find_or_lock(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
-        let (update, lock) = (options.clone(), options.get_lock().clone());
-        let (pending, lock) = PendingAcquire::begin(GET_OR_COMPUTE, vec![key.clone()], lock).await?;
-        let (store, of) = (Arc::clone(&self.store), key.clone());
-        let call = pending.call(move |timeout| {
-            let options = update.clone().lock(lock.clone().acquire_timeout(timeout));
-            let acquire = |options| LockGuard::acquire_owned(&store, of.clone(), options);
-            Ok(match find_or_lock(&*store, &of, &options, acquire)? {
-                Found::Record(json) => Found::Record(json),
-                Found::Lock(guard) => Found::Lock(AsyncLockGuard::new(&store, guard)),
-            })
-        });
-        pending.in_turn(&self.queues, &call, &call).await
     }
 
     #[doc = same_as!("RecordStoreExt::update", "an acquisition until `f` returns, then a change")]
@@ -97,11 +88,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.try_update(key, options, f).await
     }
 
-    /// [`update`](Self::update) for an `f` with an error type of its own.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`update`](Self::update), as an `E`.
+    #[doc = same_as!("RecordStoreExt::try_update", "as [`update`](Self::update)")]
     pub async fn try_update<R, E, F>(
         &self,
         key: impl IntoKey,
@@ -113,8 +100,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         E: From<Error>,
         F: Future<Output = Result<R, E>>,
     {
-        let options = options.into();
-        let start = Instant::now();
+        let (start, options) = (Instant::now(), options.into());
         let guard = self.lock(key, options.get_lock().clone()).await?;
         let rest = options.get_lock().get_wait().since(start);
         let old = guard.read_with(ReadOptions::new().wait(rest)).await?.map(|record| record.result);

@@ -1,16 +1,15 @@
 //! The guard: a held lock as a value.
 
 use std::fmt;
-use std::slice;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
-use super::blocking::short;
-use super::pending::PendingRelease;
+use super::AsyncRecordStore;
+use super::pending::Acquisition;
 use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
 use crate::{ReadOptions, TransactionRecord, WaitOptions, WriteOptions};
 
@@ -30,21 +29,19 @@ pub struct AsyncLockGuard<S: RecordStore + ?Sized + 'static> {
 
 struct Held<S: RecordStore + ?Sized + 'static> {
     guard: LockGuard<'static, S>,
-    store: Arc<S>,
-    /// Set when the release begins. Dropped after the guard, so the release is pending until it is done.
-    given_up: OnceLock<PendingRelease>,
-}
-
-impl<S: RecordStore + ?Sized + 'static> Held<S> {
-    fn give_up(&self) {
-        let (holder, key) = (self.guard.holder(), self.guard.key());
-        self.given_up.get_or_init(|| PendingRelease::begin(holder, slice::from_ref(key)));
-    }
+    store: AsyncRecordStore<S>,
+    /// Dropped after the guard, so the release is pending until it is done.
+    acquisition: Arc<Acquisition>,
 }
 
 impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
-    pub(super) fn new(store: &Arc<S>, guard: LockGuard<'static, S>) -> Self {
-        Self { held: Arc::new(Held { guard, store: Arc::clone(store), given_up: OnceLock::new() }) }
+    pub(super) fn new(
+        store: &AsyncRecordStore<S>,
+        guard: LockGuard<'static, S>,
+        acquisition: &Arc<Acquisition>,
+    ) -> Self {
+        let (store, acquisition) = (store.clone(), Arc::clone(acquisition));
+        Self { held: Arc::new(Held { guard, store, acquisition }) }
     }
 
     /// The locked record's key.
@@ -75,8 +72,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
         &self,
         options: ReadOptions,
     ) -> Result<Option<TransactionRecord<R>>> {
-        let record = self.short("read", |guard| guard.read_raw(options)).await?;
-        record.map(|record| record.decode("read", self.key().clone())).transpose()
+        let claim = self.held.guard.claim("read")?;
+        self.held.store.read_with(self.key(), options.claim(claim)).await
     }
 
     #[doc = same_as!("LockGuard::write", "a change")]
@@ -114,23 +111,19 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::is_held", "a read")]
     pub async fn is_held(&self) -> Result<bool> {
-        match self.remaining().await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_lock_lost() => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.short("is_held", LockGuard::is_held).await
     }
 
     #[doc = same_as!("LockGuard::keep_alive", "a change, which the end of the guard undoes", "A thread of its \
         own renews, and calls `on_loss`: an executor that is blocked does not lose the lock.")]
     pub async fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
-        let store = Arc::clone(&self.held.store);
+        let store = Arc::clone(&self.held.store.store);
         self.short("keep_alive", move |guard| guard.keep_alive_through(store, on_loss)).await
     }
 
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
-        self.held.give_up();
+        self.held.acquisition.give_up();
         self.short("release_lock", LockGuard::release_and_report).await
     }
 
@@ -148,7 +141,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     ) -> Result<T> {
         self.held.guard.claim(operation)?;
         let held = Arc::clone(&self.held);
-        short(operation, Some(self.key()), move || work(&held.guard)).await
+        self.held.store.short(operation, self.key(), move |_, _| work(&held.guard)).await
     }
 }
 
@@ -157,7 +150,7 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
         if !self.held.guard.needs_release() {
             return;
         }
-        self.held.give_up();
+        self.held.acquisition.give_up();
         // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
         if let Ok(runtime) = Handle::try_current() {
             let held = Arc::clone(&self.held);

@@ -1,14 +1,12 @@
 //! Listings.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::vec;
 
 use tokio::sync::mpsc;
 
-use super::blocking::{permits, short, start_thread};
+use super::blocking::{Outcome, permits};
 use crate::{Listing, RecordStore, Result};
 
 /// A stream of items, created by [`AsyncRecordStore::keys`](super::AsyncRecordStore::keys) and
@@ -16,19 +14,33 @@ use crate::{Listing, RecordStore, Result};
 ///
 /// A thread reads a little ahead until the listing ends or is dropped. If no thread is available, the whole
 /// listing is read at once.
+///
+/// ```
+/// use record_store::MemoryRecordStore;
+/// use record_store::asynchronous::AsyncRecordStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> record_store::Result<()> {
+/// let store = AsyncRecordStore::new(MemoryRecordStore::new());
+/// store.write("greeting", "hello").await?;
+/// let mut keys = store.keys().await?;
+/// while let Some(key) = keys.next().await {
+///     println!("{}", key?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a listing does nothing until its items are requested"]
 pub struct AsyncListing<T> {
+    operation: &'static str,
     batch: vec::IntoIter<Result<T>>,
-    /// `None`: there are no further batches.
-    more: Option<mpsc::Receiver<Message<T>>>,
+    batches: mpsc::Receiver<Vec<Result<T>>>,
+    /// Of the call that reads. `None`: it has ended.
+    outcome: Option<Outcome<()>>,
 }
 
-/// Items, or the error with which the listing could not begin, or a panic of the store.
-type Message<T> = thread::Result<Result<Vec<Result<T>>>>;
-
-/// The items of one batch, and the batches that are read ahead.
+/// The items of one batch.
 const BATCH: usize = 64;
-const AHEAD: usize = 1;
 
 impl<T: Send + 'static> AsyncListing<T> {
     pub(super) async fn begin<S: RecordStore + ?Sized + 'static>(
@@ -36,24 +48,26 @@ impl<T: Send + 'static> AsyncListing<T> {
         store: &Arc<S>,
         list: fn(&S) -> Result<Listing<'_, T>>,
     ) -> Result<Self> {
-        let (sender, receiver) = mpsc::channel(AHEAD);
-        let started = permits().try_acquire_owned().is_ok_and(|permit| {
-            let store = Arc::clone(store);
-            let read = move || {
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| read_ahead(&*store, list, &sender))) {
-                    let _ = sender.blocking_send(Err(panic));
+        // One batch is read ahead. So the whole listing as one batch never blocks the pool.
+        let (sender, batches) = mpsc::channel(1);
+        let store = Arc::clone(store);
+        let read = move |batch_size| {
+            let mut items = list(&store)?;
+            loop {
+                let batch: Vec<_> = items.by_ref().take(batch_size).collect();
+                if batch.is_empty() || sender.blocking_send(batch).is_err() {
+                    return Ok(());
                 }
-            };
-            start_thread(permit, read)
+            }
+        };
+        let on_thread = permits().try_acquire_owned().ok().and_then(|permit| {
+            let read = read.clone();
+            Outcome::on_thread(permit, move || read(BATCH))
         });
-        if !started {
-            let store = Arc::clone(store);
-            let all = short(operation, None, move || Ok(list(&store)?.collect::<Vec<_>>())).await?;
-            return Ok(Self { batch: all.into_iter(), more: None });
-        }
-        let mut listing = Self { batch: Vec::new().into_iter(), more: Some(receiver) };
-        // The first batch is empty: it says whether the listing can begin.
-        listing.next_batch().await.transpose()?;
+        let outcome = on_thread.unwrap_or_else(|| Outcome::on_pool(move || read(usize::MAX)));
+        let mut listing = Self { operation, batch: Vec::new().into_iter(), batches, outcome: Some(outcome) };
+        // Reports if the listing cannot begin.
+        listing.next_batch().await?;
         Ok(listing)
     }
 
@@ -63,41 +77,24 @@ impl<T: Send + 'static> AsyncListing<T> {
     ///
     /// An item is an error if that one record or lock cannot be identified; the listing continues after it.
     pub async fn next(&mut self) -> Option<Result<T>> {
-        loop {
-            if let Some(item) = self.batch.next() {
-                return Some(item);
-            }
-            if let Err(error) = self.next_batch().await? {
-                return Some(Err(error));
-            }
+        if self.batch.len() == 0
+            && let Err(error) = self.next_batch().await
+        {
+            return Some(Err(error));
         }
+        self.batch.next()
     }
 
-    /// `None`: there are no more.
-    async fn next_batch(&mut self) -> Option<Result<()>> {
-        match self.more.as_mut()?.recv().await? {
-            Ok(batch) => Some(batch.map(|batch| self.batch = batch.into_iter())),
-            Err(panic) => resume_unwind(panic),
+    /// The batch is empty after the last one.
+    async fn next_batch(&mut self) -> Result<()> {
+        if let Some(batch) = self.batches.recv().await {
+            self.batch = batch.into_iter();
+        } else if let Some(outcome) = &mut self.outcome {
+            let outcome = outcome.receive(self.operation, None).await;
+            self.outcome = None;
+            return outcome;
         }
-    }
-}
-
-/// Sends the items until the receiver is dropped.
-fn read_ahead<S: ?Sized, T>(
-    store: &S,
-    list: fn(&S) -> Result<Listing<'_, T>>,
-    sender: &mpsc::Sender<Message<T>>,
-) {
-    let mut items = match list(store) {
-        Ok(items) => items,
-        Err(error) => return drop(sender.blocking_send(Ok(Err(error)))),
-    };
-    let mut batch = Vec::new();
-    while sender.blocking_send(Ok(Ok(batch))).is_ok() {
-        batch = items.by_ref().take(BATCH).collect();
-        if batch.is_empty() {
-            return;
-        }
+        Ok(())
     }
 }
 

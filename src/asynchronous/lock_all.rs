@@ -1,11 +1,10 @@
 //! Several locks at once.
 
+use std::collections::BTreeSet;
 use std::slice;
-use std::sync::Arc;
 
-use super::acquire::PendingAcquire;
 use super::{AsyncLockGuard, AsyncRecordStore};
-use crate::{Key, LockGuard, LockGuards, LockOptions, RecordStore, Result};
+use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result};
 
 /// The held locks of several keys, created by [`AsyncRecordStore::lock_all`]. Dropping it releases them, as
 /// dropping a [guard](AsyncLockGuard) does.
@@ -16,24 +15,30 @@ pub struct AsyncLockGuards<S: RecordStore + ?Sized + 'static> {
     guards: Vec<AsyncLockGuard<S>>,
 }
 
-impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
-    pub(super) async fn acquire(
-        store: &AsyncRecordStore<S>,
-        keys: Vec<Key>,
+impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
+    #[doc = same_as!("RecordStoreExt::lock_all", "an acquisition")]
+    pub async fn lock_all<K: IntoKey>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
         options: LockOptions,
-    ) -> Result<Self> {
-        let (pending, options) = PendingAcquire::begin("lock_all", keys.clone(), options).await?;
-        let store = Arc::clone(&store.store);
-        let call = pending.call(move |timeout| {
-            let options = options.clone().acquire_timeout(timeout);
-            let lock = |key, options| LockGuard::acquire_owned(&store, key, options);
-            let guards = LockGuards::acquire(keys.clone(), &options, lock)?.into_guards();
-            Ok(guards.into_iter().map(|guard| AsyncLockGuard::new(&store, guard)).collect())
+    ) -> Result<AsyncLockGuards<S>> {
+        // In the order of the guards.
+        let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<BTreeSet<_>>>()?;
+        let keys: Vec<_> = keys.into_iter().collect();
+        if keys.is_empty() {
+            return Ok(AsyncLockGuards { guards: Vec::new() });
+        }
+        let acquire = self.acquire("lock_all", &keys, options, None, |store, of, options, _| {
+            let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
+            let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
+            let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
+            Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
         });
-        let carried = pending.wait.run(call).await?;
-        Ok(Self { guards: pending.arrived(carried) })
+        Ok(AsyncLockGuards { guards: acquire.await? })
     }
+}
 
+impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
     /// The guard of this key. `None`: it is not among them.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&AsyncLockGuard<S>> {

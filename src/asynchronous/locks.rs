@@ -1,12 +1,11 @@
 //! The operations on locks.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::blocking::Wait;
-use super::{AsyncListing, AsyncLockGuard, AsyncLockGuards, AsyncRecordStore};
-use crate::{Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, RecordStoreExt};
-use crate::{Result, WaitOptions};
+use super::wait::{or_none, timeout};
+use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
+use crate::{Claim, Holder, IntoKey, Key, LockGuard, LockInfo, LockOptions, LockToken};
+use crate::{RecordStore, RecordStoreExt, Result, WaitOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::acquire_lock", "an acquisition")]
@@ -17,8 +16,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::release_lock", "a change")]
     pub async fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
         let claim = claim.into();
-        self.short("release_lock", key, move |store, key| RecordStoreExt::release_lock(store, key, claim))
-            .await
+        self.short("release_lock", key, move |store, key| store.release_lock(key, claim)).await
     }
 
     #[doc = same_as!("RecordStoreExt::renew", "a change")]
@@ -29,16 +27,30 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
-        self.short("renew", key, move |store, key| {
-            store.renew_raw(key, &claim, hold_timeout, WaitOptions::new())
-        })
-        .await
+        self.short("renew", key, move |store, key| store.renew(key, claim, hold_timeout)).await
     }
 
-    #[doc = same_as!("RecordStoreExt::lock", "an acquisition", "The guard owns its store. Tasks that wait \
-        through clones of one store get the lock in the order of their requests.")]
+    #[doc = same_as!("RecordStoreExt::lock", "an acquisition", "The guard owns its store. Tasks get the lock \
+        through clones of one store in the order of their requests. The first poll of a future is its request; if \
+        its holder has just dropped a guard of this lock, the end of that guard's release is.")]
     pub async fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<AsyncLockGuard<S>> {
-        self.acquire(key.into_key()?, options).await
+        const OPERATION: &str = "acquire_lock";
+        let key = [key.into_key()?];
+        self.acquire(OPERATION, &key, options, Some(&self.queues), |store, of, options, is_first| {
+            let (holder, key) = (of[0].holder(), of[0].key());
+            // A task must not overtake those before it, unless its holder has the lock or the first turn.
+            if !is_first && !store.queues.is_first(&(OPERATION, key.clone()), holder) {
+                // An error here is also found by the first task, and reported there.
+                let info = store.inner().lock_info_raw(key).ok().flatten();
+                if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
+                    let holder = info.map(|info| info.holder().clone());
+                    return Err(timeout(OPERATION, key).with_holder(holder));
+                }
+            }
+            let guard = LockGuard::acquire_owned(&store.store, key.clone(), options)?;
+            Ok(AsyncLockGuard::new(store, guard, &of[0]))
+        })
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::try_lock", "an acquisition")]
@@ -48,21 +60,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         key: impl IntoKey,
         options: LockOptions,
     ) -> Result<Option<AsyncLockGuard<S>>> {
-        match self.lock(key, options.acquire_timeout(Duration::ZERO)).await {
-            Ok(guard) => Ok(Some(guard)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    #[doc = same_as!("RecordStoreExt::lock_all", "an acquisition")]
-    pub async fn lock_all<K: IntoKey>(
-        &self,
-        keys: impl IntoIterator<Item = K>,
-        options: LockOptions,
-    ) -> Result<AsyncLockGuards<S>> {
-        let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<_>>()?;
-        AsyncLockGuards::acquire(self, keys, options).await
+        or_none(self.lock(key, options.acquire_timeout(Duration::ZERO)).await)
     }
 
     #[doc = same_as!("RecordStoreExt::is_locked", "a read")]
@@ -77,10 +75,11 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::wait_for_lock", "a read")]
     pub async fn wait_for_lock(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
-        let (store, key) = (Arc::clone(&self.store), key.into_key()?);
-        let wait = Wait::new("wait_for_lock", Some(&key), &options.into());
-        let call = move |options| Ok(store.wait_for_lock_raw(&key, options)?.then_some(()));
-        Ok(wait.run_or_none(call).await?.is_some())
+        const OPERATION: &str = "wait_for_lock";
+        let wait = |store: &S, key: &Key, options| {
+            store.wait_for_lock_raw(key, options)?.then_some(()).ok_or_else(|| timeout(OPERATION, key))
+        };
+        Ok(or_none(self.wait(OPERATION, &key.into_key()?, &options.into(), wait).await)?.is_some())
     }
 
     #[doc = same_as!("RecordStoreExt::lock_info", "a read")]
@@ -90,15 +89,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
     pub async fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.short("break_lock", key, |store, key| store.break_lock_raw(key, None, WaitOptions::new())).await
+        self.short("break_lock", key, |store, key| store.break_lock(key)).await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock_by_token", "a change")]
     pub async fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.short("break_lock", key, move |store, key| {
-            store.break_lock_raw(key, Some(token), WaitOptions::new())
-        })
-        .await
+        self.short("break_lock", key, move |store, key| store.break_lock_by_token(key, token)).await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]

@@ -24,8 +24,9 @@
 //!
 //! Short operations run on the runtime's [blocking pool](tokio::task::spawn_blocking). A call that has to
 //! wait runs on a thread outside of the pool. So a release never queues behind the waiters that it will
-//! wake, however small the pool is. The tasks that wait for one lock through clones of one store need one
-//! thread together. At most 64 such threads exist; further calls retry, at least every 50 ms.
+//! wake, however small the pool is. The tasks that acquire one lock through clones of one store wait in a
+//! queue, and only the first one needs a thread. At most 64 such threads exist; further calls retry, at least
+//! every 50 ms.
 //!
 //! # Cancel safety
 //!
@@ -42,6 +43,8 @@
 //! [`release`](AsyncLockGuard::release) waits for the release. A holder that drops a guard or an
 //! acquisition and then acquires the same lock waits for that release first: it gets a new lock.
 //!
+//! A future that is neither polled nor dropped keeps its place in the queue, and perhaps the lock.
+//!
 //! # Holders
 //!
 //! The default holder is the task: [`current_holder`], in the task that first polls the method's future. A
@@ -51,8 +54,7 @@
 //!
 //! # Errors
 //!
-//! Every operation also fails with [`ErrorKind::Thread`](crate::ErrorKind::Thread) if the runtime is
-//! shutting down.
+//! Operations also fail with [`ErrorKind::Thread`](crate::ErrorKind::Thread) if the runtime is shutting down.
 //!
 //! # Limitations
 //!
@@ -75,7 +77,6 @@ macro_rules! same_as {
     };
 }
 
-mod acquire;
 mod blocking;
 mod compute;
 mod guard;
@@ -85,6 +86,7 @@ mod locks;
 mod pending;
 mod queue;
 mod records;
+mod wait;
 mod watch;
 
 use std::fmt;
@@ -93,6 +95,7 @@ use std::sync::Arc;
 use crate::process::thread_id;
 use crate::{Holder, IntoKey, IsolationLevel, Key, RecordStore, Result};
 
+use blocking::Outcome;
 pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
 pub use lock_all::AsyncLockGuards;
@@ -137,7 +140,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         work: impl FnOnce(&S, &Key) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let (store, key) = (Arc::clone(&self.store), key.into_key()?);
-        blocking::short(operation, Some(&key.clone()), move || work(&store, &key)).await
+        let of = key.clone();
+        Outcome::on_pool(move || work(&store, &of)).receive(operation, Some(&key)).await
     }
 }
 
@@ -153,9 +157,9 @@ impl<S: ?Sized> Clone for AsyncRecordStore<S> {
     }
 }
 
-impl<S: RecordStore + ?Sized> fmt::Debug for AsyncRecordStore<S> {
+impl<S: fmt::Debug + ?Sized> fmt::Debug for AsyncRecordStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("AsyncRecordStore").field(&&*self.store).finish()
+        f.debug_tuple("AsyncRecordStore").field(&self.store).finish()
     }
 }
 

@@ -6,49 +6,68 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::unconstrained;
 
-use crate::Key;
 use crate::process::PerProcess;
+use crate::{Holder, Key};
 
 /// The queues of one store. A child has none of its parent's tasks.
 #[derive(Clone, Default)]
-pub(super) struct Queues(Arc<PerProcess<HashMap<Awaited, Arc<Mutex<()>>>>>);
+pub(super) struct Queues(Arc<PerProcess<HashMap<Awaited, Queue>>>);
 
 /// The operation that waits, and its key.
 pub(super) type Awaited = (&'static str, Key);
 
-/// Held by the first waiter of a queue.
-pub(super) struct Turn {
-    // Dropped in this order: the last waiter to leave removes the queue.
-    _first: OwnedMutexGuard<()>,
-    _waiter: Waiter,
+#[derive(Default)]
+struct Queue {
+    turn: Arc<Mutex<()>>,
+    /// The holder of the first task.
+    first: Option<Holder>,
 }
 
-struct Waiter {
+/// A task in a queue.
+pub(super) struct Queued {
     queues: Queues,
     awaited: Awaited,
+    /// `Some`: it is the first.
+    turn: Option<OwnedMutexGuard<()>>,
 }
 
 impl Queues {
-    /// Whether a task waits for this.
-    pub(super) fn contains(&self, awaited: &Awaited) -> bool {
-        self.0.lock().contains_key(awaited)
+    /// Waits to be the first. The first poll enters the queue, and dropping the future leaves it.
+    pub(super) async fn enter(&self, awaited: Awaited, holder: &Holder) -> Queued {
+        let turn = Arc::clone(&self.0.lock().entry(awaited.clone()).or_default().turn);
+        // Declared before the wait, so dropped after it.
+        let mut task = Queued { queues: self.clone(), awaited, turn: None };
+        // Tokio would not let a task enter that has polled many futures without a pause.
+        task.turn = Some(unconstrained(turn.lock_owned()).await);
+        task.set_first(Some(holder.clone()));
+        task
     }
 
-    /// Waits to be the first. Dropping the future leaves the queue.
-    pub(super) async fn enter(&self, awaited: Awaited) -> Turn {
-        let queue = Arc::clone(self.0.lock().entry(awaited.clone()).or_default());
-        // Declared before the wait, so dropped after it.
-        let waiter = Waiter { queues: self.clone(), awaited };
-        Turn { _first: queue.lock_owned().await, _waiter: waiter }
+    /// Whether the first task has this holder.
+    pub(super) fn is_first(&self, awaited: &Awaited, holder: &Holder) -> bool {
+        self.0.lock().get(awaited).is_some_and(|queue| queue.first.as_ref() == Some(holder))
     }
 }
 
-impl Drop for Waiter {
+impl Queued {
+    fn set_first(&self, holder: Option<Holder>) {
+        if let Some(queue) = self.queues.0.lock().get_mut(&self.awaited) {
+            queue.first = holder;
+        }
+    }
+}
+
+impl Drop for Queued {
     fn drop(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            self.set_first(None);
+            drop(turn);
+        }
         let mut queues = self.queues.0.lock();
-        // Only the map has it.
-        if queues.get(&self.awaited).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+        // Only the map has it, so this was the last task.
+        if queues.get(&self.awaited).is_some_and(|queue| Arc::strong_count(&queue.turn) == 1) {
             queues.remove(&self.awaited);
         }
     }
@@ -64,17 +83,18 @@ mod tests {
     #[test]
     fn the_last_waiter_removes_the_queue() {
         let (queues, awaited) = (Queues::default(), ("lock", Key::new("k").unwrap()));
+        let holder = Holder::current();
         let mut context = Context::from_waker(Waker::noop());
-        let Poll::Ready(first) = pin!(queues.enter(awaited.clone())).poll(&mut context) else {
+        let Poll::Ready(first) = pin!(queues.enter(awaited.clone(), &holder)).poll(&mut context) else {
             panic!("the queue is empty")
         };
         {
-            let mut second = pin!(queues.enter(awaited.clone()));
+            let mut second = pin!(queues.enter(awaited.clone(), &holder));
             assert!(second.as_mut().poll(&mut context).is_pending());
             drop(first);
-            assert!(queues.contains(&awaited));
+            assert!(queues.0.lock().contains_key(&awaited));
             // It is dropped when it is its turn, before it is polled again.
         }
-        assert!(!queues.contains(&awaited));
+        assert!(!queues.0.lock().contains_key(&awaited));
     }
 }

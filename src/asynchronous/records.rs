@@ -1,15 +1,11 @@
 //! The operations on records.
 
-use std::sync::Arc;
-use std::time::Instant;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::blocking::Wait;
-use super::{AsyncListing, AsyncRecordStore, AsyncRecordWatch, current_holder};
-use crate::{Claim, Expected, IntoKey, Json, Key, ReadOptions, RecordChange, RecordStore, RecordVersion};
-use crate::{RemoveOptions, Result, TransactionRecord, WaitOptions, WriteOptions};
+use super::{AsyncListing, AsyncRecordStore, current_holder};
+use crate::{Claim, Expected, IntoKey, Json, Key, ReadOptions, RecordStore, RecordVersion};
+use crate::{RemoveOptions, Result, TransactionRecord, WriteOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::read", "a read")]
@@ -23,13 +19,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         key: impl IntoKey,
         options: ReadOptions,
     ) -> Result<Option<TransactionRecord<R>>> {
-        let key = key.into_key()?;
-        let wait = Wait::new("read", Some(&key), options.get_wait());
-        let claim = claim_or_current(options.get_claim());
-        let options = options.claim(claim).cancellation(&wait.cancellation);
-        let (store, of) = (Arc::clone(&self.store), key.clone());
-        let call = move |timeout| store.read_raw(&of, options.clone().timeout(timeout));
-        let record = wait.run(Arc::new(call)).await?;
+        let (key, wait, claim) = (key.into_key()?, options.get_wait().clone(), claim(options.get_claim()));
+        let options = options.claim(claim);
+        let read = move |store: &S, key: &_, wait| store.read_raw(key, options.clone().wait(wait));
+        let record = self.wait("read", &key, &wait, read).await?;
         record.map(|record| record.decode("read", key)).transpose()
     }
 
@@ -45,10 +38,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         result: &R,
         options: WriteOptions,
     ) -> Result<()> {
-        let key = key.into_key()?;
-        let json = Json::encode_result("write", &key, result)?;
-        let claim = claim_or_current(options.get_claim());
-        self.short("write", key, move |store, key| store.write_raw(key, &json, options.claim(claim))).await
+        self.encode_and_write("write", key.into_key()?, result, options, S::write_raw).await
     }
 
     #[doc = same_as!("RecordStoreExt::write_if_absent", "a change")]
@@ -71,15 +61,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         result: &R,
         options: WriteOptions,
     ) -> Result<bool> {
-        const OPERATION: &str = "write_if_version";
-        let key = key.into_key()?;
-        let new = Json::encode_result(OPERATION, &key, result)?;
-        let claim = claim_or_current(options.get_claim());
-        let options = options.claim(claim);
-        let swap = move |store: &S, key: &Key| {
-            store.compare_and_swap_raw(key, Expected::Version(version), &new, options)
+        let swap = move |store: &S, key: &_, new: &_, options| {
+            store.compare_and_swap_raw(key, Expected::Version(version), new, options)
         };
-        self.short(OPERATION, key, swap).await
+        self.encode_and_write("write_if_version", key.into_key()?, result, options, swap).await
     }
 
     #[doc = same_as!("RecordStoreExt::compare_and_swap", "a change")]
@@ -94,14 +79,23 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         const OPERATION: &str = "compare_and_swap";
         let key = key.into_key()?;
         let expected = expected.map(|value| Json::encode_result(OPERATION, &key, value)).transpose()?;
-        let new = Json::encode_result(OPERATION, &key, new)?;
-        let claim = claim_or_current(options.get_claim());
-        let options = options.claim(claim);
-        let swap = move |store: &S, key: &Key| {
+        let swap = move |store: &S, key: &_, new: &_, options| {
             let expected = expected.as_ref().map_or(Expected::Absent, Expected::Value);
-            store.compare_and_swap_raw(key, expected, &new, options)
+            store.compare_and_swap_raw(key, expected, new, options)
         };
-        self.short(OPERATION, key, swap).await
+        self.encode_and_write(OPERATION, key, new, options, swap).await
+    }
+
+    async fn encode_and_write<R: Serialize + ?Sized, T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        key: Key,
+        result: &R,
+        options: WriteOptions,
+        write: impl FnOnce(&S, &Key, &Json, WriteOptions) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (result, claim) = (Json::encode_result(operation, &key, result)?, claim(options.get_claim()));
+        self.short(operation, key, move |store, key| write(store, key, &result, options.claim(claim))).await
     }
 
     #[doc = same_as!("RecordStoreExt::remove", "a change")]
@@ -111,7 +105,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::remove_with", "a change")]
     pub async fn remove_with(&self, key: impl IntoKey, options: RemoveOptions) -> Result<bool> {
-        let claim = claim_or_current(options.get_claim());
+        let claim = claim(options.get_claim());
         self.short("remove", key, move |store, key| store.remove_raw(key, options.claim(claim))).await
     }
 
@@ -120,52 +114,13 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.short("exists", key, S::exists_raw).await
     }
 
-    /// As [`RecordStoreExt::keys`](crate::RecordStoreExt::keys). Cancel safe: a read.
-    ///
-    /// ```
-    /// use record_store::MemoryRecordStore;
-    /// use record_store::asynchronous::AsyncRecordStore;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> record_store::Result<()> {
-    /// let store = AsyncRecordStore::new(MemoryRecordStore::new());
-    /// store.write("greeting", "hello").await?;
-    /// let mut keys = store.keys().await?;
-    /// while let Some(key) = keys.next().await {
-    ///     println!("{}", key?);
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Those of the blocking method, and [`ErrorKind::Thread`](crate::ErrorKind::Thread).
+    #[doc = same_as!("RecordStoreExt::keys", "a read")]
     pub async fn keys(&self) -> Result<AsyncListing<Key>> {
         AsyncListing::begin("keys", &self.store, S::keys_raw).await
     }
-
-    #[doc = same_as!("RecordStoreExt::watch", "a read")]
-    pub async fn watch(&self, key: impl IntoKey) -> Result<AsyncRecordWatch<S>> {
-        let key = key.into_key()?;
-        let seen = self.short("watch", &key, S::version_raw).await?;
-        Ok(AsyncRecordWatch::new(Arc::clone(&self.store), key, seen))
-    }
-
-    #[doc = same_as!("RecordStoreExt::wait_for_record", "a read", "Only changes after the first poll count.")]
-    pub async fn wait_for_record(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
-        let (start, options) = (Instant::now(), options.into());
-        let mut watch = self.watch(key).await?;
-        loop {
-            let left = options.get_timeout().map(|timeout| timeout.saturating_sub(start.elapsed()));
-            match watch.next(options.clone().timeout(left)).await? {
-                Some(RecordChange::Removed) => {}
-                change => return Ok(change.is_some()),
-            }
-        }
-    }
 }
 
-fn claim_or_current(claim: Option<&Claim>) -> Claim {
-    claim.cloned().unwrap_or_else(|| Claim::Holder(current_holder()))
+/// The claim of the options or, without one, that of the calling task.
+fn claim(of_options: Option<&Claim>) -> Claim {
+    of_options.cloned().unwrap_or_else(|| Claim::Holder(current_holder()))
 }

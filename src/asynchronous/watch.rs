@@ -1,13 +1,13 @@
 //! Watching a record for changes.
 
-use std::fmt;
-use std::sync::Arc;
+use std::time::Instant;
 
-use super::blocking::Wait;
-use crate::{Key, RecordChange, RecordStore, RecordVersion, Result, WaitOptions};
+use super::AsyncRecordStore;
+use super::wait::{or_none, timeout};
+use crate::{IntoKey, Key, RecordChange, RecordStore, RecordVersion, Result, WaitOptions};
 
-/// Watches one record, as a [`RecordWatch`](crate::RecordWatch) does: no change between two waits is missed. Created by
-/// [`AsyncRecordStore::watch`](super::AsyncRecordStore::watch).
+/// Watches one record, as a [`RecordWatch`](crate::RecordWatch) does: no change between two waits is missed.
+/// Created by [`AsyncRecordStore::watch`].
 ///
 /// ```
 /// use record_store::asynchronous::AsyncRecordStore;
@@ -22,18 +22,36 @@ use crate::{Key, RecordChange, RecordStore, RecordVersion, Result, WaitOptions};
 /// # Ok(())
 /// # }
 /// ```
+#[derive(Debug)]
 #[must_use = "a watch reports a change only when `next` is called"]
 pub struct AsyncRecordWatch<S: ?Sized> {
-    store: Arc<S>,
+    store: AsyncRecordStore<S>,
     key: Key,
     seen: RecordVersion,
 }
 
-impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
-    pub(super) fn new(store: Arc<S>, key: Key, seen: RecordVersion) -> Self {
-        Self { store, key, seen }
+impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
+    #[doc = same_as!("RecordStoreExt::watch", "a read")]
+    pub async fn watch(&self, key: impl IntoKey) -> Result<AsyncRecordWatch<S>> {
+        let key = key.into_key()?;
+        let seen = self.short("watch", &key, S::version_raw).await?;
+        Ok(AsyncRecordWatch { store: self.clone(), key, seen })
     }
 
+    #[doc = same_as!("RecordStoreExt::wait_for_record", "a read", "Only changes after the first poll count.")]
+    pub async fn wait_for_record(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
+        let (start, options) = (Instant::now(), options.into());
+        let mut watch = self.watch(key).await?;
+        loop {
+            match watch.next(options.since(start)).await? {
+                Some(RecordChange::Removed) => {}
+                change => return Ok(change.is_some()),
+            }
+        }
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
     /// The watched record's key.
     #[must_use]
     pub fn key(&self) -> &Key {
@@ -42,21 +60,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
 
     #[doc = same_as!("RecordWatch::next", "the next call reports a change that this one did not")]
     pub async fn next(&mut self, options: impl Into<WaitOptions>) -> Result<Option<RecordChange>> {
-        let wait = Wait::new("watch", Some(&self.key), &options.into());
-        let (store, key, seen) = (Arc::clone(&self.store), self.key.clone(), self.seen);
-        let call = move |options| store.wait_for_change_raw(&key, seen, options);
-        let Some(now) = wait.run_or_none(call).await? else { return Ok(None) };
+        let seen = self.seen;
+        let wait = move |store: &S, key: &Key, options| {
+            store.wait_for_change_raw(key, seen, options)?.ok_or_else(|| timeout("watch", key))
+        };
+        let changed = self.store.wait("watch", &self.key, &options.into(), wait).await;
+        let Some(now) = or_none(changed)? else { return Ok(None) };
         let change = RecordChange::between(self.seen, now);
         self.seen = now;
         Ok(Some(change))
-    }
-}
-
-impl<S: ?Sized> fmt::Debug for AsyncRecordWatch<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncRecordWatch")
-            .field("key", &self.key)
-            .field("seen", &self.seen)
-            .finish_non_exhaustive()
     }
 }

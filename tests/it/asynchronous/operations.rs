@@ -8,8 +8,8 @@ use std::time::Duration;
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
     Cancellation, Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
-    MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RemoveOptions, Result,
-    UpdateOptions, WriteOptions,
+    MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, RemoveOptions,
+    Result, UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -150,6 +150,31 @@ fn an_unsupported_operation_is_an_error() {
         let panics = tokio::spawn(async move { locks.locks().await.unwrap().next().await.is_some() });
         assert!(panics.await.unwrap_err().is_panic(), "also that of a listing");
     });
+}
+
+#[test]
+fn operations_fail_in_a_runtime_that_is_shut_down() {
+    let store = AsyncRecordStore::new(MemoryRecordStore::new());
+    let (runtime, options) = (multi_threaded(), LockOptions::new);
+    let handle = runtime.handle().clone();
+    let guard = handle.block_on(store.lock("held", options())).unwrap();
+    runtime.shutdown_background();
+    handle.block_on(async {
+        for error in [
+            store.exists("k").await.unwrap_err(),
+            store.read::<u8>("k").await.unwrap_err(),
+            store.lock("k", options()).await.unwrap_err(),
+            store.lock_all(["k"], options()).await.unwrap_err(),
+            store.update("k", options(), async |_: Option<u8>| Ok(1)).await.unwrap_err(),
+            guard.renew().await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Thread, "{error}");
+        }
+        let unstored = guard.write(&1).await.unwrap_err();
+        assert_eq!((unstored.kind(), unstored.unstored().map(Json::as_str)), (ErrorKind::Thread, Some("1")));
+    });
+    drop(guard);
+    assert!(!store.inner().is_locked("held").unwrap() && !store.inner().is_locked("k").unwrap());
 }
 
 #[test]
