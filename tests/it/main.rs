@@ -18,6 +18,7 @@ mod conformance;
 mod crash;
 mod damaged_records;
 mod deaths;
+mod descriptors;
 mod disturbances;
 mod expiry;
 mod failing_calls;
@@ -59,6 +60,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
         crash::ROLES,
         deaths::ROLES,
+        descriptors::ROLES,
         disturbances::ROLES,
         failing_calls::ROLES,
         foreign_files::ROLES,
