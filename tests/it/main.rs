@@ -39,6 +39,7 @@ mod power_loss;
 mod processes;
 mod protocol_model;
 mod removed_store;
+mod renewals;
 mod schedules;
 mod shared_guards;
 mod storms;
@@ -46,6 +47,8 @@ mod support;
 mod surroundings;
 #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
 mod system_calls;
+#[cfg(target_arch = "x86_64")]
+mod time_limits;
 #[cfg(feature = "tracing")]
 mod tracing;
 mod transactions;
@@ -79,6 +82,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
         compute::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        time_limits::ROLES,
         #[cfg(feature = "tracing")]
         tracing::ROLES,
         surroundings::ROLES,

@@ -158,6 +158,53 @@ fn a_failed_commit_hook_rolls_back() {
     }
 }
 
+/// The keys that are locked when each hook runs, and after the end of the transaction, which the caller still has.
+fn locks_in_hooks(store: &impl RecordStore, commits: bool) -> Vec<String> {
+    let seen = Mutex::new(Vec::new());
+    let see = |what: &str| {
+        let keys = ["parent", "child", "existing"].into_iter();
+        let locked: Vec<_> = keys.filter(|key| store.is_locked(*key).unwrap()).collect();
+        seen.lock().unwrap().push(format!("{what}: {}", locked.join(" ")));
+        Ok(())
+    };
+    store.write("existing", &1).unwrap();
+    let level = IsolationLevel::Serializable;
+    let mut parent = store.transaction("parent").unwrap().isolation_level(level).begin().unwrap();
+    parent.on_commit(|key| see(&format!("commit {key}")));
+    parent.on_rollback(|key| see(&format!("rollback {key}")));
+    for key in ["child", "existing"] {
+        let mut child = parent.child(key).unwrap().begin().unwrap();
+        child.on_commit(|key| see(&format!("commit {key}")));
+        child.on_rollback(|key| see(&format!("rollback {key}")));
+        child.stage(&1).unwrap();
+        child.finish().unwrap();
+    }
+    parent.stage(&1).unwrap();
+    see("end of the work").unwrap();
+    let ended = if commits { parent.commit() } else { parent.rollback() };
+    ended.unwrap();
+    see("end").unwrap();
+    seen.into_inner().unwrap()
+}
+
+/// The hooks of a transaction run under its lock, and those of its parent after it was released: neither when the
+/// hooks begin nor only when the parent is dropped.
+fn check_locks_in_hooks(store: &impl RecordStore) {
+    let all = "end of the work: parent child existing";
+    // A transaction of an existing record is committed already: no hook of it runs.
+    let rolled_back = ["rollback child: parent child", "rollback parent: parent", "end: "];
+    assert_eq!(locks_in_hooks(store, false), [&[all][..], &rolled_back].concat());
+    let committed = ["commit child: parent child existing", "commit parent: parent", "end: "];
+    assert_eq!(locks_in_hooks(store, true), [&[all][..], &committed].concat());
+}
+
+#[test]
+fn hooks_run_under_the_lock_which_is_released_right_after_them() {
+    check_locks_in_hooks(&MemoryRecordStore::new());
+    let dir = tempdir().unwrap();
+    check_locks_in_hooks(&open(dir.path()));
+}
+
 #[test]
 fn every_rollback_hook_runs_and_the_first_failure_is_returned() {
     let store = MemoryRecordStore::new();

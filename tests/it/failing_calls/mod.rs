@@ -11,6 +11,8 @@ mod faults;
 #[cfg(target_arch = "x86_64")]
 mod injected;
 #[cfg(target_arch = "x86_64")]
+mod no_locks;
+#[cfg(target_arch = "x86_64")]
 mod operations;
 #[cfg(target_arch = "x86_64")]
 mod verdict;
@@ -24,4 +26,6 @@ pub(crate) const ROLES: &[Role] = &[
     ("read-only", read_only::lose_write_permission),
     #[cfg(target_arch = "x86_64")]
     ("operate", operations::operate),
+    #[cfg(target_arch = "x86_64")]
+    ("lack locks", no_locks::lack_locks),
 ];

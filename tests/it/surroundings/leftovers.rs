@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use record_store::{Key, LockOptions, RecordStoreExt};
+use record_store::{Key, LockOptions, RecordStoreExt, Swept, WriteOptions};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Stage};
@@ -39,6 +40,48 @@ fn blank_locks_are_swept_whatever_their_names() {
     assert_eq!(locks(), 1);
 }
 
+/// A different number of each kind, so that none is mistaken for another.
+#[test]
+fn a_sweep_returns_how_many_files_of_each_kind_it_removed() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let (private, dead) = (dir.path().join(".store"), |number: usize| format!("1-deaddeaddeaddea{number}"));
+    let expires_at_once = WriteOptions::new().time_to_live(Duration::from_nanos(1));
+    for number in 0..5 {
+        store.write_with(format!("expired-{number}"), &1, expires_at_once.clone()).unwrap();
+    }
+    store.write_with(long_key(9), &1, expires_at_once).unwrap();
+    store.write("record", &1).unwrap();
+    for number in 0..4 {
+        fs::write(private.join("owners").join(dead(number)), "").unwrap();
+    }
+    for number in 0..3 {
+        fs::write(private.join(format!("tmp/{}.{number}", dead(0))), "half").unwrap();
+    }
+    // What a dead process displaced: the record of its name, and two files of other programs.
+    let displaced =
+        |number: usize, name: &str| private.join(format!("tmp/{}.9{number}.{name}.json", dead(1)));
+    fs::copy(dir.path().join("record.json"), displaced(0, "record")).unwrap();
+    for number in 1..3 {
+        fs::write(displaced(number, "notes"), "foreign").unwrap();
+    }
+    for number in 0..2 {
+        let expired = as_named("gone").hold_timeout(Duration::from_nanos(1));
+        store.acquire_lock(format!("stale-{number}"), expired.clone()).unwrap();
+        store.acquire_lock(long_key(number), expired).unwrap();
+        fs::write(dir.path().join(format!("blank-{number}.lock")), "").unwrap();
+        let hashed = format!("{}.lock", Key::new(long_key(number + 2)).unwrap().file_stem());
+        fs::write(dir.path().join(hashed), [0; 100]).unwrap();
+    }
+    let _held = store.lock("held", LockOptions::new()).unwrap();
+
+    let Swept { owners, staged, damaged, locks, records, .. } = store.sweep().unwrap();
+    assert_eq!((owners, staged, damaged, locks, records), (4, 4, 2, 8, 6));
+    assert_eq!(store.sweep().unwrap(), Swept::default());
+    assert_eq!(store.damaged().unwrap().len(), 2);
+    assert!(store.is_locked("held").unwrap() && store.exists("record").unwrap());
+}
+
 /// A release leaves a blank lock file for a waiter, which writes its lock into it. A sweep must not remove that.
 #[test]
 fn a_concurrent_sweep_does_not_remove_a_lock_with_a_hashed_name() {
@@ -60,7 +103,7 @@ fn a_concurrent_sweep_does_not_remove_a_lock_with_a_hashed_name() {
             while !done.load(Ordering::Relaxed) {
                 let name = format!("{}.lock", Key::new(long_key(99)).unwrap().file_stem());
                 fs::write(dir.path().join(name), [0; 512]).unwrap();
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                std::thread::sleep(Duration::from_millis(5));
             }
         });
         let workers: Vec<_> = (0..threads)

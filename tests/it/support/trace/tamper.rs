@@ -70,6 +70,13 @@ impl Traced {
         memory.unwrap().write_all_at(bytes, address).unwrap();
     }
 
+    /// Reads the memory of the child.
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {
+        use std::os::unix::fs::FileExt;
+        let memory = std::fs::File::open(format!("/proc/{}/mem", self.process)).unwrap();
+        memory.read_exact_at(bytes, address).unwrap();
+    }
+
     /// Executes the call, which must be a read or a write, with a limit on the bytes that it transfers.
     pub(crate) fn shorten(&mut self, bytes: u64) {
         self.change_registers(|registers| registers.rdx = registers.rdx.min(bytes));
