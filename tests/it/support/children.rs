@@ -190,6 +190,7 @@ pub(crate) fn is_running(process: Pid) -> bool {
 }
 
 /// The child's side of the connection to its parent.
+#[derive(Clone)]
 pub(crate) struct Stage {
     argument: String,
 }

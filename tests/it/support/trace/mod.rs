@@ -107,6 +107,11 @@ impl Traced {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    /// The child, to talk to its other threads.
+    pub(crate) fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("not released")
+    }
+
     /// Detaches, so that the child continues without the tracer.
     pub(crate) fn release(mut self) -> Child {
         ptrace::detach(self.thread, None).unwrap();

@@ -70,6 +70,11 @@ impl Traced {
         memory.unwrap().write_all_at(bytes, address).unwrap();
     }
 
+    /// What the system call returned at whose exit the child is stopped.
+    pub(crate) fn returned(&self) -> i64 {
+        ptrace::getregs(self.thread).unwrap().rax.cast_signed()
+    }
+
     /// Reads the memory of the child.
     pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) {
         use std::os::unix::fs::FileExt;

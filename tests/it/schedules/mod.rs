@@ -1,22 +1,36 @@
 //! Interleavings of two processes. One process, the actor, is stopped at one of its system calls while the
 //! other completes an operation. Then the actor continues. Each test tries every such stop.
 
+mod births;
+mod changes;
+mod ends;
+mod expiries;
+mod sweeps;
+#[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
+mod wakes;
+
 use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Claim, Durability, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, ReadOptions, RecordStoreExt,
-    RemoveOptions, Result, WaitOptions, WriteOptions,
+    Cancellation, Claim, Durability, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, ReadOptions,
+    RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, perform};
-use crate::support::{PATIENCE, as_named, millis, open_with};
+use crate::support::{PATIENCE, as_named, millis, named, open_with};
+use crate::watchdog::abort_if_hung;
 
-pub(crate) const ROLES: &[Role] = &[("actor", run_actor)];
+pub(crate) const ROLES: &[Role] = &[
+    ("actor", run_actor),
+    ("keep alive and drop", ends::keep_alive_and_drop),
+    #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
+    ("wait", wakes::wait),
+];
 
 type Guard<'a> = LockGuard<'a, FileSystemRecordStore>;
 
@@ -29,11 +43,22 @@ const ZERO: Duration = Duration::ZERO;
 enum Operation {
     Acquire,
     AcquireWithoutTimeout,
+    /// An acquisition that is already cancelled: it clears a blank lock file that was left for it.
+    AcquireCancelled,
     Read,
     IsLocked,
     WaitForLock,
     Write,
     Remove,
+    /// From `first` to `actor's`.
+    CompareAndSwap,
+    Break,
+    Sweep,
+    /// These claim by the name `holder`.
+    RenewByHolder,
+    ReleaseByHolder,
+    /// Breaks the lock of the acquisition that it finds, and no later one.
+    BreakByToken,
     /// This one and the following ones claim by the token of a lock whose lease expires after [`LEASE`].
     WriteByToken,
     RemoveByToken,
@@ -48,19 +73,27 @@ struct Task {
     operation: Operation,
 }
 
+/// Performs one task after another.
 fn run_actor(stage: &Stage) {
-    let Task { dir, key, operation } = stage.argument();
-    let store = open_with(&dir, Durability::Relaxed);
-    let fenced = matches!(
-        operation,
-        Operation::WriteByToken | Operation::RemoveByToken | Operation::Renew | Operation::Release
-    );
-    let token = fenced.then(|| store.acquire_lock(&key, as_named("late").hold_timeout(LEASE)).unwrap());
-    let claim = token.map_or_else(Claim::current, Claim::Token);
-    let done = perform(stage, "", || describe(execute(&store, &key, operation, claim)));
-    stage.send(&done);
-    // A lock that the actor acquired ends with its process, so stay alive until the parent has checked.
-    stage.receive();
+    let mut task: Task = stage.argument();
+    let store = open_with(&task.dir, Durability::Relaxed);
+    loop {
+        let (key, operation) = (&task.key, task.operation);
+        let fenced = matches!(
+            operation,
+            Operation::WriteByToken | Operation::RemoveByToken | Operation::Renew | Operation::Release
+        );
+        let token = fenced.then(|| store.acquire_lock(key, as_named("late").hold_timeout(LEASE)).unwrap());
+        let found =
+            (operation == Operation::BreakByToken).then(|| store.lock_info(key).unwrap().unwrap().token());
+        let claim = token.or(found).map_or_else(Claim::current, Claim::Token);
+        let done = perform(stage, "", || describe(execute(&store, key, operation, claim)));
+        stage.send(&done);
+        // A lock that the actor acquired ends with its process, so stay alive until the parent has checked.
+        let next = stage.receive();
+        let _ = store.release_lock(key, Claim::current());
+        task = serde_json::from_str(&next).unwrap();
+    }
 }
 
 fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim: Claim) -> Result<String> {
@@ -71,6 +104,12 @@ fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim
         }
         Operation::AcquireWithoutTimeout => {
             store.acquire_lock(key, LockOptions::new())?;
+            "done"
+        }
+        Operation::AcquireCancelled => {
+            let cancellation = Cancellation::new();
+            cancellation.cancel();
+            store.acquire_lock(key, LockOptions::new().cancellation(&cancellation))?;
             "done"
         }
         Operation::Read => {
@@ -85,6 +124,26 @@ fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim
         }
         Operation::Remove | Operation::RemoveByToken => {
             store.remove_with(key, RemoveOptions::new().claim(claim))?;
+            "done"
+        }
+        Operation::CompareAndSwap => {
+            yes_or_no(store.compare_and_swap(key, Some("first"), "actor's", WriteOptions::new())?)
+        }
+        Operation::Break => yes_or_no(store.break_lock(key)?),
+        Operation::BreakByToken => {
+            let Claim::Token(token) = claim else { unreachable!() };
+            yes_or_no(store.break_lock_by_token(key, token)?)
+        }
+        Operation::Sweep => {
+            store.sweep()?;
+            "done"
+        }
+        Operation::RenewByHolder => {
+            store.renew(key, named("holder"), PATIENCE)?;
+            "done"
+        }
+        Operation::ReleaseByHolder => {
+            store.release_lock(key, named("holder"))?;
             "done"
         }
         Operation::Renew => {
@@ -103,6 +162,10 @@ fn locked_or_free(locked: bool) -> &'static str {
     if locked { "locked" } else { "free" }
 }
 
+fn yes_or_no(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
+}
+
 /// The outcome of an operation as one word.
 fn describe(outcome: Result<String>) -> String {
     match outcome {
@@ -111,6 +174,8 @@ fn describe(outcome: Result<String>) -> String {
             ErrorKind::Locked => "refused".into(),
             ErrorKind::LockTimeout => "timeout".into(),
             ErrorKind::LockLost => "lost".into(),
+            ErrorKind::NotLocked => "not locked".into(),
+            ErrorKind::Cancelled => "cancelled".into(),
             _ => format!("{error:?}"),
         },
     }
@@ -122,6 +187,8 @@ struct Actor {
     traced: Traced,
     /// The operation has returned.
     completed: bool,
+    /// It had to be advanced, or was, while the other process worked.
+    helped: bool,
 }
 
 /// The outcome of the actor's operation.
@@ -131,10 +198,14 @@ struct Outcome {
     position: String,
     completed: bool,
     /// Ends when dropped. The locks that it acquired end with it.
-    _child: Child,
+    child: Child,
 }
 
 impl Actor {
+    fn new(operation: Operation, traced: Traced) -> Self {
+        Self { operation, traced, completed: false, helped: false }
+    }
+
     fn advance(&mut self, steps: usize) {
         self.completed = self.completed || self.traced.advance(steps) == At::End;
     }
@@ -147,7 +218,10 @@ impl Actor {
             scope.spawn(move || sender.send(work()));
             loop {
                 match done.recv_timeout(millis(10)) {
-                    Err(RecvTimeoutError::Timeout) => self.advance(1),
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.helped = true;
+                        self.advance(1);
+                    }
                     done => return done.unwrap(),
                 }
             }
@@ -157,7 +231,7 @@ impl Actor {
     fn finish(self) -> Outcome {
         let position = format!("{:?} at system call {}", self.operation, self.traced.describe().trim_end());
         let mut child = self.traced.release();
-        Outcome { answer: child.receive(), position, completed: self.completed, _child: child }
+        Outcome { answer: child.receive(), position, completed: self.completed, child }
     }
 }
 
@@ -175,11 +249,43 @@ fn at_every_step(
         before(&store, &key);
         let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation };
         let Some((traced, _)) = Traced::attach(Child::start("actor", &task)) else { return };
-        let outcome = run(&store, &key, Actor { operation, traced, completed: false }, step);
+        let outcome = run(&store, &key, Actor::new(operation, traced), step);
         if outcome.completed {
             assert!(step > 5, "{operation:?} completed after {step} steps");
             return;
         }
+    }
+}
+
+/// [`at_every_step`] in one process, which has done everything that a process does only once: fewer steps, and faster.
+/// `run` leaves nothing that a later schedule would find.
+fn at_every_later_step(
+    operation: Operation,
+    before: impl Fn(&FileSystemRecordStore, &str),
+    run: impl Fn(&FileSystemRecordStore, &str, Actor, usize) -> Outcome,
+) {
+    let dir = tempdir().unwrap();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let mut free: Option<Child> = None;
+    for step in 1.. {
+        let key = format!("key-{step}");
+        before(&store, &key);
+        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation };
+        let child = match free.take() {
+            Some(mut child) => {
+                child.send(&serde_json::to_string(&task).unwrap());
+                child
+            }
+            None => Child::start("actor", &task),
+        };
+        let Some((traced, _)) = Traced::attach(child) else { return };
+        let what = format!("step {step} of {operation:?}");
+        let outcome = abort_if_hung(&what, || run(&store, &key, Actor::new(operation, traced), step));
+        if outcome.completed {
+            assert!(step > 5, "{operation:?} completed after {step} steps");
+            return;
+        }
+        free = Some(outcome.child);
     }
 }
 
