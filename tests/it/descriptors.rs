@@ -23,10 +23,20 @@ pub(crate) const ROLES: &[Role] = &[
     ("use everything", every_call::use_everything),
 ];
 
-/// Starts a program that does nothing until it is killed. It has been executed when this returns.
+/// Starts a program that does nothing until it is killed.
 fn start_program() -> std::process::Child {
     let mut program = Command::new("sleep");
-    program.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    program.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let program = program.spawn().unwrap();
+    // The kernel closes descriptors a moment after the start is reported, and then it changes the name.
+    while !is_program(program.id()) {
+        std::thread::yield_now();
+    }
+    program
+}
+
+fn is_program(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name == "sleep\n")
 }
 
 /// The files of a process that belong to the store or report deaths in it, by descriptor.
@@ -131,8 +141,7 @@ struct Program(rustix::process::Pid);
 
 impl Program {
     fn is_running(&self) -> bool {
-        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0.as_raw_pid()));
-        comm.is_ok_and(|comm| comm == "sleep\n")
+        is_program(self.0.as_raw_pid().unsigned_abs())
     }
 
     fn kill(&self) {
