@@ -247,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn an_explicit_release_ends_what_a_failed_one_has_left() {
+        let (store, key) = place("k");
+        assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
+        leave(store, &key, TOKEN).unwrap().end(false);
+        assert_eq!(known(store, &key), [TOKEN]);
+        released_explicitly(store, &key, &[TOKEN]);
+        assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
     fn an_explicit_acquisition_keeps_the_lock() {
         let (store, key) = place("k");
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);

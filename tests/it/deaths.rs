@@ -4,13 +4,20 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+#[cfg(not(record_store_elsewhere))]
+use record_store::Cancellation;
 use record_store::{ErrorKind, Holder, LockOptions, RecordStoreExt};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage, until_asleep};
 use crate::support::{PATIENCE, millis, names_in, open, storm};
 
-pub(crate) const ROLES: &[Role] = &[("hold and die", hold_and_die), ("neighbour", neighbour)];
+pub(crate) const ROLES: &[Role] = &[
+    ("hold and die", hold_and_die),
+    ("neighbour", neighbour),
+    #[cfg(not(record_store_elsewhere))]
+    ("watch for deaths", watch_for_deaths),
+];
 
 /// Acquires the lock, then ends as the parent requests. No destructor runs.
 fn hold_and_die(stage: &Stage) {
@@ -170,4 +177,68 @@ fn containers_that_share_a_directory_have_different_identities() {
         times.push(start.elapsed());
     }
     assert_reported(times);
+}
+
+/// The directories in which this process watches for deaths, as the kernel lists them.
+#[cfg(not(record_store_elsewhere))]
+fn watches() -> usize {
+    let of_descriptor = |name: String| std::fs::read_to_string(format!("/proc/self/fdinfo/{name}")).ok();
+    let infos = names_in("/proc/self/fd".as_ref()).into_iter().filter_map(of_descriptor);
+    infos.map(|info| info.lines().filter(|line| line.starts_with("inotify wd:")).count()).sum()
+}
+
+#[cfg(not(record_store_elsewhere))]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE / 3, "{what}");
+        std::thread::sleep(millis(1));
+    }
+}
+
+/// Of two waits in one process, the first to end leaves the watch to the other one. After the last one, nothing is
+/// watched, and the thread that reads the reports ends.
+#[cfg(not(record_store_elsewhere))]
+#[test]
+fn deaths_are_watched_for_as_long_as_anybody_waits() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let _guard = store.lock("k", LockOptions::new()).unwrap();
+    let mut child = Child::start("watch for deaths", &dir.path());
+    child.expect("done");
+    child.finish();
+}
+
+#[cfg(not(record_store_elsewhere))]
+fn watch_for_deaths(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = &open(&dir);
+    let cancellations = [Cancellation::new(), Cancellation::new()];
+    std::thread::scope(|scope| {
+        let wait = |cancellation| {
+            let (tid, started) = std::sync::mpsc::channel();
+            let waiter = scope.spawn(move || {
+                tid.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+                store.lock("k", LockOptions::new().cancellation(cancellation)).unwrap_err()
+            });
+            until_asleep(std::process::id(), started.recv().unwrap());
+            // As above. If this is too short, the test proves less, and passes.
+            std::thread::sleep(millis(50));
+            waiter
+        };
+        let [first, second] = cancellations.each_ref().map(wait);
+        until("nobody watches for deaths", || watches() == 1);
+        cancellations[0].cancel();
+        first.join().unwrap();
+        until("the first wait to end has ended the watch", || watches() == 1);
+        cancellations[1].cancel();
+        second.join().unwrap();
+    });
+    until("the watch outlasts the last wait", || watches() == 0);
+    let name_of = |thread: String| std::fs::read_to_string(format!("/proc/self/task/{thread}/comm"));
+    until("the thread outlasts the last wait", || {
+        let names = names_in("/proc/self/task".as_ref()).into_iter().map(name_of);
+        !names.flatten().any(|name| name == "record-store\n")
+    });
+    stage.send("done");
 }
