@@ -57,7 +57,7 @@
 //! * **No late writers.** Changes through a [`LockGuard`] carry its fencing token. A holder whose lease expired
 //!   gets [`ErrorKind::LockLost`] and changes nothing, even if nobody acquired the lock since.
 //! * **No lost writes.** A write or a removal that returned `Ok` survives the crash of any process and, under
-//!   [`Durability::Full`], the default, also a power loss.
+//!   [`Durability::Full`], the default, also a [power loss](guide::durability).
 //! * **Stale locks free themselves.** A lock of the default holder or of a [bound](Holder::bound) one is free as
 //!   soon as its process is gone, also after `kill -9`: the kernel reports it. A lock of a named holder is free
 //!   when its lease expires.
@@ -82,10 +82,8 @@
 //! * Several records cannot be changed atomically.
 //! * Without a timeout, a change or a release waits while a process is stopped in the middle of an operation on
 //!   a key of the same latch, one of 256. The drop of a guard waits for at most a second.
-//! * Locks are not synced. After a power loss, the lock of a named holder may be gone. If the shared table is
-//!   lost as well and the wall clock is behind, a fencing token or the version of a removed record may repeat.
-//!   A version may also repeat if the clock is behind and the system refuses the shared table to one process
-//!   and not to another.
+//! * On other systems than Linux there is no commit log. After a power loss, the lock of a named holder may be gone there,
+//!   and a token or a version may repeat if the wall clock is behind.
 //! * A child that is forked without the C library's `fork` keeps the locks of its dead parent alive until it uses a
 //!   store, calls [`after_fork`], or ends.
 //! * A checksum detects damage of a result. A record without a checksum counts as handwritten and is accepted.

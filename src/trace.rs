@@ -46,6 +46,14 @@ impl Waiting {
     }
 }
 
+/// A recovery after a power loss has changed files.
+pub(crate) fn recovered(records: usize, removed: usize, locks: usize) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(target: TARGET, records, removed, locks, "recovered from the commit log");
+    #[cfg(not(feature = "tracing"))]
+    let _ = (records, removed, locks);
+}
+
 /// A lock was acquired in the place of an expired or abandoned one.
 pub(crate) fn taken_over(key: &Key, token: LockToken, from: &Holder, state: LockState) {
     #[cfg(feature = "tracing")]

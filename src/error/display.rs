@@ -82,6 +82,9 @@ impl Inner {
                 None => f.write_str("not a record store"),
             },
             ErrorKind::StoreRemoved => f.write_str("the store was removed since it was opened"),
+            ErrorKind::NeedsRecovery => {
+                f.write_str("the store has to be recovered after a restart of the machine")
+            }
             ErrorKind::ReadOnly => f.write_str("the store was opened read-only"),
             ErrorKind::Unsupported => f.write_str("not supported by this store"),
             ErrorKind::WrongProcess => f.write_str("begun by the parent of this forked process"),

@@ -68,6 +68,9 @@ pub enum ErrorKind {
     /// be used any more: open the store again. If only the private directory was removed, a record that is still
     /// there can be read, exists and is listed.
     StoreRemoved,
+    /// The machine was restarted, perhaps after a power loss, and the files have to be made to agree with the commit
+    /// log. A process that only reads cannot do that.
+    NeedsRecovery,
     /// The store was opened read-only.
     ReadOnly,
     /// The store does not implement this operation.
@@ -98,6 +101,7 @@ impl ErrorKind {
             ErrorKind::UnsupportedFileSystem => "keep the store on a local file system",
             ErrorKind::NotAStore => "open it for writing once to create the store",
             ErrorKind::StoreRemoved => "open it again",
+            ErrorKind::NeedsRecovery => "open it for writing once",
             ErrorKind::ReadOnly => "open the store for writing",
             _ => return None,
         })

@@ -2,12 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::context::Context;
 use super::disk::layout::{self, FORMAT, Layout};
-use super::options::{FileSystemOptions, OpenMode};
+use super::log::Log;
+use super::options::{Durability, FileSystemOptions, OpenMode};
+use super::protocol::latch::{self, Latch};
+use super::protocol::limits::Limits;
 use super::wait_queue::Events;
-use crate::{Error, ErrorKind, Listing, Result};
+use crate::{Error, ErrorKind, Key, Listing, Result};
 
 /// An open store.
 #[derive(Clone, Debug)]
@@ -15,6 +19,8 @@ pub(crate) struct Core {
     pub(crate) layout: Arc<Layout>,
     pub(crate) options: FileSystemOptions,
     pub(crate) events: Arc<Events>,
+    /// `None`: what is durable is synced file by file.
+    pub(crate) log: Option<Arc<Log>>,
 }
 
 impl Core {
@@ -64,6 +70,79 @@ impl Core {
             is_empty = false;
             item
         }))
+    }
+
+    /// Enters the key's latch to change something, or fails with the error of the limit that was reached.
+    pub(crate) fn enter(&self, key: &Key, limits: &Limits, context: Context<'_>) -> Result<Latch> {
+        let latch = Latch::enter(&self.layout, key, limits, context)?;
+        self.finish(key, context)?;
+        Ok(latch)
+    }
+
+    /// [`enter`](Core::enter). `None`: a limit was reached first, because a process is stopped inside.
+    pub(crate) fn enter_within(
+        &self,
+        key: &Key,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<Option<Latch>> {
+        let latch = Latch::enter_within(&self.layout, key, limits, context)?;
+        if latch.is_some() {
+            self.finish(key, context)?;
+        }
+        Ok(latch)
+    }
+
+    /// Finishes what a process has left that was killed in the latch.
+    fn finish(&self, key: &Key, context: Context<'_>) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        log.finish(&self.options, latch::index_of(key), context)
+    }
+
+    /// Waits until what this process may have seen of the key is on the disk: nobody acts on what a power loss could
+    /// take back (I4).
+    pub(crate) fn wait_until_durable(&self, key: &Key, context: Context<'_>) -> Result<()> {
+        match &self.log {
+            Some(log) if self.options.durability == Durability::Full && log.is_ready() => {
+                log.wait_until_synced(key, context)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The last version given to a record under the key's latch. Change it only under that latch. `None`: the
+    /// processes share no memory.
+    pub(crate) fn last_version(&self, key: &Key) -> Option<&AtomicU64> {
+        match &self.log {
+            Some(log) => Some(&log.words(key).version),
+            None => self.events.last_version(key),
+        }
+    }
+
+    /// The last token issued under the key's latch. Change it only under that latch. `None`: the processes share no
+    /// memory.
+    pub(crate) fn last_token(&self, key: &Key, context: Context<'_>) -> Result<Option<&AtomicU64>> {
+        match &self.log {
+            Some(log) => Ok(Some(&log.words(key).token)),
+            None => self.events.last_token(key, context),
+        }
+    }
+
+    /// Tokens and versions that may have been given before a restart of the machine are not greater.
+    pub(crate) fn number_floor(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.floor())
+    }
+
+    /// Makes sure that a power loss does not let this token or version be given again. Called before it is given.
+    pub(crate) fn reserve_number(&self, latch: &Latch, number: u64, context: Context<'_>) -> Result<()> {
+        self.log.as_ref().map_or(Ok(()), |log| log.reserve_number(latch, number, context))
+    }
+
+    /// Empties full segments of the log, when a change is done.
+    pub(crate) fn checkpoint_if_full(&self) {
+        if let Some(log) = &self.log {
+            log.checkpoint_if_full(&self.options);
+        }
     }
 
     /// Fails if the store was opened read-only.

@@ -4,6 +4,7 @@
 mod context;
 mod core;
 mod disk;
+mod log;
 mod ops;
 mod options;
 mod protocol;
@@ -66,7 +67,8 @@ impl FileSystemOptions {
     /// [`ErrorKind::UnsupportedFormat`] if a newer version of this crate created it;
     /// [`ErrorKind::UnsupportedFileSystem`] if `flock` does not work there or
     /// [cannot be trusted](FileSystemOptions::allow_any_file_system); [`ErrorKind::LockTimeout`] if a process is
-    /// stopped while it creates the store; [`ErrorKind::CorruptStore`], [`ErrorKind::NotARegularFile`],
+    /// stopped while it creates the store; [`ErrorKind::NeedsRecovery`] if the store was opened to read only after a
+    /// power loss; [`ErrorKind::CorruptStore`], [`ErrorKind::NotARegularFile`],
     /// [`ErrorKind::Io`]. A store that could not be created leaves nothing behind.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<FileSystemRecordStore> {
         ops::open::open(dir.as_ref(), &self).map(FileSystemRecordStore)
@@ -152,6 +154,20 @@ impl FileSystemRecordStore {
     /// [`ErrorKind::ReadOnly`], or [`ErrorKind::Io`] if a directory of the store cannot be listed.
     pub fn sweep(&self) -> Result<Swept> {
         self.0.explained(ops::sweep::sweep(&self.0))
+    }
+
+    /// Syncs everything that the commit log tells of to the files where it belongs, and empties the log. `Ok(false)`:
+    /// that was not possible within two seconds, because a process is stopped in the middle of a change.
+    ///
+    /// The store does this by itself from time to time. Call it before the files are copied by a program that does not
+    /// know the log, or at a moment when nobody waits. It changes no record and no lock, and other processes go on
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::ReadOnly`], or [`ErrorKind::Io`] if a file cannot be synced. The log stays as it is then.
+    pub fn checkpoint(&self) -> Result<bool> {
+        self.0.explained(ops::checkpoint::checkpoint(&self.0))
     }
 
     /// Checks every file of the store: that records can be read and are complete, that locks can be parsed,

@@ -6,12 +6,12 @@ use super::disk::permissions::Permissions;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// Everything, power loss included: the record is synced before it is published, and the directory
-    /// after.
+    /// Everything, power loss included: the call returns when the change is on the disk. See the
+    /// [guide](crate::guide::durability).
     #[default]
     Full,
-    /// A crash of any process, but not of the machine: nothing is synced. After a power loss a record is
-    /// its newest or an earlier published value, or missing, or reported as corrupt; never a wrong value.
+    /// A crash of any process, but not of the machine: no call waits for the disk. After a power loss a record is its
+    /// newest or an earlier published value. It is never damaged, and never missing if it was on the disk.
     Relaxed,
 }
 

@@ -11,6 +11,7 @@
 //! 9. [Observability](observing): spans and events, with the feature `tracing`.
 //! 10. [The command line](command_line), with the feature `cli`.
 //! 11. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
+//! 12. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
 //!
 //! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
 //! seconds and prints what it did:
@@ -53,3 +54,6 @@ pub mod command_line {}
 
 #[doc = include_str!("surroundings.md")]
 pub mod surroundings {}
+
+#[doc = include_str!("durability.md")]
+pub mod durability {}

@@ -167,6 +167,8 @@ fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
     let mut effects = Vec::new();
     for (step, key) in (1..).zip(keys) {
         (scene.step, scene.key) = (step, key);
+        // So that the log makes the same calls at each step.
+        assert!(scene.store.checkpoint().unwrap());
         if matches!(operation, Operation::Overwrite | Operation::WriteWithoutLock | Operation::Remove) {
             scene.store.write(&scene.key, "old").unwrap();
         }

@@ -269,6 +269,8 @@ fn a_record_is_replaced_and_removed_without_a_trace() {
             fs::write(dir.path().join(format!("{name}.json")), text).unwrap();
             assert!(store.remove(name).unwrap());
         }
+        // The staged names of relaxed changes stay until the log is synced.
+        store.sweep().unwrap();
         assert_kept(&store, []);
         assert!(!store.remove("k").unwrap());
     }
@@ -478,7 +480,7 @@ fn a_file_that_appears_during_a_write_is_kept() {
             for _ in 0..stop {
                 let Some(call) = traced.next_call() else { break };
                 traced.execute();
-                is_published |= call.number == libc::SYS_renameat2;
+                is_published |= [libc::SYS_renameat2, libc::SYS_linkat].contains(&call.number);
             }
             if is_published {
                 break;
@@ -498,7 +500,8 @@ fn a_file_that_appears_during_a_write_is_kept() {
 #[test]
 fn foreign_files_are_kept_where_the_file_system_cannot_exchange_files() {
     let sound = "{\"key\":\"k\",\"result\":1}";
-    for (remove, stages) in [(false, true), (false, false), (true, true), (true, false)] {
+    // A record is staged before it is published, so only a removal can fail to stage the file.
+    for (remove, stages) in [(false, true), (true, true), (true, false)] {
         let dir = in_memory();
         let store = FileSystemRecordStore::open(dir.path()).unwrap();
         for old in [PACKAGE, sound, TSCONFIG] {

@@ -53,7 +53,7 @@ fn change(stage: &Stage) {
 /// A store with this file in the place of the record `k`.
 fn store_with(content: Option<&str>) -> (TempDir, FileSystemRecordStore) {
     let dir = in_memory();
-    let store = open_with(dir.path(), Durability::Relaxed);
+    let store = open_with(dir.path(), Durability::Full);
     if let Some(content) = content {
         fs::write(dir.path().join("k.json"), content).unwrap();
     }

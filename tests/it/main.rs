@@ -13,6 +13,7 @@ mod bad_input;
 mod cancellation;
 #[cfg(feature = "cli")]
 mod cli;
+mod commit_log;
 mod compute;
 mod conformance;
 mod crash;
@@ -61,6 +62,7 @@ mod watchdog;
 /// All roles that a child process can play.
 fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
+        commit_log::ROLES,
         crash::ROLES,
         deaths::ROLES,
         descriptors::ROLES,

@@ -48,22 +48,22 @@ const OPERATIONS: &[Operation] = &[
     }),
     Operation(
         "write, durable, new",
-        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat2 flock close fsync",
+        "fstat openat write close openat flock fstat newfstatat newfstatat openat pwrite64 linkat flock close fdatasync unlinkat close",
         |stores, n| stores.durable.write(format!("durable-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, durable, existing",
-        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat renameat2 flock close openat read close unlinkat fsync",
+        "fstat openat write close openat flock fstat newfstatat newfstatat openat pwrite64 renameat2 flock close fdatasync openat read close unlinkat close",
         |stores, _| stores.durable.write("present", "newer").unwrap(),
     ),
     Operation(
         "write, relaxed, new",
-        "fstat openat write close openat flock fstat newfstatat newfstatat renameat2 flock close",
+        "fstat openat write close openat flock fstat newfstatat newfstatat pwrite64 linkat flock close",
         |stores, n| stores.relaxed.write(format!("relaxed-{n}"), "new").unwrap(),
     ),
     Operation(
         "write, relaxed, existing",
-        "fstat openat write close openat flock fstat newfstatat newfstatat renameat2 flock close openat read close unlinkat",
+        "fstat openat write close openat flock fstat newfstatat newfstatat pwrite64 renameat2 flock close openat read close",
         |stores, _| stores.relaxed.write("present", "newer").unwrap(),
     ),
     Operation(
@@ -81,7 +81,7 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "write by token, relaxed, new",
-        "fstat openat write close openat flock fstat openat fstat read close newfstatat renameat2 flock close",
+        "fstat openat write close openat flock fstat openat fstat read close newfstatat pwrite64 linkat flock close",
         |stores, n| {
             stores
                 .relaxed
@@ -116,7 +116,7 @@ const OPERATIONS: &[Operation] = &[
     }),
     Operation(
         "remove",
-        "fstat openat flock fstat newfstatat newfstatat renameat flock close openat read close unlinkat",
+        "fstat openat flock fstat newfstatat newfstatat pwrite64 renameat flock close openat read close unlinkat",
         |stores, n| {
             assert!(stores.relaxed.remove(format!("relaxed-{n}")).unwrap());
         },
@@ -215,6 +215,7 @@ fn name_of(call: &str) -> String {
         libc::SYS_flock => "flock",
         libc::SYS_renameat => "renameat",
         libc::SYS_renameat2 => "renameat2",
+        libc::SYS_linkat => "linkat",
         libc::SYS_unlinkat => "unlinkat",
         libc::SYS_getdents64 => "getdents64",
         libc::SYS_fcntl => "fcntl",

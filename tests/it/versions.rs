@@ -196,7 +196,7 @@ fn a_version_is_greater_than_that_of_the_old_file() {
         if !cfg!(record_store_elsewhere) {
             store.remove("key").unwrap();
             store.write("key", &4).unwrap();
-            assert_eq!(version(&store, "key").number(), Some(ahead + 3), "the shared memory has it");
+            assert_eq!(version(&store, "key").number(), Some(ahead + 4), "a removal has a version, too");
         }
         assert_eq!(store.verify().count(), 0);
     }

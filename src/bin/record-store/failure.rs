@@ -136,6 +136,7 @@ impl From<Error> for Failure {
             | ErrorKind::Decode
             | ErrorKind::RecordTooLarge
             | ErrorKind::NotARegularFile
+            | ErrorKind::NeedsRecovery
             | ErrorKind::UnsupportedFormat => BAD_DATA,
             ErrorKind::NotAStore => NOT_FOUND,
             // The directory of the store does not exist. With a relative path, the working directory does not.
@@ -284,6 +285,7 @@ mod tests {
             Kind::Thread,
             Kind::Hook,
             Kind::UnsupportedIsolationLevel,
+            Kind::NeedsRecovery,
             Kind::UnsupportedFormat,
             Kind::UnsupportedFileSystem,
             Kind::NotAStore,
@@ -332,6 +334,7 @@ mod tests {
             (ErrorKind::NotARegularFile, BAD_DATA),
             (ErrorKind::RecordTooLarge, BAD_DATA),
             (ErrorKind::Decode, BAD_DATA),
+            (ErrorKind::NeedsRecovery, BAD_DATA),
             (ErrorKind::UnsupportedFormat, BAD_DATA),
             (ErrorKind::NotAStore, NOT_FOUND),
             (ErrorKind::UnsupportedFileSystem, IO),

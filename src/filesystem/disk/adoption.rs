@@ -11,7 +11,7 @@ use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::expiry::EXPIRING;
-use super::layout::{self, DAMAGED, EVENTS, FORMAT, LATCHES, OWNERS, PRIVATE, Refusal, TMP};
+use super::layout::{self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, OWNERS, PRIVATE, Refusal, TMP};
 use super::{event_table, private_names};
 use crate::error::NOT_EMPTY;
 use crate::filesystem::context::Context;
@@ -20,11 +20,12 @@ use crate::{ErrorKind, Result};
 
 /// The directories that a store which is being created, or whose creation was interrupted, may have in its private
 /// directory, and the names in them.
-const DIRECTORIES: [(&str, IsOwn); 4] = [
+const DIRECTORIES: [(&str, IsOwn); 5] = [
     (LATCHES, private_names::is_latch),
     (OWNERS, private_names::is_owner),
     (TMP, |name| private_names::owner_of_staged(name).is_some()),
     (DAMAGED, private_names::is_kept),
+    (LOG, private_names::is_of_log),
 ];
 
 /// Whether this is the name of a file of a store.

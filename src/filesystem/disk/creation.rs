@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::layout::{DAMAGED, EVENTS, LATCHES, Layout, OWNERS, PRIVATE, TMP};
+use super::layout::{DAMAGED, EVENTS, LATCHES, LOG, Layout, OWNERS, PRIVATE, TMP};
 use super::permissions::Permissions;
-use super::{expiry, layout, publish};
+use super::{expiry, layout, private_names, publish};
 use crate::Result;
 use crate::filesystem::context::Context;
 
@@ -113,6 +113,7 @@ impl Created {
         for name in self.inside.drain(..).rev() {
             match name {
                 EVENTS | expiry::EXPIRING => drop(publish::remove_private(&layout.private, name)),
+                LOG => remove_log(layout),
                 _ => publish::remove_private_dir(&layout.private, name),
             }
         }
@@ -121,6 +122,14 @@ impl Created {
             self.dirs.retain(|dir| *dir != private);
         }
     }
+}
+
+/// Removes the log of a store that could not be completed. Nothing is opened: perhaps that is what has failed.
+fn remove_log(layout: &Layout) {
+    for path in private_names::of_log() {
+        publish::remove_private(&layout.private, &path);
+    }
+    publish::remove_private_dir(&layout.private, LOG);
 }
 
 impl Drop for Created {
@@ -136,7 +145,7 @@ impl Drop for Created {
 /// Returns those that it has created.
 pub(crate) fn complete(layout: &Layout, context: Context<'_>) -> Result<Vec<&'static str>> {
     let mut created = Vec::new();
-    for name in [LATCHES, OWNERS, TMP] {
+    for name in [LATCHES, OWNERS, TMP, LOG] {
         let made = layout.make_private_dir_if_missing(name);
         match made {
             Ok((_, true)) => created.push(name),

@@ -22,6 +22,14 @@ pub(crate) const FORMAT: &str = "format.json";
 pub(crate) const LATCHES: &str = "latches";
 pub(crate) const OWNERS: &str = "owners";
 pub(crate) const TMP: &str = "tmp";
+/// The commit log.
+pub(crate) const LOG: &str = "log";
+/// What the processes share about the log.
+pub(crate) const LOG_STATE: &str = "log/state";
+/// The latch under which the segments of the log change their use.
+pub(crate) const LOG_LATCH: &str = "log/latch";
+/// The latch of the process that checkpoints the log.
+pub(crate) const LOG_CHECKPOINT: &str = "log/checkpoint";
 /// Files that were in the place of a record or a lock, and are neither.
 pub(crate) const DAMAGED: &str = "damaged";
 /// The table of waiters, on Linux.

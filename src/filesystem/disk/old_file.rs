@@ -11,12 +11,13 @@ use rustix::io::Errno;
 
 use super::layout::{self, Layout, Opened, Refusal, TMP};
 use super::publish::{self, Displaced, Staged};
-use super::record_file;
+use super::record_file::{self, Proof};
+use super::record_head;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::clock::Reading;
-use crate::filesystem::protocol::lease::{Lease, Term};
+use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::owner::Owner;
 use crate::trace;
 use crate::{Error, ErrorKind, Key, Result};
@@ -26,6 +27,8 @@ use crate::{Error, ErrorKind, Key, Result};
 pub(crate) enum Old {
     /// It is out of the way, and not examined yet.
     Displaced(Displaced),
+    /// There was none. The new file has a second name in the private directory.
+    Linked(String),
     Examined(Was),
 }
 
@@ -33,23 +36,28 @@ pub(crate) enum Old {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Was {
     Nothing,
-    /// The record, with its expiry if it has a time to live. It is unlinked.
-    Record(Option<Lease>),
+    /// The record. It is unlinked.
+    Record(Proof),
     /// Something else. It is in `.store/damaged/` or, if it could not be moved there, where it is swept.
     Damaged,
 }
 
-/// Publishes a staged record, under the latch. `stat`: what [`stat`] has just returned, under the latch too.
+/// Publishes a staged record, under the latch. `stat`: what [`stat`] has just returned, under the latch too. If the log
+/// tells the record, the staged file may not be synced.
 pub(crate) fn replace(
     core: &Core,
     mut staged: Staged<'_>,
     key: &Key,
     mut stat: Option<Stat>,
+    is_logged: bool,
     context: Context<'_>,
 ) -> Result<Old> {
     let name = layout::record_name(key);
     if stat.is_none() {
-        if staged.publish_new(&name, context)? {
+        if is_logged && let Ok(second) = staged.publish_linked(&name) {
+            return Ok(Old::Linked(second));
+        }
+        if !is_logged && staged.publish_new(&name, context)? {
             return Ok(Old::Examined(Was::Nothing));
         }
         // Another program has just created it.
@@ -59,6 +67,10 @@ pub(crate) fn replace(
         && let Some(displaced) = staged.exchange(&name, stat)
     {
         return Ok(Old::Displaced(displaced));
+    }
+    if is_logged {
+        // Nothing keeps the old file, so the new one has to be on the disk before.
+        staged.sync(context)?;
     }
     for _ in 0..MAX_ATTEMPTS {
         if let Some(was) = replace_in_place(core, &mut staged, key, context)? {
@@ -86,9 +98,9 @@ fn replace_in_place(
     let name = &layout::record_name(key);
     let found = match examine(core, name, context)? {
         InPlace::Nothing => return Ok(staged.publish_new(name, context)?.then_some(Was::Nothing)),
-        InPlace::Record(expiry, stat) => {
+        InPlace::Record(proof, stat) => {
             let is_published = staged.rename_over_examined(name, &stat, context)?;
-            return Ok(is_published.then_some(Was::Record(expiry)));
+            return Ok(is_published.then_some(Was::Record(proof)));
         }
         InPlace::Other(found) => found,
     };
@@ -106,11 +118,16 @@ fn replace_in_place(
     Ok(published?.then_some(Was::Damaged))
 }
 
-/// Takes away the file in the place of a record, under the latch. `here` is this process's owner, if it has one:
+/// Takes away the file in the place of a record, under the latch. `stat`: what [`stat`] has just returned. `here` is this process's owner, if it has one:
 /// on a full disk it may have none, and no file can be displaced, but a record can still be removed.
-pub(crate) fn remove(core: &Core, key: &Key, here: Option<&Owner>, context: Context<'_>) -> Result<Old> {
+pub(crate) fn remove(
+    core: &Core,
+    key: &Key,
+    stat: Stat,
+    here: Option<&Owner>,
+    context: Context<'_>,
+) -> Result<Old> {
     let name = layout::record_name(key);
-    let Some(stat) = stat(core, key, context)? else { return Ok(Old::Examined(Was::Nothing)) };
     if let Some(here) = here
         && let Ok(displaced) = publish::displace(&core.layout, &here.name, &name, stat)
     {
@@ -119,11 +136,11 @@ pub(crate) fn remove(core: &Core, key: &Key, here: Option<&Owner>, context: Cont
     for _ in 0..MAX_ATTEMPTS {
         let was = match examine(core, &name, context)? {
             InPlace::Nothing => Was::Nothing,
-            InPlace::Record(expiry, stat) => {
+            InPlace::Record(proof, stat) => {
                 if !publish::remove_examined(&core.layout, &name, &stat, context)? {
                     continue;
                 }
-                Was::Record(expiry)
+                Was::Record(proof)
             }
             InPlace::Other(found) => {
                 self::stat(core, key, context)?;
@@ -146,11 +163,15 @@ pub(crate) fn remove_expired(
 ) -> Result<bool> {
     let layout = &core.layout;
     let expired = match examine(core, name, context) {
-        Ok(InPlace::Record(Some(expiry), stat)) if expiry.term(&Reading::now()) == Term::Over => stat,
+        Ok(InPlace::Record(Proof { expiry: Some(expiry), .. }, stat))
+            if expiry.term(&Reading::now()) == Term::Over =>
+        {
+            stat
+        }
         _ => return Ok(false),
     };
     let Some(here) = here else { return publish::remove_examined(layout, name, &expired, context) };
-    let displaced = match publish::displace(layout, &here.name, name, expired) {
+    let displaced = match publish::displace(layout, &here.name, name, *expired) {
         Ok(Some(displaced)) => displaced.name,
         Ok(None) => return Ok(false),
         Err(_) => return publish::remove_examined(layout, name, &expired, context),
@@ -172,22 +193,69 @@ pub(crate) fn remove_expired(
 
 const REPLACED: &str = "another program has put it in the place of an expired record";
 
+/// Takes a change back, under the latch, as long as nobody has changed the record again. `version`: that of the new
+/// record, if there is one. `false`: that is not possible.
+pub(crate) fn restore(core: &Core, key: &Key, old: &Old, version: Option<u64>) -> bool {
+    let (layout, name) = (&core.layout, layout::record_name(key));
+    let opened = layout::open_existing(&layout.dir, &name);
+    let limit = core.options.max_record_bytes;
+    let now = opened.map(|opened| opened.and_then(|opened| record_head::read(&opened, limit)?.version));
+    if now.ok() != Some(version) {
+        return false;
+    }
+    match (old, version) {
+        (Old::Displaced(displaced), Some(_)) => {
+            // The staged name is that of the new record now.
+            publish::exchange_back(layout, &displaced.name, &name).is_ok()
+                && publish::remove_private(&layout.private, &displaced.name)
+        }
+        (Old::Displaced(displaced), None) => publish::put_back(layout, &displaced.name, &name),
+        (Old::Linked(second), _) => {
+            publish::remove_private(&layout.dir, &name) && publish::remove_private(&layout.private, second)
+        }
+        (Old::Examined(Was::Nothing), None) => true,
+        (Old::Examined(_), _) => false,
+    }
+}
+
 impl Old {
-    /// Examines a displaced file, when the latch is left.
+    /// Whether what a frame of the log tells, and a name in the private directory, bring the change or the old file back
+    /// after a power loss.
+    pub(crate) fn is_named_by_log(&self) -> bool {
+        !matches!(self, Old::Examined(Was::Record(_) | Was::Damaged))
+    }
+
+    /// Examines a displaced file, when the latch is left. Returns the staged name that is to be unlinked.
     ///
     /// A failure changes nothing for the caller, whose change has been made: the file stays where it is, and the
     /// sweep after the end of this process is the next attempt.
-    pub(crate) fn settle(self, core: &Core, context: Context<'_>) -> Was {
+    pub(crate) fn examine(self, core: &Core, context: Context<'_>) -> (Was, Option<String>) {
         match self {
             Old::Displaced(displaced) => {
-                let (was, settled) = settle(&core.layout, &core.options, &displaced, context);
-                if let Err(error) = settled {
-                    trace::unsettled(&error);
+                match examine_displaced(&core.layout, &core.options, &displaced, context) {
+                    (Was::Damaged, settled) => {
+                        if let Err(error) = settled {
+                            trace::unsettled(&error);
+                        }
+                        (Was::Damaged, None)
+                    }
+                    (was, _) => (was, Some(displaced.name)),
                 }
-                was
             }
-            Old::Examined(was) => was,
+            Old::Linked(second) => (Was::Nothing, Some(second)),
+            Old::Examined(was) => (was, None),
         }
+    }
+
+    /// Examines a displaced file and removes it.
+    pub(crate) fn settle(self, core: &Core, context: Context<'_>) -> Was {
+        let (was, name) = self.examine(core, context);
+        if let Some(name) = name
+            && let Err(error) = publish::remove_staged(&core.layout, &name, context)
+        {
+            trace::unsettled(&error);
+        }
+        was
     }
 }
 
@@ -205,15 +273,18 @@ pub(crate) fn sweep(
     let is_empty = stat.is_some_and(|stat| layout::irregular(&stat).is_none() && stat.st_size == 0);
     if let Some(original) = original.filter(|_| !is_empty) {
         let displaced = Displaced { name, original: original.to_owned(), stat };
-        let (was, settled) = settle(layout, options, &displaced, context);
-        return settled.map(|()| was);
+        let (was, settled) = examine_displaced(layout, options, &displaced, context);
+        settled?;
+        if was != Was::Damaged {
+            publish::remove_staged(layout, &displaced.name, context)?;
+        }
+        return Ok(was);
     }
     publish::remove_staged(layout, &name, context).map(|()| Was::Nothing)
 }
 
-/// Unlinks a displaced file that is proven to be a record, and keeps any other. Returns what it was, and whether
-/// it is gone from its staged name.
-fn settle(
+/// Keeps a displaced file that is not proven to be a record. Returns what it was, and whether that succeeded.
+fn examine_displaced(
     layout: &Layout,
     options: &FileSystemOptions,
     displaced: &Displaced,
@@ -225,7 +296,7 @@ fn settle(
         .map_err(|refusal| refusal.into_error(context, "open the old record", path()))
         .and_then(|old| record_file::prove(layout, &old, original, options, context));
     match proof {
-        Ok(expiry) => (Was::Record(expiry), publish::remove_staged(layout, name, context)),
+        Ok(proof) => (Was::Record(proof), Ok(())),
         Err(error) => {
             let kept = publish::set_aside(layout, (&layout.private, name), original, options.durability);
             let settled = kept.map(|kept| trace::set_aside(&kept, &error));
@@ -259,8 +330,8 @@ pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Optio
 /// A file that was examined in the place of a record.
 enum InPlace {
     Nothing,
-    /// The record, with its expiry if it has a time to live.
-    Record(Option<Lease>, Stat),
+    /// The record.
+    Record(Proof, Box<Stat>),
     /// Something else. The error says what is wrong with it.
     Other(Error),
 }
@@ -274,13 +345,13 @@ fn examine(core: &Core, name: &str, context: Context<'_>) -> Result<InPlace> {
         .and_then(|opened| {
             let prove = |old: Opened| {
                 record_file::prove(layout, &old, name, &core.options, context)
-                    .map(|expiry| (expiry, old.stat))
+                    .map(|proof| (proof, Box::new(old.stat)))
             };
             opened.map(prove).transpose()
         });
     match proof {
         Ok(None) => Ok(InPlace::Nothing),
-        Ok(Some((expiry, stat))) => Ok(InPlace::Record(expiry, stat)),
+        Ok(Some((proof, stat))) => Ok(InPlace::Record(proof, stat)),
         // A failed read proves nothing. A file that nobody lets this process read is not its record.
         Err(error) if error.kind() == ErrorKind::Io && !is_forbidden(&error) => Err(error),
         Err(error) => Ok(InPlace::Other(error)),

@@ -1,12 +1,27 @@
 //! The forms of the names that this crate gives to files in the private directories. A file whose name has another
 //! form is not ours: it is neither used nor deleted (I12).
 
+use super::layout::{LOG, LOG_CHECKPOINT, LOG_LATCH, LOG_STATE, TMP};
 use super::publish::{KEPT_SEPARATOR, SEPARATOR};
 
 /// One of `00` to `ff`.
 pub(crate) fn is_latch(name: &str) -> bool {
     name.len() == 2 && is_hexadecimal(name)
 }
+
+/// The paths of the files of the log: its segments, and what is beside them.
+pub(crate) fn of_log() -> impl Iterator<Item = String> {
+    let segments = (0..SEGMENTS).map(|segment| format!("{LOG}/{segment:02}"));
+    [LOG_STATE, LOG_LATCH, LOG_CHECKPOINT].map(str::to_owned).into_iter().chain(segments)
+}
+
+/// The name of one of these files.
+pub(crate) fn is_of_log(name: &str) -> bool {
+    of_log().any(|path| path.strip_prefix(LOG).and_then(|rest| rest.strip_prefix('/')) == Some(name))
+}
+
+/// The number of segment files that a log may have.
+pub(crate) const SEGMENTS: usize = 16;
 
 /// The id of a process, and random characters: `4242-JpP3qFQZuVfRGPA3`. An owner's name in a lock file or in the
 /// event table may be any other, too, because only the names of files that may be deleted have to be proven.
@@ -31,6 +46,12 @@ pub(crate) fn owner_of_staged(name: &str) -> Option<&str> {
     // A process without an owner file displaces nothing.
     let is_nameless = || original.is_none() && owner.strip_prefix("new-").is_some_and(is_number);
     (is_hexadecimal(number) && (is_owner(owner) || is_nameless())).then_some(owner)
+}
+
+/// Whether this is the name of a staged file, as a path in the private directory.
+pub(crate) fn is_staged(path: &str) -> bool {
+    let name = path.strip_prefix(TMP).and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| !name.contains('/') && owner_of_staged(name).is_some())
 }
 
 /// The original name of a file and the time at which it was moved aside: `k.json~20240517T093000.000000000Z`.

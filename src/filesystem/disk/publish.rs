@@ -57,17 +57,18 @@ pub(crate) const SEPARATOR: char = '.';
 static NUMBER: AtomicU64 = AtomicU64::new(0);
 
 impl<'a> Staged<'a> {
-    /// Stages the text of a record. `owner` is the name of this process's owner file.
+    /// Stages the text of a record of this version. `owner` is the name of this process's owner file. With full
+    /// durability it is synced: a record that the commit log tells is staged with relaxed durability.
     pub(crate) fn for_record(
         layout: &'a Layout,
         owner: &str,
         record_name: &str,
-        text: &[u8],
+        (version, text): (u64, &[u8]),
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        let plain = unique_name(owner);
-        // One write is complete or absent, so this file is never unfinished: see `exchange`. After a power
+        let plain = versioned(&unique_name(owner), version);
+        // One write is complete or absent, so this file is never unfinished: see `name_for`. After a power
         // loss it may be, unless it was synced under another name.
         let is_finished_at_once = durability == Durability::Relaxed && text.len() <= MAX_CREATE_BYTES;
         let name = if is_finished_at_once { as_displaced(&plain, record_name) } else { plain.clone() };
@@ -87,7 +88,15 @@ impl<'a> Staged<'a> {
         durability: Durability,
         context: Context<'_>,
     ) -> Result<Self> {
-        Self::written(Self::create(layout, unique_name(owner)), layout, text, durability, context)
+        let mut created = Err(Refusal::Os(Errno::EXIST));
+        for _ in 0..MAX_NAME_ATTEMPTS {
+            created = Self::create(layout, unique_name(owner));
+            // Left by another process of this number, which had no owner file either.
+            if !matches!(created, Err(Refusal::Os(Errno::EXIST))) {
+                break;
+            }
+        }
+        Self::written(created, layout, text, durability, context)
     }
 
     /// Writes `text` to a new file, and syncs it if the durability demands it.
@@ -109,17 +118,35 @@ impl<'a> Staged<'a> {
         Ok(staged)
     }
 
-    /// Replaces the text of a staged record by one that is not shorter, and syncs it again if the durability
-    /// demands it. One write, as in `for_record`.
-    pub(crate) fn rewrite(&self, text: &[u8], durability: Durability, context: Context<'_>) -> Result<()> {
+    /// Replaces the text of a staged record by one of another version that is not shorter, and syncs it again if the
+    /// durability demands it. One write, as in `for_record`.
+    pub(crate) fn rewrite(
+        &mut self,
+        (version, text): (u64, &[u8]),
+        durability: Durability,
+        context: Context<'_>,
+    ) -> Result<()> {
         let path = || self.layout.private_path(&self.name);
-        let file = layout::open_unchecked(&self.layout.private, &*self.name, OFlags::WRONLY, Mode::empty())
+        let private = &self.layout.private;
+        let file = layout::open_unchecked(private, &*self.name, OFlags::WRONLY, Mode::empty())
             .map_err(|refusal| refusal.into_error(context, "open the staged file", path()))?;
         file.write_all_at(text, 0).map_err(|error| context.io("write the staged file", &path(), error))?;
         if durability == Durability::Full {
             file.sync_data().map_err(|error| context.io("sync the staged file", &path(), error))?;
         }
+        let renamed = versioned(&self.name, version);
+        rustix::fs::renameat(private, &*self.name, private, &*renamed)
+            .map_err(|errno| context.io("rename the staged file", &path(), errno))?;
+        self.name = renamed;
         Ok(())
+    }
+
+    /// Syncs the text, where the log does not tell it.
+    pub(crate) fn sync(&self, context: Context<'_>) -> Result<()> {
+        let path = || self.layout.private_path(&self.name);
+        let file = layout::open_unchecked(&self.layout.private, &*self.name, OFlags::WRONLY, Mode::empty())
+            .map_err(|refusal| refusal.into_error(context, "open the staged file", path()))?;
+        file.sync_data().map_err(|error| context.io("sync the staged file", &path(), error))
     }
 
     /// Creates an empty file. From then on it is discarded if a step fails.
@@ -145,19 +172,45 @@ impl<'a> Staged<'a> {
         Ok(true)
     }
 
-    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
-    /// file system does not support it.
-    ///
-    /// The staged file is renamed first, because a crash after the exchange leaves the old file under this
-    /// name. A sweep may unlink an unfinished file whatever is in it, but not that one.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+    /// Gives the file the name of a record that has no file, as a second name: until it is synced, the name in the
+    /// private directory says that this record may be torn by a power loss. Returns that name, for
+    /// [`remove_staged`]. `Err(EXIST)`: the record has a file.
+    pub(crate) fn publish_linked(&mut self, name: &str) -> Result<String, Errno> {
+        self.name_for(name)?;
+        let layout = self.layout;
+        rustix::fs::linkat(&layout.private, &*self.name, &layout.dir, name, AtFlags::empty())?;
+        Ok(std::mem::take(&mut self.name))
+    }
+
+    /// Renames the file to a staged name that says the record's. A crash leaves the old file of the record, or
+    /// this one, under this name. A sweep may unlink an unfinished file whatever is in it, but not that one.
+    pub(crate) fn name_for(&mut self, name: &str) -> Result<&str, Errno> {
         let private = &self.layout.private;
         if original_of_staged(&self.name).is_none() {
             let displaced = as_displaced(&self.name, name);
-            rustix::fs::renameat(private, &*self.name, private, &*displaced).ok()?;
+            rustix::fs::renameat(private, &*self.name, private, &*displaced)?;
             self.name = displaced;
         }
+        Ok(&self.name)
+    }
+
+    /// [`name_for`](Staged::name_for), and makes the name survive a power loss.
+    pub(crate) fn name_on_disk(&mut self, name: &str, context: Context<'_>) -> Result<&str> {
+        let layout = self.layout;
+        let path = || layout.private_path(TMP);
+        let failed = |errno| context.io("sync the directory", &path(), errno);
+        self.name_for(name).map_err(failed)?;
+        let dir = layout.open_private_dir(TMP).map_err(failed)?;
+        retry_on_intr(|| rustix::fs::fsync(&dir)).map_err(failed)?;
+        Ok(&self.name)
+    }
+
+    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
+    /// file system does not support it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+        self.name_for(name).ok()?;
+        let private = &self.layout.private;
         exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
         let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
         Some(Displaced { name: staged, original, stat: Some(old) })
@@ -184,8 +237,9 @@ impl<'a> Staged<'a> {
         Ok(is_current)
     }
 
-    /// Renames the file into the store's directory, over an existing file of that name.
-    fn rename_over(&mut self, name: &str, context: Context<'_>) -> Result<()> {
+    /// Renames the file into the store's directory, over an existing file of that name, which the caller has
+    /// examined.
+    pub(crate) fn rename_over(&mut self, name: &str, context: Context<'_>) -> Result<()> {
         let layout = self.layout;
         rustix::fs::renameat(&layout.private, &*self.name, &layout.dir, name)
             .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))?;
@@ -276,6 +330,30 @@ fn unique_name(owner: &str) -> String {
     format!("{TMP}/{owner}{SEPARATOR}{:x}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Puts a version into the name of a staged file, behind its number: that of the record that is staged under this name.
+/// So a file that was displaced to this name is recognized: it has another one. A file that was not is perhaps one whose
+/// publication was refused.
+fn versioned(staged: &str, version: u64) -> String {
+    let mut parts = staged.splitn(3, SEPARATOR);
+    let (owner, number) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let number = number
+        .get(..number.len().saturating_sub(VERSION_DIGITS))
+        .filter(|it| !it.is_empty())
+        .unwrap_or(number);
+    let original = parts.next().map(|original| format!("{SEPARATOR}{original}")).unwrap_or_default();
+    format!("{owner}{SEPARATOR}{number}{version:0VERSION_DIGITS$x}{original}")
+}
+
+/// The version in the name of a staged file. `None`: no record was staged under this name.
+pub(crate) fn version_of_staged(name: &str) -> Option<u64> {
+    let number = name.split(SEPARATOR).nth(1)?;
+    let digits = number.get(number.len().checked_sub(VERSION_DIGITS).filter(|rest| *rest > 0)?..)?;
+    u64::from_str_radix(digits, 16).ok()
+}
+
+/// Enough for every version. The number of a staged file has fewer digits.
+const VERSION_DIGITS: usize = 14;
+
 /// The staged name of a file that may be the displaced one of a record.
 fn as_displaced(staged: &str, record_name: &str) -> String {
     format!("{staged}{SEPARATOR}{record_name}")
@@ -315,12 +393,35 @@ pub(crate) fn set_aside(
     Ok(layout.private_path(&kept))
 }
 
+/// Gives a file in the store's directory a second name in `.store/damaged/`, durably: it is about to be replaced, and in
+/// between its place must not be empty. Where that is not possible, it is moved. Returns the path.
+pub(crate) fn keep(layout: &Layout, name: &str) -> Result<PathBuf, Errno> {
+    let link =
+        |from: Name<'_>, to: Name<'_>| rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty());
+    let kept = put_into_damaged(layout, (&layout.dir, name), name, Durability::Full, link)
+        .or_else(|_| move_to_damaged(layout, (&layout.dir, name), name, Durability::Full))?;
+    Ok(layout.private_path(&kept))
+}
+
 /// [`set_aside`], returning the new name in the private directory, for [`put_back`].
 pub(crate) fn move_to_damaged(
     layout: &Layout,
-    (dir, name): (&OwnedFd, &str),
+    from: Name<'_>,
     original: &str,
     durability: Durability,
+) -> Result<String, Errno> {
+    put_into_damaged(layout, from, original, durability, |from, to| match rename_new(from, to) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => rename_reserved(from, to),
+        renamed => renamed,
+    })
+}
+
+fn put_into_damaged(
+    layout: &Layout,
+    from: Name<'_>,
+    original: &str,
+    durability: Durability,
+    put: impl Fn(Name<'_>, Name<'_>) -> Result<(), Errno>,
 ) -> Result<String, Errno> {
     let damaged = layout.make_private_dir(DAMAGED)?;
     let mut renamed = Err(Errno::NAMETOOLONG);
@@ -331,13 +432,7 @@ pub(crate) fn move_to_damaged(
         let original = &original[..original.floor_char_boundary(longest)];
         for _ in 0..MAX_NAME_ATTEMPTS {
             let kept = format!("{original}{KEPT_SEPARATOR}{}", stamp());
-            renamed = match rename_new((dir, name), (&damaged, &kept)) {
-                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                    rename_reserved((dir, name), (&damaged, &kept))
-                }
-                renamed => renamed,
-            }
-            .map(|()| kept);
+            renamed = put(from, (&damaged, &kept)).map(|()| kept);
             if renamed != Err(Errno::EXIST) {
                 break;
             }
@@ -541,6 +636,40 @@ pub(crate) fn remove_dir(path: &Path) {
 pub(crate) fn remove_staged(layout: &Layout, name: &str, context: Context<'_>) -> Result<()> {
     rustix::fs::unlinkat(&layout.private, name, AtFlags::empty())
         .map_err(|errno| context.io("unlink", &layout.private_path(name), errno))
+}
+
+/// Moves a staged file over the file in the place of a record, which the caller has examined.
+pub(crate) fn move_staged_over(
+    layout: &Layout,
+    staged: &str,
+    name: &str,
+    context: Context<'_>,
+) -> Result<()> {
+    rustix::fs::renameat(&layout.private, staged, &layout.dir, name)
+        .map_err(|errno| context.io("rename into place", &layout.root().join(name), errno))
+}
+
+/// Puts a displaced file back in the place of a record, and takes the file there away. Called in the latch, when the
+/// change cannot be made durable.
+#[cfg(target_os = "linux")]
+pub(crate) fn exchange_back(layout: &Layout, staged: &str, name: &str) -> Result<(), Errno> {
+    exchange((&layout.private, staged), (&layout.dir, name))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exchange_back(_layout: &Layout, _staged: &str, _name: &str) -> Result<(), Errno> {
+    Err(Errno::NOSYS)
+}
+
+/// Syncs a file in the store's directory, if there is one.
+pub(crate) fn sync_file(layout: &Layout, name: &str, context: Context<'_>) -> Result<()> {
+    let path = || layout.root().join(name);
+    match layout::open_existing(&layout.dir, name) {
+        Ok(Some(opened)) => opened.file.sync_data().map_err(|error| context.io("sync", &path(), error)),
+        // Whatever is there now, it is none of our files.
+        Ok(None) | Err(Refusal::NotRegular(_)) => Ok(()),
+        Err(refusal) => Err(refusal.into_error(context, "open", path())),
+    }
 }
 
 /// Makes the renames and removals in the store's directory survive a power loss.

@@ -55,15 +55,24 @@ pub(crate) fn read(
     Ok((RawRecord::new(Json::from_raw(parsed.result), version), expiry))
 }
 
-/// The expiry of a file that is proven to be the record of this file name; or the error that says why it is not.
-/// Only such a file may be deleted.
+/// What is known of a file that is proven to be a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proof {
+    /// Its expiry, if it has a time to live.
+    pub(crate) expiry: Option<Lease>,
+    /// The version that it contains. `None`: it was written by hand, or by an earlier version of this library.
+    pub(crate) version: Option<u64>,
+}
+
+/// The proof that a file is the record of this file name; or the error that says why it is not. Only such a file may be
+/// deleted.
 pub(crate) fn prove(
     layout: &Layout,
     opened: &Opened,
     name: &str,
     options: &FileSystemOptions,
     context: Context<'_>,
-) -> Result<Option<Lease>> {
+) -> Result<Proof> {
     let path = || layout.root().join(name);
     let limit = options.max_record_bytes;
     if layout::size(&opened.stat) > limit {
@@ -76,7 +85,7 @@ pub(crate) fn prove(
     let parsed = record::parse(&text).map_err(unsound)?;
     let expiry = expiry::of(&parsed).map_err(unsound)?;
     match Key::new(parsed.key) {
-        Ok(key) if layout::record_name(&key) == name => Ok(expiry),
+        Ok(key) if layout::record_name(&key) == name => Ok(Proof { expiry, version: parsed.version }),
         _ => Err(corrupt(MISNAMED, context).with_path(path())),
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Resu
             unknown.push(name);
             continue;
         };
-        let latch = Latch::enter_within(&core.layout, &key, &Limits::best_effort(), context)?;
+        let latch = core.enter_within(&key, &Limits::best_effort(), context)?;
         if latch.is_some() && is_blank(core, name) {
             swept += usize::from(publish::remove(&core.layout, name, context)?);
         }

@@ -1,5 +1,6 @@
 //! Breaking a lock.
 
+use super::lock_change::LockChange;
 use crate::error::DIRECTORY;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
@@ -27,26 +28,44 @@ pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitO
     core.check_writable(context)?;
     let limits = Limits::new(options);
     limits.check_cancelled(context)?;
-    let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
+    let latch = core.enter(key, &limits.for_latch(), context)?;
     let name = layout::lock_name(key);
-    let is_meant = match (target, snapshot(core, key, context)) {
-        (Target::Any, Ok(_)) => true,
+    let found = match (target, snapshot(core, key, context)) {
+        (Target::Any, Ok(found)) => Some(found),
         // The file is no lock. It blocks the key, but may be somebody's.
         (Target::Any, Err(error)) => return set_aside(core, key, latch, &error, context),
         // Only proof that it is no lock counts: after any other error it may be a live one.
         (Target::NoLock, Err(error)) if error.is_no_lock() => {
             return set_aside(core, key, latch, &error, context);
         }
-        (Target::NoLock, found) => found.map(|_| false)?,
+        (Target::NoLock, found) => found.map(|_| None)?,
         (Target::Acquisition(token), found) => {
-            matches!(found?, Snapshot::Lock(found) if found.lock.token == token)
+            Some(found?).filter(|it| matches!(it, Snapshot::Lock(found) if found.lock.token == token))
         }
     };
-    let removed = is_meant && publish::remove(&core.layout, &name, context)?;
-    drop(latch);
-    if is_meant {
-        core.events.freed(key, &core.layout);
-    }
+    let Some(found) = found else {
+        drop(latch);
+        core.wait_until_durable(key, context)?;
+        return Ok(false);
+    };
+    let remove = || publish::remove(&core.layout, &name, context);
+    let removed = match &found {
+        Snapshot::Lock(found) => {
+            let (removed, change) = LockChange::remove(core, &latch, &found.lock, context, remove)?;
+            drop(latch);
+            change.sync(core, Some(&found.lock), context)?;
+            removed
+        }
+        Snapshot::Absent | Snapshot::Blank => {
+            let removed = remove()?;
+            drop(latch);
+            // Another process may not have synced the release yet.
+            core.wait_until_durable(key, context)?;
+            removed
+        }
+    };
+    core.events.freed(key, &core.layout);
+    core.checkpoint_if_full();
     Ok(removed)
 }
 

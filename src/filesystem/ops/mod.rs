@@ -3,9 +3,12 @@
 pub(crate) mod acquire_lock;
 mod blank_locks;
 pub(crate) mod break_lock;
+mod change;
+pub(crate) mod checkpoint;
 pub(crate) mod damaged;
 pub(crate) mod finding;
 pub(crate) mod keys;
+mod lock_change;
 pub(crate) mod lock_info;
 pub(crate) mod locks;
 pub(crate) mod open;

@@ -15,6 +15,7 @@ use crate::filesystem::disk::file_system;
 use crate::filesystem::disk::layout::{self, EVENTS, FORMAT, Layout};
 use crate::filesystem::disk::names::Names;
 use crate::filesystem::disk::publish::{self, Staged};
+use crate::filesystem::log::Log;
 use crate::filesystem::options::{Durability, FileSystemOptions, OpenMode};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
@@ -51,7 +52,7 @@ pub(crate) fn open(dir: &Path, options: &FileSystemOptions) -> Result<Core> {
 const RELATIVE: &str = "resolve the relative path, because the working directory is gone";
 
 fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'static>) -> Result<Core> {
-    let layout = Layout::open(root, options.permissions(), context)?;
+    let layout = Arc::new(Layout::open(root, options.permissions(), context)?);
     // Before anything is created, check that this is a store of a known format.
     check_format(&layout, context)?;
     let writable = options.mode != OpenMode::ReadOnly;
@@ -59,10 +60,11 @@ fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'s
         creation::complete(&layout, context)?;
     }
     let events = open_events(&layout, options, writable, context)?;
+    let log = open_log(&layout, options, writable, context)?;
     if writable {
-        sweep_dead_processes(&layout, options, context)?;
+        sweep_dead_processes(&layout, log.as_deref(), options, context)?;
     }
-    Ok(Core { layout: Arc::new(layout), options: options.clone(), events })
+    Ok(Core { layout, options: options.clone(), events, log })
 }
 
 /// Opens the event table. A file in its place that is no table is moved to `.store/damaged/` (I12).
@@ -91,6 +93,29 @@ fn open_events(
     })
 }
 
+/// Opens the commit log. After a restart of the machine it is recovered first.
+fn open_log(
+    layout: &Arc<Layout>,
+    options: &FileSystemOptions,
+    writable: bool,
+    context: Context<'static>,
+) -> Result<Option<Arc<Log>>> {
+    let Some(log) = Log::open(layout, writable, context)? else { return Ok(None) };
+    if log.is_ready() {
+        return Ok(Some(Arc::new(log)));
+    }
+    if writable {
+        let _latch = Latch::enter_creation(layout, context)?;
+        // Another process may have been faster.
+        if !log.is_ready() {
+            log.recover(options, context)?;
+        }
+    } else if log.needs_recovery(options, context)? {
+        return Err(context.error(ErrorKind::NeedsRecovery).with_path(layout.root()));
+    }
+    Ok(Some(Arc::new(log)))
+}
+
 /// Creates a store. `None`: a concurrent process has created it, or has removed what this one needs.
 ///
 /// Several processes may do this at the same time. They enter one latch, and the first one creates the store. If it
@@ -110,8 +135,10 @@ fn create(root: &Path, options: &FileSystemOptions, context: Context<'static>) -
             return Ok(None);
         }
     }
-    match initialize(&mut layout, &mut created, options, context) {
-        Ok(events) => Ok(Some(Core { layout: Arc::new(layout), options: options.clone(), events })),
+    let completed = created.complete(&mut layout, context);
+    let layout = Arc::new(layout);
+    match completed.and_then(|()| initialize(&layout, &mut created, options, context)) {
+        Ok(core) => Ok(Some(core)),
         Err(error) => {
             // By a process that could not even enter the latch, while the directory was empty.
             let was_removed = layout.is_removed();
@@ -151,12 +178,11 @@ pub(super) fn check_format(layout: &Layout, context: Context<'_>) -> Result<()> 
 /// Synced whatever the durability, which other processes may set differently, and the format last: if a process
 /// sees that file, everything else is there, and the directories that records go to are on the disk.
 fn initialize(
-    layout: &mut Layout,
+    layout: &Arc<Layout>,
     created: &mut Created,
     options: &FileSystemOptions,
     context: Context<'static>,
-) -> Result<Arc<Events>> {
-    created.complete(layout, context)?;
+) -> Result<Core> {
     let events = created.file(layout, EVENTS, || Events::open(layout, true, context))?;
     if Names::records(layout, context)?.next().is_some() {
         // They may expire.
@@ -165,11 +191,18 @@ fn initialize(
     publish::sync_new_store(layout, context)?;
     let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
     // A leftover of a killed process may have the name of this staged file.
-    sweep_dead_processes(layout, options, context)?;
+    sweep_dead_processes(layout, None, options, context)?;
+    let log = match Log::open(layout, true, context)? {
+        Some(log) => {
+            log.recover(options, context)?;
+            Some(Arc::new(log))
+        }
+        None => None,
+    };
     let owner = publish::nameless_owner();
     Staged::new(layout, &owner, text.as_bytes(), Durability::Full, context)?
         .publish_private(FORMAT, context)?;
     created.keep();
     publish::sync_private(layout, context)?;
-    Ok(events)
+    Ok(Core { layout: Arc::clone(layout), options: options.clone(), events, log })
 }

@@ -23,10 +23,14 @@ pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Opti
         if record.is_none() {
             core.check_exists(context)?;
         }
+        core.wait_until_durable(key, context)?;
         return Ok(record);
     }
     let claim = options.resolve_claim();
-    wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))
+    let record =
+        wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))?;
+    core.wait_until_durable(key, context)?;
+    Ok(record)
 }
 
 /// One optimistic attempt (I5): open the record, check the lock, then check that the record is still the
@@ -117,5 +121,7 @@ pub(crate) fn exists(core: &Core, key: &Key) -> Result<bool> {
     }
     let is_expired =
         || expiry::has_any(&core.layout) && record_file::is_expired(core, &layout::record_name(key));
-    Ok(stat.is_some() && !is_expired())
+    let exists = stat.is_some() && !is_expired();
+    core.wait_until_durable(key, context)?;
+    Ok(exists)
 }

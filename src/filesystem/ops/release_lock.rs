@@ -1,10 +1,10 @@
 //! Releasing a lock.
 
+use super::lock_change::LockChange;
 use super::renew::own_lock;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::{layout, publish};
-use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Claim, Key, Result, WaitOptions};
 
@@ -13,15 +13,20 @@ pub(crate) fn release_lock(core: &Core, key: &Key, claim: &Claim, options: &Wait
     core.check_writable(context)?;
     let limits = Limits::new(options);
     limits.check_cancelled(context)?;
-    let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
-    own_lock(core, key, claim, context)?;
-    let name = layout::lock_name(key);
-    // For a waiter the file is left, but blank: writing it again is much cheaper than creating one.
-    if !(core.events.is_awaited(key) && publish::blank(&core.layout, &name)) {
-        publish::remove(&core.layout, &name, context)?;
-    }
+    let latch = core.enter(key, &limits.for_latch(), context)?;
+    let lock = own_lock(core, &latch, key, claim, context)?;
+    let ((), change) = LockChange::remove(core, &latch, &lock, context, || {
+        let name = layout::lock_name(key);
+        // For a waiter the file is left, but blank: writing it again is much cheaper than creating one.
+        if !(core.events.is_awaited(key) && publish::blank(&core.layout, &name)) {
+            publish::remove(&core.layout, &name, context)?;
+        }
+        Ok(())
+    })?;
     // The latch is left first: a woken waiter would have to wait for it.
     drop(latch);
+    change.sync(core, Some(&lock), context)?;
     core.events.freed(key, &core.layout);
+    core.checkpoint_if_full();
     Ok(())
 }

@@ -1,15 +1,23 @@
 //! Removing a record.
 
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use rustix::fs::Stat;
+
+use super::change::Change;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::publish;
+use crate::filesystem::log::{Appended, Frame, Kind};
 use crate::filesystem::protocol::access::admit;
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
+use crate::filesystem::protocol::version_choice;
 use crate::{Key, RemoveOptions, Result};
 
 /// `false`: there was no record.
@@ -20,20 +28,50 @@ pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<
     let limits = Limits::new(options.get_wait());
     limits.check_cancelled(context)?;
     let here = Owner::here(&core.layout, context).ok();
-    let latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
+    let latch = core.enter(key, &limits.for_latch(), context)?;
     admit(core, key, &claim, context)?;
     // Read before the file is taken away: a record that expires later was removed.
     let now = Reading::now();
-    let old = old_file::remove(core, key, here.as_deref(), context)?;
+    let stat = old_file::stat(core, key, context)?;
+    let Some(stat) = stat else {
+        drop(latch);
+        // Another process may not have synced its removal yet, and after this call the record must stay absent.
+        core.wait_until_durable(key, context)?;
+        if core.log.is_none() {
+            publish::sync_records(&core.layout, core.options.durability, context)?;
+        }
+        return Ok(false);
+    };
+    let told = tell(core, &latch, key, &stat, context)?;
+    let remove = || old_file::remove(core, key, stat, here.as_deref(), context);
+    let change = Change::make(core, key, told, false, context, remove)?;
     drop(latch);
-    core.events.changed(key);
-    let removed = match old.settle(core, context) {
+    let removed = match change.finish(None, context)? {
         Was::Nothing => false,
-        Was::Record(expiry) => expiry.is_none_or(|expiry| expiry.term(&now) != Term::Over),
+        Was::Record(proof) => proof.expiry.is_none_or(|expiry| expiry.term(&now) != Term::Over),
         Was::Damaged => true,
     };
-    // Also if there was no record: another process may not have synced its removal yet, and after this
-    // call the record must stay absent.
-    publish::sync_records(&core.layout, core.options.durability, context)?;
+    core.checkpoint_if_full();
     Ok(removed)
+}
+
+/// Appends the frame that tells the removal, under the latch. It has a version of its own, so that a recovery knows which
+/// records it removes.
+fn tell<'a>(
+    core: &'a Core,
+    latch: &Latch,
+    key: &Key,
+    stat: &Stat,
+    context: Context<'_>,
+) -> Result<Option<Appended<'a>>> {
+    let Some(log) = &core.log else { return Ok(None) };
+    let last_version = core.last_version(key);
+    let chosen = version_choice::choose(last_version, core.number_floor(), SystemTime::now());
+    let last = version_choice::last(core, key, last_version, Some(stat), chosen);
+    let version = version_choice::confirm(chosen, last);
+    core.reserve_number(latch, version, context)?;
+    if let Some(last_version) = last_version {
+        last_version.store(version, Ordering::Relaxed);
+    }
+    log.append(latch, &core.options, key, &Frame::new(Kind::Removed, version, key, &[]), context).map(Some)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lock_change::LockChange;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout;
@@ -28,50 +29,71 @@ pub(crate) fn renew(
     let here = Owner::here(&core.layout, context)?;
     let limits = Limits::new(options);
     limits.check_cancelled(context)?;
-    let _latch = Latch::enter(&core.layout, key, &limits.for_latch(), context)?;
+    let latch = core.enter(key, &limits.for_latch(), context)?;
     loop {
-        let lock = own_lock(core, key, claim, context)?;
+        let lock = own_lock(core, &latch, key, claim, context)?;
         let lease = Lease::starting(&Reading::now(), hold_timeout);
-        if restart_lease(core, &lock, lease, &here, context)? {
+        if let Some(change) = restart_lease(core, &latch, &lock, lease, &here, context)? {
+            drop(latch);
+            change.sync(core, Some(&lock), context)?;
+            core.checkpoint_if_full();
             return Ok(());
         }
         // It has just expired. The next check returns the error.
     }
 }
 
-/// Gives a live lock a new lease, under the latch. `false`: the old one expired before the new one was
+/// Gives a live lock a new lease, under the latch. `None`: the old one expired before the new one was
 /// published. Other processes may have seen the key free in between, so the lock is removed.
-pub(super) fn restart_lease(
-    core: &Core,
+pub(super) fn restart_lease<'a>(
+    core: &'a Core,
+    latch: &Latch,
     lock: &LockFile,
     lease: Lease,
     here: &Owner,
     context: Context<'_>,
-) -> Result<bool> {
-    replace_lock(core, &LockFile { lease, ..lock.clone() }, here, context)?;
+) -> Result<Option<LockChange<'a>>> {
+    let renewed = LockFile { lease, ..lock.clone() };
+    let staged = stage_lock(core, &renewed, here, context)?;
+    let publish = || staged.publish_lock(&layout::lock_name(&lock.key), context);
+    let change = LockChange::renew(core, latch, &renewed, context, publish)?;
     if lock.lease.term(&Reading::now()) != Term::Over {
-        return Ok(true);
+        return Ok(Some(change));
     }
-    publish::remove(&core.layout, &layout::lock_name(&lock.key), context)?;
+    let remove = || publish::remove(&core.layout, &layout::lock_name(&lock.key), context);
+    let (_, _unsynced) = LockChange::remove(core, latch, &renewed, context, remove)?;
     // A waiter may have seen the new lease.
     core.events.freed(&lock.key, &core.layout);
-    Ok(false)
+    Ok(None)
 }
 
-/// Replaces a lock file, under the latch. Locks are not synced (I4).
-pub(super) fn replace_lock(core: &Core, lock: &LockFile, here: &Owner, context: Context<'_>) -> Result<()> {
-    Staged::new(&core.layout, &here.name, &lock.to_text(), Durability::Relaxed, context)?
-        .publish_lock(&layout::lock_name(&lock.key), context)
+/// Stages a lock file, before the lock is told to the log. The file is not synced: the log is, where the lock has to survive
+/// (I4).
+pub(super) fn stage_lock<'a>(
+    core: &'a Core,
+    lock: &LockFile,
+    here: &Owner,
+    context: Context<'_>,
+) -> Result<Staged<'a>> {
+    Staged::new(&core.layout, &here.name, &lock.to_text(), Durability::Relaxed, context)
 }
 
 /// The live lock that the claim is about, under the latch; or the error that says why there is none.
-pub(super) fn own_lock(core: &Core, key: &Key, claim: &Claim, context: Context<'_>) -> Result<LockFile> {
+pub(super) fn own_lock(
+    core: &Core,
+    latch: &Latch,
+    key: &Key,
+    claim: &Claim,
+    context: Context<'_>,
+) -> Result<LockFile> {
     let access = access(core, key, claim, context)?;
     if let Access::Free(Snapshot::Lock(found)) = &access
         && found.lock.is_claimed_by(claim, |owner| is_owner_here(core, owner))
     {
         // The claimant's own stale lock. Perhaps nobody else will ever use this key and remove it.
-        publish::remove(&core.layout, &layout::lock_name(key), context)?;
+        let remove = || publish::remove(&core.layout, &layout::lock_name(key), context);
+        // Told to the log without a sync: the lock would be live again after a restart with a clock that is behind.
+        let (_, _unsynced) = LockChange::remove(core, latch, &found.lock, context, remove)?;
     }
     let path = || core.layout.lock_path(key);
     match (claim, access) {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 
 use super::blank_locks;
+use super::lock_change::LockChange;
 use super::locks::lock_inside;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
@@ -12,6 +13,7 @@ use crate::filesystem::disk::layout::{self, Layout, OWNERS, TMP};
 use crate::filesystem::disk::names::{Entry, Names};
 use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::{expiry, private_names, publish, record_file};
+use crate::filesystem::log::Log;
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::latch::{self, Latch};
@@ -41,9 +43,14 @@ pub struct Swept {
 pub(crate) fn sweep(core: &Core) -> Result<Swept> {
     let context = Context::whole("sweep");
     core.check_writable(context)?;
+    if let Some(log) = &core.log {
+        // If the log cannot be synced, they stay for the next sweep.
+        let _ = log.remove_displaced(context);
+    }
     let locks = sweep_locks(core, context)?;
     let records = sweep_records(core, context)?;
-    let swept = Swept { locks, records, ..sweep_private(&core.layout, &core.options, context)? };
+    let swept =
+        Swept { locks, records, ..sweep_private(&core.layout, core.log.as_deref(), &core.options, context)? };
     report(swept);
     Ok(swept)
 }
@@ -51,10 +58,11 @@ pub(crate) fn sweep(core: &Core) -> Result<Swept> {
 /// Removes only the private files of dead processes.
 pub(crate) fn sweep_dead_processes(
     layout: &Layout,
+    log: Option<&Log>,
     options: &FileSystemOptions,
     context: Context<'_>,
 ) -> Result<()> {
-    report(sweep_private(layout, options, context)?);
+    report(sweep_private(layout, log, options, context)?);
     Ok(())
 }
 
@@ -64,14 +72,27 @@ fn report(swept: Swept) {
 
 /// Staged files first: once its owner file is removed, a dead process is unknown. A file whose name is not of our own
 /// form is not ours, whatever process it seems to name (I12).
-fn sweep_private(layout: &Layout, options: &FileSystemOptions, context: Context<'_>) -> Result<Swept> {
+fn sweep_private(
+    layout: &Layout,
+    log: Option<&Log>,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<Swept> {
     let here = Owner::known_here(layout);
     let mut swept = Swept::default();
     let staged = open_dir(layout, TMP, context)?;
-    for name in names(layout, &staged, TMP, context)? {
-        let is_orphaned = private_names::owner_of_staged(&name)
-            .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead);
-        match is_orphaned.then(|| old_file::sweep(layout, options, &name, context)) {
+    let mut orphaned = names(layout, &staged, TMP, context)?;
+    orphaned.retain(|name| {
+        private_names::owner_of_staged(name)
+            .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead)
+    });
+    // A power loss before that could need them.
+    let is_synced = match log.filter(|_| !orphaned.is_empty()) {
+        Some(log) => log.sync_everything(context).is_ok(),
+        None => true,
+    };
+    for name in orphaned {
+        match is_synced.then(|| old_file::sweep(layout, options, &name, context)) {
             Some(Ok(Was::Damaged)) => swept.damaged += 1,
             Some(Ok(_)) => swept.staged += 1,
             // A concurrent sweep was faster, or the next one succeeds.
@@ -100,7 +121,7 @@ impl Stuck {
         if self.0.contains(&index) {
             return Ok(None);
         }
-        let entered = Latch::enter_within(&core.layout, key, &Limits::best_effort(), context)?;
+        let entered = core.enter_within(key, &Limits::best_effort(), context)?;
         if entered.is_none() {
             self.0.insert(index);
         }
@@ -120,13 +141,25 @@ fn sweep_locks(core: &Core, context: Context<'static>) -> Result<usize> {
             continue;
         };
         if layout::lock_name(&key) == name && is_stale(core, &key, context) {
-            let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
+            let Some(latch) = stuck.enter(core, &key, context)? else { continue };
             if is_stale(core, &key, context) {
-                swept += usize::from(publish::remove(&core.layout, &name, context)?);
+                swept += usize::from(remove_stale(core, &latch, &key, &name, context)?);
             }
         }
     }
     Ok(swept + blank_locks::sweep(core, &unknown, context)?)
+}
+
+/// Removes the file of a stale lock. That of a named holder is told to the log without a sync: the lock would be live again
+/// after a restart with a clock that is behind.
+fn remove_stale(core: &Core, latch: &Latch, key: &Key, name: &str, context: Context<'_>) -> Result<bool> {
+    let remove = || publish::remove(&core.layout, name, context);
+    match snapshot(core, key, context)? {
+        Snapshot::Lock(found) => {
+            LockChange::remove(core, latch, &found.lock, context, remove).map(|(removed, _)| removed)
+        }
+        Snapshot::Absent | Snapshot::Blank => remove(),
+    }
 }
 
 /// The key in a lock file. `None`: it is blank, or gone.

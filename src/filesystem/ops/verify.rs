@@ -13,7 +13,7 @@ use crate::error::MISNAMED;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
-use crate::filesystem::disk::layout::{self, DAMAGED, EVENTS, LATCHES, OWNERS, Opened, PRIVATE, TMP};
+use crate::filesystem::disk::layout::{self, DAMAGED, EVENTS, LATCHES, LOG, OWNERS, Opened, PRIVATE, TMP};
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::record_file;
 use crate::filesystem::disk::usability::{Rights, Unusable, Use};
@@ -58,12 +58,21 @@ enum Folder {
     Owners,
     Staged,
     Damaged,
+    Log,
 }
 
 const FIRST: Folder = Folder::Private;
 
 pub(crate) fn verify(core: &Core) -> Verification<'_> {
-    let left = vec![Folder::Damaged, Folder::Staged, Folder::Owners, Folder::Latches, Folder::Records, FIRST];
+    let left = vec![
+        Folder::Log,
+        Folder::Damaged,
+        Folder::Staged,
+        Folder::Owners,
+        Folder::Latches,
+        Folder::Records,
+        FIRST,
+    ];
     Verification { core, left, current: None, checked: Checked::default() }
 }
 
@@ -143,6 +152,7 @@ impl Verification<'_> {
             Folder::Owners => layout.private_path(OWNERS).join(name),
             Folder::Staged => layout.private_path(TMP).join(name),
             Folder::Damaged => layout.private_path(DAMAGED).join(name),
+            Folder::Log => layout.private_path(LOG).join(name),
         }
     }
 
@@ -156,6 +166,7 @@ impl Verification<'_> {
             Folder::Owners => layout.open_private_dir(OWNERS).and_then(Dir::new),
             Folder::Staged => layout.open_private_dir(TMP).and_then(Dir::new),
             Folder::Damaged => layout.open_private_dir(DAMAGED).and_then(Dir::new),
+            Folder::Log => layout.open_private_dir(LOG).and_then(Dir::new),
         };
         match listed {
             Ok(dir) => Ok(Some(dir)),
@@ -173,6 +184,9 @@ impl Verification<'_> {
             }
             Folder::Owners => Ok(self.check_owner(name, kind)),
             Folder::Staged => Ok(self.check_staged(name, kind)),
+            Folder::Log => {
+                Ok(if private_names::is_of_log(name) { wrong_type(kind) } else { Some(Problem::Foreign) })
+            }
             Folder::Damaged if kind == FileType::Directory => Ok(Some(Problem::Foreign)),
             Folder::Damaged => Ok(Some(Problem::KeptAside)),
         }
@@ -187,6 +201,7 @@ impl Verification<'_> {
             Folder::Private => (&layout.private, name.to_owned()),
             Folder::Latches => (&layout.private, format!("{LATCHES}/{name}")),
             Folder::Owners => (&layout.private, format!("{OWNERS}/{name}")),
+            Folder::Log => (&layout.private, format!("{LOG}/{name}")),
             // Each file there is of one process. The folder itself is checked with the private directory.
             Folder::Staged | Folder::Damaged => return None,
         };
@@ -195,11 +210,11 @@ impl Verification<'_> {
             (Folder::Private, ".") => {
                 rights.unusable_for_owner_of(Rights::of(&rustix::fs::fstat(&layout.dir).ok()?))
             }
-            (Folder::Latches | Folder::Owners, ".") => None,
-            (Folder::Records, ".") | (Folder::Private, LATCHES | OWNERS | TMP | DAMAGED) => {
+            (Folder::Latches | Folder::Owners | Folder::Log, ".") => None,
+            (Folder::Records, ".") | (Folder::Private, LATCHES | OWNERS | TMP | DAMAGED | LOG) => {
                 rights.unusable_in(private, Use::Directory)
             }
-            (Folder::Private, EVENTS) => rights.unusable_in(private, Use::Write),
+            (Folder::Private, EVENTS) | (Folder::Log, _) => rights.unusable_in(private, Use::Write),
             _ => rights.unusable_in(private, Use::Read),
         };
         found.map(|Unusable { whom, remedy }| Problem::Permissions { whom, remedy })
@@ -218,7 +233,7 @@ impl Verification<'_> {
                 },
             },
             EVENTS | EXPIRING => wrong_type(kind),
-            LATCHES | OWNERS | TMP | DAMAGED => match kind {
+            LATCHES | OWNERS | TMP | DAMAGED | LOG => match kind {
                 FileType::Directory | FileType::Unknown => None,
                 FileType::RegularFile => Some(Problem::WrongType { found: "a file" }),
                 _ => wrong_type(kind),

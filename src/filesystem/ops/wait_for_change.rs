@@ -25,7 +25,10 @@ const ABSENT: Found = Found { version: RecordVersion::ABSENT, lasting: None, lef
 
 /// The present version.
 pub(crate) fn version(core: &Core, key: &Key) -> Result<RecordVersion> {
-    Ok(find(core, key, Context::new("watch", key))?.version)
+    let context = Context::new("watch", key);
+    let found = find(core, key, context)?;
+    core.wait_until_durable(key, context)?;
+    Ok(found.version)
 }
 
 /// The next version after `seen`. `None` at the timeout.
@@ -51,6 +54,7 @@ pub(crate) fn wait_for_change(
         if !is_unchanged(core, key, &last, context)? {
             last = find(core, key, context)?;
             if last.version != seen {
+                core.wait_until_durable(key, context)?;
                 return Ok(Some(last.version));
             }
         }

@@ -42,6 +42,8 @@ pub(crate) struct Latch {
     /// A forked child closes it at once: it would keep the latch if this process is killed inside.
     file: ParentOnlyFile,
     name: String,
+    /// When the call that is inside has to stop waiting.
+    limits: Limits,
 }
 
 /// A latch that was entered only to read.
@@ -87,8 +89,27 @@ impl Latch {
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
-        let name = name_of(key);
-        Self::enter_file(layout, &name, || open_to_change(layout, &name), limits, context)
+        Self::enter_named(layout, &name_of(key), limits, context)
+    }
+
+    /// Enters the latch of this number. `None`: a limit was reached first.
+    pub(crate) fn enter_at(
+        layout: &Layout,
+        index: u8,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<Option<Self>> {
+        Self::enter_named(layout, &name_at(index), limits, context)
+    }
+
+    /// Enters the latch of this name in the private directory. `None`: a limit was reached first.
+    pub(crate) fn enter_named(
+        layout: &Layout,
+        name: &str,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<Option<Self>> {
+        Self::enter_file(layout, name, || open_to_change(layout, name), limits, context)
     }
 
     /// [`enter_within`](Latch::enter_within) to read only: it writes nothing, so it works in a directory that
@@ -190,11 +211,16 @@ impl Latch {
             if !locked.unwrap_or(Ok(false))? {
                 return Ok(None);
             }
-            let latch = Self { file, name: name.to_owned() };
+            let latch = Self { file, name: name.to_owned(), limits: limits.clone() };
             let stat = latch.file.with(|file| rustix::fs::fstat(file)).unwrap_or(Err(Errno::BADF));
             let stat = stat.map_err(|errno| context.io("stat", &path(), errno))?;
             return Ok(Some((latch, stat)));
         }
+    }
+
+    /// The limits of the call that is inside.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The next token: greater than every earlier one, `floor` included.

@@ -18,10 +18,10 @@ use crate::filesystem::disk::record_version::valid;
 use crate::filesystem::disk::{layout, record_head};
 
 /// A version that is probably greater than all earlier ones.
-pub(crate) fn choose(shared: Option<&AtomicU64>, clock: SystemTime) -> u64 {
+pub(crate) fn choose(shared: Option<&AtomicU64>, floor: u64, clock: SystemTime) -> u64 {
     let last = shared.map_or(0, |shared| shared.load(Ordering::Relaxed));
     // A store in which none is left starts again: it stays usable.
-    next_number(last, 0, clock).or_else(|| next_number(0, 0, clock)).unwrap_or(1)
+    next_number(last, floor, clock).or_else(|| next_number(0, 0, clock)).unwrap_or(1)
 }
 
 /// The chosen version if it is greater than the last one, or else the next one.
@@ -73,17 +73,17 @@ mod tests {
 
     #[test]
     fn a_version_is_chosen_after_the_last_one_and_after_the_clock() {
-        let choose = |last, clock| choose(Some(&AtomicU64::new(last)), at(clock));
+        let choose = |last, clock| choose(Some(&AtomicU64::new(last)), 0, at(clock));
         assert_eq!(choose(0, 1_000), 1_000);
         assert_eq!(choose(2_000, 1_000), 2_001, "also when the clock is stepped back");
         assert_eq!(choose(u64::MAX, 1_000), 1_000, "garbage is no version");
         assert_eq!(choose(MAX_TOKEN, 1_000), 1_000, "the store stays usable");
-        assert_eq!(super::choose(None, at(1_000)), 1_000);
+        assert_eq!(super::choose(None, 0, at(1_000)), 1_000);
     }
 
     #[test]
     fn of_two_concurrent_writes_the_later_one_has_the_greater_version() {
-        let (earlier, later) = (choose(None, at(1_000)), choose(None, at(2_000)));
+        let (earlier, later) = (choose(None, 0, at(1_000)), choose(None, 0, at(2_000)));
         // The one that chose later is faster.
         let published = confirm(later, 500);
         assert_eq!(published, 2_000);

@@ -57,7 +57,7 @@ fn leases() -> LockOptions {
 
 #[test]
 fn a_full_disk_damages_nothing() {
-    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let Some(disk) = SmallDisk::mount("1m") else { return };
     let root = disk.at.path().join("records");
     let store = FileSystemRecordStore::open(&root).unwrap();
     let big = "x".repeat(10_000);
@@ -97,7 +97,7 @@ fn a_full_disk_damages_nothing() {
 
 #[test]
 fn a_store_cannot_be_created_until_the_disk_has_room() {
-    let Some(disk) = SmallDisk::mount("64k") else { return };
+    let Some(disk) = SmallDisk::mount("1m") else { return };
     disk.fill();
     let root = disk.at.path().join("records");
     for _ in 0..2 {
@@ -113,7 +113,7 @@ fn a_store_cannot_be_created_until_the_disk_has_room() {
 /// process if the disk has no room for it.
 #[test]
 fn event_counters_in_a_sparse_file_do_not_kill_the_process() {
-    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let Some(disk) = SmallDisk::mount("1m") else { return };
     let root = disk.at.path().join("records");
     drop(FileSystemRecordStore::open(&root).unwrap());
     let events = root.join(".store/events");

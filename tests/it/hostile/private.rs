@@ -119,11 +119,11 @@ fn any_last_token_is_followed_by_a_greater_one_or_an_error() {
     let dir = in_memory();
     let store = open(dir.path());
     acquire_and_release(&store).unwrap();
-    let table = File::options().write(true).open(dir.path().join(".store/events")).unwrap();
+    let state = File::options().write(true).open(dir.path().join(".store/log/state")).unwrap();
+    // The words of the log, of 16 segments and of 256 latches have 64 bytes each.
+    let word = 64 * (1 + 16 + u64::from(hashes_of(KEY).0.to_le_bytes()[0]));
     let check = |last: u64| {
-        table
-            .write_all_at(&last.to_ne_bytes(), u64::from(hashes_of(KEY).0.to_le_bytes()[0]) * 64 + 16)
-            .unwrap();
+        state.write_all_at(&last.to_ne_bytes(), word).unwrap();
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
         let token = acquire_and_release(&store).map(LockToken::get);
         assert_eq!(token.is_none(), last == MAX_TOKEN, "{last}");

@@ -1,6 +1,6 @@
 //! A cache of the outcomes that the store recovered from materialized trees.
 //!
-//! A tree has four parts: the files of either key, the staged files, and the rest. A tree is
+//! A tree has four parts: the files and the frames of either key, the other staged files, and the rest. A tree is
 //! materialized unless every two of its parts have already occurred together in a materialized tree.
 //! The outcome for a key does not depend on the other parts. This is not assumed: [`Cache::insert`]
 //! checks it for every tree that is materialized. In a great storm every distinct tree is materialized.
@@ -8,8 +8,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::disk::{PARTS, Tree, part_of};
-use super::recover::{LockOutcome, Recovered};
+use super::disk::{Interner, PARTS, Tree};
+use super::recover::Recovered;
 use crate::support::storm;
 
 /// From this storm factor on, the cache answers only for trees that were materialized.
@@ -23,6 +23,8 @@ pub(crate) struct Cache {
     parts: HashMap<Box<Tree>, Part>,
     /// Every tree so far, and whether it was materialized.
     trees: HashMap<[Part; PARTS], bool>,
+    /// How many of them were.
+    materialized: usize,
     /// The pairs of parts of materialized trees.
     together: HashSet<(Part, Part)>,
     /// The outcome for a key, by the part of its files.
@@ -31,8 +33,8 @@ pub(crate) struct Cache {
 
 impl Cache {
     /// The outcome for the keys of this tree, if it is known.
-    pub(crate) fn get(&mut self, tree: &Tree) -> Option<[Arc<Recovered>; 2]> {
-        let parts = self.parts(tree);
+    pub(crate) fn get(&mut self, tree: &Tree, interner: &Interner) -> Option<[Arc<Recovered>; 2]> {
+        let parts = self.parts(tree, interner);
         let materialized = *self.trees.entry(parts).or_default();
         if !materialized
             && (storm(1) >= GREAT_STORM || pairs(parts).any(|pair| !self.together.contains(&pair)))
@@ -44,17 +46,20 @@ impl Cache {
 
     /// Adds the outcome for the keys of a materialized tree. Fails if another outcome is known for the
     /// same files.
-    pub(crate) fn insert(&mut self, tree: &Tree, recovered: [Recovered; 2]) -> Result<(), String> {
-        let parts = self.parts(tree);
-        self.trees.insert(parts, true);
+    pub(crate) fn insert(
+        &mut self,
+        tree: &Tree,
+        interner: &Interner,
+        recovered: [Recovered; 2],
+    ) -> Result<(), String> {
+        let parts = self.parts(tree, interner);
+        if self.trees.insert(parts, true) != Some(true) {
+            self.materialized += 1;
+        }
         self.together.extend(pairs(parts));
         for (part, recovered) in parts.into_iter().zip(recovered) {
             let known = self.recovered.entry(part).or_insert_with(|| Arc::new(recovered.clone()));
-            let same_lock = match (known.lock, recovered.lock) {
-                (LockOutcome::Acquired(_), LockOutcome::Acquired(_)) => true,
-                (before, now) => before == now,
-            };
-            if !same_lock || known.read != recovered.read {
+            if **known != recovered {
                 return Err(format!("the same files led to {known:?} before, and to {recovered:?} now"));
             }
         }
@@ -66,15 +71,11 @@ impl Cache {
     }
 
     pub(crate) fn materialized(&self) -> usize {
-        self.trees.values().filter(|materialized| **materialized).count()
+        self.materialized
     }
 
-    fn parts(&mut self, tree: &Tree) -> [Part; PARTS] {
-        let mut split: [Vec<_>; PARTS] = Default::default();
-        for &(path, image) in tree {
-            split[part_of(path)].push((path, image));
-        }
-        split.map(|part| {
+    fn parts(&mut self, tree: &Tree, interner: &Interner) -> [Part; PARTS] {
+        interner.parts(tree).map(|part| {
             if let Some(&number) = self.parts.get(part.as_slice()) {
                 return number;
             }

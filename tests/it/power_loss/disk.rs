@@ -1,7 +1,7 @@
 //! A model of a disk: the effects on it, and every tree that it may hold when the power fails.
 //!
 //! The model is stricter than any file system in use. It guarantees only what POSIX guarantees, and no
-//! order:
+//! order, with the exceptions for exchanges and second names:
 //!
 //! * **A name** (an entry of a directory) that was created, replaced or removed since the last `fsync`
 //!   of *that directory* has any of the values that it had since then. Each name is independent. `fsync`
@@ -9,23 +9,32 @@
 //!   name.
 //! * **A rename** is two such changes. Either half may reach the disk without the other, with one
 //!   exception: the file cannot lose both names. The old name is gone only if the new one has arrived.
-//! * **An exchange of two names** is two such changes as well. Each name is independent, without an
-//!   exception: until both directories are synced, either name may refer to either file. So both may
-//!   refer to the same file, and the other file may be lost.
+//! * **An exchange of two names** reaches the disk as a whole or not at all. The log is used only where the
+//!   kernel can exchange names, and every file system that can do it does it in one transaction of its
+//!   journal. This much the store needs of a file system: without it one half could lose a file.
+//! * **A second name** of a file (a hard link) arrives only if the first one has arrived, and the first one
+//!   is gone only if the second one has arrived: a file system that counts the names of a file orders their
+//!   changes.
 //! * **The data** of a file that was written since its last `fsync` or `fdatasync` is in any state since
 //!   then: before the write, after it, after its first half, or with the new length and zeros in place of
-//!   the written data (delayed allocation).
+//!   the written data (delayed allocation). A sector of 512 bytes is written whole or not at all.
+//! * **The data of a segment of the log** is written to blocks that exist already, so each write that is not synced
+//!   reaches the disk independently of the others: not at all, either half, or the whole.
 //! * **A store through a mapped file** is a write that nobody syncs.
 //! * **An allocation** for data that the file already has is no change.
 //! * **Modes, owners and times** are assumed to be on the disk: the store does not rely on them.
 //!
-//! If a file has names only below `tmp/` or `owners/`, the model tries one state of its data and not all:
-//! those directories are swept by name, and nobody reads the files in them.
+//! Of a file whose names are only those of owner files, or of staged files that say no record's name, the
+//! model tries one state of its data and not all: those are swept by name, and nobody reads the files.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use super::content::{Content, SECTOR};
+use super::frames;
 use super::sequences::KEYS;
+use crate::support::dice::Dice;
 
 /// A file or a directory, as a number. The base directory is the first.
 pub(crate) type Node = usize;
@@ -34,15 +43,44 @@ pub(crate) const BASE: Node = 0;
 /// A change of the disk by one system call.
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
-    Mkdir { dir: Node, name: String },
-    Create { dir: Node, name: String },
-    Write { file: Node, offset: usize, data: Vec<u8> },
-    Truncate { file: Node, length: usize },
-    Sync { node: Node },
-    Link { node: Node, dir: Node, name: String },
-    Unlink { dir: Node, name: String },
-    Rename { from: (Node, String), to: (Node, String) },
-    Exchange { one: (Node, String), other: (Node, String) },
+    Mkdir {
+        dir: Node,
+        name: String,
+    },
+    Create {
+        dir: Node,
+        name: String,
+    },
+    Write {
+        file: Node,
+        offset: usize,
+        data: Vec<u8>,
+    },
+    Truncate {
+        file: Node,
+        length: usize,
+    },
+    Sync {
+        node: Node,
+    },
+    /// The whole file system.
+    SyncAll,
+    Link {
+        from: (Node, String),
+        to: (Node, String),
+    },
+    Unlink {
+        dir: Node,
+        name: String,
+    },
+    Rename {
+        from: (Node, String),
+        to: (Node, String),
+    },
+    Exchange {
+        one: (Node, String),
+        other: (Node, String),
+    },
 }
 
 /// A path, as a number.
@@ -50,30 +88,49 @@ pub(crate) type Path = u32;
 /// The directory or the content that a path leads to, as a number. Equal contents have equal numbers.
 pub(crate) type Image = u32;
 pub(crate) const DIRECTORY: Image = 0;
+/// Two paths, with [`IS`] between them, that lead to one file.
+pub(crate) const LINK: Image = Image::MAX;
+pub(crate) const IS: &str = " is ";
 
 /// A tree that a disk may hold: every path below the base with its image, in a fixed order, so that equal
 /// trees are equal lists.
 pub(crate) type Tree = [(Path, Image)];
 
-/// The number of parts of a tree: the files of the first key, those of the second key, the staged files,
-/// and the files of the store itself.
-pub(crate) const PARTS: usize = 4;
-pub(crate) const STORE_PART: usize = 3;
-
-/// The part of the tree that a path belongs to.
-pub(crate) fn part_of(path: Path) -> usize {
-    path as usize % PARTS
+pub(crate) fn is_file(image: Image) -> bool {
+    !matches!(image, DIRECTORY | LINK)
 }
 
-fn part(path: &str) -> usize {
+/// The number of parts of a tree: the files of the first key, those of the second key, the other staged files,
+/// and the files of the store itself.
+pub(crate) const PARTS: usize = 4;
+const STAGED_PART: usize = 2;
+const STORE_PART: usize = 3;
+/// A segment of the log has something for each key.
+const SEGMENT: usize = 4;
+const PATH_KINDS: usize = 5;
+
+fn path_kind(path: &str) -> usize {
     let of_key = |key: &str| {
         let latch = crc32fast::hash(key.as_bytes()).to_le_bytes()[0];
+        let ends_with = |suffix: &str| path.ends_with(&format!("{key}.{suffix}"));
         path.ends_with(&format!("/{key}.json"))
             || path.ends_with(&format!("/{key}.lock"))
             || path.ends_with(&format!("/latches/{latch:02x}"))
+            || path.contains("/.store/tmp/") && (ends_with("json") || ends_with("lock"))
     };
-    let staged = if path.contains("/.store/tmp/") { 2 } else { STORE_PART };
-    KEYS.iter().position(|key| of_key(key)).unwrap_or(staged)
+    let rest = if path.contains("/.store/tmp/") {
+        STAGED_PART
+    } else if is_segment(path) {
+        SEGMENT
+    } else {
+        STORE_PART
+    };
+    KEYS.iter().position(|key| of_key(key)).unwrap_or(rest)
+}
+
+fn is_segment(path: &str) -> bool {
+    path.rsplit_once("/.store/log/")
+        .is_some_and(|(_, name)| name.len() == 2 && name.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Gives numbers to paths and contents. All disks share it, so that their trees can be compared.
@@ -82,12 +139,46 @@ pub(crate) struct Interner(Mutex<Interned>);
 
 #[derive(Default)]
 struct Interned {
-    /// The number of a path is its index here, times [`PARTS`], plus its part of the tree.
+    /// The number of a path is its index here, times [`PATH_KINDS`], plus its kind.
     paths: Vec<Arc<str>>,
     path_numbers: HashMap<Arc<str>, Path>,
-    images: Vec<Arc<[u8]>>,
-    image_numbers: HashMap<Arc<[u8]>, Image>,
-    torn: HashSet<Image>,
+    images: Vec<Arc<Content>>,
+    image_numbers: HashMap<Arc<Content>, Image>,
+    segments: HashMap<Image, Segment>,
+}
+
+/// What a segment of the log says.
+#[derive(Clone, Copy)]
+struct Segment {
+    /// The frames of either key, and the header, as images.
+    parts: [Image; 3],
+    high: u64,
+}
+
+impl Interned {
+    fn image(&mut self, content: &Content) -> Image {
+        if let Some(&number) = self.image_numbers.get(content) {
+            return number;
+        }
+        let content = Arc::new(content.clone());
+        self.images.push(Arc::clone(&content));
+        // Starts at 1: zero is for directories.
+        let number = u32::try_from(self.images.len()).unwrap();
+        self.image_numbers.insert(content, number);
+        number
+    }
+
+    fn segment(&mut self, image: Image) -> Segment {
+        if let Some(segment) = self.segments.get(&image) {
+            return *segment;
+        }
+        let content = self.images[image as usize - 1].clone();
+        let [of_a, of_b, header] =
+            frames::parts(content.bytes(), KEYS).map(|part| self.image(&Content::new(&part)));
+        let segment = Segment { parts: [of_a, of_b, header], high: frames::high(content.bytes()) };
+        self.segments.insert(image, segment);
+        segment
+    }
 }
 
 impl Interner {
@@ -96,42 +187,48 @@ impl Interner {
         if let Some(&number) = interned.path_numbers.get(path) {
             return number;
         }
-        let number = u32::try_from(interned.paths.len() * PARTS + part(path)).unwrap();
+        let number = u32::try_from(interned.paths.len() * PATH_KINDS + path_kind(path)).unwrap();
         let path = Arc::from(path);
         interned.paths.push(Arc::clone(&path));
         interned.path_numbers.insert(path, number);
         number
     }
 
-    fn image(&self, content: &[u8], torn: bool) -> Image {
-        let mut interned = self.0.lock().unwrap();
-        let number = if let Some(&number) = interned.image_numbers.get(content) {
-            number
-        } else {
-            let content: Arc<[u8]> = Arc::from(content);
-            interned.images.push(Arc::clone(&content));
-            // Starts at 1: zero is for directories.
-            let number = u32::try_from(interned.images.len()).unwrap();
-            interned.image_numbers.insert(content, number);
-            number
-        };
-        if torn {
-            interned.torn.insert(number);
-        }
-        number
+    fn image(&self, content: &Content) -> Image {
+        self.0.lock().unwrap().image(content)
     }
 
     pub(crate) fn path_of(&self, number: Path) -> Arc<str> {
-        Arc::clone(&self.0.lock().unwrap().paths[number as usize / PARTS])
+        Arc::clone(&self.0.lock().unwrap().paths[number as usize / PATH_KINDS])
     }
 
-    pub(crate) fn content_of(&self, number: Image) -> Arc<[u8]> {
+    pub(crate) fn content_of(&self, number: Image) -> Arc<Content> {
         Arc::clone(&self.0.lock().unwrap().images[number as usize - 1])
     }
 
-    /// Whether only the first half of a write arrived.
-    pub(crate) fn is_torn(&self, image: Image) -> bool {
-        self.0.lock().unwrap().torn.contains(&image)
+    /// Splits a tree into its parts.
+    pub(crate) fn parts(&self, tree: &Tree) -> [Vec<(Path, Image)>; PARTS] {
+        let mut parts: [Vec<_>; PARTS] = Default::default();
+        let mut interned = self.0.lock().unwrap();
+        for &(path, image) in tree {
+            let kind = path as usize % PATH_KINDS;
+            if kind < PARTS {
+                parts[kind].push((path, image));
+                continue;
+            }
+            let [of_a, of_b, header] = interned.segment(image).parts;
+            for (part, image) in [(0, of_a), (1, of_b), (STORE_PART, header)] {
+                parts[part].push((path, image));
+            }
+        }
+        parts
+    }
+
+    /// All numbers that were given are less, as the log in this tree says.
+    pub(crate) fn high(&self, tree: &Tree) -> u64 {
+        let mut interned = self.0.lock().unwrap();
+        let segments = tree.iter().filter(|(path, _)| *path as usize % PATH_KINDS == SEGMENT);
+        segments.map(|(_, image)| interned.segment(*image).high).max().unwrap_or(0)
     }
 }
 
@@ -139,12 +236,13 @@ impl Interner {
 pub(crate) struct Disk<'a> {
     interner: &'a Interner,
     nodes: Vec<Kind>,
-    renames: Vec<Rename>,
+    orders: Vec<Order>,
 }
 
 enum Kind {
     Dir { path: String, names: BTreeMap<String, Name> },
-    File { content: Vec<u8>, images: Vec<Image> },
+    File { content: Content, images: Vec<Image> },
+    Segment { content: Content, synced: Content, pending: Vec<(usize, Vec<u8>)> },
 }
 
 /// A name, and its values since the directory was synced, the oldest first.
@@ -154,16 +252,54 @@ struct Name {
     values: Vec<Option<Node>>,
 }
 
-/// A rename that may be half done. Each half has the index of its change among the values of its name.
-struct Rename {
-    from: (Node, String, usize),
-    to: (Node, String, usize),
+/// A change of a name: its directory, the name, and the index among its values.
+type Change = (Node, String, usize);
+
+/// The first change reaches the disk only if the second one does.
+struct Order {
+    first: Change,
+    needs: Change,
 }
 
 impl<'a> Disk<'a> {
     pub(crate) fn new(interner: &'a Interner) -> Self {
         let base = Kind::Dir { path: String::new(), names: BTreeMap::new() };
-        Self { interner, nodes: vec![base], renames: Vec::new() }
+        Self { interner, nodes: vec![base], orders: Vec::new() }
+    }
+
+    /// A disk that holds this tree.
+    pub(crate) fn holding(interner: &'a Interner, tree: &Tree) -> Self {
+        let mut disk = Self::new(interner);
+        let mut entries: Vec<_> = tree.iter().map(|&(path, image)| (interner.path_of(path), image)).collect();
+        entries.sort();
+        for (path, image) in entries {
+            if image == LINK {
+                continue;
+            }
+            let (above, name) = path.rsplit_once('/').unwrap();
+            let names = above.split('/').skip(1);
+            let dir = names.fold(BASE, |at, name| disk.lookup(at, name).expect("the directory above"));
+            if image == DIRECTORY {
+                disk.apply(&Effect::Mkdir { dir, name: name.to_owned() });
+                continue;
+            }
+            disk.apply(&Effect::Create { dir, name: name.to_owned() });
+            let file = disk.lookup(dir, name).unwrap();
+            let data = interner.content_of(image).to_vec();
+            disk.apply(&Effect::Write { file, offset: 0, data });
+        }
+        for (path, _) in tree.iter().filter(|(_, image)| *image == LINK) {
+            let link = interner.path_of(*path);
+            let [first, second] = link.split_once(IS).map(<[_; 2]>::from).unwrap().map(|path| {
+                let (above, name) = path.rsplit_once('/').unwrap();
+                let names = above.split('/').skip(1);
+                (names.fold(BASE, |at, name| disk.lookup(at, name).unwrap()), name.to_owned())
+            });
+            let node = disk.lookup(first.0, &first.1);
+            disk.set(second.0, &second.1, node);
+        }
+        disk.settle();
+        disk
     }
 
     /// The node that a name refers to now.
@@ -173,9 +309,15 @@ impl<'a> Disk<'a> {
     }
 
     /// The content of a file now.
-    pub(crate) fn content(&self, file: Node) -> &[u8] {
-        let Kind::File { content, .. } = &self.nodes[file] else { panic!("not a file") };
-        content
+    pub(crate) fn content(&self, file: Node) -> &Content {
+        match &self.nodes[file] {
+            Kind::File { content, .. } | Kind::Segment { content, .. } => content,
+            Kind::Dir { .. } => panic!("not a file"),
+        }
+    }
+
+    pub(crate) fn is_segment(&self, file: Node) -> bool {
+        matches!(self.nodes[file], Kind::Segment { .. })
     }
 
     /// All changes so far have reached the disk, as they do in the course of time.
@@ -192,18 +334,30 @@ impl<'a> Disk<'a> {
                 self.add(*dir, name, Kind::Dir { path, names: BTreeMap::new() });
             }
             Effect::Create { dir, name } => {
-                let empty = self.interner.image(&[], false);
-                self.add(*dir, name, Kind::File { content: Vec::new(), images: vec![empty] });
+                let kind = if is_segment(&format!("{}/{name}", self.path(*dir))) {
+                    let (content, synced) = Default::default();
+                    Kind::Segment { content, synced, pending: Vec::new() }
+                } else {
+                    let content = Content::default();
+                    Kind::File { images: vec![self.interner.image(&content)], content }
+                };
+                self.add(*dir, name, kind);
             }
             Effect::Write { file, offset, data } => self.write(*file, *offset, data),
             Effect::Truncate { file, length } => {
                 let Kind::File { content, images } = &mut self.nodes[*file] else { panic!("not a file") };
-                content.resize(*length, 0);
-                images.push(self.interner.image(content, false));
+                content.resize(*length);
+                images.push(self.interner.image(content));
             }
             Effect::Sync { node } => self.sync(*node),
-            Effect::Link { node, dir, name } => {
-                self.set(*dir, name, Some(*node));
+            Effect::SyncAll => self.settle(),
+            Effect::Link { from, to } => {
+                let node = self.lookup(from.0, &from.1).expect("something to link");
+                let first = (from.0, from.1.clone(), self.index(from));
+                let second = self.set(to.0, &to.1, Some(node));
+                let gone = (from.0, from.1.clone(), first.2 + 1);
+                self.orders.push(Order { first: second.clone(), needs: first });
+                self.orders.push(Order { first: gone, needs: second });
             }
             Effect::Unlink { dir, name } => {
                 self.set(*dir, name, None);
@@ -212,14 +366,15 @@ impl<'a> Disk<'a> {
                 let node = self.lookup(from.0, &from.1).expect("something to rename");
                 let arrived = self.set(to.0, &to.1, Some(node));
                 let gone = self.set(from.0, &from.1, None);
-                let (from, to) = ((from.0, from.1.clone(), gone), (to.0, to.1.clone(), arrived));
-                self.renames.push(Rename { from, to });
+                self.orders.push(Order { first: gone, needs: arrived });
             }
             Effect::Exchange { one, other } => {
                 let of_one = self.lookup(one.0, &one.1).expect("something to exchange");
                 let of_other = self.lookup(other.0, &other.1).expect("something to exchange");
-                self.set(one.0, &one.1, Some(of_other));
-                self.set(other.0, &other.1, Some(of_one));
+                let one = self.set(one.0, &one.1, Some(of_other));
+                let other = self.set(other.0, &other.1, Some(of_one));
+                self.orders.push(Order { first: one.clone(), needs: other.clone() });
+                self.orders.push(Order { first: other, needs: one });
             }
         }
     }
@@ -235,34 +390,43 @@ impl<'a> Disk<'a> {
         self.set(dir, name, Some(node));
     }
 
-    /// Gives a name a new value, and returns the index of the value.
-    fn set(&mut self, dir: Node, name: &str, value: Option<Node>) -> usize {
+    /// The index of the newest value of a name.
+    fn index(&self, (dir, name): &(Node, String)) -> usize {
+        let Kind::Dir { names, .. } = &self.nodes[*dir] else { panic!("not a directory") };
+        names[name].values.len() - 1
+    }
+
+    /// Gives a name a new value.
+    fn set(&mut self, dir: Node, name: &str, value: Option<Node>) -> Change {
         let path = format!("{}/{name}", self.path(dir));
         let Kind::Dir { names, .. } = &mut self.nodes[dir] else { panic!("not a directory") };
-        let name = names.entry(name.to_owned()).or_insert_with(|| {
-            let scratch = path.contains("/.store/tmp/") || path.contains("/.store/owners/");
-            Name { path: self.interner.path(&path), scratch, values: vec![None] }
+        let entry = names.entry(name.to_owned()).or_insert_with(|| Name {
+            path: self.interner.path(&path),
+            scratch: is_scratch(&path),
+            values: vec![None],
         });
-        name.values.push(value);
-        name.values.len() - 1
+        entry.values.push(value);
+        (dir, name.to_owned(), entry.values.len() - 1)
     }
 
     fn write(&mut self, file: Node, offset: usize, data: &[u8]) {
-        let Kind::File { content, images } = &mut self.nodes[file] else { panic!("not a file") };
-        let patched = |content: &[u8], data: &[u8]| {
-            let mut after = content.to_vec();
-            after.resize(after.len().max(offset + data.len()), 0);
-            after[offset..offset + data.len()].copy_from_slice(data);
-            after
-        };
-        let whole = patched(content, data);
-        let mut zeros = content.clone();
-        zeros.resize(whole.len(), 0);
-        let half = patched(content, &data[..data.len() / 2]);
-        images.push(self.interner.image(&zeros, false));
-        images.push(self.interner.image(&half, half.iter().any(|&byte| byte != 0)));
-        images.push(self.interner.image(&whole, false));
-        *content = whole;
+        match &mut self.nodes[file] {
+            Kind::Dir { .. } => panic!("not a file"),
+            Kind::Segment { content, pending, .. } => {
+                content.write(offset, data);
+                pending.push((offset, data.to_vec()));
+            }
+            Kind::File { content, images } => {
+                let mut whole = content.clone();
+                whole.write(offset, data);
+                let mut zeros = content.clone();
+                zeros.resize(whole.len());
+                let mut half = zeros.clone();
+                half.write(offset, &data[..half_of(data)]);
+                images.extend([&zeros, &half, &whole].map(|content| self.interner.image(content)));
+                *content = whole;
+            }
+        }
     }
 
     fn sync(&mut self, node: Node) {
@@ -270,62 +434,103 @@ impl<'a> Disk<'a> {
             Kind::File { images, .. } => {
                 images.drain(..images.len() - 1);
             }
+            Kind::Segment { content, synced, pending } => {
+                synced.clone_from(content);
+                pending.clear();
+            }
             Kind::Dir { names, .. } => {
-                names.retain(|_, name| {
-                    name.values.drain(..name.values.len() - 1);
-                    name.values != [None]
-                });
-                self.renames.retain(|rename| rename.to.0 != node);
-                for rename in &mut self.renames {
-                    if rename.from.0 == node {
-                        // The old name is certainly gone.
-                        rename.from.2 = 0;
-                    }
+                let newest: Vec<_> =
+                    names.iter().map(|(name, it)| (node, name.clone(), it.values.len() - 1)).collect();
+                for change in newest {
+                    self.settle_change(&change);
                 }
+                // What these changes need has arrived, too.
+                while let Some(at) = self.orders.iter().position(|it| it.first.2 == 0) {
+                    let needs = self.orders[at].needs.clone();
+                    self.settle_change(&needs);
+                    self.orders.retain(|it| it.needs.2 > 0);
+                }
+            }
+        }
+        for kind in &mut self.nodes {
+            if let Kind::Dir { names, .. } = kind {
+                names.retain(|_, name| name.values != [None]);
             }
         }
     }
 
+    /// This change of a name, and all before it, are on the disk.
+    fn settle_change(&mut self, (dir, name, index): &Change) {
+        let Kind::Dir { names, .. } = &mut self.nodes[*dir] else { panic!("not a directory") };
+        let Some(entry) = names.get_mut(name) else { return };
+        entry.values.drain(..*index);
+        for order in &mut self.orders {
+            for change in [&mut order.first, &mut order.needs] {
+                if (&change.0, &change.1) == (dir, name) {
+                    change.2 = change.2.saturating_sub(*index);
+                }
+            }
+        }
+        self.orders.retain(|it| it.needs.2 > 0);
+    }
+
     /// Visits every tree that the disk may hold if the power fails now. A tree is visited once for each
-    /// combination that leads to it: a value for each name, and a state for the data of each file.
-    pub(crate) fn each_tree(&self, visit: &mut dyn FnMut(&Tree)) {
-        let mut walk =
-            Walk { disk: self, visit, chosen: HashMap::new(), tree: Vec::new(), files: Vec::new() };
+    /// combination that leads to it: a value for each name, and a state for the data of each file. Of very many states
+    /// of the data, at most `limit` are visited for each combination of names, chosen at random.
+    pub(crate) fn each_tree(&self, limit: usize, visit: &mut dyn FnMut(&Tree)) {
+        let mut walk = Walk {
+            disk: self,
+            visit,
+            limit,
+            chosen: HashMap::new(),
+            tree: Vec::new(),
+            files: Vec::new(),
+            dice: Dice::new(self.nodes.len() as u64),
+        };
         walk.names(&mut vec![BASE], 0, None);
     }
+}
+
+/// Whether nobody reads the file of this name.
+fn is_scratch(path: &str) -> bool {
+    let in_dir = |dir: &str| path.rsplit_once(dir).map(|(_, name)| name);
+    in_dir("/.store/owners/").is_some()
+        || in_dir("/.store/tmp/").is_some_and(|name| name.splitn(3, '.').nth(2).is_none())
+}
+
+/// The length of the first half of a write, in whole sectors.
+fn half_of(data: &[u8]) -> usize {
+    data.len() / 2 / SECTOR * SECTOR
 }
 
 /// A walk over all choices: first the names, from the base downwards, then the data.
 struct Walk<'a, 'v> {
     disk: &'a Disk<'a>,
     visit: &'v mut dyn FnMut(&Tree),
-    /// The value chosen for each visited name.
-    chosen: HashMap<(Node, &'a str), Option<Node>>,
+    limit: usize,
+    /// The index of the value chosen for each visited name.
+    chosen: HashMap<(Node, &'a str), usize>,
     tree: Vec<(Path, Image)>,
     /// The files of the tree: the index in the tree, the node, and whether the name is a scratch name.
     files: Vec<(usize, Node, bool)>,
+    dice: Dice,
 }
 
 impl<'a> Walk<'a, '_> {
     /// Chooses values for the names after `last` in the directory at `at`, and in all later directories.
     fn names(&mut self, dirs: &mut Vec<Node>, at: usize, last: Option<&'a str>) {
         use std::ops::Bound::{Excluded, Unbounded};
-        let Some(&dir) = dirs.get(at) else {
-            if self.disk.renames.iter().all(|rename| self.allows(rename)) {
-                self.data();
-            }
-            return;
-        };
+        let Some(&dir) = dirs.get(at) else { return self.data() };
         let Kind::Dir { names, .. } = &self.disk.nodes[dir] else { panic!("not a directory") };
         let rest = (last.map_or(Unbounded, Excluded), Unbounded);
         let Some((text, name)) = names.range::<str, _>(rest).next() else {
             return self.names(dirs, at + 1, None);
         };
-        for (position, &value) in name.values.iter().enumerate() {
-            if name.values[..position].contains(&value) {
+        for (index, &value) in name.values.iter().enumerate() {
+            self.chosen.insert((dir, text), index);
+            if !self.is_in_order(dir, text) {
                 continue;
             }
-            self.chosen.insert((dir, text), value);
             let Some(node) = value else {
                 self.names(dirs, at, Some(text));
                 continue;
@@ -345,52 +550,125 @@ impl<'a> Walk<'a, '_> {
         self.chosen.remove(&(dir, text));
     }
 
-    /// Whether the file still has at least one of the two names of this rename. A chosen value stands for
-    /// all the times when the name had that value.
-    fn allows(&self, rename: &Rename) -> bool {
-        let values = |(dir, name, _): &(Node, String, usize)| {
-            let value = *self.chosen.get(&(*dir, name.as_str()))?;
-            let Kind::Dir { names, .. } = &self.disk.nodes[*dir] else { return None };
-            Some((value, &names.get(name)?.values))
-        };
-        let gone = match values(&rename.from) {
-            Some((value, values)) => values[..rename.from.2].iter().all(|before| *before != value),
-            // The disk never saw this name, or its directory is lost.
-            None => rename.from.2 == 0 && self.chosen.keys().any(|(dir, _)| *dir == rename.from.0),
-        };
-        let arrived = values(&rename.to).is_none_or(|(value, values)| values[rename.to.2..].contains(&value));
-        !gone || arrived
+    /// Whether the choice for this name agrees with all that were made before.
+    fn is_in_order(&self, dir: Node, name: &str) -> bool {
+        let has_arrived = |change: &Change| Some(*self.chosen.get(&(change.0, &*change.1))? >= change.2);
+        let is_it = |change: &Change| (change.0, &*change.1) == (dir, name);
+        let mut orders = self.disk.orders.iter().filter(|it| is_it(&it.first) || is_it(&it.needs));
+        // Of a name in a directory that is lost, nothing is known.
+        orders.all(|it| has_arrived(&it.first) != Some(true) || has_arrived(&it.needs) != Some(false))
     }
 
     fn data(&mut self) {
         // One choice per file, even if several names lead to it.
-        let mut open: Vec<(Node, Vec<Image>)> = Vec::new();
+        let mut files: Vec<(Node, Range<usize>)> = Vec::new();
+        let mut wheels = Vec::new();
         for &(_, file, _) in &self.files {
-            let Kind::File { images, .. } = &self.disk.nodes[file] else { panic!("not a file") };
-            if open.iter().any(|(known, _)| *known == file) {
+            if files.iter().any(|(known, _)| *known == file) {
                 continue;
             }
-            let mut choices = images.clone();
-            if self.files.iter().all(|&(_, other, scratch)| other != file || scratch) {
-                choices = vec![images[images.len() / 2]];
+            let first = wheels.len();
+            match &self.disk.nodes[file] {
+                Kind::Dir { .. } => panic!("not a file"),
+                Kind::Segment { pending, .. } => {
+                    wheels.extend(pending.iter().map(|(_, data)| if half_of(data) == 0 { 2 } else { 4 }));
+                }
+                Kind::File { .. } => wheels.push(self.images(file).len()),
             }
-            let mut seen = HashSet::new();
-            choices.retain(|image| seen.insert(*image));
-            open.push((file, choices));
+            files.push((file, first..wheels.len()));
         }
-        let mut choice = vec![0; open.len()];
+        let combinations = wheels.iter().try_fold(1_usize, |product, wheel| product.checked_mul(*wheel));
+        let (length, links) = (self.tree.len(), self.links());
+        self.tree.extend(links);
+        if combinations.is_some_and(|combinations| combinations <= self.limit) {
+            self.each_choice(&files, &wheels);
+        } else {
+            self.some_choices(&files, &wheels);
+        }
+        self.tree.truncate(length);
+    }
+
+    /// The states that the data of a file may be in.
+    fn images(&self, file: Node) -> Vec<Image> {
+        let Kind::File { images, .. } = &self.disk.nodes[file] else { panic!("not a file") };
+        if self.files.iter().all(|&(_, other, scratch)| other != file || scratch) {
+            return vec![images[images.len() / 2]];
+        }
+        let mut seen = HashSet::new();
+        images.iter().copied().filter(|image| seen.insert(*image)).collect()
+    }
+
+    fn each_choice(&mut self, files: &[(Node, Range<usize>)], wheels: &[usize]) {
+        let mut choice = vec![0; wheels.len()];
         loop {
-            for &(at, file, _) in &self.files {
-                let which = open.iter().position(|(known, _)| *known == file).unwrap();
-                self.tree[at].1 = open[which].1[choice[which]];
-            }
-            (self.visit)(&self.tree);
+            self.visit(files, &choice);
             // Advances to the next combination like an odometer.
-            let Some(wheel) = (0..open.len()).find(|&wheel| choice[wheel] + 1 < open[wheel].1.len()) else {
-                break;
-            };
-            choice[..wheel].fill(0);
-            choice[wheel] += 1;
+            let Some(at) = (0..wheels.len()).find(|&at| choice[at] + 1 < wheels[at]) else { break };
+            choice[..at].fill(0);
+            choice[at] += 1;
         }
+    }
+
+    /// Nothing has arrived, everything has, all but one, only one, and a random sample.
+    fn some_choices(&mut self, files: &[(Node, Range<usize>)], wheels: &[usize]) {
+        let none = vec![0; wheels.len()];
+        let all: Vec<_> = wheels.iter().map(|states| states - 1).collect();
+        self.visit(files, &none);
+        self.visit(files, &all);
+        let mut left = self.limit.saturating_sub(2);
+        for (at, states) in wheels.iter().enumerate() {
+            for (base, range) in [(&none, 1..*states), (&all, 0..states - 1)] {
+                for state in range {
+                    let mut choice = base.clone();
+                    choice[at] = state;
+                    self.visit(files, &choice);
+                    left = left.saturating_sub(1);
+                }
+            }
+        }
+        for _ in 0..left {
+            let choice: Vec<_> = wheels.iter().map(|states| self.dice.index(*states)).collect();
+            self.visit(files, &choice);
+        }
+    }
+
+    fn visit(&mut self, files: &[(Node, Range<usize>)], choice: &[usize]) {
+        let images: Vec<_> = files
+            .iter()
+            .map(|(file, range)| match &self.disk.nodes[*file] {
+                Kind::Segment { synced, pending, .. } => {
+                    let mut content = synced.clone();
+                    for ((offset, data), state) in pending.iter().zip(&choice[range.clone()]) {
+                        let written = match (state, half_of(data)) {
+                            (0, _) => continue,
+                            (1, half) if half > 0 => 0..half,
+                            (2, half) if half > 0 => half..data.len(),
+                            _ => 0..data.len(),
+                        };
+                        content.write(offset + written.start, &data[written]);
+                    }
+                    self.disk.interner.image(&content)
+                }
+                _ => self.images(*file)[choice[range.start]],
+            })
+            .collect();
+        for &(at, file, _) in &self.files {
+            let which = files.iter().position(|(known, _)| *known == file).unwrap();
+            self.tree[at].1 = images[which];
+        }
+        (self.visit)(&self.tree);
+    }
+
+    /// The pairs of paths that lead to one file.
+    fn links(&self) -> Vec<(Path, Image)> {
+        let mut links = Vec::new();
+        let path_of = |at: usize| self.disk.interner.path_of(self.tree[at].0);
+        for (index, &(at, file, _)) in self.files.iter().enumerate() {
+            if let Some((first, ..)) = self.files[..index].iter().find(|(_, other, _)| *other == file) {
+                let link = format!("{}{IS}{}", path_of(*first), path_of(at));
+                links.push((self.disk.interner.path(&link), LINK));
+            }
+        }
+        links
     }
 }

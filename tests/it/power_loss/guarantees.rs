@@ -1,12 +1,13 @@
 //! The guarantees that the store had given when the power failed, and the check that it kept them.
 
-use record_store::LockToken;
-
-use super::disk::{DIRECTORY, Image, Interner, Path, Tree};
+use super::disk::{Interner, Path, Tree, is_file};
 use super::recover::{LockOutcome, ReadOutcome, Recovered};
-use super::sequences::{Action, FOREIGN, KEYS, Mark, OLD, Sequence, Start, store_below, value};
+use super::sequences::{
+    Action, FOREIGN, KEYS, Mark, Operation, Receipt, Sequence, Start, large_value, old, store_below, value,
+};
 
 /// The guarantees given to the caller so far.
+#[derive(Clone)]
 pub(crate) struct Guarantees<'a> {
     pub(crate) sequence: &'a Sequence,
     interner: &'a Interner,
@@ -15,61 +16,101 @@ pub(crate) struct Guarantees<'a> {
     format_file: Path,
     /// The store was opened, so the directory has to stay a store.
     opened: bool,
+    /// The greatest token that was issued.
+    token: u64,
 }
 
+#[derive(Clone)]
 struct Key {
-    lock_file: Path,
     /// The successive values of the record, including the one that is being written.
     values: Vec<ReadOutcome>,
-    /// The index of the last acknowledged value.
-    acknowledged: usize,
-    /// A lock was requested.
-    locked: bool,
-    /// The greatest issued token.
-    token: LockToken,
+    /// The index of the last value that has to survive.
+    durable: usize,
+    /// The successive states of the lock, including those that an operation is about to give it.
+    locks: Vec<Lock>,
+    /// The index of the last state that has to survive.
+    durable_lock: usize,
+}
+
+/// A state of a lock.
+#[derive(Clone, Copy, Debug)]
+enum Lock {
+    /// Nobody holds it, or a process does that does not live any more.
+    Free,
+    /// It is held, with the token and the lease that were acknowledged, or with any.
+    Held(Option<u64>, Option<usize>),
 }
 
 impl<'a> Guarantees<'a> {
     pub(crate) fn new(sequence: &'a Sequence, interner: &'a Interner) -> Self {
-        let key = |name: &str, value| Key {
-            lock_file: interner.path(&format!("/{}/{name}.lock", store_below(sequence.start))),
-            values: vec![value],
-            acknowledged: 0,
-            locked: false,
-            token: LockToken::new(0),
-        };
+        let key = |value| Key { values: vec![value], durable: 0, locks: vec![Lock::Free], durable_lock: 0 };
         let first = match sequence.start {
-            Start::Old => ReadOutcome::Value(OLD.to_owned()),
+            Start::Old | Start::Checkpointed => ReadOutcome::Value(old()),
             Start::Foreign => ReadOutcome::Corrupt,
             _ => ReadOutcome::Absent,
         };
-        let keys = [key(KEYS[0], first), key(KEYS[1], ReadOutcome::Absent)];
+        let keys = [key(first), key(ReadOutcome::Absent)];
         let format_file = interner.path(&format!("/{}/.store/format.json", store_below(sequence.start)));
-        Self { sequence, interner, keys, format_file, opened: false }
+        Self { sequence, interner, keys, format_file, opened: false, token: 0 }
     }
 
     /// Updates the guarantees for the next event.
     pub(crate) fn update(&mut self, mark: Mark) {
         match mark {
-            Mark::Invoke(position) => {
-                let operation = self.sequence.operations[position];
-                let key = &mut self.keys[operation.key];
-                match operation.action {
-                    Action::Write | Action::GuardedWrite => {
-                        key.values.push(ReadOutcome::Value(value(position)));
-                    }
-                    Action::Remove => key.values.push(ReadOutcome::Absent),
-                    Action::Acquire | Action::Release | Action::Renew | Action::HandOver => {}
-                }
-                key.locked |= operation.action.locks();
-            }
-            Mark::Return(position, token) => {
-                let key = &mut self.keys[self.sequence.operations[position].key];
-                key.acknowledged = key.values.len() - 1;
-                key.token = token.map_or(key.token, LockToken::new).max(key.token);
-            }
+            Mark::Invoke(position) => self.invoke(position),
+            Mark::Return(position, receipt) => self.acknowledge(position, receipt),
             Mark::Opened => self.opened = true,
             Mark::Begin(_) | Mark::Settled | Mark::Open | Mark::End => {}
+        }
+    }
+
+    fn invoke(&mut self, position: usize) {
+        let Operation { action, key } = self.sequence.operations[position];
+        let holds = self.sequence.holds_before(position, key);
+        let key = &mut self.keys[key];
+        let changes =
+            matches!(action, Action::Write | Action::WriteLarge | Action::GuardedWrite | Action::Remove);
+        if changes && key.values == [ReadOutcome::Corrupt] {
+            // The file of another program is moved aside first.
+            key.values.push(ReadOutcome::Absent);
+        }
+        match action {
+            Action::Write | Action::GuardedWrite => key.values.push(ReadOutcome::Value(value(position))),
+            Action::WriteLarge => key.values.push(ReadOutcome::Value(large_value(position))),
+            Action::Remove => key.values.push(ReadOutcome::Absent),
+            _ => {}
+        }
+        let same = key.locks.last().copied().filter(|_| holds);
+        let held = match same {
+            Some(Lock::Held(token, _)) => Lock::Held(token, None),
+            Some(Lock::Free) | None => Lock::Held(None, None),
+        };
+        match action {
+            _ if !self.sequence.job => {}
+            Action::Acquire | Action::Renew => key.locks.push(held),
+            Action::Release | Action::Break => key.locks.push(Lock::Free),
+            Action::HandOver => key.locks.extend([held, Lock::Free, Lock::Held(None, None)]),
+            Action::GuardedWrite if holds => key.locks.push(held),
+            Action::GuardedWrite => key.locks.extend([held, Lock::Free]),
+            _ => {}
+        }
+    }
+
+    fn acknowledge(&mut self, position: usize, receipt: Receipt) {
+        let Operation { action, key } = self.sequence.operations[position];
+        self.token = self.token.max(receipt.token.unwrap_or(0));
+        if let Some(Lock::Held(token, lease)) = self.keys[key].locks.last_mut() {
+            (*token, *lease) = (receipt.token.or(*token), receipt.lease);
+        }
+        let (of_key, of_all) =
+            (!self.sequence.relaxed || action == Action::Read, action == Action::Checkpoint);
+        for (at, it) in self.keys.iter_mut().enumerate() {
+            if of_all || of_key && at == key {
+                it.durable = it.values.len() - 1;
+            }
+            if of_all || !self.sequence.relaxed && at == key {
+                it.durable_lock = it.locks.len() - 1;
+            }
         }
     }
 
@@ -79,57 +120,59 @@ impl<'a> Guarantees<'a> {
         if self.opened && !tree.iter().any(|(path, _)| *path == self.format_file) {
             return Err("a store that was opened is no longer a store".into());
         }
+        // Tokens and versions have one order. After a recovery all are above this mark.
+        let high = self.interner.high(tree);
+        if self.token >= high && self.token > 0 {
+            return Err(format!("the token {} was issued, but the mark is {high}", self.token));
+        }
         for ((key, recovered), name) in self.keys.iter().zip(recovered).zip(KEYS) {
-            self.check_record(key, &recovered.read).map_err(|violation| format!("{name}: {violation}"))?;
-            let file = tree.iter().find(|(path, _)| *path == key.lock_file).map(|(_, image)| *image);
-            self.check_lock(key, recovered.lock, file).map_err(|violation| format!("{name}: {violation}"))?;
+            check_record(key, &recovered.read).map_err(|violation| format!("{name}: {violation}"))?;
+            check_lock(key, recovered.lock).map_err(|violation| format!("{name}: {violation}"))?;
         }
         Ok(())
     }
 
-    /// The file of another program is in its place until a change is begun, and moved aside when the change is
-    /// acknowledged.
-    ///
-    /// Not in between: an exchange of which one half reaches the disk loses a file in this model. The file systems
-    /// that can exchange files do it in one transaction.
+    /// The file of another program is in its place, on its way, or moved aside.
     fn check_foreign_file(&self, tree: &Tree) -> Result<(), String> {
-        let is_changing = self.keys[0].acknowledged + 1 < self.keys[0].values.len();
-        if self.sequence.start != Start::Foreign || self.sequence.relaxed || is_changing {
+        if self.sequence.start != Start::Foreign {
             return Ok(());
         }
-        let is_kept = tree.iter().any(|&(path, image)| {
-            let path = self.interner.path_of(path);
-            let is_there = path.ends_with("/a.json") || path.contains("/.store/damaged/a.json~");
-            is_there && image != DIRECTORY && *self.interner.content_of(image) == *FOREIGN.as_bytes()
+        let is_kept = tree.iter().any(|&(_, image)| {
+            is_file(image) && self.interner.content_of(image).bytes() == FOREIGN.as_bytes()
         });
         if is_kept { Ok(()) } else { Err("a foreign file is lost".into()) }
     }
+}
 
-    fn check_record(&self, key: &Key, read: &ReadOutcome) -> Result<(), String> {
-        let changed = key.values.len() > 1;
-        let legal = if self.sequence.relaxed {
-            key.values.contains(read) || changed && matches!(read, ReadOutcome::Absent | ReadOutcome::Corrupt)
-        } else {
-            // The last acknowledged value, or the one that was being written.
-            key.values[key.acknowledged..].contains(read)
-        };
-        if legal {
-            return Ok(());
+/// The record is the last value that has to survive, or a later one.
+fn check_record(key: &Key, read: &ReadOutcome) -> Result<(), String> {
+    if key.values[key.durable..].contains(read) {
+        return Ok(());
+    }
+    let short = |value: &ReadOutcome| format!("{value:?}").chars().take(20).collect::<String>();
+    let values: Vec<_> = key.values.iter().map(short).collect();
+    Err(format!(
+        "read {}, but the values were {values:?}, and that at {} has to survive",
+        short(read),
+        key.durable
+    ))
+}
+
+fn check_lock(key: &Key, lock: LockOutcome) -> Result<(), String> {
+    let agrees = |state: &Lock| match (lock, *state) {
+        (LockOutcome::Acquired, Lock::Free) => true,
+        // The lease may be that of a later renewal, which was not acknowledged.
+        (LockOutcome::Held(token, lease), Lock::Held(acknowledged, first)) => {
+            acknowledged.is_none_or(|acknowledged| acknowledged == token)
+                && first.is_none_or(|first| lease >= first)
         }
-        Err(format!(
-            "read {read:?}, but the values were {:?}, and {:?} was acknowledged",
-            key.values, key.values[key.acknowledged]
-        ))
+        _ => false,
+    };
+    if key.locks[key.durable_lock..].iter().any(agrees) {
+        return Ok(());
     }
-
-    fn check_lock(&self, key: &Key, lock: LockOutcome, file: Option<Image>) -> Result<(), String> {
-        let torn = file.is_some_and(|image| self.interner.is_torn(image));
-        let empty = file.is_none_or(|image| self.interner.content_of(image).iter().all(|&byte| byte == 0));
-        let legal = match lock {
-            LockOutcome::Acquired(token) => token > key.token && !torn && (empty || !self.sequence.job),
-            LockOutcome::HeldByJob => self.sequence.job && key.locked && !torn && !empty,
-            LockOutcome::Corrupt => torn,
-        };
-        if legal { Ok(()) } else { Err(format!("the lock is {lock:?}")) }
-    }
+    Err(format!(
+        "the lock is {lock:?}, but its states were {:?}, and that at {} has to survive",
+        key.locks, key.durable_lock
+    ))
 }

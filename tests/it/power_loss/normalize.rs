@@ -1,46 +1,91 @@
-//! Replaces the values that differ from run to run (random names, tokens, times) by fixed ones, so that
+//! Replaces the values that differ from run to run (random names, numbers, times) by fixed ones, so that
 //! the same state of two sequences is the same tree. It also makes each lock one of an earlier boot, as
-//! it is after a power loss.
+//! it is after a power loss, and gives tokens and versions that no clock reaches: after a power loss the clock may be
+//! far behind.
+//!
+//! Tokens and versions, in files and in the log, have one order, and keep it. No text changes its length.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-/// Tokens derived from any clock of this century are greater than these.
-const FIRST_TOKEN: u64 = 1_000_001;
+use super::frames::{self, Frame, Header};
+use super::recover::year_of_lease;
+
+/// The first token or version. The store takes no number from a clock that is as great.
+const FIRST_NUMBER: u64 = 5_000_000_000_000_000;
+
+/// The first high-water mark of the log. It is as long as any other number.
+const FIRST_HIGH: u64 = 5_100_000_000_000_000;
+
+const VERSION_DIGITS: usize = 14;
 
 /// A sequence has a single owner.
 const OWNER: &str = "1-0123456789abcdef";
 
+/// The owner in a recovery, whose tree may contain the file of the one before.
+const SECOND_OWNER: &str = "2-0123456789abcdef";
+
 /// The replacements of one sequence.
 #[derive(Default)]
 pub(crate) struct Normalizer {
-    tokens: HashMap<u64, u64>,
+    numbers: BTreeMap<u64, u64>,
+    highs: BTreeMap<u64, u64>,
+    nonces: HashMap<u64, u64>,
     leases: HashMap<String, usize>,
     names: HashMap<String, String>,
+    /// The files have normalized contents already.
+    recovery: bool,
 }
 
 impl Normalizer {
-    pub(crate) fn token(&mut self, token: u64) -> u64 {
-        let next = FIRST_TOKEN + self.tokens.len() as u64;
-        *self.tokens.entry(token).or_insert(next)
+    /// For the recovery of a tree whose files have these names.
+    pub(crate) fn of_recovery(names: impl Iterator<Item = String>) -> Self {
+        Self { names: names.map(|name| (name.clone(), name)).collect(), recovery: true, ..Self::default() }
+    }
+
+    /// The place of a token or version among all others.
+    pub(crate) fn number(&mut self, number: u64) -> u64 {
+        place(&mut self.numbers, number, FIRST_NUMBER)
+    }
+
+    /// The number of a lease that expires then.
+    pub(crate) fn lease(&mut self, expires_at: &str) -> usize {
+        let next = self.leases.len();
+        *self.leases.entry(expires_at.to_owned()).or_insert(next)
     }
 
     /// The name of a file. The name of a staged file starts with the name of its owner file and a number. If it
     /// may be a displaced file, its original name follows. The name of a file that was moved aside ends with a
     /// time.
     pub(crate) fn name(&mut self, name: &str) -> String {
+        if self.names.contains_key(name) {
+            return self.names[name].clone();
+        }
         if let Some((original, _)) = name.rsplit_once("~2") {
-            return self.known(name, |number| format!("{original}~{number}"));
+            return self.known(name, |number| format!("{original}~2{number}Z"));
         }
         let mut parts = name.splitn(3, '.');
         let (owner, number, original) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
-        if !is_owner(owner) {
+        let fixed = if is_nameless(owner) {
+            "new-1"
+        } else if !is_owner(owner) {
             return name.to_owned();
-        }
+        } else if self.recovery {
+            SECOND_OWNER
+        } else {
+            OWNER
+        };
         if number.is_none() {
-            return OWNER.to_owned();
+            return fixed.to_owned();
         }
         let original = original.map(|original| format!(".{original}")).unwrap_or_default();
-        self.known(name, |number| format!("{OWNER}.{number}{original}"))
+        // The name of a staged record contains its version.
+        let version = number.and_then(|number| number.get(number.len().checked_sub(VERSION_DIGITS)?..));
+        let version = version.map(|version| {
+            let version = self.number(u64::from_str_radix(version, 16).unwrap());
+            format!("{version:0VERSION_DIGITS$x}")
+        });
+        let version = version.unwrap_or_default();
+        self.known(name, |number| format!("{fixed}.{number:x}{version}{original}"))
     }
 
     fn known(&mut self, name: &str, replacement: impl FnOnce(usize) -> String) -> String {
@@ -49,16 +94,11 @@ impl Normalizer {
     }
 
     /// The content of the mapped table of waiters.
-    pub(crate) fn table(&mut self, mut table: Vec<u8>) -> Vec<u8> {
-        let mut replace = |first: usize, replacement: &mut dyn FnMut(u64) -> u64| {
-            for at in (first..table.len()).step_by(64).take(256) {
-                let word: &mut [u8; 8] = table[at..].first_chunk_mut().unwrap();
-                let number = u64::from_ne_bytes(*word);
-                *word = if number == 0 { 0 } else { replacement(number) }.to_ne_bytes();
-            }
-        };
-        replace(TOKENS, &mut |token| self.token(token));
-        replace(NOTIFIED_AT, &mut |_| 1);
+    pub(crate) fn table(mut table: Vec<u8>) -> Vec<u8> {
+        for at in (NOTIFIED_AT..table.len()).step_by(64).take(256) {
+            let word: &mut [u8; 8] = table[at..].first_chunk_mut().unwrap();
+            *word = u64::from(*word != [0; 8]).to_ne_bytes();
+        }
         table
     }
 
@@ -69,10 +109,19 @@ impl Normalizer {
         if json.get("pid").is_some() {
             return b"{\"pid\":1}".to_vec();
         }
+        if self.recovery {
+            return data.to_vec();
+        }
+        if let Some(version) = json.get("version").filter(|_| json.get("crc32").is_some()) {
+            let fixed = self.number(version.as_u64().unwrap());
+            return text
+                .replacen(&format!("\"version\":{version}"), &format!("\"version\":{fixed}"), 1)
+                .into();
+        }
         if json.get("boot_id").is_none() {
             return data.to_vec();
         }
-        json["token"] = self.token(json["token"].as_u64().unwrap()).into();
+        json["token"] = self.number(json["token"].as_u64().unwrap()).into();
         json["owner"] = OWNER.into();
         json["boot_id"] = "the boot before".into();
         json["acquired_at"] = "2020-01-01T00:00:00Z".into();
@@ -80,18 +129,61 @@ impl Normalizer {
             json["holder"] = "host:1:1:main".into();
         }
         if let Some(expires_at) = json["expires_at"].as_str() {
-            let next = self.leases.len();
-            let lease = *self.leases.entry(expires_at.to_owned()).or_insert(next);
-            json["expires_at"] = format!("{}-01-01T00:00:00Z", 2_900 + lease).into();
+            let lease = self.lease(expires_at);
+            json["expires_at"] = format!("{}-01-01T00:00:00Z", year_of_lease(lease)).into();
             json["deadline_ns"] = (1 + lease).into();
         }
-        format!("{json}\n").into_bytes()
+        let mut text = json.to_string().into_bytes();
+        assert!(text.len() < data.len(), "a text must not get longer");
+        text.resize(data.len() - 1, b' ');
+        text.push(b'\n');
+        text
+    }
+
+    /// What is written to a segment of the log.
+    pub(crate) fn segment(&mut self, data: &[u8]) -> Vec<u8> {
+        if self.recovery {
+            return data.to_vec();
+        }
+        if let Some(header) = Header::parse(data) {
+            let high = place(&mut self.highs, header.high, FIRST_HIGH);
+            return Header { nonce: self.nonce(header.nonce), high, ..header }.to_bytes();
+        }
+        let Some(frame) = Frame::parse(data) else {
+            assert!(data.iter().all(|&byte| byte == 0), "neither a header nor a frame");
+            return data.to_vec();
+        };
+        let text = if frame.kind == frames::LARGE {
+            let name = std::str::from_utf8(&frame.text).unwrap().strip_prefix("tmp/").unwrap();
+            format!("tmp/{}", self.name(name)).into_bytes()
+        } else {
+            self.content(&frame.text)
+        };
+        let (number, nonce) = (self.number(frame.number), self.nonce(frame.nonce));
+        Frame { nonce, number, text, ..frame }.to_bytes()
+    }
+
+    fn nonce(&mut self, nonce: u64) -> u64 {
+        let next = 1 + self.nonces.len() as u64;
+        if nonce == 0 { 0 } else { *self.nonces.entry(nonce).or_insert(next) }
     }
 }
 
-/// The offsets in the mapped table of the numbers that differ: the last token of each of 256 counters, and
-/// the time when each of 256 waiters was notified. The layout of the table never changes.
-const TOKENS: usize = 16;
+/// Replaces numbers so that their order stays. They have to come in that order.
+fn place(known: &mut BTreeMap<u64, u64>, number: u64, first: u64) -> u64 {
+    if number == 0 {
+        return 0;
+    }
+    let next = first + known.len() as u64;
+    let greatest = known.last_key_value().map_or(0, |(greatest, _)| *greatest);
+    *known.entry(number).or_insert_with(|| {
+        assert!(number > greatest, "{number} comes after {greatest}");
+        next
+    })
+}
+
+/// The offset in the mapped table of the time when the first of 256 waiters was notified. The layout of the table never
+/// changes.
 const NOTIFIED_AT: usize = 256 * 64 + 16;
 
 fn is_owner(name: &str) -> bool {
@@ -99,4 +191,9 @@ fn is_owner(name: &str) -> bool {
     process.bytes().all(|byte| byte.is_ascii_digit())
         && random.len() == 16
         && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+}
+
+/// Whether it stands for a process without an owner file.
+fn is_nameless(name: &str) -> bool {
+    name.strip_prefix("new-").is_some_and(|process| process.bytes().all(|byte| byte.is_ascii_digit()))
 }

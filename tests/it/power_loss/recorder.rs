@@ -1,6 +1,6 @@
 //! Records the effect of each of the child's system calls on the disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
@@ -9,9 +9,10 @@ use nix::libc;
 use nix::sys::ptrace;
 use nix::unistd::Pid;
 
-use super::disk::{BASE, Disk, Effect, Interner, Node};
+use super::disk::{BASE, Disk, Effect, Interner, Node, Tree};
 use super::normalize::Normalizer;
-use super::sequences::{Mark, Sequence, store_below};
+use super::recover::materialize;
+use super::sequences::{KEYS, Mark, Receipt, Sequence, store_below};
 use crate::support::children::Child;
 use crate::support::trace::{At, Traced};
 
@@ -30,28 +31,33 @@ pub(crate) fn record(sequences: &[Sequence]) -> Option<Vec<Vec<Event>>> {
         std::fs::create_dir(dir.path().join(number.to_string())).unwrap();
     }
     let child = Child::start("power-loss", &(dir.path(), sequences));
-    let memory = std::fs::File::open(format!("/proc/{}/mem", child.pid().as_raw_pid())).unwrap();
-    let (mut traced, thread) = Traced::attach(child)?;
-    let thread = Pid::from_raw(thread.parse().unwrap());
     let interner = Interner::default();
-    let mut recorder = Recorder::new(dir.path().to_owned(), memory, &interner);
-    // Each system call has two stops. The second one shows its result.
-    while traced.step() == At::Call && traced.step() == At::Call {
-        let registers = ptrace::getregs(thread).unwrap();
-        recorder.record_call(&Call {
-            number: registers.orig_rax.cast_signed(),
-            arguments: [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8],
-            result: registers.rax.cast_signed(),
-        });
-        if recorder.started {
-            let at = recorder.logs.len() - 1;
-            recorder.store = recorder.base.join(store_below(sequences[at].start));
-            recorder.started = false;
-        }
+    let below = |at: usize| store_below(sequences[at].start);
+    let mut recorder = Recorder::new(dir.path().to_owned(), &child, &interner);
+    recorder.sequences = sequences;
+    recorder.run(child, sequences.len(), &below, &|_| (Disk::new(&interner), Normalizer::default()))
+}
+
+/// A tree, and the path of the store in it.
+pub(crate) type Damaged = (Box<Tree>, &'static str);
+
+/// Lets a child open the stores in these trees, and returns the log of each recovery.
+pub(crate) fn record_recoveries(trees: &[Damaged], interner: &Interner) -> Option<Vec<Vec<Event>>> {
+    let dir = crate::support::in_memory();
+    for (number, (tree, _)) in trees.iter().enumerate() {
+        let base = dir.path().join(number.to_string());
+        std::fs::create_dir(&base).unwrap();
+        materialize(&base, tree, interner);
     }
-    drop(traced);
-    assert_eq!(recorder.logs.len(), sequences.len(), "the child did not play them all");
-    Some(recorder.logs)
+    let stores: Vec<_> = trees.iter().map(|(_, below)| *below).collect();
+    let child = Child::start("power-loss-recovery", &(dir.path(), &stores));
+    let recorder = Recorder::new(dir.path().to_owned(), &child, interner);
+    recorder.run(child, trees.len(), &|at| stores[at], &|at| {
+        let tree = &trees[at].0;
+        let names = tree.iter().map(|(path, _)| interner.path_of(*path));
+        let names = names.map(|path| path.rsplit('/').next().unwrap_or_default().to_owned());
+        (Disk::holding(interner, tree), Normalizer::of_recovery(names))
+    })
 }
 
 /// A system call that has returned.
@@ -62,16 +68,18 @@ struct Call {
 }
 
 struct Recorder<'a> {
+    sequences: &'a [Sequence],
     dir: PathBuf,
     /// The child's memory.
     memory: std::fs::File,
-    interner: &'a Interner,
     /// The directories of the current sequence: the model's base directory, and the store.
     base: PathBuf,
     store: PathBuf,
     disk: Disk<'a>,
     /// The nodes of the child's descriptors below the base directory.
     open: HashMap<u64, Node>,
+    /// The memory that the processes share about the log. It is not synced, and it means nothing after a restart.
+    ignored: HashSet<Node>,
     normalizer: Normalizer,
     logs: Vec<Vec<Event>>,
     /// A sequence has just started.
@@ -79,19 +87,50 @@ struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    fn new(dir: PathBuf, memory: std::fs::File, interner: &'a Interner) -> Self {
+    fn new(dir: PathBuf, child: &Child, interner: &'a Interner) -> Self {
         Self {
+            sequences: &[],
             base: dir.clone(),
             store: dir.clone(),
             dir,
-            memory,
-            interner,
+            memory: std::fs::File::open(format!("/proc/{}/mem", child.pid().as_raw_pid())).unwrap(),
             disk: Disk::new(interner),
             open: HashMap::new(),
+            ignored: HashSet::new(),
             normalizer: Normalizer::default(),
             logs: Vec::new(),
             started: false,
         }
+    }
+
+    /// Records what the child does. At the start of each log, `begin` tells what is on the disk.
+    fn run(
+        mut self,
+        child: Child,
+        logs: usize,
+        below: &dyn Fn(usize) -> &'static str,
+        begin: &dyn Fn(usize) -> (Disk<'a>, Normalizer),
+    ) -> Option<Vec<Vec<Event>>> {
+        let (mut traced, thread) = Traced::attach(child)?;
+        let thread = Pid::from_raw(thread.parse().unwrap());
+        // Each system call has two stops. The second one shows its result.
+        while traced.step() == At::Call && traced.step() == At::Call {
+            let registers = ptrace::getregs(thread).unwrap();
+            self.record_call(&Call {
+                number: registers.orig_rax.cast_signed(),
+                arguments: [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8],
+                result: registers.rax.cast_signed(),
+            });
+            if self.started {
+                let at = self.logs.len() - 1;
+                self.store = self.base.join(below(at));
+                (self.disk, self.normalizer) = begin(at);
+                self.started = false;
+            }
+        }
+        drop(traced);
+        assert_eq!(self.logs.len(), logs, "the child did not play them all");
+        Some(self.logs)
     }
 
     #[allow(clippy::many_single_char_names, reason = "the meaning of the arguments depends on the call")]
@@ -116,6 +155,7 @@ impl<'a> Recorder<'a> {
                     self.effect(Effect::Sync { node });
                 }
             }
+            libc::SYS_syncfs => self.effect(Effect::SyncAll),
             libc::SYS_ftruncate => {
                 if let Some(&file) = self.open.get(&a) {
                     self.effect(Effect::Truncate { file, length: usize::try_from(b).unwrap() });
@@ -158,8 +198,7 @@ impl<'a> Recorder<'a> {
             | libc::SYS_mknod
             | libc::SYS_mknodat
             | libc::SYS_msync
-            | libc::SYS_sync
-            | libc::SYS_syncfs => {
+            | libc::SYS_sync => {
                 panic!("system call {} is not supported", call.number)
             }
             _ => {}
@@ -185,21 +224,29 @@ impl<'a> Recorder<'a> {
         };
         if let Mark::Begin(number) = mark {
             self.base = self.dir.join(number.to_string());
-            self.disk = Disk::new(self.interner);
             self.open.clear();
-            self.normalizer = Normalizer::default();
+            self.ignored.clear();
             self.logs.push(Vec::new());
             self.started = true;
             return;
         }
         self.record_mapped_store();
         let mark = match mark {
-            Mark::Return(position, token) => {
-                Mark::Return(position, token.map(|it| self.normalizer.token(it)))
+            Mark::Return(position, receipt) => {
+                let token = receipt.token.map(|it| self.normalizer.number(it));
+                Mark::Return(position, Receipt { token, lease: self.lease_after(position) })
             }
             mark => mark,
         };
         self.push(Event::Mark(mark));
+    }
+
+    /// The number of the lease that the lock of the operation's key has now.
+    fn lease_after(&mut self, position: usize) -> Option<usize> {
+        let key = KEYS[self.sequences[self.logs.len() - 1].operations[position].key];
+        let text = std::fs::read(self.store.join(format!("{key}.lock"))).ok()?;
+        let lock: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        Some(self.normalizer.lease(lock["expires_at"].as_str()?))
     }
 
     /// Records what the child has stored through its mapping since the last time: a write of the changed
@@ -207,8 +254,8 @@ impl<'a> Recorder<'a> {
     fn record_mapped_store(&mut self) {
         let path = self.store.join(".store/events");
         let (Some(file), Ok(now)) = (self.resolve_path(&path), std::fs::read(&path)) else { return };
-        let now = self.normalizer.table(now);
-        let before = self.disk.content(file);
+        let now = Normalizer::table(now);
+        let before = self.disk.content(file).to_vec();
         let same = |(x, y): (&u8, &u8)| x == y;
         let Some(first) = before.iter().zip(&now).position(|pair| !same(pair)) else { return };
         let last = before.iter().zip(&now).rposition(|pair| !same(pair)).unwrap();
@@ -216,20 +263,15 @@ impl<'a> Recorder<'a> {
     }
 
     fn write(&mut self, fd: u64, offset: Option<u64>, at: u64, length: i64) {
-        let Some(&file) = self.open.get(&fd) else { return };
-        let mut data = self.normalizer.content(&self.bytes(at, length));
-        let old_length = self.disk.content(file).len();
-        if offset == Some(0) && old_length > 0 {
-            // A lock file is blanked or filled. The child's write covers its whole file, so the recorded
-            // write has to cover the model's whole file, where normalized text has another length.
-            if data.iter().all(|&byte| byte == 0) {
-                data = vec![0; old_length];
-            } else if data.len() < old_length {
-                data.resize(old_length, b'\n');
-            }
-        }
+        let Some(&file) = self.open.get(&fd).filter(|file| !self.ignored.contains(file)) else { return };
+        let data = self.bytes(at, length);
+        let data = if self.disk.is_segment(file) {
+            self.normalizer.segment(&data)
+        } else {
+            self.normalizer.content(&data)
+        };
         // A write without an offset appends to the file: the library never seeks.
-        let offset = offset.map_or(old_length, |offset| usize::try_from(offset).unwrap());
+        let offset = offset.map_or_else(|| self.disk.content(file).len(), |at| usize::try_from(at).unwrap());
         self.effect(Effect::Write { file, offset, data });
     }
 
@@ -251,6 +293,9 @@ impl<'a> Recorder<'a> {
             self.effect(Effect::Create { dir, name: name.clone() });
             self.disk.lookup(dir, &name).unwrap()
         };
+        if name == "state" {
+            self.ignored.insert(node);
+        }
         self.open.insert(fd, node);
     }
 
@@ -294,9 +339,8 @@ impl<'a> Recorder<'a> {
     }
 
     fn link(&mut self, from: (u64, u64), to: (u64, u64)) {
-        if let (Some(from), Some((dir, name))) = (self.resolve(from.0, from.1), self.resolve(to.0, to.1)) {
-            let node = self.disk.lookup(from.0, &from.1).unwrap();
-            self.effect(Effect::Link { node, dir, name });
+        if let (Some(from), Some(to)) = (self.resolve(from.0, from.1), self.resolve(to.0, to.1)) {
+            self.effect(Effect::Link { from, to });
         }
     }
 

@@ -1,14 +1,15 @@
 //! Recovery by the store: a tree is materialized in memory, then the store in it is opened, read and used.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use record_store::{
-    Error, ErrorKind, FileSystemRecordStore, Holder, LockOptions, LockToken, ReadOptions, RecordStoreExt,
+    Error, ErrorKind, FileSystemRecordStore, Holder, LockInfo, LockOptions, ReadOptions, RecordStoreExt,
 };
 use tempfile::TempDir;
 
-use super::disk::{DIRECTORY, Interner, Tree};
+use super::disk::{DIRECTORY, IS, Interner, LINK, Tree, is_file};
 use super::sequences::{FOREIGN, JOB, KEYS};
 use crate::support::{as_named, named, names_in};
 
@@ -24,14 +25,15 @@ pub(crate) enum ReadOutcome {
 /// The outcome of an attempt to acquire the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockOutcome {
-    Acquired(LockToken),
-    HeldByJob,
+    Acquired,
+    /// Held by [`JOB`], with this token and the lease of this number.
+    Held(u64, usize),
     /// `CorruptLock`, until it was broken.
     Corrupt,
 }
 
 /// The state of a key after a power loss.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recovered {
     pub(crate) read: ReadOutcome,
     pub(crate) lock: LockOutcome,
@@ -41,6 +43,9 @@ pub(crate) struct Recovered {
 pub(crate) struct ScratchDir {
     dir: TempDir,
 }
+
+/// The recoveries that moved something aside that was no file of another program.
+pub(crate) static MOVED_ASIDE: AtomicU64 = AtomicU64::new(0);
 
 impl ScratchDir {
     pub(crate) fn new() -> Self {
@@ -55,15 +60,17 @@ impl ScratchDir {
         interner: &Interner,
         below: &str,
     ) -> Result<[Recovered; 2], String> {
-        self.materialize(tree, interner);
+        materialize(self.dir.path(), tree, interner);
         let root = self.dir.path().join(below);
         let store = FileSystemRecordStore::open(&root).map_err(|error| format!("open: {error:?}"))?;
         for key in store.keys().map_err(|error| format!("keys: {error:?}"))? {
             key.map_err(|error| format!("keys: {error:?}"))?;
         }
-        let recovered = [inspect(&store, KEYS[0])?, inspect(&store, KEYS[1])?];
+        // Whatever the clock says, and although the memory that processes share is lost.
+        let high = interner.high(tree);
+        let recovered = [inspect(&store, KEYS[0], high)?, inspect(&store, KEYS[1], high)?];
         for key in KEYS {
-            use_key(&store, key).map_err(|error| format!("{key} is no longer usable: {error:?}"))?;
+            use_key(&store, key, high)?;
         }
         check_kept(tree, interner, &store)?;
         let private = root.join(".store");
@@ -73,29 +80,38 @@ impl ScratchDir {
         }
         Ok(recovered)
     }
+}
 
-    /// Directories that are part of both trees keep their identity. The process keeps one owner open per
-    /// store, and all trees have to be one store to it.
-    fn materialize(&self, tree: &Tree, interner: &Interner) {
-        let in_dir = |path: &str| self.dir.path().join(path.trim_start_matches('/'));
-        let of_kind =
-            |directory: bool| tree.iter().filter(move |(_, image)| (*image == DIRECTORY) == directory);
-        let mut dirs: Vec<PathBuf> =
-            of_kind(true).map(|(path, _)| in_dir(&interner.path_of(*path))).collect();
-        dirs.sort();
-        clear(self.dir.path(), &dirs);
-        for dir in dirs.iter().filter(|dir| !dir.exists()) {
-            std::fs::create_dir(dir).unwrap();
-        }
-        for (path, image) in of_kind(false) {
-            std::fs::write(in_dir(&interner.path_of(*path)), interner.content_of(*image)).unwrap();
+/// Makes a directory contain this tree. Directories that are part of the last tree keep their identity: the process
+/// keeps one owner open per store, and all trees have to be one store to it.
+pub(crate) fn materialize(base: &Path, tree: &Tree, interner: &Interner) {
+    let in_dir = |path: &str| base.join(path.trim_start_matches('/'));
+    let mut dirs = Vec::new();
+    for (path, _) in tree.iter().filter(|(_, image)| *image == DIRECTORY) {
+        dirs.push(in_dir(&interner.path_of(*path)));
+    }
+    dirs.sort();
+    clear(base, &dirs);
+    for dir in dirs.iter().filter(|dir| !dir.exists()) {
+        std::fs::create_dir(dir).unwrap();
+    }
+    for &(path, image) in tree {
+        let path = interner.path_of(path);
+        match image {
+            DIRECTORY => {}
+            LINK => {
+                let (first, second) = path.split_once(IS).unwrap();
+                std::fs::remove_file(in_dir(second)).unwrap();
+                std::fs::hard_link(in_dir(first), in_dir(second)).unwrap();
+            }
+            image => interner.content_of(image).materialize(&in_dir(&path)),
         }
     }
 }
 
-/// A file of another program is moved aside, wherever the power loss left it. Nothing else is.
+/// A file of another program is moved aside, wherever the power loss left it.
 fn check_kept(tree: &Tree, interner: &Interner, store: &FileSystemRecordStore) -> Result<(), String> {
-    let is_foreign = |image| image != DIRECTORY && *interner.content_of(image) == *FOREIGN.as_bytes();
+    let is_foreign = |image| is_file(image) && interner.content_of(image).bytes() == FOREIGN.as_bytes();
     let was_there = tree.iter().any(|&(_, image)| is_foreign(image));
     let kept: Vec<_> = store
         .damaged()
@@ -104,11 +120,24 @@ fn check_kept(tree: &Tree, interner: &Interner, store: &FileSystemRecordStore) -
         .map(|file| std::fs::read(&file.path).unwrap())
         .collect();
     let is_kept = kept.iter().any(|content| content == FOREIGN.as_bytes());
+    MOVED_ASIDE.fetch_add(u64::from(kept.len() > usize::from(is_kept)), Ordering::Relaxed);
     if is_kept == was_there {
         Ok(())
     } else {
         Err(format!("a foreign file was there: {was_there}, but {kept:?} was kept"))
     }
+}
+
+/// Leases of normalized locks end in different years.
+pub(crate) fn year_of_lease(lease: usize) -> usize {
+    2_900 + lease
+}
+
+fn lease_of(info: &LockInfo) -> usize {
+    let since = info.expires_at().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    // In seconds: a year of the calendar, and half of it to round.
+    let years = (since.as_secs() + 15_778_476) / 31_556_952;
+    1_970 + usize::try_from(years).unwrap() - year_of_lease(0)
 }
 
 /// Removes everything except these directories.
@@ -127,13 +156,19 @@ fn clear(dir: &Path, keep: &[PathBuf]) {
 }
 
 /// Acquires the lock, reads the record, and releases the lock.
-fn inspect(store: &FileSystemRecordStore, key: &str) -> Result<Recovered, String> {
+fn inspect(store: &FileSystemRecordStore, key: &str, high: u64) -> Result<Recovered, String> {
     let once = LockOptions::new().acquire_timeout(Duration::ZERO);
     let wrong = |operation: &str, error: &Error| Err(format!("{key}: {operation}: {error:?}"));
     let (lock, reader) = match store.acquire_lock(key, once) {
-        Ok(token) => (LockOutcome::Acquired(token), Holder::current()),
+        Ok(token) if token.get() <= high => {
+            return Err(format!("{key}: the token {token} is not above {high}"));
+        }
+        Ok(_) => (LockOutcome::Acquired, Holder::current()),
         Err(error) if error.kind() == ErrorKind::LockTimeout && error.holder() == Some(&named(JOB)) => {
-            (LockOutcome::HeldByJob, named(JOB))
+            match store.lock_info(key) {
+                Ok(Some(info)) => (LockOutcome::Held(info.token().get(), lease_of(&info)), named(JOB)),
+                other => return Err(format!("{key}: lock_info: {other:?}")),
+            }
         }
         Err(error) if error.kind() == ErrorKind::CorruptLock => {
             match store.break_lock(key) {
@@ -163,12 +198,17 @@ fn inspect(store: &FileSystemRecordStore, key: &str) -> Result<Recovered, String
 }
 
 /// Checks that the key works like a new one.
-fn use_key(store: &FileSystemRecordStore, key: &str) -> Result<(), Error> {
-    let guard = store.lock(key, as_named("next").acquire_timeout(Duration::ZERO))?;
-    guard.write("next")?;
-    assert_eq!(guard.read::<String>()?.expect("a record").result, "next", "{key}");
-    guard.release()?;
-    assert!(store.remove(key)?, "{key}");
-    assert_eq!(store.lock_info(key)?, None, "{key}");
-    Ok(())
+fn use_key(store: &FileSystemRecordStore, key: &str, high: u64) -> Result<(), String> {
+    let used = || -> Result<u64, Error> {
+        let guard = store.lock(key, as_named("next").acquire_timeout(Duration::ZERO))?;
+        guard.write("next")?;
+        let record = guard.read::<String>()?.expect("a record");
+        assert_eq!(record.result, "next", "{key}");
+        guard.release()?;
+        assert!(store.remove(key)?, "{key}");
+        assert_eq!(store.lock_info(key)?, None, "{key}");
+        Ok(record.version.number().expect("a version"))
+    };
+    let version = used().map_err(|error| format!("{key} is no longer usable: {error:?}"))?;
+    if version > high { Ok(()) } else { Err(format!("{key}: the version {version} is not above {high}")) }
 }

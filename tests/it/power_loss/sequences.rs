@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use record_store::{
-    Durability, FileSystemRecordStore, Holder, LockOptions, LockToken, RecordStoreExt, RemoveOptions,
-    WriteOptions,
+    Durability, ErrorKind, FileSystemRecordStore, Holder, LockOptions, LockToken, ReadOptions,
+    RecordStoreExt, RemoveOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,11 @@ use crate::support::{enqueue_dead_waiter, named, open_with};
 
 /// `a` has a record when a sequence begins, `b` has none. Each has its own latch.
 pub(crate) const KEYS: [&str; 2] = ["a", "b"];
-pub(crate) const OLD: &str = "old";
+
+/// The value that `a` has then.
+pub(crate) fn old() -> String {
+    long("old")
+}
 
 /// The content of a file of another program, in the place of a record.
 pub(crate) const FOREIGN: &str = "{\"name\":\"demo\"}";
@@ -28,15 +32,23 @@ const LEASE: Duration = Duration::from_hours(1);
 pub(crate) enum Action {
     /// Writes the record, with or without a lock.
     Write,
+    /// Writes a record that is too large for the log.
+    WriteLarge,
+    /// Another holder tries to write a locked record.
+    WriteInVain,
     Remove,
     Acquire,
     Release,
     Renew,
+    Break,
     /// Acquires the lock, unless it is held already. Then releases it while a waiter is queued, and
     /// acquires it again. Both rewrite the lock file in place.
     HandOver,
     /// Creates a guard, writes through it, and releases it. Inside an acquired lock it is an inner guard.
     GuardedWrite,
+    /// Reads through another handle, which is durable.
+    Read,
+    Checkpoint,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +63,8 @@ pub(crate) struct Operation {
 pub(crate) enum Start {
     /// Long ago, so everything is on the disk.
     Old,
+    /// As `Old`, and the log is empty.
+    Checkpointed,
     /// Long ago. Then another program put a file into the place of the record of `a`.
     Foreign,
     /// Just now, by this handle.
@@ -99,32 +113,65 @@ pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequ
 impl Start {
     /// Whether the store is created by the sequence.
     fn is_new(self) -> bool {
-        !matches!(self, Self::Old | Self::Foreign)
+        !matches!(self, Self::Old | Self::Checkpointed | Self::Foreign)
     }
 }
 
 impl Action {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 12] = [
         Self::Write,
+        Self::WriteLarge,
+        Self::WriteInVain,
         Self::Remove,
         Self::Acquire,
         Self::Release,
         Self::Renew,
+        Self::Break,
         Self::HandOver,
         Self::GuardedWrite,
+        Self::Read,
+        Self::Checkpoint,
     ];
 
+    /// Whether it does something to a lock.
     pub(crate) fn locks(self) -> bool {
-        !matches!(self, Self::Write | Self::Remove)
+        matches!(
+            self,
+            Self::Acquire | Self::Release | Self::Renew | Self::Break | Self::HandOver | Self::GuardedWrite
+        )
+    }
+
+    /// Whether it acts on a lock that is held.
+    fn needs_lock(self) -> bool {
+        matches!(self, Self::WriteInVain | Self::Release | Self::Renew | Self::Break)
     }
 }
 
 impl Sequence {
     /// Whether the key's lock is held after the operations.
-    fn holds(&self, key: usize) -> bool {
-        let of_key = self.operations.iter().rev().filter(|it| it.key == key);
-        let changes = |it: &Action| matches!(it, Action::Acquire | Action::Release | Action::HandOver);
-        of_key.map(|it| it.action).find(changes).is_some_and(|last| last != Action::Release)
+    pub(crate) fn holds(&self, key: usize) -> bool {
+        self.holds_before(self.operations.len(), key)
+    }
+
+    /// Whether the key's lock is held before the operation at this position.
+    pub(crate) fn holds_before(&self, position: usize, key: usize) -> bool {
+        let of_key = self.operations[..position].iter().rev().filter(|it| it.key == key);
+        let changes =
+            |it: &Action| matches!(it, Action::Acquire | Action::Release | Action::Break | Action::HandOver);
+        of_key
+            .map(|it| it.action)
+            .find(changes)
+            .is_some_and(|last| matches!(last, Action::Acquire | Action::HandOver))
+    }
+
+    fn may_continue_with(&self, action: Action, key: usize) -> bool {
+        match action {
+            // A durable handle reads only what is durable already.
+            Action::Read => self.relaxed,
+            // It is of the whole store.
+            Action::Checkpoint => key == 0 && self.operations.last().is_none_or(|it| it.action != action),
+            action => !action.needs_lock() || self.holds(key),
+        }
     }
 }
 
@@ -132,7 +179,7 @@ fn continuations(sequence: &Sequence) -> Vec<Sequence> {
     let mut all = Vec::new();
     for key in 0..KEYS.len() {
         for action in Action::ALL {
-            if sequence.holds(key) || !matches!(action, Action::Release | Action::Renew) {
+            if sequence.may_continue_with(action, key) {
                 let mut next = sequence.clone();
                 next.operations.push(Operation { action, key });
                 all.push(next);
@@ -144,7 +191,26 @@ fn continuations(sequence: &Sequence) -> Vec<Sequence> {
 
 /// The value that an operation writes, by its position.
 pub(crate) fn value(position: usize) -> String {
-    format!("value {position}")
+    long(&format!("value {position}"))
+}
+
+/// A large value that an operation writes, by its position.
+pub(crate) fn large_value(position: usize) -> String {
+    format!("large {position}{}", "x".repeat(50_000))
+}
+
+/// Half of the record is more than a sector of the disk.
+fn long(text: &str) -> String {
+    format!("{text:-<1100}")
+}
+
+/// What an operation has done, beside that it was acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Receipt {
+    /// The token that it has issued or used.
+    pub(crate) token: Option<u64>,
+    /// The number of the lease that the lock has now.
+    pub(crate) lease: Option<usize>,
 }
 
 /// A report of the child's progress to the recorder.
@@ -158,8 +224,8 @@ pub(crate) enum Mark {
     Open,
     Opened,
     Invoke(usize),
-    /// The operation is acknowledged, with the token that it issued, if any.
-    Return(usize, Option<u64>),
+    /// The operation is acknowledged.
+    Return(usize, Receipt),
     /// The sequence has ended.
     End,
 }
@@ -171,6 +237,18 @@ pub(crate) fn play(stage: &Stage) {
         for (number, sequence) in sequences.iter().enumerate() {
             report(stage, Mark::Begin(number));
             play_one(stage, &dir.join(number.to_string()).join(store_below(sequence.start)), sequence);
+            report(stage, Mark::End);
+        }
+    });
+}
+
+/// The child: opens stores that need a recovery, each in its numbered directory.
+pub(crate) fn recover(stage: &Stage) {
+    let (dir, stores): (PathBuf, Vec<PathBuf>) = stage.argument();
+    perform(stage, &rustix::thread::gettid().as_raw_pid().to_string(), || {
+        for (number, store) in stores.iter().enumerate() {
+            report(stage, Mark::Begin(number));
+            drop(open_with(&dir.join(number.to_string()).join(store), Durability::Full));
             report(stage, Mark::End);
         }
     });
@@ -188,51 +266,76 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
     report(stage, Mark::Open);
     let store = open_with(dir, durability);
     report(stage, Mark::Opened);
-    if sequence.start == Start::Old {
-        store.write(KEYS[0], OLD).unwrap();
-        report(stage, Mark::Settled);
+    // It opens no store that is not there: that would sync what the other handle has created.
+    let reader = (!sequence.start.is_new()).then(|| open_with(dir, Durability::Full));
+    if matches!(sequence.start, Start::Old | Start::Checkpointed) {
+        store.write(KEYS[0], &old()).unwrap();
+    }
+    if sequence.start == Start::Checkpointed {
+        assert!(store.checkpoint().unwrap());
     }
     if sequence.start == Start::Foreign {
         std::fs::write(dir.join(format!("{}.json", KEYS[0])), FOREIGN).unwrap();
+    }
+    if !sequence.start.is_new() {
         report(stage, Mark::Settled);
     }
-    let mut tokens = [None; KEYS.len()];
+    let mut player = Player { store, reader, job: sequence.job, tokens: [None; KEYS.len()] };
     for (position, operation) in sequence.operations.iter().enumerate() {
         report(stage, Mark::Invoke(position));
-        let token = perform_operation(&store, *operation, position, sequence.job, &mut tokens[operation.key]);
-        report(stage, Mark::Return(position, token.map(LockToken::get)));
+        let token = player.perform(*operation, position);
+        report(stage, Mark::Return(position, Receipt { token: token.map(LockToken::get), lease: None }));
     }
 }
 
-fn perform_operation(
-    store: &FileSystemRecordStore,
-    Operation { action, key }: Operation,
-    position: usize,
+struct Player {
+    store: FileSystemRecordStore,
+    reader: Option<FileSystemRecordStore>,
     job: bool,
-    token: &mut Option<LockToken>,
-) -> Option<LockToken> {
-    let key = KEYS[key];
-    let holder = if job { named(JOB) } else { Holder::current() };
-    let options = LockOptions::new().holder(holder.clone()).hold_timeout(job.then_some(LEASE));
-    match action {
-        Action::Write => store.write_with(key, &value(position), WriteOptions::new().claim(holder)).unwrap(),
-        Action::Remove => assert!(store.remove_with(key, RemoveOptions::new().claim(holder)).is_ok()),
-        Action::Acquire => *token = Some(store.acquire_lock(key, options).unwrap()),
-        Action::Release => store.release_lock(key, token.take().unwrap()).unwrap(),
-        Action::Renew => store.renew(key, token.unwrap(), job.then_some(2 * LEASE)).unwrap(),
-        Action::HandOver => {
-            let held = store.acquire_lock(key, options.clone()).unwrap();
-            enqueue_dead_waiter(store.path(), key);
-            store.release_lock(key, held).unwrap();
-            *token = Some(store.acquire_lock(key, options).unwrap());
+    tokens: [Option<LockToken>; KEYS.len()],
+}
+
+impl Player {
+    fn perform(&mut self, Operation { action, key: index }: Operation, position: usize) -> Option<LockToken> {
+        let (store, key, token) = (&self.store, KEYS[index], &mut self.tokens[index]);
+        let holder = if self.job { named(JOB) } else { Holder::current() };
+        let options = LockOptions::new().holder(holder.clone()).hold_timeout(self.job.then_some(LEASE));
+        let claim = || WriteOptions::new().claim(&holder);
+        match action {
+            Action::Write => store.write_with(key, &value(position), claim()).unwrap(),
+            Action::WriteLarge => store.write_with(key, &large_value(position), claim()).unwrap(),
+            Action::WriteInVain => {
+                let options = WriteOptions::new().claim(named("another"));
+                let refused = store.write_with(key, "in vain", options).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::Locked);
+            }
+            Action::Remove => assert!(store.remove_with(key, RemoveOptions::new().claim(holder)).is_ok()),
+            Action::Acquire => *token = Some(store.acquire_lock(key, options).unwrap()),
+            Action::Release => store.release_lock(key, token.take().unwrap()).unwrap(),
+            Action::Renew => store.renew(key, token.unwrap(), self.job.then_some(2 * LEASE)).unwrap(),
+            Action::Break => {
+                assert!(store.break_lock(key).unwrap());
+                *token = None;
+            }
+            Action::HandOver => {
+                let held = store.acquire_lock(key, options.clone()).unwrap();
+                enqueue_dead_waiter(store.path(), key);
+                store.release_lock(key, held).unwrap();
+                *token = Some(store.acquire_lock(key, options).unwrap());
+            }
+            Action::GuardedWrite => {
+                let guard = store.lock(key, options).unwrap();
+                guard.write(&value(position)).unwrap();
+                let token = guard.token();
+                guard.release().unwrap();
+                return Some(token);
+            }
+            Action::Read => {
+                let reader = self.reader.as_ref().unwrap_or(store);
+                drop(reader.read_with::<String>(key, ReadOptions::new().claim(&holder)));
+            }
+            Action::Checkpoint => assert!(store.checkpoint().unwrap()),
         }
-        Action::GuardedWrite => {
-            let guard = store.lock(key, options).unwrap();
-            guard.write(&value(position)).unwrap();
-            let token = guard.token();
-            guard.release().unwrap();
-            return Some(token);
-        }
+        *token
     }
-    *token
 }

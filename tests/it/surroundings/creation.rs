@@ -49,7 +49,11 @@ fn creators_of_which_some_fail_leave_a_whole_store_or_nothing() {
             children.iter_mut().filter_map(|child| (child.receive() == "failed").then_some(())).count();
         let mut names = names_in(&root.join(".store"));
         names.sort_unstable();
-        assert_eq!(names, ["damaged", "events", "format.json", "latches", "owners", "tmp"], "{root:?}");
+        assert_eq!(
+            names,
+            ["damaged", "events", "format.json", "latches", "log", "owners", "tmp"],
+            "{root:?}"
+        );
         assert_eq!(names_in(&root.join(".store/tmp")), [""; 0]);
         open(&root).write("k", &round).unwrap();
     }

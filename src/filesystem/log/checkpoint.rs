@@ -1,0 +1,218 @@
+//! Emptying full segments: what their frames tell of is synced where it belongs.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::retry_on_intr;
+
+use super::Log;
+use super::frame::{self, BLOCK, Kind};
+use super::position::Position;
+use super::segment::{self, Header};
+use super::shared::{self, APPENDING};
+use crate::filesystem::context::Context;
+use crate::filesystem::disk::layout::{self, LOG_CHECKPOINT, Layout, Refusal};
+use crate::filesystem::disk::private_names::SEGMENTS;
+use crate::filesystem::disk::publish;
+use crate::filesystem::options::{Durability, FileSystemOptions};
+use crate::filesystem::protocol::latch::Latch;
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Key, Result};
+
+/// A segment that was filled in more milliseconds is not needed by a busy store.
+const SLOW: u64 = 10_000;
+
+/// How long a checkpoint may take before others look after it, in milliseconds.
+const PATIENCE: u64 = 100;
+
+/// A segment is created within milliseconds, unless the process that does it is stopped.
+const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A process is between a frame and its change for microseconds, unless it is stopped.
+const LATCH_TIMEOUT: Duration = Duration::from_millis(2);
+
+/// More files than this are not synced one by one, but with the whole file system.
+const MAX_SINGLE_SYNCS: usize = 64;
+
+impl Log {
+    /// Whether a segment is full.
+    pub(crate) fn has_full_segments(&self) -> bool {
+        self.oldest_full().is_some()
+    }
+
+    fn oldest_full(&self) -> Option<Position> {
+        let words = self.shared.words();
+        let active = words.append();
+        (0..SEGMENTS)
+            .filter_map(|segment| {
+                let epoch = words.segments[segment].epoch.load(SeqCst);
+                (epoch != 0 && epoch != active.epoch()).then(|| Position::new(epoch, segment, 0))
+            })
+            .min()
+    }
+
+    /// Empties the full segments, the oldest first. `false`: that was not possible, because another process is doing it
+    /// or is stopped in the middle of a change.
+    pub(crate) fn checkpoint(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
+        let once = Limits::new(&Duration::ZERO.into());
+        let Some(_latch) = self.enter_checkpoint(&once, context)? else { return Ok(false) };
+        let mut was_slow = false;
+        while let Some(full) = self.oldest_full() {
+            if !self.finish_all(options, full, context)? {
+                return Ok(false);
+            }
+            // If the sync fails, the files are synced nevertheless.
+            let _ = self.sync_sealed(full, context);
+            let begun = self.shared.words().segment(full).begun.load(SeqCst);
+            was_slow = shared::now().saturating_sub(begun) > SLOW;
+            self.empty(full, context)?;
+        }
+        if was_slow {
+            self.shrink(context)?;
+        }
+        self.shared.words().head.checkpoint.store(0, SeqCst);
+        Ok(true)
+    }
+
+    /// Empties full segments, if there are any and nobody is doing it. The first attempt has a thread of its own, so that
+    /// no caller waits for it. If it is not done after a while, because its process has ended, the caller does it.
+    pub(crate) fn checkpoint_if_full(self: &Arc<Self>, options: &FileSystemOptions) {
+        if !self.has_full_segments() {
+            return;
+        }
+        let begun = &self.shared.words().head.checkpoint;
+        let (last, now) = (begun.load(SeqCst), shared::now().max(1));
+        let is_recent = last != 0 && now.saturating_sub(last) < PATIENCE;
+        if is_recent || begun.compare_exchange(last, now, SeqCst, SeqCst).is_err() {
+            return;
+        }
+        let context = Context::whole("checkpoint");
+        if last == 0 {
+            let (log, options) = (Arc::clone(self), options.clone());
+            let run = move || drop(log.checkpoint(&options, context));
+            if std::thread::Builder::new().name("record-store log".into()).spawn(run).is_ok() {
+                return;
+            }
+        }
+        // If that fails, a later change tries again.
+        let _ = self.checkpoint(options, context);
+    }
+
+    /// Takes the room of all empty segments but the first two. The files stay, because processes may have them open.
+    pub(crate) fn shrink(&self, context: Context<'_>) -> Result<()> {
+        let limits = Limits::best_effort();
+        let _latch = self.enter(&limits, context)?;
+        for (number, segment) in self.shared.words().segments.iter().enumerate().skip(2) {
+            if segment.epoch.load(SeqCst) == 0 && segment.blocks.swap(0, SeqCst) != 0 {
+                let file = segment::open(&self.dir, number, OFlags::WRONLY);
+                // If this fails, the file keeps its room, and is used again.
+                let _ = file.map(|file| file.set_len(0));
+            }
+        }
+        Ok(())
+    }
+
+    /// Enters the latch of whoever empties segments. `None`: another process is in it.
+    pub(super) fn enter_checkpoint(&self, limits: &Limits, context: Context<'_>) -> Result<Option<Latch>> {
+        Latch::enter_named(&self.layout, LOG_CHECKPOINT, limits, context)
+    }
+
+    /// Makes the frames active that are in no full segment, so that a checkpoint includes all of them.
+    pub(crate) fn seal(&self, context: Context<'_>) -> Result<()> {
+        let at = self.shared.words().append();
+        if at.epoch() != 0 && at.block() > 1 {
+            self.switch(at, 1, &Limits::new(&SEAL_TIMEOUT.into()), context)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// No process is between a frame of this segment and its change. `false`: one is, and does not go on.
+    fn finish_all(&self, options: &FileSystemOptions, full: Position, context: Context<'_>) -> Result<bool> {
+        for (index, latch) in (0..=u8::MAX).zip(&self.shared.words().latches) {
+            let is_unfinished = || {
+                let mark = latch.mark.load(SeqCst);
+                mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= full.epoch())
+            };
+            if is_unfinished() {
+                let entered =
+                    Latch::enter_at(&self.layout, index, &Limits::new(&LATCH_TIMEOUT.into()), context)?;
+                let Some(_latch) = entered else { return Ok(false) };
+                self.finish(options, index, context)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Syncs what the frames of a full segment tell of, and empties it.
+    fn empty(&self, full: Position, context: Context<'_>) -> Result<()> {
+        let words = self.shared.words();
+        let refused = |action, refusal: Refusal| refusal.into_error(context, action, self.path(full));
+        let failed = |action, error| context.io(action, &self.path(full), error);
+        let bytes = segment::read(&self.dir, full.segment()).map_err(|it| refused("open the log", it))?;
+        let bytes = bytes.unwrap_or_default();
+        let nonce = words.segment(full).nonce.load(SeqCst);
+        let mut names = BTreeSet::new();
+        for (_, frame) in frame::frames(&bytes, nonce) {
+            let Ok(key) = Key::new(frame.key) else { continue };
+            match frame.kind {
+                Kind::Record | Kind::Large => drop(names.insert(layout::record_name(&key))),
+                // A lock file that was left for a waiter is blank, and that has to be on the disk, too.
+                Kind::Locked | Kind::Unlocked => drop(names.insert(layout::lock_name(&key))),
+                Kind::Removed => {}
+            }
+        }
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0).saturating_sub(BLOCK - 1);
+        drop(bytes);
+        sync_files(&self.layout, &names, context)?;
+        for latch in &words.latches {
+            let logged = latch.logged();
+            if logged.epoch() == full.epoch() {
+                latch.set_synced(logged);
+            }
+        }
+        // The header first: a frame must not disappear while an older one about the same key is there.
+        let segment = words.segment(full);
+        let blocks = segment.blocks.load(SeqCst);
+        let file = segment::open(&self.dir, full.segment(), OFlags::WRONLY)
+            .map_err(|it| refused("open the log", it))?;
+        let emptied = Header::empty(blocks, words.head.high.load(SeqCst)).write(&file);
+        emptied
+            .and_then(|()| file.sync_data())
+            .map_err(|error| failed("empty a segment of the log", error))?;
+        // What was removed must not stay here.
+        let zeroed = file.write_all_at(&vec![0; used], BLOCK as u64);
+        zeroed
+            .and_then(|()| file.sync_data())
+            .map_err(|error| failed("empty a segment of the log", error))?;
+        segment.epoch.store(0, SeqCst);
+        Ok(())
+    }
+}
+
+/// Syncs files of the store's directory, where they exist, and the directory.
+pub(super) fn sync_files(layout: &Layout, names: &BTreeSet<String>, context: Context<'_>) -> Result<()> {
+    if names.len() > MAX_SINGLE_SYNCS {
+        let synced = retry_on_intr(|| sync_file_system(&layout.dir));
+        return synced.map_err(|errno| context.io("sync the file system", layout.root(), errno));
+    }
+    for name in names {
+        publish::sync_file(layout, name, context)?;
+    }
+    publish::sync_records(layout, Durability::Full, context)
+}
+
+#[cfg(target_os = "linux")]
+fn sync_file_system(dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
+    rustix::fs::syncfs(dir)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_file_system(_dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
+    rustix::fs::sync();
+    Ok(())
+}

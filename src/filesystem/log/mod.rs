@@ -1,0 +1,89 @@
+//! The commit log: a durable change costs one sync, which all who wait at that moment share.
+//!
+//! A change of a record is staged without a sync, told to the log in one *frame*, published, and then the log is
+//! synced. After a power loss [`recovery`] makes the files agree with the log. Two or more *segments* take turns: a full
+//! one is [checkpointed](checkpoint), which means that the files that its frames tell of are synced, and then it is
+//! empty.
+//!
+//! A frame is appended under the key's latch, so the frames of one key are in the order of its changes. Where the
+//! next frame goes, and what is synced, is in [memory that the processes share](shared).
+
+mod append;
+pub(crate) mod checkpoint;
+mod displaced;
+mod frame;
+mod position;
+pub(crate) mod recovery;
+pub(crate) mod segment;
+mod shared;
+mod sync;
+mod unfinished;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+
+pub(crate) use append::Appended;
+use displaced::Displaced;
+pub(crate) use frame::{Frame, Kind};
+use shared::LatchWords;
+use shared::Shared;
+pub(crate) use sync::Unsynced;
+
+use crate::Key;
+use crate::Result;
+use crate::filesystem::context::Context;
+use crate::filesystem::disk::layout::{LOG, Layout};
+use crate::filesystem::disk::private_names::SEGMENTS;
+use crate::filesystem::protocol::latch;
+use crate::process::PerProcess;
+
+/// The longest frame of a record. A longer text is synced in its own file.
+pub(crate) const MAX_TEXT: usize = 48 * 1024;
+
+/// The open log of a store.
+#[derive(Debug)]
+pub(crate) struct Log {
+    layout: Arc<Layout>,
+    /// The directory of the segments.
+    dir: OwnedFd,
+    shared: Shared,
+    displaced: PerProcess<Vec<Displaced>>,
+    /// The segments, once a relaxed change has opened them.
+    files: [OnceLock<File>; SEGMENTS],
+}
+
+impl Log {
+    /// Opens the log. `None`: the store has none, or the system has no shared memory.
+    pub(crate) fn open(layout: &Arc<Layout>, writable: bool, context: Context<'_>) -> Result<Option<Self>> {
+        let dir = match layout.open_private_dir(LOG) {
+            Ok(dir) => dir,
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(context.io("open the log", &layout.private_path(LOG), errno)),
+        };
+        let shared = Shared::open(layout, writable, context)?;
+        let open = |shared| Self {
+            layout: Arc::clone(layout),
+            dir,
+            shared,
+            displaced: PerProcess::new(),
+            files: Default::default(),
+        };
+        Ok(shared.map(open))
+    }
+
+    /// Whether recovery was done since the restart of the machine.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.shared.is_ready()
+    }
+
+    /// The words of the key's latch.
+    pub(crate) fn words(&self, key: &Key) -> &LatchWords {
+        &self.shared.words().latches[usize::from(latch::index_of(key))]
+    }
+
+    /// Tokens and versions that were given before the machine was restarted are not greater.
+    pub(crate) fn floor(&self) -> u64 {
+        self.shared.words().head.floor.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,134 @@
+//! The segment files of the log: their header, and how they are created, emptied and read.
+//!
+//! A segment is written with zeros once, so that a sync of a frame has to write no metadata of the file system.
+
+use std::fs::File;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::frame::BLOCK;
+use crate::filesystem::disk::layout::{self, Layout, Refusal};
+
+/// The size of the first segments: those of a small store.
+pub(super) const SMALL: u64 = 256;
+
+/// The largest segment.
+pub(super) const LARGE: u64 = 16 * 1024;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"RSlog-01");
+
+/// The first block of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// The epoch of its use. Zero: it is empty.
+    pub(super) epoch: u64,
+    /// The random number of its use.
+    pub(super) nonce: u64,
+    pub(super) blocks: u64,
+    /// All tokens and versions that were given are less.
+    pub(super) high: u64,
+}
+
+impl Header {
+    /// The header of an empty segment.
+    pub(super) fn empty(blocks: u64, high: u64) -> Self {
+        Self { epoch: 0, nonce: 0, blocks, high }
+    }
+
+    /// The header of a new use.
+    pub(super) fn of_use(epoch: u64, blocks: u64, high: u64) -> Self {
+        // The keys of a hasher are random.
+        let nonce = RandomState::new().build_hasher().finish() | 1;
+        Self { epoch, nonce, blocks, high }
+    }
+
+    fn to_bytes(self) -> [u8; BLOCK] {
+        let mut bytes = [0; BLOCK];
+        let words = [MAGIC, self.epoch, self.nonce, self.blocks, self.high];
+        for (at, word) in words.iter().enumerate() {
+            bytes[at * 8..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        let crc32 = crc32fast::hash(&bytes[..40]);
+        bytes[40..44].copy_from_slice(&crc32.to_le_bytes());
+        bytes
+    }
+
+    /// The header in the first block of a file. `None`: the file is no segment.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u64::from_le_bytes(*bytes.get(at * 8..)?.first_chunk()?));
+        let crc32 = u32::from_le_bytes(*bytes.get(40..)?.first_chunk()?);
+        let is_whole = word(0)? == MAGIC && crc32fast::hash(bytes.get(..40)?) == crc32;
+        is_whole.then_some(())?;
+        Some(Self { epoch: word(1)?, nonce: word(2)?, blocks: word(3)?, high: word(4)? })
+    }
+
+    pub(super) fn write(self, file: &File) -> io::Result<()> {
+        file.write_all_at(&self.to_bytes(), 0)
+    }
+}
+
+/// The name of a segment file in the directory of the log.
+pub(super) fn name(segment: usize) -> String {
+    format!("{segment:02}")
+}
+
+pub(super) fn open(dir: &OwnedFd, segment: usize, flags: OFlags) -> Result<File, Refusal> {
+    layout::open_unchecked(dir, &*name(segment), flags, Mode::empty())
+}
+
+/// Creates an empty segment file, on the disk. Whatever the umask of this process, everyone who may write the store may
+/// write it.
+pub(super) fn create(
+    layout: &Layout,
+    dir: &OwnedFd,
+    segment: usize,
+    mode: Mode,
+    header: Header,
+) -> Result<File, Refusal> {
+    let os = |error: io::Error| Refusal::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let file = match layout.create(dir, &*name(segment), OFlags::RDWR) {
+        // A killed process, or a full disk, has left it. Nothing refers to it.
+        Err(Refusal::Os(Errno::EXIST)) => open(dir, segment, OFlags::RDWR)?,
+        created => created?,
+    };
+    if layout.permissions.are_usual() {
+        rustix::fs::fchmod(&file, mode).map_err(Refusal::Os)?;
+    }
+    let length = usize::try_from(header.blocks).unwrap_or(0) * BLOCK;
+    file.write_all_at(&vec![0; length], 0).map_err(os)?;
+    header.write(&file).map_err(os)?;
+    file.sync_all().map_err(os)?;
+    retry_on_intr(|| rustix::fs::fsync(dir)).map_err(Refusal::Os)?;
+    Ok(file)
+}
+
+/// The whole content of a segment file. `None`: there is no such file.
+pub(super) fn read(dir: &OwnedFd, segment: usize) -> Result<Option<Vec<u8>>, Refusal> {
+    let Some(opened) = layout::open_existing(dir, &name(segment))? else { return Ok(None) };
+    let read = layout::read_up_to(&opened, LARGE * BLOCK as u64);
+    read.map(Some).map_err(|error| Refusal::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reads_back_and_nothing_else_does() {
+        let header = Header::of_use(3, SMALL, 77);
+        let bytes = header.to_bytes();
+        assert_eq!(Header::parse(&bytes), Some(header));
+        for bit in 0..44 * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Header::parse(&flipped), None, "bit {bit}");
+        }
+        assert_eq!(Header::parse(&[0; BLOCK]), None);
+        assert_ne!(Header::of_use(3, SMALL, 77).nonce, header.nonce);
+    }
+}

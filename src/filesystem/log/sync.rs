@@ -1,0 +1,202 @@
+//! Syncing the log, and waiting until what was seen is on the disk.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::sync::atomic::Ordering::{Acquire, SeqCst};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use super::Log;
+use super::position::Position;
+use super::segment;
+use super::shared::{APPENDING, LatchWords};
+use crate::filesystem::context::Context;
+use crate::filesystem::disk::layout::Refusal;
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Key, Result};
+
+/// A change that was made, and whose frame may not be on the disk yet.
+#[must_use = "a durable change has to be synced"]
+pub(crate) struct Unsynced<'a> {
+    log: &'a Log,
+    words: &'a LatchWords,
+    position: Position,
+    file: Option<File>,
+}
+
+impl<'a> Unsynced<'a> {
+    pub(super) fn new(log: &'a Log, words: &'a LatchWords, position: Position, file: Option<File>) -> Self {
+        Self { log, words, position, file }
+    }
+
+    /// Syncs the frame, and with it all that were written before.
+    pub(crate) fn sync(&self, context: Context<'_>) -> Result<()> {
+        if self.words.synced() >= self.position {
+            return Ok(());
+        }
+        // Loaded before the sync: it includes the frames of this latch up to here.
+        let logged = self.words.logged();
+        let last = if logged.epoch() == self.position.epoch() { logged } else { self.position };
+        match &self.file {
+            Some(file) => self.log.sync_file(file, last, context)?,
+            None => self.log.sync_use(last, context)?,
+        }
+        self.words.set_synced(last);
+        Ok(())
+    }
+
+    /// Takes the frame of a change out of the log, under the latch, when the change was taken back itself and that is on the
+    /// disk. `false`: another process is emptying the log, and does not end.
+    pub(crate) fn withdraw(&self, context: Context<'_>) -> Result<bool> {
+        let log = self.log;
+        let Some(_latch) = log.enter_checkpoint(&Limits::new(&CHECKPOINT_TIMEOUT.into()), context)? else {
+            return Ok(false);
+        };
+        // A checkpoint may have emptied the segment, and with it this frame.
+        if log.shared.words().segment(self.position).epoch.load(SeqCst) == self.position.epoch() {
+            log.void(self.position, self.file.as_ref(), context)?;
+        }
+        Ok(true)
+    }
+
+    /// Where the frame is, for [`Log::is_synced`].
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+}
+
+impl Log {
+    /// Waits until the changes of the key that this process may have seen are on the disk.
+    pub(crate) fn wait_until_synced(&self, key: &Key, context: Context<'_>) -> Result<()> {
+        let words = self.words(key);
+        let logged = words.logged();
+        if words.synced() >= logged {
+            return Ok(());
+        }
+        self.sync_through(words, logged, context)
+    }
+
+    /// Whether the frame at this position of the key's latch is on the disk.
+    pub(super) fn is_synced(&self, key: &Key, position: Position) -> bool {
+        self.words(key).synced() >= position
+    }
+
+    /// Syncs the segment of the last frame of a latch: no other segment has frames of the latch that are not synced.
+    pub(super) fn sync_through(
+        &self,
+        words: &LatchWords,
+        logged: Position,
+        context: Context<'_>,
+    ) -> Result<()> {
+        self.sync_use(logged, context)?;
+        if self.shared.is_writable() {
+            words.set_synced(logged);
+        }
+        Ok(())
+    }
+
+    /// Before a frame goes to another segment than the last one of its latch: syncs that last one, so that only one
+    /// segment has frames of the latch that are not synced.
+    pub(super) fn sync_older(&self, words: &LatchWords, next: Position, context: Context<'_>) -> Result<()> {
+        let logged = words.logged();
+        // Who appended to a segment that cannot be synced gets that error, and takes the change back.
+        let is_failed = || self.shared.words().segment(logged).failed.load(Acquire) == logged.epoch();
+        if logged.epoch() == next.epoch() || words.synced() >= logged || is_failed() {
+            return Ok(());
+        }
+        self.sync_through(words, logged, context)
+    }
+
+    /// Syncs all frames at these positions of the latches of these keys.
+    pub(super) fn sync_all<'k>(
+        &self,
+        frames: impl Iterator<Item = (&'k Key, Position)> + Clone,
+        context: Context<'_>,
+    ) -> Result<()> {
+        let uses: BTreeSet<_> =
+            frames.clone().map(|(_, at)| Position::new(at.epoch(), at.segment(), 0)).collect();
+        for segment in uses {
+            self.sync_use(segment, context)?;
+        }
+        for (key, position) in frames {
+            self.words(key).set_synced(position);
+        }
+        Ok(())
+    }
+
+    /// Syncs all frames that were written until now.
+    pub(crate) fn sync_everything(&self, context: Context<'_>) -> Result<()> {
+        for (at, segment) in self.shared.words().segments.iter().enumerate() {
+            let epoch = segment.epoch.load(SeqCst);
+            if epoch != 0 && segment.synced.load(SeqCst) != epoch {
+                self.sync_use(Position::new(epoch, at, 0), context)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs a segment, unless it has another use meanwhile.
+    pub(super) fn sync_use(&self, position: Position, context: Context<'_>) -> Result<()> {
+        let is_in_use = || self.shared.words().segment(position).epoch.load(SeqCst) == position.epoch();
+        // A checkpoint has synced everything before the segment got another use.
+        if !is_in_use() {
+            return Ok(());
+        }
+        let file = match segment::open(&self.dir, position.segment(), OFlags::RDONLY) {
+            Err(Refusal::Os(rustix::io::Errno::NOENT)) if !is_in_use() => return Ok(()),
+            opened => {
+                opened.map_err(|refusal| refusal.into_error(context, "open the log", self.path(position)))?
+            }
+        };
+        self.sync_file(&file, position, context)
+    }
+
+    /// Syncs a segment. Once that has failed, nothing in it is trusted any more, whatever a second sync says: the
+    /// kernel may have dropped the pages.
+    pub(super) fn sync_file(&self, file: &File, position: Position, context: Context<'_>) -> Result<()> {
+        let segment = self.shared.words().segment(position);
+        let failed = |error: io::Error| context.io("sync the log", &self.path(position), error);
+        if let Err(error) = file.sync_data() {
+            if self.shared.is_writable() {
+                segment.failed.fetch_max(position.epoch(), SeqCst);
+            }
+            return Err(failed(error));
+        }
+        if segment.failed.load(SeqCst) == position.epoch() {
+            return Err(failed(io::Error::other(FAILED)));
+        }
+        Ok(())
+    }
+
+    /// Syncs a segment that gets no more frames, so that no latch has to do it. Does nothing while a frame may be on its
+    /// way.
+    pub(super) fn sync_sealed(&self, sealed: Position, context: Context<'_>) -> Result<()> {
+        let words = self.shared.words();
+        let is_unfinished = |latch: &LatchWords| {
+            let mark = latch.mark.load(SeqCst);
+            mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= sealed.epoch())
+        };
+        let segment = words.segment(sealed);
+        if segment.synced.load(Acquire) == sealed.epoch() || words.latches.iter().any(is_unfinished) {
+            return Ok(());
+        }
+        let file = segment::open(&self.dir, sealed.segment(), OFlags::RDONLY)
+            .map_err(|refusal| refusal.into_error(context, "open the log", self.path(sealed)))?;
+        self.sync_file(&file, sealed, context)?;
+        for latch in &words.latches {
+            let logged = latch.logged();
+            if logged.epoch() == sealed.epoch() {
+                latch.set_synced(logged);
+            }
+        }
+        segment.synced.store(sealed.epoch(), SeqCst);
+        Ok(())
+    }
+}
+
+/// A checkpoint takes less, unless its process is stopped.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
+
+const FAILED: &str = "another process could not sync the log";

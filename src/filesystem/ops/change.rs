@@ -1,0 +1,103 @@
+//! A change of a record, from the frame that tells it to the moment at which it is durable.
+
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::disk::old_file::{self, Old, Was};
+use crate::filesystem::disk::publish;
+use crate::filesystem::log::{Appended, Unsynced};
+use crate::filesystem::options::Durability;
+use crate::filesystem::protocol::limits::Limits;
+use crate::{Error, Key, Result};
+
+/// A change that was made under the latch.
+#[must_use = "the change may not be durable yet"]
+pub(super) struct Change<'a> {
+    core: &'a Core,
+    key: &'a Key,
+    /// The frame that tells it. `None`: the store has no log.
+    told: Option<Unsynced<'a>>,
+    old: Old,
+    /// The log tells only where the new record is: until its directory is synced, the staged name has to stay.
+    is_large: bool,
+}
+
+impl<'a> Change<'a> {
+    /// Makes a change that the log was told, under the latch. If that fails, the log is told so.
+    pub(super) fn make(
+        core: &'a Core,
+        key: &'a Key,
+        told: Option<Appended<'a>>,
+        is_large: bool,
+        context: Context<'_>,
+        make: impl FnOnce() -> Result<Old>,
+    ) -> Result<Self> {
+        match make() {
+            Ok(old) => Ok(Self { core, key, told: told.map(Appended::made), old, is_large }),
+            Err(error) => Err(match told {
+                Some(told) => told.cancel(error, context),
+                None => error,
+            }),
+        }
+    }
+
+    /// Makes the change durable, if the store is, and tells the watchers, when the latch is left. `version`: that of the
+    /// new record, if there is one.
+    pub(super) fn finish(self, version: Option<u64>, context: Context<'_>) -> Result<Was> {
+        let Self { core, key, told, old, is_large } = self;
+        let Some(told) = told else {
+            core.events.changed(key);
+            let was = old.settle(core, context);
+            publish::sync_records(&core.layout, core.options.durability, context)?;
+            return Ok(was);
+        };
+        if core.options.durability == Durability::Full {
+            told.sync(context).map_err(|error| take_back(core, key, &told, &old, version, context, error))?;
+        } else if version.is_some() {
+            core.events.changed(key);
+            let (was, name) = old.examine(core, context);
+            if let (Some(log), Some(name)) = (&core.log, name) {
+                log.remove_when_synced(key, &told, name, context);
+            }
+            return Ok(was);
+        }
+        core.events.changed(key);
+        if is_large {
+            publish::sync_records(&core.layout, core.options.durability, context)?;
+        }
+        let is_named = old.is_named_by_log();
+        let was = old.settle(core, context);
+        let is_told = match &was {
+            Was::Nothing => is_named,
+            // A recovery takes a record without a version for one that somebody wrote by hand later.
+            Was::Record(proof) => is_named && proof.version.is_some(),
+            Was::Damaged => false,
+        };
+        if !is_told {
+            publish::sync_records(&core.layout, core.options.durability, context)?;
+        }
+        Ok(was)
+    }
+}
+
+/// The log could not be synced: brings the old record back. Returns the error.
+fn take_back(
+    core: &Core,
+    key: &Key,
+    told: &Unsynced<'_>,
+    old: &Old,
+    version: Option<u64>,
+    context: Context<'_>,
+    error: Error,
+) -> Error {
+    let taken_back = || -> Result<bool> {
+        let Some(_latch) = core.enter_within(key, &Limits::best_effort(), context)? else { return Ok(false) };
+        if !old_file::restore(core, key, old, version) {
+            return Ok(false);
+        }
+        publish::sync_records(&core.layout, Durability::Full, context)?;
+        told.withdraw(context)
+    };
+    let is_back = taken_back().unwrap_or(false);
+    core.events.changed(key);
+    if is_back { error } else { error.with_unknown_outcome() }
+}

@@ -1,0 +1,332 @@
+//! The commit log: what is synced before somebody acts on it, what a killed or a stopped writer leaves, and how a store
+//! is recovered.
+//!
+//! A copy of a store is a store after a power loss, as far as the log is concerned: the shared memory of the log is not
+//! of this directory, so the first open recovers it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::libc;
+use record_store::{
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
+    WriteOptions,
+};
+use tempfile::TempDir;
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::trace::{Traced, perform};
+use crate::support::{as_named, in_memory, named, names_in, open, open_with};
+use crate::tree;
+use crate::watchdog::abort_if_hung;
+
+pub(crate) const ROLES: &[Role] =
+    &[("change one record", change), ("read durably", read_durably), ("write until told", write_until_told)];
+
+/// A copy of a store, as a backup makes it.
+fn copy(of: &Path) -> TempDir {
+    let dir = in_memory();
+    tree::copy(of, dir.path());
+    dir
+}
+
+/// The bytes of the log.
+fn log_of(dir: &Path) -> Vec<u8> {
+    let log = dir.join(".store/log");
+    names_in(&log).iter().flat_map(|name| fs::read(log.join(name)).unwrap()).collect()
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn what_the_log_tells_wins_over_a_file_that_is_torn_or_missing() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    for key in ["torn", "missing", "kept", "removed", "by hand"] {
+        store.write(key, "old").unwrap();
+    }
+    let old = fs::read(dir.path().join("removed.json")).unwrap();
+    assert!(store.checkpoint().unwrap());
+    for key in ["torn", "missing", "kept"] {
+        store.write(key, "new").unwrap();
+    }
+    assert!(store.remove("removed").unwrap());
+    let token = store.acquire_lock("torn", as_named("job")).unwrap();
+    store.acquire_lock("kept", as_named("job")).unwrap();
+    store.release_lock("kept", named("job")).unwrap();
+    let released = fs::read(dir.path().join("torn.lock")).unwrap();
+
+    // What a power loss may have left of the files.
+    let lost = copy(dir.path());
+    let at = |name: &str| lost.path().join(name);
+    fs::write(at("torn.json"), "").unwrap();
+    fs::remove_file(at("missing.json")).unwrap();
+    fs::write(at("removed.json"), old).unwrap();
+    fs::write(at("by hand.json"), "{\"key\":\"by hand\",\"result\":\"edited\"}").unwrap();
+    fs::write(at("torn.lock"), vec![0; released.len()]).unwrap();
+    fs::write(at("kept.lock"), String::from_utf8(released).unwrap().replace("\"torn\"", "\"kept\"")).unwrap();
+
+    let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(lost.path()).unwrap_err();
+    assert_eq!(reader.kind(), ErrorKind::NeedsRecovery, "{reader}");
+    for round in 0..2 {
+        let store = open(lost.path());
+        let read =
+            |key: &str| store.read_with::<String>(key, record_store::ReadOptions::new().claim(named("job")));
+        for (key, expected) in [("torn", "new"), ("missing", "new"), ("kept", "new"), ("by hand", "edited")] {
+            assert_eq!(read(key).unwrap().unwrap().result, expected, "{key}, round {round}");
+        }
+        assert!(!store.exists("removed").unwrap(), "round {round}");
+        assert_eq!(store.lock_info("torn").unwrap().unwrap().token(), token, "round {round}");
+        assert_eq!(store.lock_info("kept").unwrap(), None, "round {round}");
+        assert_eq!(store.verify().map(Result::unwrap).count(), 0, "round {round}");
+        assert_eq!(store.damaged().unwrap().len(), 0, "round {round}");
+    }
+    FileSystemOptions::new().mode(OpenMode::ReadOnly).open(lost.path()).unwrap();
+}
+
+#[test]
+fn a_damaged_file_that_no_power_loss_explains_is_kept() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.write("k", "mine").unwrap();
+    let lost = copy(dir.path());
+    fs::write(lost.path().join("k.json"), "{\"name\":\"a file of another program\"}").unwrap();
+    let store = open(lost.path());
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "mine");
+    let damaged = store.damaged().unwrap();
+    assert_eq!(damaged.len(), 1);
+    assert!(contains(&fs::read(&damaged[0].path).unwrap(), "another program"));
+}
+
+/// The clock of the copy is right, so only the high-water mark can be ahead of it.
+#[test]
+fn tokens_and_versions_continue_after_the_high_water_mark() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let token = store.acquire_lock("k", LockOptions::new()).unwrap();
+    store.write_with("k", &1, WriteOptions::new().claim(token)).unwrap();
+    let lost = copy(dir.path());
+    fs::remove_file(lost.path().join(".store/events")).unwrap();
+    let store = open(lost.path());
+    let ahead = SystemTime::now() + Duration::from_hours(23);
+    let ahead = ahead.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
+    assert!(u128::from(store.acquire_lock("l", LockOptions::new()).unwrap().get()) > ahead);
+    store.write("m", &1).unwrap();
+    let version = store.read::<u8>("m").unwrap().unwrap().version.number().unwrap();
+    assert!(u128::from(version) > ahead);
+}
+
+#[test]
+fn a_copy_of_a_store_in_use_opens_and_every_record_in_it_is_whole() {
+    let dir = in_memory();
+    let mut writers: Vec<_> = (0..3).map(|n| Child::start("write until told", &(dir.path(), n))).collect();
+    for writer in &mut writers {
+        writer.expect("begun");
+    }
+    for _ in 0..5 {
+        let copied = in_memory();
+        let status = std::process::Command::new("cp")
+            .args(["-a", "--"])
+            .args([dir.path().join("."), copied.path().to_owned()])
+            // A file may disappear before it is copied.
+            .stderr(std::process::Stdio::null())
+            .status();
+        assert!(status.is_ok(), "{status:?}");
+        let store = open(copied.path());
+        for key in store.keys().unwrap() {
+            let record = store.read::<u64>(key.unwrap()).unwrap();
+            assert!(record.is_some());
+        }
+        assert!(store.verify().map(Result::unwrap).all(|finding| !finding.problem.is_damage()));
+        store.write("k-0", &0).unwrap();
+    }
+    for mut writer in writers {
+        writer.send("end");
+        writer.finish();
+    }
+}
+
+fn write_until_told(stage: &Stage) {
+    let (dir, number): (PathBuf, u32) = stage.argument();
+    let store = open(&dir);
+    store.write(format!("k-{number}"), &0).unwrap();
+    stage.send("begun");
+    let told = std::thread::scope(|scope| {
+        let end = scope.spawn(|| stage.receive());
+        for round in 1_u64.. {
+            store.write(format!("k-{}", (u64::from(number) + round) % 20), &round).unwrap();
+            if round % 7 == 0 {
+                store.remove(format!("k-{}", round % 20)).unwrap();
+            }
+            if end.is_finished() {
+                break;
+            }
+        }
+        end.join().unwrap()
+    });
+    assert_eq!(told, "end");
+}
+
+#[test]
+fn the_log_keeps_nothing_of_what_was_removed() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    for round in 0..600 {
+        store.write(format!("k-{}", round % 10), &format!("value {round}")).unwrap();
+    }
+    store.write("secret", "do not keep this").unwrap();
+    assert!(store.remove("secret").unwrap());
+    assert!(contains(&log_of(dir.path()), "do not keep this"), "it was not in the log");
+    assert!(store.checkpoint().unwrap());
+    let log = log_of(dir.path());
+    assert!(!contains(&log, "do not keep this") && !contains(&log, "value"));
+    assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0]);
+}
+
+fn change(stage: &Stage) {
+    let (dir, remove): (PathBuf, bool) = stage.argument();
+    let store = open(&dir);
+    perform(stage, "", || if remove { store.remove("k").map(drop) } else { store.write("k", "late") })
+        .unwrap();
+    stage.send("done");
+}
+
+/// Runs a change in a child up to the moment at which the log is told and the change is not made. `None` where `ptrace`
+/// is forbidden.
+fn stopped_before_the_change(dir: &Path, remove: bool) -> Option<Traced> {
+    let (mut traced, _) = Traced::attach(Child::start("change one record", &(dir, remove)))?;
+    loop {
+        let call = traced.next_call().expect("a change that the log is told");
+        traced.execute();
+        if call.number == libc::SYS_pwrite64 {
+            return Some(traced);
+        }
+    }
+}
+
+/// The writer may come back to life when its lease is over, so its change must not be made by anybody else.
+#[test]
+fn a_change_of_a_killed_writer_that_was_only_told_is_not_made_by_a_recovery() {
+    for remove in [false, true] {
+        let dir = in_memory();
+        let store = open(dir.path());
+        store.write("k", "old").unwrap();
+        let Some(traced) = stopped_before_the_change(dir.path(), remove) else { return };
+        traced.kill();
+        // The next process that enters the latch finds the frame.
+        let token = store.acquire_lock("k", LockOptions::new()).unwrap();
+        store.release_lock("k", token).unwrap();
+        let recovered = open(copy(dir.path()).path()).read::<String>("k").unwrap();
+        assert_eq!(recovered.map(|record| record.result).as_deref(), Some("old"), "remove: {remove}");
+        store.write("k", "new").unwrap();
+        let recovered = open(copy(dir.path()).path()).read::<String>("k").unwrap();
+        assert_eq!(recovered.map(|record| record.result).as_deref(), Some("new"), "remove: {remove}");
+    }
+}
+
+/// It delays a checkpoint, so the log grows, but nobody waits for it. Afterwards the log is small again.
+#[test]
+fn a_stopped_writer_delays_no_other_key() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.write("k", "old").unwrap();
+    let Some(traced) = stopped_before_the_change(dir.path(), false) else { return };
+    abort_if_hung("writes beside a stopped writer", || {
+        for round in 0..3_000 {
+            store.write(format!("other-{}", round % 10), &round).unwrap();
+        }
+    });
+    assert!(!store.checkpoint().unwrap(), "the checkpoint has not waited for the writer");
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert!(log_of(dir.path()).len() > 1 << 20, "the log has not grown");
+    assert!(abort_if_hung("a checkpoint", || store.checkpoint().unwrap()));
+    let size = log_of(dir.path()).len();
+    assert!(size < 1 << 20, "{size} bytes");
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "late");
+}
+
+fn read_durably(stage: &Stage) {
+    let (dir, read): (PathBuf, Look) = stage.argument();
+    let store = open(&dir);
+    perform(stage, "", || read.run(&store));
+    stage.send("done");
+}
+
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+enum Look {
+    Read,
+    IgnoringTheLock,
+    Exists,
+    Absent,
+    Swap,
+    Remove,
+    Compute,
+    Watch,
+}
+
+impl Look {
+    const ALL: [Self; 8] = [
+        Self::Read,
+        Self::IgnoringTheLock,
+        Self::Exists,
+        Self::Absent,
+        Self::Swap,
+        Self::Remove,
+        Self::Compute,
+        Self::Watch,
+    ];
+
+    fn run(self, store: &FileSystemRecordStore) {
+        match self {
+            Look::Read => assert!(store.read::<u8>("k").unwrap().is_some()),
+            Look::IgnoringTheLock => {
+                let options = record_store::ReadOptions::new().ignore_lock();
+                assert!(store.read_with::<u8>("k", options).unwrap().is_some());
+            }
+            Look::Exists => assert!(store.exists("k").unwrap()),
+            Look::Absent => assert!(store.read::<u8>("gone").unwrap().is_none()),
+            Look::Swap => {
+                assert!(!store.compare_and_swap("k", Some(&7), &8, WriteOptions::new()).unwrap());
+            }
+            Look::Remove => assert!(!store.remove("gone").unwrap()),
+            Look::Compute => {
+                let found = store.get_or_compute("k", LockOptions::new(), || -> record_store::Result<u8> {
+                    unreachable!()
+                });
+                assert_eq!(found.unwrap(), 1);
+            }
+            Look::Watch => drop(store.watch("k").unwrap()),
+        }
+    }
+}
+
+/// What a relaxed process has changed is not on the disk. A durable one that sees it syncs the log before it goes on.
+#[test]
+fn nobody_acts_on_what_is_not_on_the_disk() {
+    for read in Look::ALL {
+        let dir = in_memory();
+        let relaxed = open_with(dir.path(), Durability::Relaxed);
+        relaxed.write("gone", &1_u8).unwrap();
+        assert!(relaxed.checkpoint().unwrap());
+        assert!(relaxed.remove("gone").unwrap());
+        relaxed.write("k", &1_u8).unwrap();
+        for expected in [1, 0] {
+            let child = Child::start("read durably", &(dir.path(), read));
+            let Some((mut traced, _)) = Traced::attach(child) else { return };
+            let mut syncs = 0;
+            while let Some(call) = traced.next_call() {
+                syncs += u32::from(call.number == libc::SYS_fdatasync);
+                traced.execute();
+            }
+            let mut child = traced.release();
+            child.expect("done");
+            child.finish();
+            assert_eq!(syncs, expected, "{read:?}: only the first one has something to wait for");
+        }
+    }
+}
