@@ -25,7 +25,12 @@ fn a_sweep_makes_no_new_owner_look_dead() {
 #[test]
 fn a_sweep_removes_no_owner_file_that_was_locked_meanwhile() {
     at_every_later_step(Operation::Sweep, prepare_nothing, |store, key, mut sweep, step| {
-        let task = Task { dir: store.path().to_owned(), key: key.to_owned(), operation: Operation::Acquire };
+        let task = Task {
+            dir: store.path().to_owned(),
+            key: key.to_owned(),
+            operation: Operation::Acquire,
+            is_durable: false,
+        };
         let (traced, _) = Traced::attach(Child::start("actor", &task)).expect("the sweep is traced, too");
         let mut birth = Actor::new(Operation::Acquire, traced);
         // The first file that it locks is its owner file.

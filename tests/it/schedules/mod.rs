@@ -22,7 +22,7 @@ use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, perform};
-use crate::support::{PATIENCE, as_named, millis, named, open_with};
+use crate::support::{PATIENCE, as_named, in_memory, millis, named, open, open_with};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
@@ -71,12 +71,14 @@ struct Task {
     dir: PathBuf,
     key: String,
     operation: Operation,
+    is_durable: bool,
 }
 
 /// Performs one task after another.
 fn run_actor(stage: &Stage) {
     let mut task: Task = stage.argument();
-    let store = open_with(&task.dir, Durability::Relaxed);
+    let durability = if task.is_durable { Durability::Full } else { Durability::Relaxed };
+    let store = open_with(&task.dir, durability);
     loop {
         let (key, operation) = (&task.key, task.operation);
         let fenced = matches!(
@@ -247,7 +249,7 @@ fn at_every_step(
     for step in 1.. {
         let key = format!("key-{step}");
         before(&store, &key);
-        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation };
+        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation, is_durable: false };
         let Some((traced, _)) = Traced::attach(Child::start("actor", &task)) else { return };
         let outcome = run(&store, &key, Actor::new(operation, traced), step);
         if outcome.completed {
@@ -258,19 +260,20 @@ fn at_every_step(
 }
 
 /// [`at_every_step`] in one process, which has done everything that a process does only once: fewer steps, and faster.
-/// `run` leaves nothing that a later schedule would find.
+/// `run` leaves nothing that a later schedule would find. The store is durable, so that no change leaves a staged name for a
+/// while.
 fn at_every_later_step(
     operation: Operation,
     before: impl Fn(&FileSystemRecordStore, &str),
     run: impl Fn(&FileSystemRecordStore, &str, Actor, usize) -> Outcome,
 ) {
-    let dir = tempdir().unwrap();
-    let store = open_with(dir.path(), Durability::Relaxed);
+    let dir = in_memory();
+    let store = open(dir.path());
     let mut free: Option<Child> = None;
     for step in 1.. {
         let key = format!("key-{step}");
         before(&store, &key);
-        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation };
+        let task = Task { dir: dir.path().to_owned(), key: key.clone(), operation, is_durable: true };
         let child = match free.take() {
             Some(mut child) => {
                 child.send(&serde_json::to_string(&task).unwrap());
@@ -607,6 +610,7 @@ fn time_from_release(store: &FileSystemRecordStore, key: &str, step: usize) -> O
         dir: store.path().to_owned(),
         key: key.to_owned(),
         operation: Operation::AcquireWithoutTimeout,
+        is_durable: false,
     };
     let (mut traced, _) = Traced::attach(Child::start("actor", &task))?;
     let guard = store.lock(key, as_named("holder")).unwrap();
