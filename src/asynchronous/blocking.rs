@@ -51,7 +51,7 @@ impl<T: Send + 'static> Outcome<T> {
         (move || drop(sender.send(catch_unwind(AssertUnwindSafe(call)))), Self(receiver))
     }
 
-    /// What the call has returned. Operation and key are those of the error if it is never made.
+    /// The outcome of the call. Operation and key are those of the error if it is never made.
     pub(super) async fn receive(&mut self, operation: &'static str, key: Option<&Key>) -> Result<T> {
         match (&mut self.0).await {
             Ok(Ok(outcome)) => outcome,

@@ -59,7 +59,7 @@ fn what_the_log_tells_wins_over_a_file_that_is_torn_or_missing() {
     store.release_lock("kept", named("job")).unwrap();
     let released = fs::read(dir.path().join("torn.lock")).unwrap();
 
-    // What a power loss may have left of the files.
+    // A power loss may have left these files.
     let lost = copy(dir.path());
     let at = |name: &str| lost.path().join(name);
     fs::write(at("torn.json"), "").unwrap();
@@ -305,7 +305,7 @@ impl Look {
     }
 }
 
-/// What a relaxed process has changed is not on the disk. A durable one that sees it syncs the log before it goes on.
+/// The changes of a relaxed process are not on the disk. A durable one that sees it syncs the log before it goes on.
 #[test]
 fn nobody_acts_on_what_is_not_on_the_disk() {
     for read in Look::ALL {

@@ -302,7 +302,7 @@ mod every_call {
         crate::support::named("other")
     }
 
-    /// What killed processes leave. The key of one lock is unknown: it is swept under all latches at once.
+    /// The leftovers of killed processes. The key of one lock is unknown: it is swept under all latches at once.
     fn leave_garbage(dir: &Path) {
         let stem = |key: String| record_store::Key::new(key).unwrap().file_stem().to_string();
         for name in [

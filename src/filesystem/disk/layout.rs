@@ -24,7 +24,7 @@ pub(crate) const OWNERS: &str = "owners";
 pub(crate) const TMP: &str = "tmp";
 /// The commit log.
 pub(crate) const LOG: &str = "log";
-/// What the processes share about the log.
+/// The memory that the processes share about the log.
 pub(crate) const LOG_STATE: &str = "log/state";
 /// The latch under which the segments of the log change their use.
 pub(crate) const LOG_LATCH: &str = "log/latch";

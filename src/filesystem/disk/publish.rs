@@ -666,7 +666,7 @@ pub(crate) fn sync_file(layout: &Layout, name: &str, context: Context<'_>) -> Re
     let path = || layout.root().join(name);
     match layout::open_existing(&layout.dir, name) {
         Ok(Some(opened)) => opened.file.sync_data().map_err(|error| context.io("sync", &path(), error)),
-        // Whatever is there now, it is none of our files.
+        // The file there now is none of ours.
         Ok(None) | Err(Refusal::NotRegular(_)) => Ok(()),
         Err(refusal) => Err(refusal.into_error(context, "open", path())),
     }

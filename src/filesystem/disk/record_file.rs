@@ -55,7 +55,7 @@ pub(crate) fn read(
     Ok((RawRecord::new(Json::from_raw(parsed.result), version), expiry))
 }
 
-/// What is known of a file that is proven to be a record.
+/// The facts about a file that is proven to be a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Proof {
     /// Its expiry, if it has a time to live.

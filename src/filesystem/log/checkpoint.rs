@@ -184,7 +184,7 @@ impl Log {
         emptied
             .and_then(|()| file.sync_data())
             .map_err(|error| failed("empty a segment of the log", error))?;
-        // What was removed must not stay here.
+        // The text of a removed record must not stay here.
         let zeroed = file.write_all_at(&vec![0; used], BLOCK as u64);
         zeroed
             .and_then(|()| file.sync_data())

@@ -5,7 +5,7 @@
 
 use crate::Key;
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes whole or not at all, in bytes.
 pub(crate) const BLOCK: usize = 512;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RSfr");
@@ -110,7 +110,7 @@ fn checksum(frame: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// All whole frames in a segment's bytes, with the numbers of their first blocks. What is torn, missing or of another
+/// All whole frames in a segment's bytes, with the numbers of their first blocks. A frame that is torn, missing or of another
 /// use of the segment is skipped. The first block is the header.
 pub(crate) fn frames(segment: &[u8], nonce: u64) -> impl Iterator<Item = (u64, Frame<'_>)> {
     let mut block = 1;

@@ -1,7 +1,7 @@
 //! After a power loss: the files are made to agree with the log.
 //!
 //! A recovery is planned first, and changes nothing until then. It may be cut off at any moment and begun again: the log
-//! stays as it is until every change is on the disk. What it does is bounded by the size of the log and by the number of
+//! stays as it is until every change is on the disk. Its work is bounded by the size of the log and by the number of
 //! staged files.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -38,7 +38,7 @@ pub(crate) struct Recovered {
     pub(crate) locks: usize,
 }
 
-/// What a recovery does with one file.
+/// One change of a recovery.
 enum Step {
     /// Writes the text of a record or a lock.
     Write {

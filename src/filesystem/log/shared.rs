@@ -1,4 +1,4 @@
-//! What the processes of a store share about the log: where the next frame goes, which frames are synced, and which
+//! The memory that the processes of a store share about the log: where the next frame goes, which frames are synced, and which
 //! numbers are given. It is in a mapped file, is never synced, and is worth nothing after a restart of the machine:
 //! then it is set up again from the segments.
 #![allow(unsafe_code, reason = "a mapped file")]

@@ -101,7 +101,7 @@ impl Log {
     /// segment has frames of the latch that are not synced.
     pub(super) fn sync_older(&self, words: &LatchWords, next: Position, context: Context<'_>) -> Result<()> {
         let logged = words.logged();
-        // Who appended to a segment that cannot be synced gets that error, and takes the change back.
+        // A writer that appended to a segment that cannot be synced gets that error, and takes its change back.
         let is_failed = || self.shared.words().segment(logged).failed.load(Acquire) == logged.epoch();
         if logged.epoch() == next.epoch() || words.synced() >= logged || is_failed() {
             return Ok(());

@@ -95,7 +95,7 @@ impl Injection {
         self.call.number == libc::SYS_fsync && self.operation.is_durable()
     }
 
-    /// Whether no sync of the log succeeds: the change was taken back, but its frame may be on the disk. What only reads
+    /// Whether no sync of the log succeeds: the change was taken back, but its frame may be on the disk. An operation that only reads
     /// has made no change.
     fn is_log_beyond_repair(&self) -> bool {
         use Operation as O;
@@ -120,7 +120,7 @@ impl Injection {
     fn is_required(&self) -> bool {
         let exclusive = self.call.arguments[1] & u64::from(libc::LOCK_EX.unsigned_abs()) != 0;
         let sweeps = self.operation.is_open() || self.operation == Operation::Sweep;
-        // What is told to the log, a lock of a named holder too, is synced with `fdatasync`.
+        // The changes that are told to the log, those of named locks too, are synced with `fdatasync`.
         let is_of_log = self.call.number == libc::SYS_fdatasync && !sweeps;
         is_of_log
             || is_sync(self.call.number) && self.operation.is_durable()

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What a disk writes whole or not at all.
+/// The unit that a disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

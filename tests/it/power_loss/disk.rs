@@ -147,7 +147,7 @@ struct Interned {
     segments: HashMap<Image, Segment>,
 }
 
-/// What a segment of the log says.
+/// The content of a segment of the log.
 #[derive(Clone, Copy)]
 struct Segment {
     /// The frames of either key, and the header, as images.
@@ -444,7 +444,7 @@ impl<'a> Disk<'a> {
                 for change in newest {
                     self.settle_change(&change);
                 }
-                // What these changes need has arrived, too.
+                // The changes that these need have arrived, too.
                 while let Some(at) = self.orders.iter().position(|it| it.first.2 == 0) {
                     let needs = self.orders[at].needs.clone();
                     self.settle_change(&needs);

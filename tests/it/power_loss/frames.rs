@@ -96,7 +96,7 @@ impl Frame {
     }
 }
 
-/// What a segment says about either key, and the rest of it.
+/// The frames of a segment about either key, and the rest of it.
 pub(crate) fn parts(segment: &[u8], keys: [&str; 2]) -> [Vec<u8>; 3] {
     let Some(header) = Header::parse(segment) else {
         return [Vec::new(), Vec::new(), segment[..segment.len().min(SECTOR)].to_vec()];

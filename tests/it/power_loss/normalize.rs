@@ -140,7 +140,7 @@ impl Normalizer {
         text
     }
 
-    /// What is written to a segment of the log.
+    /// A write to a segment of the log.
     pub(crate) fn segment(&mut self, data: &[u8]) -> Vec<u8> {
         if self.recovery {
             return data.to_vec();

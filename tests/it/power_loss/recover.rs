@@ -66,7 +66,7 @@ impl ScratchDir {
         for key in store.keys().map_err(|error| format!("keys: {error:?}"))? {
             key.map_err(|error| format!("keys: {error:?}"))?;
         }
-        // Whatever the clock says, and although the memory that processes share is lost.
+        // Also with a clock that is behind, and although the memory that processes share is lost.
         let high = interner.high(tree);
         let recovered = [inspect(&store, KEYS[0], high)?, inspect(&store, KEYS[1], high)?];
         for key in KEYS {

@@ -204,7 +204,7 @@ fn long(text: &str) -> String {
     format!("{text:-<1100}")
 }
 
-/// What an operation has done, beside that it was acknowledged.
+/// The effect of an acknowledged operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receipt {
     /// The token that it has issued or used.

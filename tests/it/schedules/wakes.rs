@@ -19,7 +19,7 @@ enum Kind {
     Watch,
 }
 
-/// What it waits for.
+/// The event that it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Release,

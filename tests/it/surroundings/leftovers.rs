@@ -58,7 +58,7 @@ fn a_sweep_returns_how_many_files_of_each_kind_it_removed() {
     for number in 0..3 {
         fs::write(private.join(format!("tmp/{}.{number}", dead(0))), "half").unwrap();
     }
-    // What a dead process displaced: the record of its name, and two files of other programs.
+    // Files that a dead process displaced: the record of its name, and two files of other programs.
     let displaced =
         |number: usize, name: &str| private.join(format!("tmp/{}.9{number}.{name}.json", dead(1)));
     fs::copy(dir.path().join("record.json"), displaced(0, "record")).unwrap();
