@@ -26,6 +26,9 @@ use crate::{Key, Result};
 /// A segment that was filled in more milliseconds is not needed by a busy store.
 const SLOW: u64 = 10_000;
 
+/// The pause between two attempts of a call that waits for a checkpoint.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// How long a checkpoint may take before others look after it, in milliseconds.
 const PATIENCE: u64 = 100;
 
@@ -121,8 +124,27 @@ impl Log {
         Latch::enter_named(&self.layout, LOG_CHECKPOINT, limits, context)
     }
 
+    /// Empties all segments but a new one. `false`: that was not possible by the limits, because a process is stopped in the
+    /// middle of a change.
+    pub(crate) fn checkpoint_all(
+        &self,
+        options: &FileSystemOptions,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<bool> {
+        self.seal(context)?;
+        // A thread of this process, or another one, may be emptying the log already.
+        while !self.checkpoint(options, context)? {
+            if limits.is_over() {
+                return Ok(false);
+            }
+            std::thread::sleep(limits.cap(PAUSE));
+        }
+        Ok(true)
+    }
+
     /// Makes the frames active that are in no full segment, so that a checkpoint includes all of them.
-    pub(crate) fn seal(&self, context: Context<'_>) -> Result<()> {
+    fn seal(&self, context: Context<'_>) -> Result<()> {
         let at = self.shared.words().append();
         if at.epoch() != 0 && at.block() > 1 {
             self.switch(at, 1, &Limits::new(&SEAL_TIMEOUT.into()), context)

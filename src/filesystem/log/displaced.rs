@@ -38,22 +38,29 @@ impl Log {
         }
         if displaced.len() >= MAX_DISPLACED {
             // If this fails, the names stay until a checkpoint has synced the files themselves.
-            let _ = self.sync_all(displaced.iter().map(|it| (&it.key, it.position)), context);
+            let _ = self.sync_displaced(&displaced, context);
         }
+        self.remove_synced(&mut displaced);
+    }
+
+    /// Unlinks all staged names of this process, after a sync of the log. If that fails, those that are needed stay.
+    pub(crate) fn remove_displaced(&self, context: Context<'_>) -> Result<()> {
+        let mut displaced = self.displaced.lock();
+        let synced = self.sync_displaced(&displaced, context);
+        self.remove_synced(&mut displaced);
+        synced
+    }
+
+    fn sync_displaced(&self, displaced: &[Displaced], context: Context<'_>) -> Result<()> {
+        let unsynced = displaced.iter().filter(|it| !self.is_synced(&it.key, it.position));
+        self.sync_all(unsynced.map(|it| (&it.key, it.position)), context)
+    }
+
+    fn remove_synced(&self, displaced: &mut Vec<Displaced>) {
         for it in displaced.extract_if(.., |it| self.is_synced(&it.key, it.position)) {
             // If this fails, a sweep removes the file after the end of this process.
             publish::remove_private(&self.layout.private, &it.name);
         }
-    }
-
-    /// Unlinks all staged names of this process, after a sync of the log.
-    pub(crate) fn remove_displaced(&self, context: Context<'_>) -> Result<()> {
-        let mut displaced = self.displaced.lock();
-        self.sync_all(displaced.iter().map(|it| (&it.key, it.position)), context)?;
-        for it in displaced.drain(..) {
-            publish::remove_private(&self.layout.private, &it.name);
-        }
-        Ok(())
     }
 }
 

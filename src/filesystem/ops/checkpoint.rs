@@ -11,19 +11,12 @@ pub(crate) fn checkpoint(core: &Core) -> Result<bool> {
     let context = Context::whole("checkpoint");
     core.check_writable(context)?;
     let Some(log) = &core.log else { return Ok(true) };
-    log.seal(context)?;
-    let limits = Limits::new(&TIMEOUT.into());
-    // A thread of this process, or another one, may be emptying the log already.
-    while !log.checkpoint(&core.options, context)? {
-        if limits.is_over() {
-            return Ok(false);
-        }
-        std::thread::sleep(limits.cap(PAUSE));
+    let is_done = log.checkpoint_all(&core.options, &Limits::new(&TIMEOUT.into()), context)?;
+    if is_done {
+        log.shrink(context)?;
     }
-    log.shrink(context)?;
-    Ok(true)
+    Ok(is_done)
 }
 
 /// A checkpoint takes less, unless a process is stopped or the disk is very busy.
 const TIMEOUT: Duration = Duration::from_secs(2);
-const PAUSE: Duration = Duration::from_millis(1);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::blank_locks;
 use super::lock_change::LockChange;
@@ -44,8 +45,14 @@ pub(crate) fn sweep(core: &Core) -> Result<Swept> {
     let context = Context::whole("sweep");
     core.check_writable(context)?;
     if let Some(log) = &core.log {
-        // If the log cannot be synced, they stay for the next sweep.
-        let _ = log.remove_displaced(context);
+        // A segment that could not be synced once is never trusted again: its files are synced themselves. If that fails
+        // too, the names stay for the next sweep.
+        let limits = Limits::new(&CHECKPOINT_TIMEOUT.into());
+        if log.remove_displaced(context).is_err()
+            && log.checkpoint_all(&core.options, &limits, context).is_ok_and(|is_done| is_done)
+        {
+            let _ = log.remove_displaced(context);
+        }
     }
     let locks = sweep_locks(core, context)?;
     let records = sweep_records(core, context)?;
@@ -88,7 +95,11 @@ fn sweep_private(
     });
     // A power loss before that could need them.
     let is_synced = match log.filter(|_| !orphaned.is_empty()) {
-        Some(log) => log.sync_everything(context).is_ok(),
+        Some(log) => {
+            let limits = || Limits::new(&CHECKPOINT_TIMEOUT.into());
+            log.sync_everything(context).is_ok()
+                || log.checkpoint_all(options, &limits(), context).is_ok_and(|is_done| is_done)
+        }
         None => true,
     };
     for name in orphaned {
@@ -108,6 +119,9 @@ fn sweep_private(
     }
     Ok(swept)
 }
+
+/// A checkpoint takes less, unless a process is stopped or the disk is very busy.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The latches in which a process is stopped. A sweep waits for each of them once and briefly, and leaves its
 /// keys for the next sweep (I9).

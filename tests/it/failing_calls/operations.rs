@@ -307,10 +307,10 @@ fn descriptors() -> Vec<String> {
 }
 
 /// The paths that are open now and were not before. The thread that watches for the death of owners may
-/// have a file open for a moment, so this retries.
+/// have a file open for a moment, and so may the one that empties the log. So this retries.
 fn opened_since(before: &[String]) -> Vec<String> {
     let mut new = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..1_000 {
         new = descriptors();
         for known in before {
             if let Some(at) = new.iter().position(|path| path == known) {
@@ -320,7 +320,8 @@ fn opened_since(before: &[String]) -> Vec<String> {
         if new.is_empty() {
             break;
         }
-        if new.iter().all(|path| stays_by_design(path)) {
+        let of_log = new.iter().filter(|path| path.contains("/.store/log/")).count();
+        if of_log <= 1 && new.iter().all(|path| stays_by_design(path)) {
             break;
         }
         std::thread::sleep(millis(1));
@@ -331,5 +332,6 @@ fn opened_since(before: &[String]) -> Vec<String> {
 /// One owner file per store and one inotify instance stay open for the life of the process, and a segment of the log for
 /// that of a handle whose changes are relaxed.
 pub(super) fn stays_by_design(path: &str) -> bool {
-    path.contains("/.store/owners/") || path.contains("/.store/log/") || path == "anon_inode:inotify"
+    let is_segment = path.contains("/.store/log/") && path.ends_with(|end: char| end.is_ascii_digit());
+    is_segment || path.contains("/.store/owners/") || path == "anon_inode:inotify"
 }
