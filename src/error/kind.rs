@@ -84,6 +84,12 @@ pub enum ErrorKind {
 /// The advice for a directory that has other files than those of a store.
 pub(super) const ADOPT: &str = "choose an empty directory, or open this one with OpenMode::Adopt";
 
+/// The advice if a process uses a store whose log it does not share.
+pub(super) const STOP_PROCESS: &str = "stop that process, then open the store again";
+
+/// The advice for damaged shared memory.
+pub(super) const STOP_ALL: &str = "stop all processes that use the store, then remove the file";
+
 impl ErrorKind {
     /// Advice for the caller, where there is some.
     pub(super) fn hint(self) -> Option<&'static str> {

@@ -27,6 +27,12 @@ pub(crate) const DIRECTORY: &str = "a directory";
 /// The detail of [`ErrorKind::NotAStore`] for a directory that has other files than those of a store.
 pub(crate) const NOT_EMPTY: &str = "the directory is not empty";
 
+/// The detail of [`ErrorKind::CorruptStore`] if the processes do not share the memory of the log any more.
+pub(crate) const LOG_IN_USE: &str = "a process uses the store, but the shared memory of its log was removed, or is that of a hard-linked copy";
+
+/// The detail of [`ErrorKind::CorruptStore`] for shared memory with words that no process stores.
+pub(crate) const LOG_DAMAGED: &str = "the shared memory of the log is damaged";
+
 type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// Why an operation of this crate failed.
@@ -396,6 +402,8 @@ impl Inner {
     fn hint(&self) -> Option<&'static str> {
         match self.kind {
             ErrorKind::NotAStore if self.detail.as_deref() == Some(NOT_EMPTY) => Some(kind::ADOPT),
+            ErrorKind::CorruptStore if self.detail.as_deref() == Some(LOG_IN_USE) => Some(kind::STOP_PROCESS),
+            ErrorKind::CorruptStore if self.detail.as_deref() == Some(LOG_DAMAGED) => Some(kind::STOP_ALL),
             ErrorKind::KeyMismatch if self.is_shared_name() => self.kind.hint(),
             ErrorKind::KeyMismatch if self.concerns_lock() => ErrorKind::CorruptLock.hint(),
             ErrorKind::KeyMismatch => ErrorKind::CorruptRecord.hint(),

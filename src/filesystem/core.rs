@@ -23,6 +23,15 @@ pub(crate) struct Core {
     pub(crate) log: Option<Arc<Log>>,
 }
 
+/// Not that of the log: a thread that empties it may have it a little longer.
+impl Drop for Core {
+    fn drop(&mut self) {
+        let Some(log) = &self.log else { return };
+        // If this fails, a sweep removes the staged names after the end of this process.
+        let _ = log.remove_displaced(Context::whole("close"));
+    }
+}
+
 impl Core {
     /// Fails if the store was removed. Called where nothing was found, or no live lock: a removed store must not be
     /// taken for an empty one, and its locks not for those of dead processes.

@@ -34,6 +34,7 @@ mod hostile;
 mod keep_alive;
 mod kill_storm;
 mod linearize;
+mod log_files;
 mod model;
 #[cfg(target_arch = "x86_64")]
 mod power_loss;
@@ -63,6 +64,7 @@ mod watchdog;
 fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
         commit_log::ROLES,
+        log_files::ROLES,
         crash::ROLES,
         deaths::ROLES,
         descriptors::ROLES,

@@ -13,6 +13,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::{as_named, millis, named, open};
+use crate::tree;
 
 pub(crate) const ROLES: &[Role] = &[("hold for a trace", hold)];
 
@@ -180,6 +181,29 @@ fn files_that_are_moved_aside_and_damaged_records_are_reported() {
     assert_recorded(&lines, &again);
     assert_recorded(&lines, &moved);
     let lines = Recorder::capture(|| store.write("key", &3).unwrap());
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+#[test]
+fn a_recovery_is_reported() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write("written", &1).unwrap();
+    store.write("removed", &1).unwrap();
+    let text = std::fs::read(dir.path().join("removed.json")).unwrap();
+    store.remove("removed").unwrap();
+    store.acquire_lock("locked", as_named("job")).unwrap();
+    // A copy is recovered, as a store is after a power loss.
+    let copied = tempdir().unwrap();
+    tree::copy(dir.path(), copied.path());
+    std::fs::remove_file(copied.path().join("written.json")).unwrap();
+    std::fs::write(copied.path().join("removed.json"), text).unwrap();
+    std::fs::remove_file(copied.path().join("locked.lock")).unwrap();
+    let lines = Recorder::capture(|| drop(open(copied.path())));
+    let expected =
+        ["INFO record_store:", "recovered from the commit log", "records=1", "removed=1", "locks=1"];
+    assert_recorded(&lines, &expected);
+    let lines = Recorder::capture(|| drop(open(copied.path())));
     assert!(lines.is_empty(), "{lines:#?}");
 }
 

@@ -1,6 +1,5 @@
 //! Files: their names, how they are opened and published, and the text in them.
 
-pub(crate) mod adoption;
 pub(crate) mod creation;
 pub(crate) mod event_table;
 pub(crate) mod expiry;

@@ -706,6 +706,13 @@ pub(crate) fn sync_private(layout: &Layout, context: Context<'_>) -> Result<()> 
     sync(&layout.private, &layout.private_path(""), context)
 }
 
+/// Syncs the names of the staged files.
+pub(crate) fn sync_staged_names(layout: &Layout, context: Context<'_>) -> Result<()> {
+    let path = layout.private_path(TMP);
+    let dir = layout.open_private_dir(TMP).map_err(|errno| context.io("open the directory", &path, errno))?;
+    sync(&dir, &path, context)
+}
+
 fn sync(dir: &OwnedFd, path: &Path, context: Context<'_>) -> Result<()> {
     retry_on_intr(|| rustix::fs::fsync(dir)).map_err(|errno| context.io("sync the directory", path, errno))
 }

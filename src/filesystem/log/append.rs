@@ -11,18 +11,19 @@ use rustix::fs::OFlags;
 
 use super::Log;
 use super::frame::{BLOCK, Frame};
-use super::position::Position;
+use super::position::{MAX_EPOCH, Position};
 use super::segment::{self, Header, LARGE, SMALL};
 use super::shared::{self, APPENDING, LatchWords};
 use super::sync::Unsynced;
+use crate::error::LOG_DAMAGED;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{LOG, LOG_LATCH};
+use crate::filesystem::disk::layout::{LOG, LOG_LATCH, LOG_STATE};
 use crate::filesystem::disk::lock_file::MAX_TOKEN;
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::options::{Durability, FileSystemOptions};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
-use crate::{Error, Key, Result};
+use crate::{Error, ErrorKind, Key, Result};
 
 /// A frame whose change has to be made now, under the latch. If it is dropped, as by a killed process, whoever
 /// enters the latch next finds out whether the change was made.
@@ -65,6 +66,7 @@ impl Log {
             if !has_no_room || !self.has_full_segments() || limits.is_over() {
                 return Err(error);
             }
+            limits.check_cancelled(context)?;
             if !self.checkpoint(options, context)? {
                 std::thread::sleep(CHECKPOINT_PAUSE);
             }
@@ -81,10 +83,7 @@ impl Log {
     ) -> Result<Appended<'a>> {
         let position = self.reserve(frame.blocks(), limits, context)?;
         let path = || self.path(position);
-        let open = || {
-            segment::open(&self.dir, position.segment(), OFlags::WRONLY)
-                .map_err(|refusal| refusal.into_error(context, "open the log", path()))
-        };
+        let open = || self.open_segment(position.segment(), OFlags::WRONLY, context);
         let file = (durability == Durability::Full).then(open).transpose()?;
         self.sync_older(words, position, context)?;
         words.mark.store(position.number(), SeqCst);
@@ -143,15 +142,17 @@ impl Log {
         let Some(segment) = (0..SEGMENTS).find(is_free) else {
             return self.add_segment(blocks, context);
         };
-        let file = segment::open(&self.dir, segment, OFlags::WRONLY)
-            .map_err(|refusal| refusal.into_error(context, "open the log", self.segment_path(segment)))?;
+        let file = self.open_segment(segment, OFlags::WRONLY, context)?;
         let it = &words.segments[segment];
-        let epoch = words.head.epoch.load(SeqCst) + 1;
+        let epoch = words.head.epoch.load(SeqCst).saturating_add(1);
+        if epoch > MAX_EPOCH {
+            return Err(self.damaged(context));
+        }
         let header = Header::of_use(epoch, it.blocks.load(SeqCst), words.head.high.load(SeqCst));
         // Not synced: the first sync of a frame includes it.
         header
             .write(&file)
-            .map_err(|error| context.io("write the log", &self.segment_path(segment), error))?;
+            .map_err(|error| context.io("write the log", &segment::path(&self.layout, segment), error))?;
         it.begun.store(shared::now(), SeqCst);
         it.nonce.store(header.nonce, SeqCst);
         it.epoch.store(epoch, SeqCst);
@@ -169,10 +170,11 @@ impl Log {
         let Some(segment) = sizes.iter().position(|blocks| *blocks == 0) else {
             return Err(self.full(context));
         };
-        let size = if segment < 2 { SMALL } else { (2 * largest).clamp(SMALL, LARGE) }.max(blocks + 1);
+        let size = if segment < 2 { SMALL } else { largest.saturating_mul(2).clamp(SMALL, LARGE) };
+        let size = size.max(blocks + 1);
         let header = Header::empty(size, words.head.high.load(SeqCst));
         segment::create(&self.layout, &self.dir, segment, self.shared.mode(), header)
-            .map_err(|refusal| refusal.into_error(context, CREATE, self.segment_path(segment)))?;
+            .map_err(|refusal| refusal.into_error(context, CREATE, segment::path(&self.layout, segment)))?;
         words.segments[segment].blocks.store(size, SeqCst);
         Ok(())
     }
@@ -187,6 +189,12 @@ impl Log {
         Ok(())
     }
 
+    /// No process stores such words.
+    fn damaged(&self, context: Context<'_>) -> Error {
+        let path = self.layout.private_path(LOG_STATE);
+        context.error(ErrorKind::CorruptStore).with_detail(LOG_DAMAGED).with_path(path)
+    }
+
     fn full(&self, context: Context<'_>) -> Error {
         let full = io::Error::new(io::ErrorKind::TimedOut, FULL);
         context.io("append to the log", &self.layout.private_path(LOG), full)
@@ -198,8 +206,10 @@ impl Log {
         if number < words.head.high.load(Acquire) {
             return Ok(());
         }
-        while words.append().epoch() == 0 {
-            self.switch(Position::NONE, 1, latch.limits(), context)?;
+        while let at = words.append()
+            && at.epoch() == 0
+        {
+            self.switch(at, 1, latch.limits(), context)?;
         }
         let _latch = self.enter(latch.limits(), context)?;
         if number < words.head.high.load(Acquire) {
@@ -210,8 +220,7 @@ impl Log {
         let segment = words.segment(at);
         let (blocks, nonce) = (segment.blocks.load(SeqCst), segment.nonce.load(SeqCst));
         let header = Header { epoch: at.epoch(), nonce, blocks, high };
-        let file = segment::open(&self.dir, at.segment(), OFlags::WRONLY)
-            .map_err(|refusal| refusal.into_error(context, "open the log", self.path(at)))?;
+        let file = self.open_segment(at.segment(), OFlags::WRONLY, context)?;
         let written = header.write(&file).and_then(|()| file.sync_data());
         written.map_err(|error| context.io("write the log", &self.path(at), error))?;
         words.head.high.store(high, SeqCst);
@@ -225,13 +234,14 @@ impl Log {
         latch.ok_or_else(|| limits.timed_out(None, context).with_path(self.layout.private_path(LOG_LATCH)))
     }
 
-    pub(super) fn path(&self, position: Position) -> PathBuf {
-        self.segment_path(position.segment())
+    pub(super) fn open_segment(&self, segment: usize, flags: OFlags, context: Context<'_>) -> Result<File> {
+        segment::open(&self.dir, segment, flags).map_err(|refusal| {
+            refusal.into_error(context, "open the log", segment::path(&self.layout, segment))
+        })
     }
 
-    #[allow(clippy::unused_self, reason = "it is a path in this log")]
-    pub(super) fn segment_path(&self, segment: usize) -> PathBuf {
-        self.layout.private_path(LOG).join(segment::name(segment))
+    pub(super) fn path(&self, position: Position) -> PathBuf {
+        segment::path(&self.layout, position.segment())
     }
 }
 
@@ -243,8 +253,28 @@ const CREATE: &str = "create a segment of the log";
 const FULL: &str = "no segment of the log is free, because a process is stopped in the middle of a change";
 
 impl<'a> Appended<'a> {
-    /// The change is made.
-    pub(crate) fn made(self) -> Unsynced<'a> {
+    /// The change that the frame tells, if it is told, was made with this outcome. After an error the frame is taken out of
+    /// the log. If that is not possible, the outcome is unknown: a recovery may make the change, unless whoever enters the
+    /// latch next takes the frame out.
+    pub(crate) fn settle<T>(
+        told: Option<Self>,
+        made: Result<T>,
+        context: Context<'_>,
+    ) -> Result<(T, Option<Unsynced<'a>>)> {
+        match (made, told) {
+            (Ok(made), told) => Ok((made, told.map(Self::made))),
+            (Err(error), None) => Err(error),
+            (Err(error), Some(told)) => {
+                if told.log.void(told.position, told.file.as_ref(), context).is_err() {
+                    return Err(error.with_unknown_outcome());
+                }
+                told.words.mark.store(0, Release);
+                Err(error)
+            }
+        }
+    }
+
+    fn made(self) -> Unsynced<'a> {
         self.words.mark.store(0, Release);
         Unsynced::new(self.log, self.words, self.position, self.file)
     }
@@ -257,15 +287,5 @@ impl<'a> Appended<'a> {
         }
         self.words.set_synced(self.position);
         Ok(())
-    }
-
-    /// The change is not made, because of this error. Returns the error: if the frame cannot be taken out of the log, a
-    /// recovery may make the change, and whoever enters the latch next tries to take it out.
-    pub(crate) fn cancel(self, error: Error, context: Context<'_>) -> Error {
-        if self.log.void(self.position, self.file.as_ref(), context).is_err() {
-            return error.with_unknown_outcome();
-        }
-        self.words.mark.store(0, Release);
-        error
     }
 }

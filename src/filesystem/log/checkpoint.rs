@@ -1,7 +1,6 @@
 //! Emptying full segments: what their frames tell of is synced where it belongs.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -13,9 +12,9 @@ use super::Log;
 use super::frame::{self, BLOCK, Kind};
 use super::position::Position;
 use super::segment::{self, Header};
-use super::shared::{self, APPENDING};
+use super::shared;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, LOG_CHECKPOINT, Layout, Refusal};
+use crate::filesystem::disk::layout::{self, LOG_CHECKPOINT, Layout};
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::disk::publish;
 use crate::filesystem::options::{Durability, FileSystemOptions};
@@ -75,7 +74,7 @@ impl Log {
             self.empty(full, context)?;
         }
         if was_slow {
-            self.shrink(context)?;
+            self.shrink(context);
         }
         self.shared.words().head.checkpoint.store(0, SeqCst);
         Ok(true)
@@ -105,18 +104,16 @@ impl Log {
         let _ = self.checkpoint(options, context);
     }
 
-    /// Takes the room of all empty segments but the first two. The files stay, because processes may have them open.
-    pub(crate) fn shrink(&self, context: Context<'_>) -> Result<()> {
-        let limits = Limits::best_effort();
-        let _latch = self.enter(&limits, context)?;
+    /// Takes the room of all empty segments but the first two, if no other process is changing their use. The files stay,
+    /// because processes may have them open.
+    pub(crate) fn shrink(&self, context: Context<'_>) {
+        let Ok(_latch) = self.enter(&Limits::best_effort(), context) else { return };
         for (number, segment) in self.shared.words().segments.iter().enumerate().skip(2) {
             if segment.epoch.load(SeqCst) == 0 && segment.blocks.swap(0, SeqCst) != 0 {
-                let file = segment::open(&self.dir, number, OFlags::WRONLY);
-                // If this fails, the file keeps its room, and is used again.
-                let _ = file.map(|file| file.set_len(0));
+                // If this fails, the file keeps its room until it is used again.
+                let _ = segment::open(&self.dir, number, OFlags::WRONLY).map(|file| file.set_len(0));
             }
         }
-        Ok(())
     }
 
     /// Enters the latch of whoever empties segments. `None`: another process is in it.
@@ -156,11 +153,7 @@ impl Log {
     /// No process is between a frame of this segment and its change. `false`: one is, and does not go on.
     fn finish_all(&self, options: &FileSystemOptions, full: Position, context: Context<'_>) -> Result<bool> {
         for (index, latch) in (0..=u8::MAX).zip(&self.shared.words().latches) {
-            let is_unfinished = || {
-                let mark = latch.mark.load(SeqCst);
-                mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= full.epoch())
-            };
-            if is_unfinished() {
+            if latch.is_unfinished(full.epoch()) {
                 let entered =
                     Latch::enter_at(&self.layout, index, &Limits::new(&LATCH_TIMEOUT.into()), context)?;
                 let Some(_latch) = entered else { return Ok(false) };
@@ -173,9 +166,8 @@ impl Log {
     /// Syncs what the frames of a full segment tell of, and empties it.
     fn empty(&self, full: Position, context: Context<'_>) -> Result<()> {
         let words = self.shared.words();
-        let refused = |action, refusal: Refusal| refusal.into_error(context, action, self.path(full));
-        let failed = |action, error| context.io(action, &self.path(full), error);
-        let bytes = segment::read(&self.dir, full.segment()).map_err(|it| refused("open the log", it))?;
+        let bytes = segment::read(&self.dir, full.segment())
+            .map_err(|refusal| refusal.into_error(context, "open the log", self.path(full)))?;
         let bytes = bytes.unwrap_or_default();
         let nonce = words.segment(full).nonce.load(SeqCst);
         let mut names = BTreeSet::new();
@@ -197,20 +189,11 @@ impl Log {
                 latch.set_synced(logged);
             }
         }
-        // The header first: a frame must not disappear while an older one about the same key is there.
         let segment = words.segment(full);
-        let blocks = segment.blocks.load(SeqCst);
-        let file = segment::open(&self.dir, full.segment(), OFlags::WRONLY)
-            .map_err(|it| refused("open the log", it))?;
-        let emptied = Header::empty(blocks, words.head.high.load(SeqCst)).write(&file);
-        emptied
-            .and_then(|()| file.sync_data())
-            .map_err(|error| failed("empty a segment of the log", error))?;
-        // The text of a removed record must not stay here.
-        let zeroed = file.write_all_at(&vec![0; used], BLOCK as u64);
-        zeroed
-            .and_then(|()| file.sync_data())
-            .map_err(|error| failed("empty a segment of the log", error))?;
+        let file = self.open_segment(full.segment(), OFlags::WRONLY, context)?;
+        let header = Header::empty(segment.blocks.load(SeqCst), words.head.high.load(SeqCst));
+        segment::write_empty(&file, header, used)
+            .map_err(|error| context.io("empty a segment of the log", &self.path(full), error))?;
         segment.epoch.store(0, SeqCst);
         Ok(())
     }

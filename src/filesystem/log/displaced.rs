@@ -63,10 +63,3 @@ impl Log {
         }
     }
 }
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        // If this fails, a sweep removes the files after the end of this process.
-        let _ = self.remove_displaced(Context::whole("close"));
-    }
-}

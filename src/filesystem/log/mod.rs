@@ -26,17 +26,17 @@ use std::sync::{Arc, OnceLock};
 pub(crate) use append::Appended;
 use displaced::Displaced;
 pub(crate) use frame::{Frame, Kind};
-use shared::LatchWords;
-use shared::Shared;
+use rustix::io::Errno;
+pub(crate) use shared::is_ours as is_state;
+use shared::{LatchWords, Shared};
 pub(crate) use sync::Unsynced;
 
-use crate::Key;
-use crate::Result;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{LOG, Layout};
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::protocol::latch;
 use crate::process::PerProcess;
+use crate::{Key, Result};
 
 /// The longest frame of a record. A longer text is synced in its own file.
 pub(crate) const MAX_TEXT: usize = 48 * 1024;
@@ -58,7 +58,8 @@ impl Log {
     pub(crate) fn open(layout: &Arc<Layout>, writable: bool, context: Context<'_>) -> Result<Option<Self>> {
         let dir = match layout.open_private_dir(LOG) {
             Ok(dir) => dir,
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::ACCESS) if !writable => return Ok(None),
             Err(errno) => return Err(context.io("open the log", &layout.private_path(LOG), errno)),
         };
         let shared = Shared::open(layout, writable, context)?;
@@ -75,6 +76,14 @@ impl Log {
     /// Whether recovery was done since the restart of the machine.
     pub(crate) fn is_ready(&self) -> bool {
         self.shared.is_ready()
+    }
+
+    /// The same, where the system does not identify the boot: then a process that uses the store is the proof.
+    fn is_ready_with(&self, is_in_use: bool) -> bool {
+        if is_in_use && self.shared.may_be_ready() {
+            self.shared.trust();
+        }
+        self.is_ready()
     }
 
     /// The words of the key's latch.

@@ -9,10 +9,10 @@ pub(crate) struct Position(u64);
 const BLOCK_BITS: u32 = 20;
 const SEGMENT_BITS: u32 = SEGMENTS.ilog2();
 
-impl Position {
-    /// Before everything.
-    pub(crate) const NONE: Self = Self(0);
+/// The greatest number of a use.
+pub(super) const MAX_EPOCH: u64 = u64::MAX >> (SEGMENT_BITS + BLOCK_BITS);
 
+impl Position {
     pub(crate) fn new(epoch: u64, segment: usize, block: u64) -> Self {
         debug_assert!(segment < SEGMENTS && block < 1 << BLOCK_BITS, "a position in a segment");
         Self((epoch << SEGMENT_BITS | segment as u64) << BLOCK_BITS | block)
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!((position.epoch(), position.segment(), position.block()), (5, 3, 17));
         assert_eq!(position.after(2), Position::new(5, 3, 19));
         assert!(Position::new(5, 15, 900) < Position::new(6, 0, 1));
-        assert!(Position::NONE < Position::new(1, 0, 0));
+        assert!(Position::default() < Position::new(1, 0, 0));
         assert_eq!(Position::from_number(position.number()), position);
     }
 }

@@ -5,18 +5,20 @@
 //! staged files.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::os::unix::fs::FileExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use rustix::fs::OFlags;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 
 use super::Log;
 use super::frame::{self, BLOCK, Frame, Kind};
 use super::segment::{self, Header};
+use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, TMP};
+use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, TMP};
 use crate::filesystem::disk::lock_file::LockFile;
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::private_names::SEGMENTS;
@@ -62,6 +64,16 @@ struct Found {
     bytes: Vec<u8>,
 }
 
+/// The segments after they were emptied.
+struct Emptied {
+    /// The sizes. Zero: there is no such file.
+    blocks: [u64; SEGMENTS],
+    /// The greatest epoch that was given.
+    epoch: u64,
+    /// All tokens and versions that were given are less.
+    high: u64,
+}
+
 /// The newest frames of a key.
 #[derive(Default)]
 struct Newest<'a> {
@@ -82,90 +94,146 @@ enum InPlace {
     Irregular,
 }
 
+/// Whether a recovery would change a file. A process that may not read the log cannot tell: it reads the records as they
+/// are.
+pub(crate) fn is_needed(layout: &Layout, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
+    let found = open_dir(layout, context)
+        .and_then(|dir| dir.map(|dir| find_segments(layout, &dir, context)).transpose());
+    let found = match found {
+        Err(error) if error.io_kind() == Some(io::ErrorKind::PermissionDenied) => None,
+        found => found?,
+    };
+    let Some(segments) = found else { return Ok(false) };
+    Ok(!plan(layout, options, &newest(&segments), context)?.is_empty())
+}
+
+/// Whether a recovery was done since the restart of the machine, as far as a process can tell that only reads.
+pub(crate) fn was_done(layout: &Layout, log: Option<&Log>, context: Context<'_>) -> Result<bool> {
+    let Some(log) = log else { return Ok(false) };
+    Ok(log.is_ready() || log.is_ready_with(other_owner(layout, context)?.is_some()))
+}
+
+/// Opens the log. If no process has done so since the restart of the machine, the files are made to agree with it
+/// first, and it is emptied and set up. Called in the latch of the creation. `None`: the system has no shared memory, or
+/// the store has no log.
+pub(crate) fn open(
+    layout: &Arc<Layout>,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<Option<Log>> {
+    let Some(dir) = open_dir(layout, context)? else { return Ok(None) };
+    let mut log = Log::open(layout, true, context)?;
+    let other = other_owner(layout, context)?;
+    let is_in_use = other.is_some() || Owner::known_here(layout).is_some();
+    if log.as_ref().is_some_and(|log| log.is_ready_with(is_in_use)) {
+        return Ok(log);
+    }
+    if let Some(other) = other {
+        return Err(context.error(ErrorKind::CorruptStore).with_detail(LOG_IN_USE).with_path(other));
+    }
+    if log.as_ref().is_some_and(|log| log.shared.is_linked()) {
+        // The processes of another store may have it, too.
+        publish::remove_private(&layout.private, LOG_STATE);
+        log = Log::open(layout, true, context)?;
+    }
+    let segments = find_segments(layout, &dir, context)?;
+    recover(layout, options, &segments, context)?;
+    let found = empty_all(layout, &dir, segments, context)?;
+    if let Some(log) = &log {
+        log.set_up(&found, context)?;
+    }
+    if log.as_ref().is_some_and(|log| !log.shared.knows_boot()) {
+        // The next process knows by this one that the machine was not restarted.
+        Owner::here(layout, context)?;
+    }
+    Ok(log)
+}
+
 impl Log {
-    /// Whether a recovery would change a file.
-    pub(crate) fn needs_recovery(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
-        let segments = self.find_segments(context)?;
-        Ok(!plan(&self.layout, options, &newest(&segments), context)?.is_empty())
-    }
-
-    /// Makes the files agree with the log, empties the log and sets it up. Called in the latch of the creation.
-    pub(crate) fn recover(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<()> {
-        check_unused(&self.layout, context)?;
-        let segments = self.find_segments(context)?;
-        let newest = newest(&segments);
-        let steps = plan(&self.layout, options, &newest, context)?;
-        let mut recovered = Recovered::default();
-        for step in &steps {
-            apply(&self.layout, step, &mut recovered, context)?;
-        }
-        // Also the files that are right already: after a copy, they may not be on the disk.
-        let names: BTreeSet<_> = newest.keys().flat_map(names_of).collect();
-        super::checkpoint::sync_files(&self.layout, &names, context)?;
-        {
-            let dir = TMP;
-            let synced =
-                self.layout.open_private_dir(dir).and_then(|dir| retry_on_intr(|| rustix::fs::fsync(&dir)));
-            synced
-                .map_err(|errno| context.io("sync the directory", &self.layout.private_path(dir), errno))?;
-        }
-        self.set_up(&segments, context)?;
-        if recovered != Recovered::default() {
-            trace::recovered(recovered.records, recovered.removed, recovered.locks);
-        }
-        Ok(())
-    }
-
-    fn find_segments(&self, context: Context<'_>) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        for segment in 0..SEGMENTS {
-            let read = segment::read(&self.dir, segment)
-                .map_err(|refusal| refusal.into_error(context, "read the log", self.segment_path(segment)))?;
-            let Some(bytes) = read else { continue };
-            // A file without a header is one whose creation was not completed: no frame was in it.
-            if let Some(header) = Header::parse(&bytes) {
-                found.push(Found { segment, header, bytes });
-            }
-        }
-        found.sort_by_key(|found| found.header.epoch);
-        Ok(found)
-    }
-
-    /// Empties the segments, the oldest first, and sets up the shared words.
-    fn set_up(&self, segments: &[Found], context: Context<'_>) -> Result<()> {
-        let high = segments.iter().map(|found| found.header.high).max().unwrap_or(0);
-        let epoch = segments.iter().map(|found| found.header.epoch).max().unwrap_or(0);
+    /// Sets up the shared words for segments that were emptied.
+    fn set_up(&self, emptied: &Emptied, context: Context<'_>) -> Result<()> {
         self.shared.clear();
         let words = self.shared.words();
-        for Found { segment, header, bytes } in segments {
-            let path = || self.segment_path(*segment);
-            let failed = |error| context.io("empty a segment of the log", &path(), error);
-            // A truncated one has no room for what its header says.
-            let blocks = header.blocks.min((bytes.len() / BLOCK) as u64);
-            let is_empty = bytes.iter().skip(BLOCK).all(|byte| *byte == 0);
-            if header.epoch != 0 || blocks != header.blocks || header.high != high || !is_empty {
-                let file = segment::open(&self.dir, *segment, OFlags::WRONLY)
-                    .map_err(|refusal| refusal.into_error(context, "open the log", path()))?;
-                let emptied = Header::empty(blocks, high).write(&file);
-                emptied.and_then(|()| file.sync_data()).map_err(failed)?;
-                let zeros = vec![0; bytes.len().saturating_sub(BLOCK)];
-                let zeroed = file.write_all_at(&zeros, BLOCK as u64);
-                zeroed.and_then(|()| file.sync_data()).map_err(failed)?;
-            }
-            words.segments[*segment].blocks.store(blocks, SeqCst);
+        for (segment, blocks) in words.segments.iter().zip(emptied.blocks) {
+            segment.blocks.store(blocks, SeqCst);
         }
-        words.head.epoch.store(epoch, SeqCst);
-        words.head.high.store(high, SeqCst);
-        words.head.floor.store(high, SeqCst);
+        words.head.epoch.store(emptied.epoch, SeqCst);
+        words.head.high.store(emptied.high, SeqCst);
+        words.head.floor.store(emptied.high, SeqCst);
         self.add_first_segments(context)?;
         self.shared.set_ready();
         Ok(())
     }
 }
 
-/// Fails if another process uses the store: then its shared memory was removed, and a recovery would take away what that
-/// process is doing.
-fn check_unused(layout: &Layout, context: Context<'_>) -> Result<()> {
+fn open_dir(layout: &Layout, context: Context<'_>) -> Result<Option<OwnedFd>> {
+    match layout.open_private_dir(LOG) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(context.io("open the log", &layout.private_path(LOG), errno)),
+    }
+}
+
+fn find_segments(layout: &Layout, dir: &OwnedFd, context: Context<'_>) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for segment in 0..SEGMENTS {
+        let read = segment::read(dir, segment)
+            .map_err(|refusal| refusal.into_error(context, "read the log", segment::path(layout, segment)))?;
+        let Some(bytes) = read else { continue };
+        // A file without a header is one whose creation was not completed: no frame was in it.
+        if let Some(header) = Header::parse(&bytes) {
+            found.push(Found { segment, header, bytes });
+        }
+    }
+    found.sort_by_key(|found| found.header.epoch);
+    Ok(found)
+}
+
+/// Makes the files agree with the log, and syncs them.
+fn recover(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    segments: &[Found],
+    context: Context<'_>,
+) -> Result<()> {
+    let newest = newest(segments);
+    let steps = plan(layout, options, &newest, context)?;
+    let mut recovered = Recovered::default();
+    for step in &steps {
+        apply(layout, step, &mut recovered, context)?;
+    }
+    // Also the files that are right already: after a copy, they may not be on the disk.
+    let names: BTreeSet<_> = newest.keys().flat_map(names_of).collect();
+    super::checkpoint::sync_files(layout, &names, context)?;
+    publish::sync_staged_names(layout, context)?;
+    if recovered != Recovered::default() {
+        trace::recovered(recovered.records, recovered.removed, recovered.locks);
+    }
+    Ok(())
+}
+
+/// Empties the segments, the oldest first: a frame must not disappear while an older one about the same key is there.
+fn empty_all(layout: &Layout, dir: &OwnedFd, segments: Vec<Found>, context: Context<'_>) -> Result<Emptied> {
+    let high = segments.iter().map(|found| found.header.high).max().unwrap_or(0);
+    let epoch = segments.iter().map(|found| found.header.epoch).max().unwrap_or(0);
+    let mut emptied = Emptied { blocks: [0; SEGMENTS], epoch, high };
+    for Found { segment, header, bytes } in segments {
+        // A truncated one has no room for what its header says.
+        let blocks = header.blocks.min((bytes.len() / BLOCK) as u64);
+        let is_empty = bytes.iter().skip(BLOCK).all(|byte| *byte == 0);
+        if header != Header::empty(blocks, high) || !is_empty {
+            segment::empty(layout, dir, segment, Header::empty(blocks, high), bytes.len())
+                .map_err(|refusal| refusal.into_error(context, EMPTY, segment::path(layout, segment)))?;
+        }
+        emptied.blocks[segment] = blocks;
+    }
+    Ok(emptied)
+}
+
+const EMPTY: &str = "empty a segment of the log";
+
+/// The owner file of another process that uses the store. Then a recovery would take away what that process is doing.
+fn other_owner(layout: &Layout, context: Context<'_>) -> Result<Option<PathBuf>> {
     let here = Owner::known_here(layout);
     let path = || layout.private_path(OWNERS);
     let failed = |errno| context.io("list the directory", &path(), errno);
@@ -178,17 +246,11 @@ fn check_unused(layout: &Layout, context: Context<'_>) -> Result<()> {
             && private_names::is_owner(name)
             && owner::liveness(layout, name, here.as_deref()) == Liveness::Alive
         {
-            return Err(context
-                .error(ErrorKind::CorruptStore)
-                .with_detail(IN_USE)
-                .with_path(path().join(name)));
+            return Ok(Some(path().join(name)));
         }
     }
-    Ok(())
+    Ok(None)
 }
-
-const IN_USE: &str =
-    "a process uses the store, but the shared memory of its log is gone: stop that process first";
 
 fn names_of(key: &&str) -> Vec<String> {
     Key::new(*key).map(|key| vec![layout::record_name(&key), layout::lock_name(&key)]).unwrap_or_default()
@@ -384,7 +446,7 @@ fn is_torn_file(layout: &Layout, options: &FileSystemOptions, name: &str) -> boo
 }
 
 /// The key in a file, if that is a record.
-fn key_inside(dir: &std::os::fd::OwnedFd, options: &FileSystemOptions, name: &str) -> Option<Key> {
+fn key_inside(dir: &OwnedFd, options: &FileSystemOptions, name: &str) -> Option<Key> {
     let opened = layout::open_existing(dir, name).ok()??;
     let text = layout::read_up_to(&opened, options.max_record_bytes).ok()?;
     Key::new(record::parse(&text).ok()?.key).ok()
@@ -393,7 +455,7 @@ fn key_inside(dir: &std::os::fd::OwnedFd, options: &FileSystemOptions, name: &st
 fn in_place(
     layout: &Layout,
     options: &FileSystemOptions,
-    dir: &std::os::fd::OwnedFd,
+    dir: &OwnedFd,
     name: &str,
     key: &Key,
     context: Context<'_>,

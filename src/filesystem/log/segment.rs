@@ -7,12 +7,16 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::frame::BLOCK;
-use crate::filesystem::disk::layout::{self, Layout, Refusal};
+use crate::filesystem::disk::layout::{self, LOG, Layout, Refusal};
+use crate::filesystem::disk::publish;
+use crate::filesystem::options::Durability;
+use crate::{Error, ErrorKind, trace};
 
 /// The size of the first segments: those of a small store.
 pub(super) const SMALL: u64 = 256;
@@ -77,12 +81,17 @@ pub(super) fn name(segment: usize) -> String {
     format!("{segment:02}")
 }
 
+/// The path of a segment file, for messages.
+pub(super) fn path(layout: &Layout, segment: usize) -> PathBuf {
+    layout.private_path(&format!("{LOG}/{}", name(segment)))
+}
+
 pub(super) fn open(dir: &OwnedFd, segment: usize, flags: OFlags) -> Result<File, Refusal> {
     layout::open_unchecked(dir, &*name(segment), flags, Mode::empty())
 }
 
-/// Creates an empty segment file, on the disk. Whatever the umask of this process, everyone who may write the store may
-/// write it.
+/// Creates an empty segment file, on the disk. It gets this mode, whatever the umask of this process: everyone who may
+/// write the store may write it.
 pub(super) fn create(
     layout: &Layout,
     dir: &OwnedFd,
@@ -90,28 +99,75 @@ pub(super) fn create(
     mode: Mode,
     header: Header,
 ) -> Result<File, Refusal> {
-    let os = |error: io::Error| Refusal::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-    let file = match layout.create(dir, &*name(segment), OFlags::RDWR) {
-        // A killed process, or a full disk, has left it. Nothing refers to it.
-        Err(Refusal::Os(Errno::EXIST)) => open(dir, segment, OFlags::RDWR)?,
-        created => created?,
+    let name = name(segment);
+    let file = loop {
+        match layout.create(dir, &*name, OFlags::RDWR) {
+            Err(Refusal::Os(Errno::EXIST)) => {}
+            created => break created?,
+        }
+        // Without content, or of a creation that was not completed: nothing refers to it.
+        let bytes = read(dir, segment)?.unwrap_or_default();
+        if bytes.iter().all(|byte| *byte == 0) || Header::parse(&bytes).is_some() {
+            break open(dir, segment, OFlags::RDWR)?;
+        }
+        // A file of another program, or a segment that has decayed (I12).
+        let kept = publish::set_aside(layout, (dir, &name), &name, Durability::Full).map_err(Refusal::Os)?;
+        trace::set_aside(
+            &kept,
+            &Error::new(ErrorKind::CorruptStore, "open").with_detail("no segment of the log"),
+        );
     };
     if layout.permissions.are_usual() {
         rustix::fs::fchmod(&file, mode).map_err(Refusal::Os)?;
     }
     let length = usize::try_from(header.blocks).unwrap_or(0) * BLOCK;
-    file.write_all_at(&vec![0; length], 0).map_err(os)?;
-    header.write(&file).map_err(os)?;
-    file.sync_all().map_err(os)?;
+    file.write_all_at(&vec![0; length], 0).map_err(refused)?;
+    header.write(&file).map_err(refused)?;
+    file.sync_all().map_err(refused)?;
     retry_on_intr(|| rustix::fs::fsync(dir)).map_err(Refusal::Os)?;
     Ok(file)
+}
+
+/// Empties a segment file of this length, on the disk. One with other names may be that of another store, too: it is
+/// replaced by a new one.
+pub(super) fn empty(
+    layout: &Layout,
+    dir: &OwnedFd,
+    segment: usize,
+    header: Header,
+    length: usize,
+) -> Result<(), Refusal> {
+    let stat = layout::stat(dir, &name(segment)).map_err(Refusal::Os)?;
+    if let Some(stat) = stat
+        && stat.st_nlink > 1
+    {
+        publish::remove_private(dir, &name(segment));
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        return create(layout, dir, segment, mode, header).map(drop);
+    }
+    write_empty(&open(dir, segment, OFlags::WRONLY)?, header, length.saturating_sub(BLOCK)).map_err(refused)
+}
+
+/// Empties a segment file of which so many bytes after the header were used, on the disk.
+pub(super) fn write_empty(file: &File, header: Header, used: usize) -> io::Result<()> {
+    // The header first: a frame must not disappear while an older one about the same key is there.
+    header.write(file)?;
+    file.sync_data()?;
+    // The text of a removed record must not stay here.
+    file.write_all_at(&vec![0; used], BLOCK as u64)?;
+    file.sync_data()
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn refused(error: io::Error) -> Refusal {
+    Refusal::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
 /// The whole content of a segment file. `None`: there is no such file.
 pub(super) fn read(dir: &OwnedFd, segment: usize) -> Result<Option<Vec<u8>>, Refusal> {
     let Some(opened) = layout::open_existing(dir, &name(segment))? else { return Ok(None) };
     let read = layout::read_up_to(&opened, LARGE * BLOCK as u64);
-    read.map(Some).map_err(|error| Refusal::Os(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+    read.map(Some).map_err(refused)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(target_os = "linux")]
 use memmap2::{MmapOptions, MmapRaw};
@@ -14,15 +14,17 @@ use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::position::Position;
-use crate::Result;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, LOG_STATE, Layout, Opened};
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::protocol::clock::Reading;
+use crate::{ErrorKind, Result};
 
 /// The words of the whole log.
 #[repr(C, align(64))]
 pub(super) struct Head {
+    /// [`MAGIC`], or zero in a file that is not set up.
+    magic: AtomicU64,
     /// Identifies the boot, the store and this file. Any other value: the words mean nothing.
     ready: AtomicU64,
     /// The position of the next frame.
@@ -81,21 +83,34 @@ pub(super) struct Words {
 
 const SIZE: usize = size_of::<Words>();
 
+const MAGIC: u64 = u64::from_ne_bytes(*b"RSstate1");
+
+/// The value of `ready` that a process stores which does not know the boot.
+const UNKNOWN_BOOT: u64 = 2;
+
 /// The mapped file.
 #[derive(Debug)]
 pub(super) struct Shared {
     #[cfg(target_os = "linux")]
     map: MmapRaw,
+    /// There is none.
+    #[cfg(not(target_os = "linux"))]
+    map: std::convert::Infallible,
     writable: bool,
     /// The mode of the file, which the creator of the store has given to it.
     mode: Mode,
+    /// The file has other names: another store may have it, too.
+    is_linked: bool,
     /// The value of `ready` for this boot, this store and this file. `None`: the system does not identify the boot.
     ready: Option<u64>,
+    /// The words are of this boot, although the system does not identify it.
+    is_trusted: AtomicBool,
 }
 
 impl Shared {
-    /// Maps the file. If `writable`, it is created and extended where necessary. `None`: there is none, or the file
-    /// system does not support shared mappings.
+    /// Maps the file. If `writable`, it is created and extended where necessary, and a file of another program in its place
+    /// is an error of the kind `CorruptStore` (I12). `None`: there is none, or the file system does not support shared
+    /// mappings.
     pub(super) fn open(layout: &Layout, writable: bool, context: Context<'_>) -> Result<Option<Self>> {
         let path = || layout.private_path(LOG_STATE);
         let opened = if writable {
@@ -108,6 +123,12 @@ impl Shared {
             Err(_) if !writable => return Ok(None),
             Err(refusal) => return Err(refusal.into_error(context, "open the state of the log", path())),
         };
+        if !is_ours(&opened).map_err(|error| context.io("read the state of the log", &path(), error))? {
+            if !writable {
+                return Ok(None);
+            }
+            return Err(context.error(ErrorKind::CorruptStore).with_detail(FOREIGN).with_path(path()));
+        }
         let size = layout::size(&opened.stat);
         if size < SIZE as u64 {
             if !writable {
@@ -137,7 +158,9 @@ impl Shared {
             map: map?,
             writable,
             mode: Mode::from_raw_mode(opened.stat.st_mode),
+            is_linked: opened.stat.st_nlink > 1,
             ready: identity(layout, opened),
+            is_trusted: AtomicBool::new(false),
         })
     }
 
@@ -156,7 +179,7 @@ impl Shared {
             &*self.map.as_ptr().cast::<Words>()
         }
         #[cfg(not(target_os = "linux"))]
-        unreachable!("there is no mapping")
+        match self.map {}
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -169,7 +192,29 @@ impl Shared {
 
     /// Whether the words are of this boot and this store.
     pub(super) fn is_ready(&self) -> bool {
-        self.ready.is_some_and(|ready| self.words().head.ready.load(Ordering::Acquire) == ready)
+        self.is_trusted.load(Ordering::Relaxed)
+            || self.ready.is_some_and(|ready| self.words().head.ready.load(Ordering::Acquire) == ready)
+    }
+
+    /// Whether the system identifies the boot. If it does not, only a living process proves that the words are of it.
+    pub(super) fn knows_boot(&self) -> bool {
+        self.ready.is_some()
+    }
+
+    /// Whether the words may be of this boot, because a process has set them up that did not know the boot, or because this
+    /// one does not know it.
+    pub(super) fn may_be_ready(&self) -> bool {
+        let ready = self.words().head.ready.load(Ordering::Acquire);
+        ready == UNKNOWN_BOOT || (ready != 0 && !self.knows_boot())
+    }
+
+    /// The words are of this boot.
+    pub(super) fn trust(&self) {
+        self.is_trusted.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        self.is_linked
     }
 
     /// Sets all words to zero. They mean nothing until [`set_ready`](Self::set_ready).
@@ -194,7 +239,9 @@ impl Shared {
 
     /// The words are set up.
     pub(super) fn set_ready(&self) {
-        self.words().head.ready.store(self.ready.unwrap_or(0), Ordering::SeqCst);
+        self.words().head.magic.store(MAGIC, Ordering::SeqCst);
+        self.words().head.ready.store(self.ready.unwrap_or(UNKNOWN_BOOT), Ordering::SeqCst);
+        self.trust();
     }
 }
 
@@ -213,7 +260,34 @@ impl Words {
     }
 }
 
+/// The bytes of a line of 64 that are used: those of the head, of a segment and of a latch.
+const USED: [usize; 3] = [7 * 8, 6 * 8, 5 * 8];
+
+const FOREIGN: &str = "not the state of the log";
+
+/// Whether a file is what the processes share, or the beginning of it: it begins with the magic number or with zeros, it is
+/// not too long, and the parts that are never written are zeros.
+pub(crate) fn is_ours(opened: &Opened) -> io::Result<bool> {
+    let used = |line: usize| match line {
+        0 => USED[0],
+        1..=SEGMENTS => USED[1],
+        _ => USED[2],
+    };
+    let bytes = layout::read_head(opened, SIZE)?;
+    let magic = &bytes[..bytes.len().min(size_of_val(&MAGIC))];
+    let begins = magic.iter().all(|byte| *byte == 0) || magic == MAGIC.to_ne_bytes();
+    let mut lines = bytes.chunks(64).enumerate();
+    let is_zero = |(line, bytes): (usize, &[u8])| bytes.iter().skip(used(line)).all(|byte| *byte == 0);
+    Ok(begins && layout::size(&opened.stat) <= SIZE as u64 && lines.all(is_zero))
+}
+
 impl LatchWords {
+    /// Whether a change may not be made yet whose frame is in this use of a segment, or in an earlier one.
+    pub(super) fn is_unfinished(&self, epoch: u64) -> bool {
+        let mark = self.mark.load(Ordering::SeqCst);
+        mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= epoch)
+    }
+
     pub(super) fn logged(&self) -> Position {
         Position::from_number(self.logged.load(Ordering::Acquire))
     }

@@ -10,10 +10,8 @@ use rustix::fs::OFlags;
 
 use super::Log;
 use super::position::Position;
-use super::segment;
-use super::shared::{APPENDING, LatchWords};
+use super::shared::LatchWords;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::Refusal;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Key, Result};
 
@@ -144,12 +142,7 @@ impl Log {
         if !is_in_use() {
             return Ok(());
         }
-        let file = match segment::open(&self.dir, position.segment(), OFlags::RDONLY) {
-            Err(Refusal::Os(rustix::io::Errno::NOENT)) if !is_in_use() => return Ok(()),
-            opened => {
-                opened.map_err(|refusal| refusal.into_error(context, "open the log", self.path(position)))?
-            }
-        };
+        let file = self.open_segment(position.segment(), OFlags::RDONLY, context)?;
         self.sync_file(&file, position, context)
     }
 
@@ -174,16 +167,13 @@ impl Log {
     /// way.
     pub(super) fn sync_sealed(&self, sealed: Position, context: Context<'_>) -> Result<()> {
         let words = self.shared.words();
-        let is_unfinished = |latch: &LatchWords| {
-            let mark = latch.mark.load(SeqCst);
-            mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= sealed.epoch())
-        };
         let segment = words.segment(sealed);
-        if segment.synced.load(Acquire) == sealed.epoch() || words.latches.iter().any(is_unfinished) {
+        if segment.synced.load(Acquire) == sealed.epoch()
+            || words.latches.iter().any(|it| it.is_unfinished(sealed.epoch()))
+        {
             return Ok(());
         }
-        let file = segment::open(&self.dir, sealed.segment(), OFlags::RDONLY)
-            .map_err(|refusal| refusal.into_error(context, "open the log", self.path(sealed)))?;
+        let file = self.open_segment(sealed.segment(), OFlags::RDONLY, context)?;
         self.sync_file(&file, sealed, context)?;
         for latch in &words.latches {
             let logged = latch.logged();

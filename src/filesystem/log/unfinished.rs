@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use super::Log;
 use super::frame::{BLOCK, Frame, Kind};
 use super::position::Position;
-use super::segment;
+use super::segment::LARGE;
 use super::shared::APPENDING;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES};
@@ -49,8 +49,7 @@ impl Log {
         let file = if let Some(file) = file {
             file
         } else {
-            opened = segment::open(&self.dir, position.segment(), OFlags::WRONLY)
-                .map_err(|refusal| refusal.into_error(context, "open the log", path()))?;
+            opened = self.open_segment(position.segment(), OFlags::WRONLY, context)?;
             &opened
         };
         let written = file.write_all_at(&[0; BLOCK], position.block() * BLOCK as u64);
@@ -68,14 +67,13 @@ impl Log {
             return Ok(None);
         }
         let path = || self.path(position);
-        let file = segment::open(&self.dir, position.segment(), OFlags::RDONLY)
-            .map_err(|refusal| refusal.into_error(context, "open the log", path()))?;
+        let file = self.open_segment(position.segment(), OFlags::RDONLY, context)?;
         let mut bytes = vec![0; BLOCK];
         let at = position.block() * BLOCK as u64;
         let read = |bytes: &mut [u8]| file.read_exact_at(bytes, at);
         let failed = |error| context.io("read the log", &path(), error);
         read(&mut bytes).map_err(failed)?;
-        let room = (segment.blocks.load(Acquire) - position.block()) * BLOCK as u64;
+        let room = segment.blocks.load(Acquire).saturating_sub(position.block()).min(LARGE) * BLOCK as u64;
         let Some(length) = Frame::length(&bytes).filter(|length| *length as u64 <= room) else {
             return Ok(None);
         };

@@ -31,13 +31,8 @@ impl<'a> Change<'a> {
         context: Context<'_>,
         make: impl FnOnce() -> Result<Old>,
     ) -> Result<Self> {
-        match make() {
-            Ok(old) => Ok(Self { core, key, told: told.map(Appended::made), old, is_large }),
-            Err(error) => Err(match told {
-                Some(told) => told.cancel(error, context),
-                None => error,
-            }),
-        }
+        let (old, told) = Appended::settle(told, make(), context)?;
+        Ok(Self { core, key, told, old, is_large })
     }
 
     /// Makes the change durable, if the store is, and tells the watchers, when the latch is left. `version`: that of the

@@ -13,7 +13,7 @@ pub(crate) fn checkpoint(core: &Core) -> Result<bool> {
     let Some(log) = &core.log else { return Ok(true) };
     let is_done = log.checkpoint_all(&core.options, &Limits::new(&TIMEOUT.into()), context)?;
     if is_done {
-        log.shrink(context)?;
+        log.shrink(context);
     }
     Ok(is_done)
 }

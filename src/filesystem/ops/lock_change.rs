@@ -84,16 +84,9 @@ impl<'a> LockChange<'a> {
         made: Result<T>,
         context: Context<'_>,
     ) -> Result<(T, Self)> {
-        match made {
-            Ok(made) => {
-                let token = (kind == Kind::Locked).then_some(lock.token);
-                Ok((made, Self { told: told.map(Appended::made), key: lock.key.clone(), token }))
-            }
-            Err(error) => Err(match told {
-                Some(told) => told.cancel(error, context),
-                None => error,
-            }),
-        }
+        let (made, told) = Appended::settle(told, made, context)?;
+        let token = (kind == Kind::Locked).then_some(lock.token);
+        Ok((made, Self { told, key: lock.key.clone(), token }))
     }
 
     /// Makes the change durable, if the store is, when the latch is left. If that fails, the change is taken back: the lock

@@ -1,6 +1,7 @@
 //! The operations of the store. Each is a free function that reads from beginning to end.
 
 pub(crate) mod acquire_lock;
+mod adoption;
 mod blank_locks;
 pub(crate) mod break_lock;
 mod change;

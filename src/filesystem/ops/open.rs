@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::adoption;
 use super::sweep::sweep_dead_processes;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::adoption;
 use crate::filesystem::disk::creation::{self, Created};
 use crate::filesystem::disk::expiry::{self, EXPIRING};
 use crate::filesystem::disk::file_system;
-use crate::filesystem::disk::layout::{self, EVENTS, FORMAT, Layout};
+use crate::filesystem::disk::layout::{self, EVENTS, FORMAT, LOG_STATE, Layout};
 use crate::filesystem::disk::names::Names;
 use crate::filesystem::disk::publish::{self, Staged};
-use crate::filesystem::log::Log;
+use crate::filesystem::log::{Log, recovery};
 use crate::filesystem::options::{Durability, FileSystemOptions, OpenMode};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
@@ -59,7 +59,9 @@ fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'s
     if writable {
         creation::complete(&layout, context)?;
     }
-    let events = open_events(&layout, options, writable, context)?;
+    let events = open_or_set_aside(&layout, EVENTS, options, context, || {
+        Events::open_if_room(&layout, writable, context)
+    })?;
     let log = open_log(&layout, options, writable, context)?;
     if writable {
         sweep_dead_processes(&layout, log.as_deref(), options, context)?;
@@ -67,27 +69,28 @@ fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'s
     Ok(Core { layout, options: options.clone(), events, log })
 }
 
-/// Opens the event table. A file in its place that is no table is moved to `.store/damaged/` (I12).
-fn open_events(
+/// Opens a file that the processes share. A file in its place that is another one is moved to `.store/damaged/` (I12).
+fn open_or_set_aside<T>(
     layout: &Layout,
+    name: &str,
     options: &FileSystemOptions,
-    writable: bool,
     context: Context<'static>,
-) -> Result<Arc<Events>> {
-    let open = || Events::open_if_room(layout, writable, context);
+    open: impl Fn() -> Result<T>,
+) -> Result<T> {
     let is_foreign = |error: &Error| error.kind() == ErrorKind::CorruptStore;
     match open() {
         Err(error) if is_foreign(&error) => {}
         opened => return opened,
     }
-    // In a latch, because a second process would move the new table of the first one.
+    // In a latch, because a second process would move the new file of the first one.
     let _latch = Latch::enter_creation(layout, context)?;
     open().or_else(|error| {
         if !is_foreign(&error) {
             return Err(error);
         }
-        let kept = publish::set_aside(layout, (&layout.private, EVENTS), EVENTS, options.durability)
-            .map_err(|errno| context.io("move aside", &layout.private_path(EVENTS), errno))?;
+        let (_, original) = name.rsplit_once('/').unwrap_or(("", name));
+        let kept = publish::set_aside(layout, (&layout.private, name), original, options.durability)
+            .map_err(|errno| context.io("move aside", &layout.private_path(name), errno))?;
         trace::set_aside(&kept, &error);
         open()
     })
@@ -100,20 +103,21 @@ fn open_log(
     writable: bool,
     context: Context<'static>,
 ) -> Result<Option<Arc<Log>>> {
-    let Some(log) = Log::open(layout, writable, context)? else { return Ok(None) };
-    if log.is_ready() {
-        return Ok(Some(Arc::new(log)));
+    let open = || Log::open(layout, writable, context);
+    let log = if writable { open_or_set_aside(layout, LOG_STATE, options, context, open)? } else { open()? };
+    if log.as_ref().is_some_and(Log::is_ready) {
+        return Ok(log.map(Arc::new));
     }
+    // Another process may be faster.
+    let _latch = Latch::enter_creation(layout, context)?;
     if writable {
-        let _latch = Latch::enter_creation(layout, context)?;
-        // Another process may have been faster.
-        if !log.is_ready() {
-            log.recover(options, context)?;
-        }
-    } else if log.needs_recovery(options, context)? {
+        return Ok(recovery::open(layout, options, context)?.map(Arc::new));
+    }
+    let log = open()?;
+    if !recovery::was_done(layout, log.as_ref(), context)? && recovery::is_needed(layout, options, context)? {
         return Err(context.error(ErrorKind::NeedsRecovery).with_path(layout.root()));
     }
-    Ok(Some(Arc::new(log)))
+    Ok(log.map(Arc::new))
 }
 
 /// Creates a store. `None`: a concurrent process has created it, or has removed what this one needs.
@@ -192,13 +196,7 @@ fn initialize(
     let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
     // A leftover of a killed process may have the name of this staged file.
     sweep_dead_processes(layout, None, options, context)?;
-    let log = match Log::open(layout, true, context)? {
-        Some(log) => {
-            log.recover(options, context)?;
-            Some(Arc::new(log))
-        }
-        None => None,
-    };
+    let log = recovery::open(layout, options, context)?.map(Arc::new);
     let owner = publish::nameless_owner();
     Staged::new(layout, &owner, text.as_bytes(), Durability::Full, context)?
         .publish_private(FORMAT, context)?;

@@ -1,8 +1,5 @@
 //! Removing a record.
 
-use std::sync::atomic::Ordering;
-use std::time::SystemTime;
-
 use rustix::fs::Stat;
 
 use super::change::Change;
@@ -65,13 +62,7 @@ fn tell<'a>(
     context: Context<'_>,
 ) -> Result<Option<Appended<'a>>> {
     let Some(log) = &core.log else { return Ok(None) };
-    let last_version = core.last_version(key);
-    let chosen = version_choice::choose(last_version, core.number_floor(), SystemTime::now());
-    let last = version_choice::last(core, key, last_version, Some(stat), chosen);
-    let version = version_choice::confirm(chosen, last);
-    core.reserve_number(latch, version, context)?;
-    if let Some(last_version) = last_version {
-        last_version.store(version, Ordering::Relaxed);
-    }
+    let chosen = version_choice::choose(core, key);
+    let version = version_choice::give(core, latch, key, Some(stat), chosen, context)?;
     log.append(latch, &core.options, key, &Frame::new(Kind::Removed, version, key, &[]), context).map(Some)
 }

@@ -1,8 +1,5 @@
 //! Writing a record, unconditionally or by compare-and-swap.
 
-use std::sync::atomic::Ordering;
-use std::time::SystemTime;
-
 use super::change::Change;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
@@ -69,8 +66,7 @@ fn publish_record(
     if expiry.is_some() {
         expiry::announce(layout, context)?;
     }
-    let last_version = core.last_version(key);
-    let chosen = version_choice::choose(last_version, core.number_floor(), SystemTime::now());
+    let chosen = version_choice::choose(core, key);
     let text = record::to_text(key, chosen, result, expiry.as_ref());
     record_file::check_size(core, key, text.len() as u64, context)?;
     let here = Owner::here(layout, context)?;
@@ -81,15 +77,9 @@ fn publish_record(
         return Ok(false);
     }
     let stat = old_file::stat(core, key, context)?;
-    let last = version_choice::last(core, key, last_version, stat.as_ref(), chosen);
-    let version = version_choice::confirm(chosen, last);
+    let version = version_choice::give(core, &latch, key, stat.as_ref(), chosen, context)?;
     if version != chosen {
         record.rewrite(version, record::to_text(key, version, result, expiry.as_ref()), context)?;
-    }
-    core.reserve_number(&latch, version, context)?;
-    // Before it is published: if this process is killed in between, a number is lost, and none is used twice.
-    if let Some(last_version) = last_version {
-        last_version.store(version, Ordering::Relaxed);
     }
     let told = record.tell(&latch, version, context)?;
     let (is_told, is_large) = (told.is_some(), record.is_large());

@@ -11,36 +11,55 @@ use std::time::SystemTime;
 
 use rustix::fs::Stat;
 
-use super::latch::next_number;
-use crate::Key;
+use super::latch::{Latch, next_number};
+use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::record_version::valid;
 use crate::filesystem::disk::{layout, record_head};
+use crate::{Key, Result};
 
 /// A version that is probably greater than all earlier ones.
-pub(crate) fn choose(shared: Option<&AtomicU64>, floor: u64, clock: SystemTime) -> u64 {
+pub(crate) fn choose(core: &Core, key: &Key) -> u64 {
+    choose_after(core.last_version(key), core.number_floor(), SystemTime::now())
+}
+
+fn choose_after(shared: Option<&AtomicU64>, floor: u64, clock: SystemTime) -> u64 {
     let last = shared.map_or(0, |shared| shared.load(Ordering::Relaxed));
     // A store in which none is left starts again: it stays usable.
     next_number(last, floor, clock).or_else(|| next_number(0, 0, clock)).unwrap_or(1)
 }
 
+/// Gives the chosen version, or the next one if the chosen one is not greater than the last one. `stat`: the file in the
+/// place of the record. If this process is killed before it publishes the record, a number is lost, and none is used
+/// twice.
+pub(crate) fn give(
+    core: &Core,
+    latch: &Latch,
+    key: &Key,
+    stat: Option<&Stat>,
+    chosen: u64,
+    context: Context<'_>,
+) -> Result<u64> {
+    let shared = core.last_version(key);
+    let version = confirm(chosen, last(core, key, shared, stat, chosen));
+    core.reserve_number(latch, version, context)?;
+    if let Some(shared) = shared {
+        shared.store(version, Ordering::Relaxed);
+    }
+    Ok(version)
+}
+
 /// The chosen version if it is greater than the last one, or else the next one.
-pub(crate) fn confirm(chosen: u64, last: u64) -> u64 {
+fn confirm(chosen: u64, last: u64) -> u64 {
     next_number(last, 0, SystemTime::UNIX_EPOCH).map_or(chosen, |next| next.max(chosen))
 }
 
-/// The last version, under the latch. `stat`: the file in the place of the record.
+/// The last version, under the latch.
 ///
 /// The file can have a greater version than the shared number, for example after a restart of the machine. While the
 /// clock is right, the chosen version is greater than both. So the file is read only if there is no shared number, or
 /// if the file is from the future, because the clock was set back.
-pub(crate) fn last(
-    core: &Core,
-    key: &Key,
-    shared: Option<&AtomicU64>,
-    stat: Option<&Stat>,
-    chosen: u64,
-) -> u64 {
+fn last(core: &Core, key: &Key, shared: Option<&AtomicU64>, stat: Option<&Stat>, chosen: u64) -> u64 {
     let shared = valid(shared.map(|shared| shared.load(Ordering::Relaxed)));
     let file =
         stat.filter(|stat| shared.is_none() || modified(stat) > chosen).and_then(|_| in_file(core, key));
@@ -73,17 +92,17 @@ mod tests {
 
     #[test]
     fn a_version_is_chosen_after_the_last_one_and_after_the_clock() {
-        let choose = |last, clock| choose(Some(&AtomicU64::new(last)), 0, at(clock));
+        let choose = |last, clock| choose_after(Some(&AtomicU64::new(last)), 0, at(clock));
         assert_eq!(choose(0, 1_000), 1_000);
         assert_eq!(choose(2_000, 1_000), 2_001, "also when the clock is stepped back");
         assert_eq!(choose(u64::MAX, 1_000), 1_000, "garbage is no version");
         assert_eq!(choose(MAX_TOKEN, 1_000), 1_000, "the store stays usable");
-        assert_eq!(super::choose(None, 0, at(1_000)), 1_000);
+        assert_eq!(choose_after(None, 0, at(1_000)), 1_000);
     }
 
     #[test]
     fn of_two_concurrent_writes_the_later_one_has_the_greater_version() {
-        let (earlier, later) = (choose(None, 0, at(1_000)), choose(None, 0, at(2_000)));
+        let (earlier, later) = (choose_after(None, 0, at(1_000)), choose_after(None, 0, at(2_000)));
         // The one that chose later is faster.
         let published = confirm(later, 500);
         assert_eq!(published, 2_000);

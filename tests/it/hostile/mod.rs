@@ -2,6 +2,7 @@
 
 mod events;
 mod locks;
+mod log;
 mod names;
 mod private;
 mod records;

@@ -70,7 +70,7 @@ impl Traced {
         memory.unwrap().write_all_at(bytes, address).unwrap();
     }
 
-    /// What the system call returned at whose exit the child is stopped.
+    /// The result of the system call at whose exit the child is stopped.
     pub(crate) fn returned(&self) -> i64 {
         ptrace::getregs(self.thread).unwrap().rax.cast_signed()
     }

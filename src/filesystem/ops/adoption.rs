@@ -10,11 +10,14 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::expiry::EXPIRING;
-use super::layout::{self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, OWNERS, PRIVATE, Refusal, TMP};
-use super::{event_table, private_names};
 use crate::error::NOT_EMPTY;
 use crate::filesystem::context::Context;
+use crate::filesystem::disk::expiry::EXPIRING;
+use crate::filesystem::disk::layout::{
+    self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, LOG_STATE, OWNERS, PRIVATE, Refusal, TMP,
+};
+use crate::filesystem::disk::{event_table, private_names};
+use crate::filesystem::log;
 use crate::filesystem::options::OpenMode;
 use crate::{ErrorKind, Result};
 
@@ -65,7 +68,7 @@ fn foreign_in_private(private: &Path, context: Context<'_>) -> Result<Option<(Pa
         }
     }
     let Ok(dir) = layout::open_dir(private) else { return Ok(None) };
-    for name in [EVENTS, EXPIRING] {
+    for name in [EVENTS, EXPIRING, LOG_STATE] {
         if !is_own_file(&dir, private, name, context)? {
             return Ok(Some((private.join(name), OTHER_FILE)));
         }
@@ -78,6 +81,8 @@ fn is_own_file(dir: &OwnedFd, private: &Path, name: &str, context: Context<'_>) 
     match layout::open(dir, name, OFlags::RDONLY, Mode::empty()) {
         Ok(opened) if name == EVENTS => event_table::is_ours(&opened)
             .map_err(|error| context.io("read the event table", &private.join(name), error)),
+        Ok(opened) if name == LOG_STATE => log::is_state(&opened)
+            .map_err(|error| context.io("read the state of the log", &private.join(name), error)),
         Ok(opened) => Ok(opened.stat.st_size == 0),
         Err(Refusal::Os(Errno::NOENT)) => Ok(true),
         Err(Refusal::NotRegular(_)) => Ok(false),

@@ -1,0 +1,197 @@
+//! The files of the commit log in places where they are not as a process has left them: of another program, removed,
+//! with a second name, without a known boot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use record_store::{
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
+};
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::{in_memory, names_in, open, open_with};
+use crate::tree;
+
+pub(crate) const ROLES: &[Role] =
+    &[("use a store until told", use_until_told), ("use a store without proc", use_without_proc)];
+
+/// Writes a record, and keeps a lock until the parent has seen it.
+fn use_until_told(stage: &Stage) {
+    let (dir, key): (PathBuf, String) = stage.argument();
+    let store = open(&dir);
+    store.write(&key, "written").unwrap();
+    let guard = store.lock("held", LockOptions::new()).unwrap();
+    stage.send("written");
+    stage.expect("end");
+    guard.release().unwrap();
+}
+
+fn result_of(store: &FileSystemRecordStore, key: &str) -> Option<String> {
+    store.read::<String>(key).unwrap().map(|record| record.result)
+}
+
+fn kept(store: &FileSystemRecordStore) -> Vec<(String, Vec<u8>)> {
+    let damaged = store.damaged().unwrap();
+    damaged.iter().map(|file| (file.original_name.clone(), fs::read(&file.path).unwrap())).collect()
+}
+
+fn segments(dir: &Path) -> Vec<Vec<u8>> {
+    ["00", "01"].map(|name| fs::read(dir.join(".store/log").join(name)).unwrap()).to_vec()
+}
+
+#[test]
+fn a_file_of_another_program_in_the_place_of_one_of_the_log_is_moved_aside() {
+    let text = &b"2024-05-17 09:30:00 started\n"[..];
+    for name in ["state", "00", "01"] {
+        for content in [text.to_owned(), text.repeat(1_000), text.repeat(10_000)] {
+            let what = format!("{name}, {} bytes", content.len());
+            let dir = in_memory();
+            open(dir.path()).write("k", "whole").unwrap();
+            let copied = in_memory();
+            tree::copy(dir.path(), copied.path());
+            let path = copied.path().join(".store/log").join(name);
+            fs::write(&path, &content).unwrap();
+            let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(copied.path()).unwrap();
+            assert_eq!(result_of(&reader, "k").as_deref(), Some("whole"), "{what}");
+            assert_eq!(fs::read(&path).unwrap(), content, "{what}, by a reader");
+            let store = open(copied.path());
+            assert_eq!(kept(&store), [(name.to_owned(), content.clone())], "{what}");
+            assert_eq!(result_of(&store, "k").as_deref(), Some("whole"), "{what}");
+            store.write("k", "newer").unwrap();
+            drop(store);
+            let store = open(copied.path());
+            assert_eq!(result_of(&store, "k").as_deref(), Some("newer"), "{what}");
+            assert_eq!(kept(&store).len(), 1, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_foreign_state_of_the_log_makes_no_unfinished_store() {
+    let dir = in_memory();
+    let log = dir.path().join(".store/log");
+    fs::create_dir_all(&log).unwrap();
+    fs::write(log.join("state"), "a file of another program").unwrap();
+    let before = tree::snapshot(dir.path());
+    for mode in [OpenMode::Create, OpenMode::Adopt] {
+        let error = FileSystemOptions::new().mode(mode).open(dir.path()).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.path()),
+            (ErrorKind::NotAStore, Some(&*log.join("state"))),
+            "{mode:?}"
+        );
+        tree::assert_unchanged(dir.path(), &before, &format!("{mode:?}"));
+    }
+}
+
+/// A recovery would take away what the other process is doing.
+#[test]
+fn a_store_whose_shared_memory_was_removed_is_recovered_when_nobody_uses_it() {
+    let dir = in_memory();
+    let mut child = Child::start("use a store until told", &(dir.path(), "k"));
+    child.expect("written");
+    fs::remove_file(dir.path().join(".store/log/state")).unwrap();
+    let before = segments(dir.path());
+    let error = FileSystemOptions::new().open(dir.path()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptStore, "{error}");
+    let owners = dir.path().join(".store/owners");
+    let owner = owners.join(names_in(&owners).pop().unwrap());
+    assert_eq!(error.path(), Some(&*owner));
+    assert!(error.to_string().ends_with("stop that process, then open the store again"), "{error}");
+    assert!(segments(dir.path()) == before, "the log of the other process was changed");
+    child.send("end");
+    child.finish();
+    let store = open(dir.path());
+    assert_eq!(result_of(&store, "k").as_deref(), Some("written"));
+}
+
+/// `cp -al` makes no copy: both directories have the same files. But no store may destroy the log of the other one.
+#[test]
+fn stores_that_share_files_by_hard_links_do_not_share_a_log() {
+    let dir = in_memory();
+    let [original, linked] = ["original", "linked"].map(|name| dir.path().join(name));
+    let mut child = Child::start("use a store until told", &(&original, "k"));
+    child.expect("written");
+    child.send("end");
+    child.finish();
+    let copied = Command::new("cp").args(["-al", "--"]).arg(&original).arg(&linked).status();
+    assert!(copied.unwrap().success());
+    let store = open(&original);
+    let other = open(&linked);
+    for round in 0..50 {
+        store.write("k", &format!("original {round}")).unwrap();
+        other.write("k", &format!("linked {round}")).unwrap();
+    }
+    for (path, expected) in [(&original, "original 49"), (&linked, "linked 49")] {
+        // What the log tells, and not only the file.
+        let recovered = in_memory();
+        tree::copy(path, recovered.path());
+        fs::remove_file(recovered.path().join("k.json")).unwrap();
+        assert_eq!(result_of(&open(recovered.path()), "k").as_deref(), Some(expected));
+        assert_eq!(result_of(&open(path), "k").as_deref(), Some(expected));
+    }
+}
+
+fn use_without_proc(stage: &Stage) {
+    assert!(Command::new("mount").args(["-t", "tmpfs", "none", "/proc"]).status().unwrap().success());
+    assert!(!Path::new("/proc/sys").exists());
+    use_until_told(stage);
+}
+
+/// As in a `chroot`: nothing says whether the machine was restarted.
+#[test]
+fn processes_that_do_not_know_the_boot_share_a_store() {
+    let dir = in_memory();
+    for round in 0..2 {
+        let start = |key: &str| {
+            let argument = (dir.path(), format!("{key} {round}"));
+            Child::start_in_mount_namespace("use a store without proc", &argument)
+        };
+        let Some(mut first) = start("first") else { return };
+        first.expect("written");
+        let mut second = start("second").unwrap();
+        let store = open(dir.path());
+        store.write(format!("third {round}"), "written").unwrap();
+        // The second one waits for the lock of the first one.
+        first.send("end");
+        first.finish();
+        second.expect("written");
+        second.send("end");
+        second.finish();
+        store.write(format!("last {round}"), "written").unwrap();
+    }
+    let store = open(dir.path());
+    for round in 0..2 {
+        for key in ["first", "second", "third", "last"] {
+            assert_eq!(
+                result_of(&store, &format!("{key} {round}")).as_deref(),
+                Some("written"),
+                "{key} {round}"
+            );
+        }
+    }
+}
+
+/// The names under which a relaxed process keeps the old files until the log is synced.
+#[test]
+fn a_relaxed_process_keeps_a_bounded_number_of_old_files() {
+    let dir = in_memory();
+    let staged = || names_in(&dir.path().join(".store/tmp")).len();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let mut most = 0;
+    for round in 0..300 {
+        store.write(format!("k-{}", round % 7), &round).unwrap();
+        most = most.max(staged());
+    }
+    assert!((2..=64).contains(&most), "{most} names");
+    store.write("k-0", &0).unwrap();
+    store.write("k-0", &1).unwrap();
+    assert!(staged() > 0);
+    store.sweep().unwrap();
+    assert_eq!(staged(), 0, "after a sweep");
+    store.write("k-0", &2).unwrap();
+    store.write("k-0", &3).unwrap();
+    drop(store);
+    assert_eq!(staged(), 0, "after the store was closed");
+}
