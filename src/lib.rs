@@ -203,7 +203,7 @@ pub mod guide;
 
 pub use error::{Error, ErrorKind, Place, Result};
 pub use filesystem::{Checked, DamagedFile, Durability, FileSystemOptions, FileSystemRecordStore};
-pub use filesystem::{Finding, OpenMode, Problem, Swept, Verification};
+pub use filesystem::{Finding, OpenMode, Problem, Recovery, Swept, Verification};
 pub use holder::Holder;
 pub use json::Json;
 pub use key::{IntoKey, Key};

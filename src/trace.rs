@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::filesystem::Recovery;
 use crate::{Error, Holder, Key, LockState, LockToken, Result};
 
 #[cfg(feature = "tracing")]
@@ -47,11 +48,14 @@ impl Waiting {
 }
 
 /// A recovery after a power loss has changed files.
-pub(crate) fn recovered(records: usize, removed: usize, locks: usize) {
+pub(crate) fn recovered(recovery: &Recovery) {
     #[cfg(feature = "tracing")]
-    tracing::info!(target: TARGET, records, removed, locks, "recovered from the commit log");
+    {
+        let Recovery { records, removed, locks, .. } = recovery;
+        tracing::info!(target: TARGET, records, removed, locks, "recovered from the commit log");
+    }
     #[cfg(not(feature = "tracing"))]
-    let _ = (records, removed, locks);
+    let _ = recovery;
 }
 
 /// A lock was acquired in the place of an expired or abandoned one.

@@ -28,6 +28,7 @@ use crate::ErrorKind;
 
 use context::Context;
 use core::Core;
+pub use log::Recovery;
 use ops::break_lock::Target;
 pub use ops::damaged::DamagedFile;
 pub use ops::finding::{Finding, Problem};
@@ -89,6 +90,28 @@ impl FileSystemRecordStore {
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.layout.root()
+    }
+
+    /// What the last recovery had to change, if there ever was one that changed something. The first open for writing
+    /// after a restart of the machine, or of a copy, makes the files agree with the commit log. The chapter
+    /// [durability](crate::guide::durability) says when there is something to do.
+    ///
+    /// ```
+    /// use record_store::{FileSystemRecordStore, RecordStoreExt};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// let store = FileSystemRecordStore::open(dir.path().join("records"))?;
+    /// store.write("k", &1)?;
+    /// assert_eq!(store.last_recovery()?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub fn last_recovery(&self) -> Result<Option<Recovery>> {
+        let context = Context::whole("last_recovery");
+        self.0.explained(log::recovery_report::read(&self.0.layout, context))
     }
 
     /// The files that were in the place of a record or a lock of this store and were neither, such as a record

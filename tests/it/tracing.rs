@@ -131,7 +131,7 @@ fn operations_without_a_wait_are_silent() {
 fn a_wait_is_a_span_and_its_outcome_an_event() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let other = store.lock("key", as_named("other").hold_timeout(millis(30))).unwrap();
+    let other = store.lock("key", as_named("other").hold_timeout(millis(500))).unwrap();
     let lines = Recorder::capture(|| {
         let short = as_named("me").acquire_timeout(millis(5));
         assert!(store.acquire_lock("key", short).unwrap_err().is_timeout());

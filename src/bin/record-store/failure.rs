@@ -190,6 +190,7 @@ fn advice(error: &Error) -> Option<&'static str> {
             "choose another directory, or add --adopt to keep records beside other files"
         }
         ErrorKind::NotAStore => "create a store with put, run or import",
+        ErrorKind::NeedsRecovery => "recover it with gc",
         ErrorKind::ReadOnly => NOT_WRITABLE,
         ErrorKind::Io => match error.io_kind()? {
             io::ErrorKind::PermissionDenied => {

@@ -1,5 +1,7 @@
 //! `gc`: removes expired records, stale locks and leftovers.
 
+use std::time::SystemTime;
+
 use record_store::{FileSystemOptions, OpenMode};
 use serde::Serialize;
 
@@ -8,6 +10,7 @@ use crate::damaged::{Before, Damaged};
 use crate::failure::Failure;
 use crate::format::{count, json};
 use crate::output::Output;
+use crate::recovery;
 
 /// The counts of removed items. The field names are part of the JSON interface.
 #[derive(Serialize)]
@@ -31,7 +34,9 @@ impl Removed {
 
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let before = Before::open(&args.store.dir);
+    let begun = SystemTime::now();
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
+    recovery::report(&store, begun);
     // Nobody has seen yet what this very call moves aside, so it is not deleted.
     let is_new = before.warn_of_new(&store) > 0;
     let cleared = if args.damaged && !is_new { store.clear_damaged()? } else { 0 };

@@ -13,6 +13,7 @@ mod list;
 mod output;
 mod progress;
 mod records;
+mod recovery;
 mod run;
 mod signals;
 mod style;

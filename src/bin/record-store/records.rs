@@ -1,7 +1,7 @@
 //! `get`, `put` and `rm`: read, write or remove one record.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{
     Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Key, OpenMode, RecordStoreExt,
@@ -11,6 +11,7 @@ use record_store::{
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
 use crate::damaged::{Before, Damaged};
 use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
+use crate::recovery;
 use crate::style::quoted;
 use crate::value::{Form, Value, read_to_end};
 
@@ -92,7 +93,9 @@ pub(crate) fn open_to_write(
 ) -> record_store::Result<FileSystemRecordStore> {
     let durability = if durability.relaxed { Durability::Relaxed } else { Durability::Full };
     let before = Before::open(&store.dir);
+    let begun = SystemTime::now();
     let opened = FileSystemOptions::new().mode(mode).durability(durability).open(&store.dir)?;
+    recovery::report(&opened, begun);
     before.warn_of_new(&opened);
     Ok(opened)
 }

@@ -1,14 +1,15 @@
 //! `verify`: checks the files of a store.
 
-use record_store::{Checked, Finding, LockState, Problem};
+use record_store::{Checked, Finding, LockState, Problem, Recovery};
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::failure::{BAD_DATA, Failure};
-use crate::format::{count, json};
+use crate::format::{count, json, rfc3339};
 use crate::list::printed;
 use crate::output::Output;
 use crate::records::open_to_read;
+use crate::recovery;
 use crate::style::Colour;
 
 pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
@@ -29,7 +30,12 @@ pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
             }
         }
     }
-    summary.print(&mut out, verification.checked(), args.json)?;
+    let recovery = store.last_recovery().unwrap_or_else(|error| {
+        summary.unchecked += 1;
+        outcome = Err(printed(error));
+        None
+    });
+    summary.print(&mut out, verification.checked(), recovery.as_ref(), args.json)?;
     out.finish()?;
     if summary.damage > 0 {
         return Err(Failure::silent(BAD_DATA));
@@ -118,7 +124,20 @@ impl Summary {
         }
     }
 
-    fn print(&self, out: &mut Output, checked: Checked, as_json: bool) -> Result<(), Failure> {
+    fn print(
+        &self,
+        out: &mut Output,
+        checked: Checked,
+        recovery: Option<&Recovery>,
+        as_json: bool,
+    ) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct JsonRecovery {
+            at: String,
+            records: usize,
+            removed: usize,
+            locks: usize,
+        }
         #[derive(Serialize)]
         struct All<'a> {
             files: u64,
@@ -126,10 +145,15 @@ impl Summary {
             locks: u64,
             #[serde(flatten)]
             summary: &'a Summary,
+            last_recovery: Option<JsonRecovery>,
         }
         let Checked { files, records, locks, .. } = checked;
         if as_json {
-            return out.line(&json(&All { files, records, locks, summary: self })?);
+            let last_recovery = recovery.map(|recovery| {
+                let Recovery { at, records, removed, locks, .. } = *recovery;
+                JsonRecovery { at: rfc3339(at), records, removed, locks }
+            });
+            return out.line(&json(&All { files, records, locks, summary: self, last_recovery })?);
         }
         let Summary { damage, foreign, kept, leftover, unchecked } = self;
         let colour = if damage + unchecked == 0 { Colour::Good } else { Colour::Bad };
@@ -141,6 +165,14 @@ impl Summary {
             count(files, "file"),
             count(records, "record"),
             count(locks, "lock"),
-        ))
+        ))?;
+        match recovery {
+            Some(recovery) => out.line(&format!(
+                "last recovery from the commit log, {}: {}",
+                rfc3339(recovery.at),
+                recovery::describe(recovery)
+            )),
+            None => Ok(()),
+        }
     }
 }

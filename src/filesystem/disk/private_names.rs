@@ -1,7 +1,7 @@
 //! The forms of the names that this crate gives to files in the private directories. A file whose name has another
 //! form is not ours: it is neither used nor deleted (I12).
 
-use super::layout::{LOG, LOG_CHECKPOINT, LOG_LATCH, LOG_STATE, TMP};
+use super::layout::{LOG, LOG_CHECKPOINT, LOG_LATCH, LOG_RECOVERED, LOG_STATE, TMP};
 use super::publish::{KEPT_SEPARATOR, SEPARATOR};
 
 /// One of `00` to `ff`.
@@ -12,7 +12,7 @@ pub(crate) fn is_latch(name: &str) -> bool {
 /// The paths of the files of the log: its segments, and what is beside them.
 pub(crate) fn of_log() -> impl Iterator<Item = String> {
     let segments = (0..SEGMENTS).map(|segment| format!("{LOG}/{segment:02}"));
-    [LOG_STATE, LOG_LATCH, LOG_CHECKPOINT].map(str::to_owned).into_iter().chain(segments)
+    [LOG_STATE, LOG_LATCH, LOG_CHECKPOINT, LOG_RECOVERED].map(str::to_owned).into_iter().chain(segments)
 }
 
 /// The name of one of these files.

@@ -10,12 +10,13 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 
-use super::Log;
 use super::frame::{self, BLOCK, Frame, Kind};
 use super::segment::{self, Header};
+use super::{Log, Recovery, recovery_report};
 use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, TMP};
@@ -28,17 +29,6 @@ use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::owner::{self, Owner};
 use crate::key::Stem;
 use crate::{Error, ErrorKind, Key, Result, record, trace};
-
-/// The numbers of files that a recovery changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Recovered {
-    /// Records that were written again.
-    pub(crate) records: usize,
-    /// Records that were removed again, or that were never on the disk.
-    pub(crate) removed: usize,
-    /// Locks that were written or removed again.
-    pub(crate) locks: usize,
-}
 
 /// One change of a recovery.
 enum Step {
@@ -198,16 +188,17 @@ fn recover(
 ) -> Result<()> {
     let newest = newest(segments);
     let steps = plan(layout, options, &newest, context)?;
-    let mut recovered = Recovered::default();
     for step in &steps {
-        apply(layout, step, &mut recovered, context)?;
+        apply(layout, step, context)?;
     }
     // Also the files that are right already: after a copy, they may not be on the disk.
     let names: BTreeSet<_> = newest.keys().flat_map(names_of).collect();
     super::checkpoint::sync_files(layout, &names, context)?;
     publish::sync_staged_names(layout, context)?;
-    if recovered != Recovered::default() {
-        trace::recovered(recovered.records, recovered.removed, recovered.locks);
+    if !steps.is_empty() {
+        let recovery = summary(&steps);
+        recovery_report::write(layout, &recovery, context);
+        trace::recovered(&recovery);
     }
     Ok(())
 }
@@ -482,17 +473,27 @@ fn looks_torn(text: &[u8]) -> bool {
     text.len().is_multiple_of(BLOCK) || text.chunks(BLOCK).any(|sector| sector.iter().all(|byte| *byte == 0))
 }
 
+fn summary(steps: &[Step]) -> Recovery {
+    let mut recovery = Recovery { at: SystemTime::now(), records: 0, removed: 0, locks: 0 };
+    for step in steps {
+        match step {
+            Step::Write { name, .. } | Step::Remove { name } if layout::record_stem(name).is_none() => {
+                recovery.locks += 1;
+            }
+            Step::Write { .. } | Step::Move { .. } => recovery.records += 1,
+            Step::Remove { .. } => recovery.removed += 1,
+        }
+    }
+    recovery
+}
+
 /// Makes one change, and syncs its data. The directories are synced when all are made.
-fn apply(layout: &Layout, step: &Step, recovered: &mut Recovered, context: Context<'_>) -> Result<()> {
+fn apply(layout: &Layout, step: &Step, context: Context<'_>) -> Result<()> {
     match step {
         Step::Write { name, text } => {
             keep_foreign(layout, name, text, publish::keep, context)?;
             let owner = publish::nameless_owner();
             Staged::new(layout, &owner, text, Durability::Full, context)?.rename_over(name, context)?;
-            match layout::record_stem(name) {
-                Some(_) => recovered.records += 1,
-                None => recovered.locks += 1,
-            }
         }
         Step::Move { from, name } => {
             let path = || layout.private_path(from);
@@ -504,7 +505,6 @@ fn apply(layout: &Layout, step: &Step, recovered: &mut Recovered, context: Conte
                 keep_foreign(layout, name, &[], publish::keep, context)?;
                 publish::move_staged_over(layout, from, name, context)?;
             }
-            recovered.records += 1;
         }
         Step::Remove { name } => {
             let set_aside = |layout: &Layout, name: &str| {
@@ -512,10 +512,6 @@ fn apply(layout: &Layout, step: &Step, recovered: &mut Recovered, context: Conte
             };
             keep_foreign(layout, name, &[], set_aside, context)?;
             publish::remove(layout, name, context)?;
-            match layout::record_stem(name) {
-                Some(_) => recovered.removed += 1,
-                None => recovered.locks += 1,
-            }
         }
     }
     Ok(())

@@ -14,7 +14,7 @@ use crate::error::NOT_EMPTY;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::expiry::EXPIRING;
 use crate::filesystem::disk::layout::{
-    self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, LOG_STATE, OWNERS, PRIVATE, Refusal, TMP,
+    self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, LOG_RECOVERED, LOG_STATE, OWNERS, PRIVATE, Refusal, TMP,
 };
 use crate::filesystem::disk::{event_table, private_names};
 use crate::filesystem::log;
@@ -28,7 +28,8 @@ const DIRECTORIES: [(&str, IsOwn); 5] = [
     (OWNERS, private_names::is_owner),
     (TMP, |name| private_names::owner_of_staged(name).is_some()),
     (DAMAGED, private_names::is_kept),
-    (LOG, private_names::is_of_log),
+    // Nothing was recovered yet.
+    (LOG, |name| private_names::is_of_log(name) && !LOG_RECOVERED.ends_with(name)),
 ];
 
 /// Whether this is the name of a file of a store.

@@ -4,6 +4,7 @@ use record_store::{LockOptions, RecordStoreExt};
 use serde_json::Value;
 
 use super::*;
+use crate::support::as_named;
 
 #[test]
 fn a_sound_store_has_no_findings() {
@@ -76,4 +77,55 @@ fn stale_locks_are_leftovers() {
     let verified = output(&mut scratch.cli("verify", &["--json"]));
     let text = String::from_utf8(verified.stdout).unwrap();
     assert!(text.contains("\"kind\":\"leftover\",\"problem\":\"stale lock: its lease"), "{text}");
+}
+
+#[test]
+fn a_recovery_is_reported_by_the_command_that_does_it_and_by_verify() {
+    let original = Scratch::new();
+    let store = original.open();
+    for key in ["a", "b"] {
+        store.write(key, &1).unwrap();
+    }
+    store.acquire_lock("a", as_named("job")).unwrap();
+    // A copy is recovered, as a store is after a power loss.
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.store()).unwrap();
+    crate::tree::copy(&original.store(), &scratch.store());
+    fs::remove_file(scratch.store().join("a.json")).unwrap();
+    fs::write(scratch.store().join("b.json"), "").unwrap();
+    fs::remove_file(scratch.store().join("a.lock")).unwrap();
+
+    let refused = assert_fails(&output(&mut scratch.cli("verify", &[])), 65);
+    assert!(refused.ends_with("; recover it with gc\n"), "{refused}");
+    let gc = output(&mut scratch.cli("gc", &[]));
+    assert_code(&gc, 0);
+    let changed = "2 records written again, 0 records removed, 1 lock corrected";
+    let expected = format!("record-store: recovered from the commit log: {changed}\n");
+    assert_eq!(String::from_utf8(gc.stderr).unwrap(), expected);
+    let again = output(&mut scratch.cli("gc", &[]));
+    assert_eq!((again.status.code(), &*again.stderr), (Some(0), &b""[..]));
+
+    let verified = output(&mut scratch.cli("verify", &[]));
+    assert_code(&verified, 0);
+    let text = String::from_utf8(verified.stdout).unwrap();
+    let last = text.lines().last().unwrap();
+    assert!(last.starts_with("last recovery from the commit log, 2"), "{text}");
+    assert!(last.ends_with(&format!(": {changed}")), "{text}");
+    let verified = output(&mut scratch.cli("verify", &["--json"]));
+    let text = String::from_utf8(verified.stdout).unwrap();
+    let summary: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let recovery = &summary["last_recovery"];
+    assert_eq!(
+        (&recovery["records"], &recovery["removed"], &recovery["locks"]),
+        (&2.into(), &0.into(), &1.into())
+    );
+    let at = humantime::parse_rfc3339(recovery["at"].as_str().unwrap()).unwrap();
+    assert!(at.elapsed().unwrap() < Duration::from_mins(10), "{text}");
+
+    // A damaged report tells nothing, and damages nothing.
+    fs::write(scratch.store().join(".store/log/recovered"), "{").unwrap();
+    let verified = output(&mut scratch.cli("verify", &[]));
+    assert_code(&verified, 0);
+    let text = String::from_utf8(verified.stdout).unwrap();
+    assert!(text.ends_with(": 0 damaged, 0 foreign, 0 leftover\n"), "{text}");
 }
