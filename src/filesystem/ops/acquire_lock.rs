@@ -95,6 +95,7 @@ fn attempt(
                 // with a clock that is behind.
                 Snapshot::Lock(last) if lock.holder.is_process_bound() => {
                     let ((), _unsynced) = LockChange::remove(core, &latch, &last.lock, context, publish)?;
+                    drop(latch);
                 }
                 _ => {
                     let change = LockChange::publish(core, &latch, &lock, context, publish)?;
@@ -104,6 +105,9 @@ fn attempt(
             }
             if let Snapshot::Lock(last) = &last {
                 trace::taken_over(key, token, &last.lock.holder, last.state);
+            }
+            if let Some(end) = lock.lease.deadline {
+                core.events.leased(key, end, waiter);
             }
             Ok(Attempt::Done(Acquired::new(token)))
         }

@@ -57,7 +57,14 @@ pub(super) fn restart_lease<'a>(
     let staged = stage_lock(core, &renewed, here, context)?;
     let publish = || staged.publish_lock(&layout::lock_name(&lock.key), context);
     let change = LockChange::renew(core, latch, &renewed, context, publish)?;
-    if lock.lease.term(&Reading::now()) != Term::Over {
+    let now = Reading::now();
+    let before = lock.lease.term(&now);
+    if before != Term::Over {
+        if let Some(end) = renewed.lease.deadline
+            && renewed.lease.term(&now) < before
+        {
+            core.events.shortened(&lock.key, end);
+        }
         return Ok(Some(change));
     }
     let remove = || publish::remove(&core.layout, &layout::lock_name(&lock.key), context);

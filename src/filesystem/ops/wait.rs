@@ -124,6 +124,9 @@ fn repeat<T>(
                 (None, 1)
             }
         };
+        if let Some(waiter) = stage.waiter() {
+            waiter.will_sleep(pause);
+        }
         let max_sleep = core.events.max_sleep(limits.cancellation().is_some());
         // While deaths are reported, it is enough most of the time that the lock file is the same.
         for _ in 0..sleeps {

@@ -18,12 +18,12 @@ pub(crate) struct Lease {
     pub(crate) expires_at: Option<SystemTime>,
 }
 
-/// The rest of a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The rest of a lease. The one that ends first is the smallest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Term {
-    Unlimited,
-    Left(Duration),
     Over,
+    Left(Duration),
+    Unlimited,
 }
 
 /// The kernel's statement about the process that acquired a lock.

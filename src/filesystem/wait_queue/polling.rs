@@ -93,10 +93,18 @@ impl Events {
     }
 
     pub(crate) fn freed(&self, _: &Key, _: &Layout) {}
+
+    pub(crate) fn leased(&self, _: &Key, _: Duration, _: Option<&Waiter>) {}
+
+    pub(crate) fn shortened(&self, _: &Key, _: Duration) {}
 }
 
 impl Waiter {
     pub(crate) fn is_notified(&self) -> bool {
+        match *self {}
+    }
+
+    pub(crate) fn will_sleep(&self, _: Duration) {
         match *self {}
     }
 

@@ -37,6 +37,9 @@ use crate::{Key, Result};
 /// A notified waiter has this long to react before others go first.
 const GRACE: Duration = Duration::from_millis(50);
 
+/// The time until which a waiter sleeps, while it checks how long that is: later than any other.
+const UNKNOWN: u64 = u64::MAX;
+
 /// There are watchers of records of the latch.
 const WATCHED: u32 = 1;
 
@@ -114,8 +117,10 @@ impl Events {
     pub(crate) fn observe(&self, key: &Key, waiter: Option<&Waiter>) -> Observed {
         let Some(table) = self.mapping.table() else { return Observed::Nothing };
         let observed = if let Some(waiter) = waiter {
+            let slot = &table.slots[waiter.slot];
+            slot.time.store(UNKNOWN, Relaxed);
             // A skipped waiter takes part again from here on.
-            waiter.notified.set(table.slots[waiter.slot].state.swap(WAITING, Relaxed) == NOTIFIED);
+            waiter.notified.set(slot.state.swap(WAITING, Relaxed) == NOTIFIED);
             // A process that took this waiter for a dead one may have cleared it.
             mark_in_use(table, waiter.slot);
             Observed::Slot(waiter.slot)
@@ -176,8 +181,12 @@ impl Events {
     /// The longest sleep before the files are checked again. A cancellation cannot change a word of a read-only
     /// table, so a sleeper there has to check for it.
     pub(crate) fn max_sleep(&self, is_cancellable: bool) -> Duration {
-        let is_deaf = is_cancellable && self.mapping.table_to_change().is_none();
-        if is_deaf { MAX_PAUSE } else { RECHECK_INTERVAL }
+        if is_cancellable && self.is_read_only() { MAX_PAUSE } else { RECHECK_INTERVAL }
+    }
+
+    /// Whether this process can change no word of the table.
+    fn is_read_only(&self) -> bool {
+        self.mapping.table_to_change().is_none()
     }
 
     /// Enters the wait queue. `None`: it is full of living waiters. Then the caller waits without an order.
@@ -246,9 +255,7 @@ impl Events {
                 notify(slot);
                 return Turn::Other(GRACE);
             }
-            // A notification in the future was made by another clock, and means nothing.
-            let age = now_ms().checked_sub(slot.notified_at.load(Relaxed)).map(Duration::from_millis);
-            let left = age.map_or(Duration::ZERO, |age| GRACE.saturating_sub(age));
+            let left = grace_left(slot);
             if !left.is_zero() {
                 return Turn::Other(left);
             }
@@ -283,12 +290,43 @@ impl Events {
     /// Notifies the first waiter and all watchers that the key is free.
     pub(crate) fn freed(&self, key: &Key, layout: &Layout) {
         let Some(table) = self.mapping.table() else { return };
-        let writable = self.mapping.table_to_change().is_some();
-        if writable {
+        // The release must be visible before the load of the slots.
+        fence(SeqCst);
+        if !self.is_read_only() {
             notify_first(table, key, layout);
         }
+        self.wake_watchers(table, key);
+    }
+
+    /// Notifies the waiters that sleep until a later time than this end of the lock's lease, on the boot clock. A
+    /// release notifies only the first waiter, so the others still sleep until the end of an earlier lease. They look
+    /// again if this one, of a later holder, ends first. `except`: the waiter that acquired the lock.
+    pub(crate) fn leased(&self, key: &Key, end: Duration, except: Option<&Waiter>) {
+        let Some(table) = self.mapping.table_to_change() else { return };
+        // The lease must be visible before the load of the slots.
+        fence(SeqCst);
+        let end = to_ms(end);
+        let is_late = |slot: &Slot| {
+            slot.state.load(Acquire) == WAITING && is_for(slot, key) && slot.time.load(Relaxed) > end
+        };
+        for at in slots_in_use(table).filter(|&at| except.is_none_or(|waiter| waiter.slot != at)) {
+            if is_late(&table.slots[at]) {
+                notify(&table.slots[at]);
+            }
+        }
+    }
+
+    /// [`Events::leased`] for a lock whose lease ends earlier than it did: the watchers know the old end, too.
+    pub(crate) fn shortened(&self, key: &Key, end: Duration) {
+        self.leased(key, end, None);
+        if let Some(table) = self.mapping.table() {
+            self.wake_watchers(table, key);
+        }
+    }
+
+    fn wake_watchers(&self, table: &Table, key: &Key) {
         let freed = &table.counters[usize::from(latch::index_of(key))].freed;
-        if writable {
+        if !self.is_read_only() {
             freed.fetch_add(1, Release);
         }
         // Always, because there is no reliable count of sleepers: a killed one would stay in it, and read-only
@@ -301,6 +339,15 @@ impl Waiter {
     /// Whether it was its turn at the last observation.
     pub(crate) fn is_notified(&self) -> bool {
         self.notified.get()
+    }
+
+    /// Announces that this waiter is about to sleep for this long, unless it is notified.
+    pub(crate) fn will_sleep(&self, pause: Duration) {
+        if let Some(table) = self.events.mapping.table_to_change() {
+            let until = to_ms(Reading::now().boottime.saturating_add(pause)).saturating_add(1);
+            // If it was notified since the observation, this is the time of that.
+            let _ = table.slots[self.slot].time.compare_exchange(UNKNOWN, until, Relaxed, Relaxed);
+        }
     }
 
     /// Leaves the queue with the lock: nobody else needs a notification.
@@ -473,15 +520,26 @@ fn notify_next(table: &Table, key: &Key) {
 }
 
 fn notify(slot: &Slot) {
-    slot.notified_at.store(now_ms(), Relaxed);
+    slot.time.store(now_ms(), Relaxed);
     let awaits = |state| matches!(state, WAITING | SKIPPED).then_some(NOTIFIED);
     if slot.state.fetch_update(AcqRel, Relaxed, awaits).is_ok() {
         let _ = futex::wake(&slot.state, futex::Flags::empty(), 1);
     }
 }
 
+/// The time that a notified waiter has left to react.
+fn grace_left(slot: &Slot) -> Duration {
+    // A notification in the future was made by another clock, and means nothing.
+    let age = now_ms().checked_sub(slot.time.load(Relaxed)).map(Duration::from_millis);
+    age.map_or(Duration::ZERO, |age| GRACE.saturating_sub(age))
+}
+
 fn now_ms() -> u64 {
-    u64::try_from(Reading::now().boottime.as_millis()).unwrap_or(u64::MAX)
+    to_ms(Reading::now().boottime)
+}
+
+fn to_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

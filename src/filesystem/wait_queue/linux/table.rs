@@ -37,8 +37,8 @@ pub(super) struct Slot {
     pub(super) crc32: AtomicU32,
     pub(super) tag: AtomicU64,
     pub(super) ticket: AtomicU64,
-    /// When it was notified, in milliseconds on the boot clock.
-    pub(super) notified_at: AtomicU64,
+    /// While it waits, until when it sleeps; once it is notified, when that was. In milliseconds on the boot clock.
+    pub(super) time: AtomicU64,
     /// The name of its owner file, padded with zeros.
     pub(super) owner: [AtomicU64; OWNER_WORDS],
 }
