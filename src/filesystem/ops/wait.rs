@@ -87,6 +87,7 @@ fn repeat<T>(
     let mut attempts: u32 = 0;
     loop {
         attempts = attempts.saturating_add(1);
+        stage.begin_check();
         let observed = core.events.observe(key, stage.waiter());
         // After the observation: a cancellation before it would not end the sleep.
         limits.check_cancelled(context)?;
@@ -149,6 +150,12 @@ impl Stage {
             Stage::Registered(registration) | Stage::Reporting(registration, _) => {
                 registration.waiter.as_ref()
             }
+        }
+    }
+
+    fn begin_check(&self) {
+        if let Stage::Reporting(_, Some(reports)) = self {
+            reports.begin_check();
         }
     }
 

@@ -9,7 +9,9 @@ use std::collections::HashSet;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify;
 use rustix::io::Errno;
@@ -37,9 +39,18 @@ struct Wait {
     /// The watch on the owners' directory of its store.
     watch: i32,
     layout: Arc<Layout>,
-    /// The store and the key. Of several waits for the same one, the first notifies all.
+    /// The store and the key. Of several waits for the same one, one call notifies all.
     target: Target,
-    notify: Arc<dyn Fn() + Send + Sync>,
+    notify: Notify,
+    is_unheeded: Arc<AtomicBool>,
+}
+
+/// How to notify a wait.
+#[derive(Clone)]
+pub(super) struct Notify {
+    pub(super) call: Arc<dyn Fn() + Send + Sync>,
+    /// A call wakes only those that sleep already: it changes no word, because the table is read-only.
+    pub(super) can_be_missed: bool,
 }
 
 type Target = ((u64, u64), Key);
@@ -47,20 +58,21 @@ type Target = ((u64, u64), Key);
 /// Deaths are reported as long as this exists.
 pub(crate) struct DeathReports {
     id: u64,
+    /// There was a report after the last check of the files began.
+    is_unheeded: Arc<AtomicBool>,
 }
 
 static REPORTS: PerProcess<Option<Reports>> = PerProcess::new();
 
-/// The report of a death arrives just before the kernel drops the `flock` that proves it. The proof is
-/// checked this often, with these pauses.
-const MAX_PROOF_CHECKS: u32 = 50;
-const PROOF_PAUSE: Duration = Duration::from_micros(100);
+/// The report of a death arrives just before the kernel drops the `flock` that proves it. On a busy machine another
+/// process may run in between, so the proof is awaited for long. It is checked with growing pauses.
+const MAX_PROOF_WAIT: Duration = Duration::from_secs(1);
+/// A thread that was about to sleep when it was notified does so at once, unless it does not run.
+const MAX_HEED_WAIT: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_micros(100);
+const MAX_PAUSE: Duration = Duration::from_millis(10);
 
-pub(super) fn start(
-    layout: &Arc<Layout>,
-    target: Target,
-    notify: Arc<dyn Fn() + Send + Sync>,
-) -> Option<DeathReports> {
+pub(super) fn start(layout: &Arc<Layout>, target: Target, notify: Notify) -> Option<DeathReports> {
     let mut reports = REPORTS.lock();
     let reports = match &mut *reports {
         Some(reports) => reports,
@@ -71,13 +83,15 @@ pub(super) fn start(
     let watch = inotify::add_watch(&reports.inotify, layout.private_path(OWNERS), flags).ok()?;
     reports.next_id += 1;
     let id = reports.next_id;
-    reports.waits.push(Wait { id, watch, layout: Arc::clone(layout), target, notify });
+    let is_unheeded = Arc::new(AtomicBool::new(false));
+    let layout = Arc::clone(layout);
+    reports.waits.push(Wait { id, watch, layout, target, notify, is_unheeded: Arc::clone(&is_unheeded) });
     if !reports.has_reader {
         let inotify = Arc::clone(&reports.inotify);
         let reader = std::thread::Builder::new().name("record-store".into()).spawn(move || read(&inotify));
         reports.has_reader = reader.is_ok();
     }
-    Some(DeathReports { id })
+    Some(DeathReports { id, is_unheeded })
 }
 
 impl Reports {
@@ -87,8 +101,16 @@ impl Reports {
     }
 }
 
+impl DeathReports {
+    /// Announces that a check of the files begins. It finds all deaths that were reported before.
+    pub(crate) fn begin_check(&self) {
+        self.is_unheeded.store(false, SeqCst);
+    }
+}
+
 impl Drop for DeathReports {
     fn drop(&mut self) {
+        self.begin_check();
         let mut reports = REPORTS.lock();
         let Some(reports) = reports.as_mut() else { return };
         let Some(at) = reports.waits.iter().position(|wait| wait.id == self.id) else { return };
@@ -132,17 +154,29 @@ fn read(inotify: &Arc<OwnedFd>) {
 fn notify(affected: &[Wait], owner: Option<&str>) {
     let Some(first) = affected.first() else { return };
     if let Some(owner) = owner.filter(|owner| is_owner_name(owner)) {
-        for _ in 0..MAX_PROOF_CHECKS {
-            if owner::liveness(&first.layout, owner, None) == Liveness::Dead {
-                break;
-            }
-            std::thread::sleep(PROOF_PAUSE);
-        }
+        repeat_until(MAX_PROOF_WAIT, || owner::liveness(&first.layout, owner, None) == Liveness::Dead);
     }
-    let mut notified = HashSet::new();
     for wait in affected {
-        if notified.insert(&wait.target) {
-            (wait.notify)();
-        }
+        wait.is_unheeded.store(true, SeqCst);
+    }
+    let (missable, certain): (Vec<_>, Vec<_>) = affected.iter().partition(|wait| wait.notify.can_be_missed);
+    let mut notified = HashSet::new();
+    for wait in certain.iter().filter(|wait| notified.insert(&wait.target)) {
+        (wait.notify.call)();
+    }
+    repeat_until(MAX_HEED_WAIT, || {
+        let mut unheeded = missable.iter().filter(|wait| wait.is_unheeded.load(SeqCst)).peekable();
+        let is_done = unheeded.peek().is_none();
+        unheeded.for_each(|wait| (wait.notify.call)());
+        is_done
+    });
+}
+
+/// Repeats `attempt`, with growing pauses, until it returns `true` or the time is over.
+fn repeat_until(time: Duration, mut attempt: impl FnMut() -> bool) {
+    let (start, mut pause) = (Instant::now(), MIN_PAUSE);
+    while !attempt() && start.elapsed() < time {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }

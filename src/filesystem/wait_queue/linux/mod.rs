@@ -16,7 +16,10 @@ impl DeathReports {
     /// Starts to notify the waiters for this key of the end of processes, as long as the value exists.
     /// `None`: the system refuses. Then they notice a death at their next check.
     pub(crate) fn start(events: &Arc<Events>, key: &Key, layout: &Arc<Layout>) -> Option<Self> {
+        let target = (layout.identity, key.clone());
+        let can_be_missed = events.is_read_only();
         let (events, key, of) = (Arc::clone(events), key.clone(), Arc::clone(layout));
-        deaths::start(layout, (layout.identity, key.clone()), Arc::new(move || events.freed(&key, &of)))
+        let call = Arc::new(move || events.freed(&key, &of));
+        deaths::start(layout, target, deaths::Notify { call, can_be_missed })
     }
 }

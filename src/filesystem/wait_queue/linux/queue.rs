@@ -185,7 +185,7 @@ impl Events {
     }
 
     /// Whether this process can change no word of the table.
-    fn is_read_only(&self) -> bool {
+    pub(super) fn is_read_only(&self) -> bool {
         self.mapping.table_to_change().is_none()
     }
 
