@@ -8,8 +8,11 @@ use record_store::{
     RecordVersion, Result, WaitOptions, WriteOptions, conformance,
 };
 
+use crate::watchdog::watch_test;
+
 /// Runs the suite. Each store gets its own directory.
 fn on_files(open: impl Fn(std::path::PathBuf) -> Result<FileSystemRecordStore>) {
+    watch_test();
     let root = tempfile::tempdir().unwrap();
     let number = Cell::new(0);
     conformance::run(|| {
@@ -20,6 +23,7 @@ fn on_files(open: impl Fn(std::path::PathBuf) -> Result<FileSystemRecordStore>) 
 
 #[test]
 fn memory_store() {
+    watch_test();
     conformance::run(MemoryRecordStore::new);
 }
 

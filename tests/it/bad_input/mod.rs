@@ -26,7 +26,7 @@ use tempfile::TempDir;
 
 use crate::support::latch_of;
 use crate::tree;
-use crate::watchdog::abort_if_hung;
+use crate::watchdog::{abort_if_hung, watch_test};
 
 /// A store in `records/`, and files beside it that must not be touched.
 struct Setup {
@@ -40,6 +40,7 @@ impl Setup {
     }
 
     fn with(options: FileSystemOptions) -> Self {
+        watch_test();
         let parent = tempfile::tempdir().unwrap();
         let store = options.open(parent.path().join("records")).unwrap();
         fs::write(parent.path().join("bystander"), sound_record("k", "\"outside\"")).unwrap();

@@ -37,6 +37,7 @@ struct Scratch(TempDir);
 
 impl Scratch {
     fn new() -> Self {
+        crate::watchdog::watch_test();
         Self(tempfile::tempdir().unwrap())
     }
 

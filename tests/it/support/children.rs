@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::PATIENCE;
+use crate::watchdog::watch_test;
 
 /// A role of a child: its name, and the function that the child runs.
 pub(crate) type Role = (&'static str, fn(&Stage));
@@ -88,6 +89,7 @@ impl Child {
     }
 
     fn start_by(mut program: Command, parent: u32, role: &'static str, argument: &impl Serialize) -> Self {
+        watch_test();
         let mut process = program
             .args(["--exact", ENTRY, "--nocapture", "--test-threads=1", "--quiet"])
             .env(ROLE, role)
@@ -181,6 +183,11 @@ impl Drop for Child {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Whether this process is a child.
+pub(crate) fn is_child() -> bool {
+    std::env::var_os(ROLE).is_some()
 }
 
 /// Whether a child process is still running. Does not reap it.

@@ -10,6 +10,8 @@ use std::time::Duration;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::watchdog::watch_test;
+
 /// The timeout of a wait that must succeed. Only a bug makes a wait this long, even on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -24,6 +26,7 @@ pub(crate) fn open(dir: &Path) -> FileSystemRecordStore {
 }
 
 pub(crate) fn open_with(dir: &Path, durability: Durability) -> FileSystemRecordStore {
+    watch_test();
     FileSystemOptions::new().durability(durability).open(dir).unwrap()
 }
 
@@ -56,6 +59,7 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
 
 /// A temporary directory in memory (`/dev/shm`), where the system has it, so that no test waits for a disk.
 pub(crate) fn in_memory() -> tempfile::TempDir {
+    watch_test();
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
