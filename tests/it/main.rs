@@ -58,6 +58,8 @@ mod tree;
 mod verify;
 mod versions;
 mod waiting;
+#[cfg(all(record_store_no_recheck, not(record_store_elsewhere)))]
+mod wake_ups;
 mod watchdog;
 
 /// All roles that a child process can play.
@@ -93,6 +95,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         surroundings::ROLES,
         versions::ROLES,
         waiting::ROLES,
+        #[cfg(all(record_store_no_recheck, not(record_store_elsewhere)))]
+        wake_ups::ROLES,
     ]
     .into_iter()
     .flatten()

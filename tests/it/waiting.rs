@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use record_store::{
     FileSystemOptions, Holder, LockOptions, OpenMode, ReadOptions, RecordStoreExt, WaitOptions,
 };
-use rustix::process::Signal;
 use tempfile::tempdir;
 
-use crate::support::children::{Child, Role, Stage, until_asleep};
-use crate::support::{PATIENCE, as_named, millis, open, storm};
+use crate::support::children::{Child, Role, Stage, spawn_until_asleep, until_asleep};
+use crate::support::{PATIENCE, as_named, millis, open, slots_in_use, storm};
 
 pub(crate) const ROLES: &[Role] =
     &[("compete", compete), ("wait once", wait_once), ("wait to read", wait_to_read), ("crowd", crowd)];
@@ -226,16 +225,6 @@ fn crowd(stage: &Stage) {
 
 const SLOTS: usize = 256;
 
-/// The bits of the slots in use, behind the counters and the slots.
-#[cfg(not(record_store_elsewhere))]
-fn slots_in_use(dir: &Path) -> u32 {
-    use std::os::unix::fs::FileExt;
-    let mut bits = [0; 32];
-    let table = std::fs::File::open(dir.join(".store/events")).unwrap();
-    table.read_exact_at(&mut bits, 32 * 1024).unwrap();
-    bits.iter().map(|byte| byte.count_ones()).sum()
-}
-
 #[cfg(not(record_store_elsewhere))]
 fn assert_in_order(dir: &Path) {
     let store = open(dir);
@@ -323,22 +312,16 @@ fn wait_to_read(stage: &Stage) {
 fn a_reader_on_a_read_only_store_is_woken() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let mut times: Vec<_> = (0..7)
-        .map(|_| {
-            let guard = store.lock("k", LockOptions::new()).unwrap();
-            let mut reader = Child::start("wait to read", &dir.path());
-            reader.expect("ready");
-            reader.send("go");
-            reader.until_asleep();
-            guard.write("committed").unwrap();
-            let start = Instant::now();
-            guard.release().unwrap();
-            reader.expect("committed");
-            start.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    assert!(times[times.len() / 2] < millis(100), "polled every 250 ms instead of being woken: {times:?}");
+    for _ in 0..7 {
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        let mut reader = Child::start("wait to read", &dir.path());
+        reader.expect("ready");
+        reader.send("go");
+        reader.until_asleep();
+        guard.write("committed").unwrap();
+        guard.release().unwrap();
+        reader.expect("committed");
+    }
 }
 
 #[test]
@@ -349,46 +332,30 @@ fn a_waiter_does_not_block_another_key_with_the_same_hash() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let guard = store.lock(key, LockOptions::new()).unwrap();
-    let (tid, started) = channel();
-    let waiter = std::thread::spawn({
+    let waiter = spawn_until_asleep({
         let store = store.clone();
-        move || {
-            tid.send(rustix::thread::gettid().as_raw_pid()).unwrap();
-            store.lock(key, LockOptions::new()).map(drop).unwrap();
-        }
+        move || store.lock(key, LockOptions::new()).map(drop).unwrap()
     });
-    until_asleep(std::process::id(), started.recv().unwrap());
     for _ in 0..3 {
         store.try_lock(twin, LockOptions::new()).unwrap().expect("a free lock").release().unwrap();
     }
     guard.release().unwrap();
-    waiter.join().unwrap();
+    waiter.join();
 }
 
 #[test]
 fn a_release_wakes_a_thread_of_the_same_process() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
-    let mut times: Vec<_> = (0..7)
-        .map(|_| {
-            let guard = store.lock("k", LockOptions::new()).unwrap();
-            let (tid, started) = channel();
-            let waiter = std::thread::spawn({
-                let store = store.clone();
-                move || {
-                    tid.send(rustix::thread::gettid().as_raw_pid()).unwrap();
-                    store.lock("k", LockOptions::new()).map(drop).unwrap();
-                    Instant::now()
-                }
-            });
-            until_asleep(std::process::id(), started.recv().unwrap());
-            let start = Instant::now();
-            guard.release().unwrap();
-            waiter.join().unwrap() - start
-        })
-        .collect();
-    times.sort_unstable();
-    assert!(times[times.len() / 2] < millis(100), "polled every 250 ms instead of being woken: {times:?}");
+    for _ in 0..7 {
+        let guard = store.lock("k", as_named("holder")).unwrap();
+        let waiter = spawn_until_asleep({
+            let store = store.clone();
+            move || store.lock("k", as_named("waiter")).map(drop).unwrap()
+        });
+        guard.release().unwrap();
+        waiter.join();
+    }
 }
 
 #[test]
@@ -403,13 +370,50 @@ fn an_expired_lease_wakes_its_waiter() {
     assert!(start.elapsed() < lease + PATIENCE / 2);
 }
 
+/// A release notifies only the first waiter. The second one still sleeps until the end of the lease that it has seen.
+#[test]
+fn a_shorter_lease_of_the_next_holder_wakes_the_waiters_behind_it() {
+    for first_lease in [None, Some(PATIENCE)] {
+        let dir = tempdir().unwrap();
+        let store = open(dir.path());
+        let first = store.lock("k", as_named("first").hold_timeout(first_lease)).unwrap();
+        let lease = millis(300);
+        let next = spawn_until_asleep({
+            let store = store.clone();
+            // It never releases the lock.
+            move || store.acquire_lock("k", as_named("next").hold_timeout(lease)).map(|_| Instant::now())
+        });
+        let mut last = start_waiting(dir.path(), None);
+        first.release().unwrap();
+        let acquired = next.join().unwrap();
+        last.expect("acquired");
+        assert!(acquired.elapsed() < lease + PATIENCE / 2);
+    }
+}
+
 #[test]
 fn a_broken_lock_wakes_its_waiter() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
+    for by_token in [false, true] {
+        let token = store.acquire_lock("k", as_named("forever").acquire_timeout(PATIENCE)).unwrap();
+        let mut waiter = start_waiting(dir.path(), None);
+        let broken = if by_token { store.break_lock_by_token("k", token) } else { store.break_lock("k") };
+        assert!(broken.unwrap());
+        waiter.expect("acquired");
+        waiter.kill();
+    }
+}
+
+/// A waiter reports a file that is no lock as soon as it sees one. This one sleeps and does not see it.
+#[test]
+#[cfg(record_store_no_recheck)]
+fn a_damaged_lock_that_is_broken_wakes_those_who_wait_for_the_key() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
     store.acquire_lock("k", as_named("forever")).unwrap();
     let mut waiter = start_waiting(dir.path(), None);
+    std::fs::write(dir.path().join("k.lock"), "no lock").unwrap();
     assert!(store.break_lock("k").unwrap());
     waiter.expect("acquired");
-    waiter.signal(Signal::KILL);
 }

@@ -9,8 +9,12 @@ use crate::{Cancellation, Error, ErrorKind, Holder, Result, WaitOptions};
 /// process takes longer, and a busy machine must not look like a held lock.
 const LATCH_GRACE: Duration = Duration::from_millis(40);
 
-/// A sleeper checks again after this time, in case that a notification was lost.
+/// A sleeper checks again after this time, in case that a notification was lost. A build for tests does without, so
+/// that a lost notification is noticed.
+#[cfg(not(record_store_no_recheck))]
 pub(crate) const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
+#[cfg(record_store_no_recheck)]
+pub(crate) const RECHECK_INTERVAL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The deadline and the cancellation of one call.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, waitid};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::PATIENCE;
-use crate::watchdog::watch_test;
+use crate::watchdog::{abort_if_hung, watch_test};
 
 /// A role of a child: its name, and the function that the child runs.
 pub(crate) type Role = (&'static str, fn(&Stage));
@@ -299,6 +300,33 @@ pub(crate) fn until_asleep(process: u32, thread: i32) {
         assert!(start.elapsed() < PATIENCE, "the thread does not sleep");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// A thread that sleeps until it is woken.
+pub(crate) struct Sleeping<T>(JoinHandle<T>);
+
+impl<T> Sleeping<T> {
+    /// Waits until it has been woken and has ended.
+    pub(crate) fn join(self) -> T {
+        abort_if_hung("a sleeping thread is not woken", || self.0.join().unwrap())
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// Starts a thread that runs `work`, and returns when the thread sleeps.
+pub(crate) fn spawn_until_asleep<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Sleeping<T> {
+    let (sender, thread) = channel();
+    let running = std::thread::spawn(move || {
+        sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
+        work()
+    });
+    until_asleep(std::process::id(), thread.recv().unwrap());
+    Sleeping(running)
 }
 
 /// Whether a thread sleeps: on a futex, or for a fixed time where futexes are not used.

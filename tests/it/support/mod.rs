@@ -77,6 +77,16 @@ pub(crate) fn latch_of(key: &str) -> String {
     format!(".store/latches/{:02x}", hashes_of(key).0 & 0xff)
 }
 
+/// The number of waiters in the wait queue of a store, for all its keys: the marks of the slots in use, behind the
+/// counters and the slots.
+pub(crate) fn slots_in_use(store: &Path) -> u32 {
+    use std::os::unix::fs::FileExt;
+    let mut marks = [0; 32];
+    let table = std::fs::File::open(store.join(".store/events")).unwrap();
+    table.read_exact_at(&mut marks, 32 * 1024).unwrap();
+    marks.iter().map(|byte| byte.count_ones()).sum()
+}
+
 /// Adds the waiter of a killed process to the wait queue of `key`. Only its slot in the mapped table is
 /// left, whose layout never changes. The next release finds a waiter in the queue, and the next process
 /// to wait finds out that this waiter is dead.
