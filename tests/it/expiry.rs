@@ -9,7 +9,7 @@ use record_store::{
 };
 use tempfile::tempdir;
 
-use crate::support::{as_named, millis, names_in, open, open_with, storm};
+use crate::support::{SetOnDrop, as_named, millis, names_in, open, open_with, storm};
 
 /// A store in which records expire: `exists` and `keys` have to open the records.
 fn open_expiring(dir: &Path) -> FileSystemRecordStore {
@@ -201,14 +201,6 @@ fn a_concurrent_sweep_does_not_affect_readers_and_writers() {
             guard.write_with(&number, WriteOptions::new().time_to_live(millis(number % 3))).unwrap();
         }
     });
-}
-
-struct SetOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for SetOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

@@ -183,6 +183,8 @@ struct Actor {
     operation: Operation,
     traced: Traced,
     /// The operation has returned.
+    has_returned: bool,
+    /// It has returned before the step at which the schedule stops it: there are no more steps.
     completed: bool,
     /// It had to be advanced, or was, while the other process worked.
     helped: bool,
@@ -200,11 +202,18 @@ struct Outcome {
 
 impl Actor {
     fn new(operation: Operation, traced: Traced) -> Self {
-        Self { operation, traced, completed: false, helped: false }
+        Self { operation, traced, has_returned: false, completed: false, helped: false }
     }
 
     fn advance(&mut self, steps: usize) {
-        self.completed = self.completed || self.traced.advance(steps) == At::End;
+        if !self.has_returned {
+            self.step(steps);
+            self.completed = self.has_returned;
+        }
+    }
+
+    fn step(&mut self, steps: usize) {
+        self.has_returned = self.has_returned || self.traced.advance(steps) == At::End;
     }
 
     /// Runs `work`. If `work` makes no progress because the actor holds the latch, advances the actor step by
@@ -216,8 +225,9 @@ impl Actor {
             loop {
                 match done.recv_timeout(millis(10)) {
                     Err(RecvTimeoutError::Timeout) => {
+                        // On a busy machine the work may only be slow. This schedule is another one then.
                         self.helped = true;
-                        self.advance(1);
+                        self.step(1);
                     }
                     done => return done.unwrap(),
                 }

@@ -5,6 +5,7 @@ pub(crate) mod dice;
 pub(crate) mod trace;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
@@ -61,6 +62,15 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
 pub(crate) fn in_memory() -> tempfile::TempDir {
     watch_test();
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Sets a flag for other threads when it is dropped, also by a panic. Otherwise they would run forever.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The two hashes that identify a key in the wait table: its CRC-32, and the first eight bytes of its
