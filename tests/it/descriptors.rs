@@ -85,6 +85,8 @@ fn be_in_every_state(stage: &Stage) {
     store.write("record", &1).unwrap();
     store.remove("record").unwrap();
     store.write_with("record", &1, WriteOptions::new().time_to_live(PATIENCE)).unwrap();
+    // Its watcher keeps a record open that does not expire.
+    store.write("lasting", &1).unwrap();
     check("used");
     let guard = store.lock("held", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
     check("holding");
@@ -102,8 +104,8 @@ fn be_in_every_state(stage: &Stage) {
         check("waiting for a lock");
         scope.spawn(|| store.wait_for_lock("held", &cancellation).unwrap_err());
         scope.spawn(|| store.watch("record").unwrap().next(&cancellation).unwrap_err());
-        // The watcher of a record keeps it open.
-        until_open(&dir.join("record.json"), dir, 1);
+        scope.spawn(|| store.watch("lasting").unwrap().next(&cancellation).unwrap_err());
+        until_open(&dir.join("lasting.json"), dir, 1);
         check("watching a record");
         latch.lock().unwrap();
         let write = WriteOptions::new().cancellation(&cancellation);

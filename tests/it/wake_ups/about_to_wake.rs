@@ -85,7 +85,7 @@ pub(super) fn run_waker(stage: &Stage) {
 }
 
 /// Waits until each of these threads sleeps, waits for the latch, or has ended.
-fn until_settled(threads: &[i32]) {
+pub(super) fn until_settled(threads: &[i32]) {
     let start = Instant::now();
     let blocking = [libc::SYS_futex, libc::SYS_flock].map(|call| call.to_string());
     let is_settled = |thread: &i32| {

@@ -7,6 +7,8 @@
 
 mod about_to_sleep;
 mod about_to_wake;
+#[cfg(target_arch = "x86_64")]
+mod undone;
 
 use std::path::PathBuf;
 
@@ -21,6 +23,8 @@ use crate::support::trace::Traced;
 pub(crate) const ROLES: &[Role] = &[
     ("sleep", about_to_sleep::run_sleeper),
     ("wake", about_to_wake::run_waker),
+    #[cfg(target_arch = "x86_64")]
+    ("fail to sync", undone::run_change),
     ("hold until killed", hold_until_killed),
 ];
 
