@@ -10,10 +10,9 @@ use record_store::{
     RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
-use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{PATIENCE, as_named, millis, named, names_in, open, open_with, storm};
+use crate::support::{PATIENCE, as_named, millis, named, names_in, open, open_with, storm, tempdir};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[

@@ -4,9 +4,8 @@ use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use record_store::{FileSystemRecordStore, LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt};
-use tempfile::tempdir;
 
-use crate::support::{PATIENCE, as_named, millis, open};
+use crate::support::{PATIENCE, as_named, millis, open, tempdir};
 
 fn with_each_store(check: impl Fn(&dyn Fn() -> Box<dyn Checks>)) {
     let dir = tempdir().unwrap();

@@ -247,7 +247,7 @@ proptest! {
     fn the_file_store_behaves_like_the_memory_store(
         actions in prop::collection::vec((0..FEW, action()), 1..60)
     ) {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = crate::support::tempdir().unwrap();
         let files = FileSystemOptions::new().durability(Durability::Relaxed).open(directory.path()).unwrap();
         let memory = MemoryRecordStore::new();
         let (mut model, mut real) = (Side::new(&memory), Side::new(&files));

@@ -10,6 +10,7 @@ use record_store::{
 };
 
 use crate::support::{PATIENCE, millis};
+use crate::watchdog::watch_test;
 
 /// A call of a store that acquires or renews a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,7 @@ impl RecordStore for Scripted {
 fn lock_all_renews_at_a_third_of_the_lease() {
     let lease = millis(900);
     let third = Some(lease / 3);
+    watch_test();
     let (store, reports) = Scripted::new(&[Some(ErrorKind::LockTimeout); 2]);
     let guards = store.lock_all(["a", "b"], LockOptions::new().hold_timeout(lease)).unwrap();
     let calls: Vec<_> = reports.try_iter().map(|(call, ..)| call).collect();
@@ -116,6 +118,7 @@ struct Kept {
 
 /// Keeps a lock alive until so many renewals were made, or an error is reported.
 fn keep_alive(outcomes: &[Option<ErrorKind>], count: usize) -> Kept {
+    watch_test();
     let (store, reports) = Scripted::new(&[]);
     let guard = store.lock("k", LockOptions::new().hold_timeout(LEASE)).unwrap();
     let (report, reported) = channel();

@@ -7,10 +7,9 @@ use record_store::{
     RecordStoreExt,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{as_named, open};
+use crate::support::{as_named, open, tempdir};
 
 pub(crate) const ROLES: &[Role] = &[("release without descriptors", release_without_descriptors)];
 

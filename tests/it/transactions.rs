@@ -8,10 +8,9 @@ use record_store::{
     ReadOptions, RecordStore, RecordStoreExt, Result, Transaction, TransactionState, WaitOptions,
     WriteOptions,
 };
-use tempfile::tempdir;
 
 use crate::support::children::until_asleep;
-use crate::support::{as_named, millis, open};
+use crate::support::{as_named, millis, open, tempdir};
 
 /// The hooks that ran, in order.
 #[derive(Clone, Default)]

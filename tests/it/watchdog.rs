@@ -1,5 +1,6 @@
 //! Watchdogs: a test or a call that hangs ends the test run with its name.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::sync::{Mutex, Once, mpsc};
@@ -12,10 +13,7 @@ use crate::support::storm;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// The same for a whole test. In the build without re-checks, a lost wake-up hangs, and the tests are short.
-fn limit_of_a_test() -> Duration {
-    let minutes = if cfg!(record_store_no_recheck) { 2 } else { 5 };
-    Duration::from_mins(minutes * storm(1))
-}
+const LIMIT_OF_A_TEST: Duration = Duration::from_mins(if cfg!(record_store_no_recheck) { 2 } else { 5 });
 
 /// Aborts the whole test run if `work` takes too long, because a hung thread cannot be stopped in any other
 /// way.
@@ -42,12 +40,19 @@ fn abort(what: &str) -> ! {
 /// Watches the test that calls this, from the first call to its end. Every test that opens a store or starts a process
 /// does so through a helper that calls this.
 pub(crate) fn watch_test() {
+    watch_test_for(LIMIT_OF_A_TEST);
+}
+
+/// [`watch_test`] for a test that takes long. The first call in a test sets its limit.
+pub(crate) fn watch_test_for(limit: Duration) {
     thread_local! {
-        static WATCHED: Watched = Watched::begin();
+        static WATCHED: OnceCell<Watched> = const { OnceCell::new() };
     }
     // The parent watches for its children.
     if !is_child() {
-        WATCHED.with(|_| ());
+        WATCHED.with(|watched| {
+            watched.get_or_init(|| Watched::begin(limit));
+        });
     }
 }
 
@@ -63,14 +68,15 @@ struct Watched {
 }
 
 impl Watched {
-    fn begin() -> Self {
+    fn begin(limit: Duration) -> Self {
         static START: Once = Once::new();
         START.call_once(|| drop(std::thread::spawn(watch_all)));
         let process = std::process::id();
         let Some(name) = test_name() else { return Self { number: None, process } };
         let mut tests = TESTS.lock().unwrap();
         let number = tests.last_key_value().map_or(0, |(last, _)| last + 1);
-        tests.insert(number, (name, Instant::now() + limit_of_a_test()));
+        let factor = u32::try_from(storm(1)).unwrap();
+        tests.insert(number, (name, Instant::now() + limit * factor));
         Self { number: Some(number), process }
     }
 }

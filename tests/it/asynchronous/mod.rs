@@ -14,6 +14,7 @@ use record_store::{Durability, FileSystemRecordStore, LockOptions};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::support::{PATIENCE, open_with};
+use crate::watchdog::watch_test;
 
 type Store = AsyncRecordStore<FileSystemRecordStore>;
 type Guard = AsyncLockGuard<FileSystemRecordStore>;
@@ -24,10 +25,12 @@ fn open(dir: &Path) -> Store {
 
 /// A runtime with one thread and a blocking pool of one thread.
 fn single_threaded() -> Runtime {
+    watch_test();
     Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap()
 }
 
 fn multi_threaded() -> Runtime {
+    watch_test();
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 

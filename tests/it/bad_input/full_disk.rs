@@ -12,7 +12,7 @@ struct SmallDisk {
 
 impl SmallDisk {
     fn mount(size: &str) -> Option<Self> {
-        let at = tempfile::tempdir().unwrap();
+        let at = crate::support::tempdir().unwrap();
         let options = format!("size={size}");
         let mounted =
             Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(at.path()).output();

@@ -170,6 +170,7 @@ fn feed(command: &mut Command, input: &[u8]) -> Output {
 }
 
 fn output(command: &mut Command) -> Output {
+    crate::watchdog::watch_test();
     command.output().unwrap()
 }
 

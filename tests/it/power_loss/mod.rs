@@ -34,6 +34,7 @@ mod sequences;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use cache::Cache;
 use disk::{Disk, Interner, Tree};
@@ -44,6 +45,7 @@ use sequences::{Action, Mark, Operation, Sequence, Start, sequences, store_below
 
 use crate::support::children::Role;
 use crate::support::storm;
+use crate::watchdog::watch_test_for;
 
 pub(crate) const ROLES: &[Role] = &[
     ("power-loss", sequences::play),
@@ -76,6 +78,7 @@ struct Sample<'a> {
 
 /// Plays the sequences and checks every state. Returns the number of states.
 fn survey(sequences: &[Sequence]) -> u64 {
+    watch_test_for(Duration::from_mins(10));
     let survey = Survey::default();
     // The library sleeps for a while when it finds half a lock file. Other workers use that time.
     let workers = 3 * std::thread::available_parallelism().map_or(1, usize::from);

@@ -58,6 +58,12 @@ pub(crate) fn names_in(dir: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
+/// [`tempfile::tempdir`] for a test, which is watched.
+pub(crate) fn tempdir() -> std::io::Result<tempfile::TempDir> {
+    watch_test();
+    tempfile::tempdir()
+}
+
 /// A temporary directory in memory (`/dev/shm`), where the system has it, so that no test waits for a disk.
 pub(crate) fn in_memory() -> tempfile::TempDir {
     watch_test();

@@ -39,7 +39,7 @@ fn only_a_relative_path_needs_the_working_directory() {
 #[test]
 fn the_command_line_says_that_the_working_directory_is_gone() {
     use std::process::Command;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::support::tempdir().unwrap();
     let program = env!("CARGO_BIN_EXE_record-store");
     let run = |store: &str| {
         let script = format!("mkdir lost; cd lost; rmdir ../lost; echo 1 | exec {program} put {store} k");
