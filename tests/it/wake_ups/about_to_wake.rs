@@ -1,6 +1,6 @@
 //! A process that frees a key, or changes a record, is stopped at each of its system calls. All sleepers that it has
 //! woken look, and sleep again if they find nothing. Then it continues, and must wake them again: who is woken before
-//! the change can be seen sleeps on.
+//! the change can be seen sleeps on. If it is killed instead, they must notice that the key is free.
 
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
@@ -100,8 +100,15 @@ pub(super) fn until_settled(threads: &[i32]) {
     }
 }
 
-/// Breaks the lock if it was renewed in time. Nobody else would wake the sleepers then.
-fn break_renewed(store: &FileSystemRecordStore, key: &str) {
+/// How the process goes on after it was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Completes,
+    Killed,
+}
+
+/// Breaks the lock if it is still there: renewed in time, or not released. Nobody else would wake the sleepers then.
+fn break_left(store: &FileSystemRecordStore, key: &str) {
     if let Some(info) = store.lock_info(key).unwrap()
         && info.holder() == &named("holder")
     {
@@ -111,21 +118,23 @@ fn break_renewed(store: &FileSystemRecordStore, key: &str) {
 
 fn at_every_step(waker: Waker) {
     for is_durable in [false, true] {
-        at_every_step_in(waker, is_durable);
+        at_every_step_in(waker, is_durable, End::Completes);
     }
 }
 
-fn at_every_step_in(waker: Waker, is_durable: bool) {
+fn at_every_step_in(waker: Waker, is_durable: bool, end: End) {
     let dir = tempdir().unwrap();
     let store = open_with(dir.path(), Durability::Relaxed);
-    let mut child = Child::start("wake", &(dir.path(), waker, is_durable));
+    let start = || Child::start("wake", &(dir.path(), waker, is_durable));
+    let mut next = None;
     for step in 0.. {
+        let child = next.unwrap_or_else(start);
         let key = &*format!("key-{step}");
         let Some(mut traced) = begin(child, key) else { return };
         let stores = waker.sleepers().iter().map(|sleeper| sleeper.open(dir.path().to_owned()));
         let stores: Vec<_> = stores.collect();
         let is_last;
-        (child, is_last) = std::thread::scope(|scope| {
+        (next, is_last) = std::thread::scope(|scope| {
             let (sender, threads) = channel();
             let sleepers: Vec<_> = waker
                 .sleepers()
@@ -143,24 +152,30 @@ fn at_every_step_in(waker: Waker, is_durable: bool) {
             until_settled(&threads);
             let is_last = traced.advance(step) == At::End;
             let what = format!(
-                "the sleepers miss {waker:?}, stopped at step {step}, system call {}",
+                "the sleepers miss {waker:?}, {end:?} at step {step}, system call {}",
                 traced.describe().trim_end()
             );
             if waker == Waker::LateRenewal {
                 std::thread::sleep(LEASE);
             }
-            let child = abort_if_hung(&what, || {
+            let next = abort_if_hung(&what, || {
                 until_settled(&threads);
-                let child = finish(traced);
-                if waker == Waker::LateRenewal {
-                    break_renewed(&store, key);
+                let next = match end {
+                    End::Completes => Some(finish(traced)),
+                    End::Killed => {
+                        traced.kill();
+                        None
+                    }
+                };
+                if waker == Waker::LateRenewal || end == End::Killed {
+                    break_left(&store, key);
                 }
                 for sleeper in sleepers {
                     sleeper.join().unwrap();
                 }
-                child
+                next
             });
-            (child, is_last)
+            (next, is_last)
         });
         if is_last {
             assert!(step > 5, "{waker:?} completed after {step} steps");
@@ -178,6 +193,12 @@ fn a_release_wakes_its_sleepers_when_the_key_is_free() {
 fn a_broken_lock_wakes_its_sleepers_when_the_key_is_free() {
     at_every_step(Waker::Break);
     at_every_step(Waker::BreakByToken);
+}
+
+#[test]
+fn the_death_of_a_process_that_frees_a_key_wakes_its_sleepers() {
+    at_every_step_in(Waker::Release, true, End::Killed);
+    at_every_step_in(Waker::Break, false, End::Killed);
 }
 
 #[test]
