@@ -60,7 +60,9 @@ use protocol::owner::Owner;
 pub struct FileSystemRecordStore(Core);
 
 impl FileSystemOptions {
-    /// Opens the store in `dir`, and removes leftover files of dead processes.
+    /// Opens the store in `dir`, and removes leftover files of dead processes. A store that an earlier version of this
+    /// crate created is upgraded, unless it is opened [read-only](OpenMode::ReadOnly): from then on, earlier versions
+    /// refuse it.
     ///
     /// # Errors
     ///
@@ -68,7 +70,7 @@ impl FileSystemOptions {
     /// [`ErrorKind::UnsupportedFormat`] if a newer version of this crate created it;
     /// [`ErrorKind::UnsupportedFileSystem`] if `flock` does not work there or
     /// [cannot be trusted](FileSystemOptions::allow_any_file_system); [`ErrorKind::LockTimeout`] if a process is
-    /// stopped while it creates the store; [`ErrorKind::NeedsRecovery`] if the store was opened to read only after a
+    /// stopped while it creates or upgrades the store; [`ErrorKind::NeedsRecovery`] if the store was opened to read only after a
     /// power loss; [`ErrorKind::CorruptStore`], [`ErrorKind::NotARegularFile`],
     /// [`ErrorKind::Io`]. A store that could not be created leaves nothing behind.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<FileSystemRecordStore> {

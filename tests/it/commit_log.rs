@@ -183,7 +183,7 @@ fn the_log_keeps_nothing_of_what_was_removed() {
     assert!(store.checkpoint().unwrap());
     let log = log_of(dir.path());
     assert!(!contains(&log, "do not keep this") && !contains(&log, "value"));
-    assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0]);
+    assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0]);
 }
 
 fn change(stage: &Stage) {

@@ -334,7 +334,7 @@ fn a_watch_distinguishes_all_versions() {
             assert_eq!(watch.next(Duration::ZERO).unwrap(), None);
         }
     }
-    assert!(names_in(&dir.path().join(".store/tmp")).is_empty());
+    assert!(names_in(&dir.path().join(".store/staged")).is_empty());
 }
 
 #[test]

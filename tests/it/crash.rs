@@ -231,7 +231,7 @@ impl Scene {
 
         self.store.sweep().unwrap();
         let private = self.dir.path().join(".store");
-        assert_eq!(names_in(&private.join("tmp")), [""; 0], "{self}");
+        assert_eq!(names_in(&private.join("staged")), [""; 0], "{self}");
         assert_eq!(names_in(&private.join("owners")).len(), 1, "{self}: an owner file is left");
         // A file that a dead process staged is deleted, and not taken for somebody else's.
         let kept = self.store.clear_damaged().unwrap();

@@ -309,7 +309,7 @@ mod every_call {
         let stem = |key: String| record_store::Key::new(key).unwrap().file_stem().to_string();
         for name in [
             ".store/owners/1-deaddeaddeaddead",
-            ".store/tmp/1-deaddeaddeaddead.0",
+            ".store/staged/1-deaddeaddeaddead.0",
             "blank.lock",
             &format!("{}.lock", stem("y".repeat(300))),
         ] {

@@ -53,7 +53,7 @@ fn kept(store: &FileSystemRecordStore) -> BTreeSet<(String, Vec<u8>)> {
     let all: BTreeSet<_> =
         damaged.iter().map(|file| (file.original_name.clone(), fs::read(&file.path).unwrap())).collect();
     assert_eq!(all.len(), damaged.len(), "{damaged:?}");
-    assert_eq!(names_in(&store.path().join(".store/tmp")), [""; 0]);
+    assert_eq!(names_in(&store.path().join(".store/staged")), [""; 0]);
     all
 }
 
@@ -98,7 +98,7 @@ fn any_other_name_makes_a_directory_not_empty() {
 
 #[test]
 fn a_store_whose_creation_was_interrupted_counts_as_empty() {
-    for names in [&[][..], &["latches"], &["latches", "owners", "tmp", "damaged"]] {
+    for names in [&[][..], &["latches"], &["latches", "owners", "staged", "damaged"]] {
         let dir = tempdir().unwrap();
         fs::create_dir(dir.path().join(".store")).unwrap();
         for name in names {
@@ -309,12 +309,12 @@ fn nothing_is_moved_out_of_the_store_through_a_link() {
     assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 1);
     assert_eq!(names_in(&outside), [""; 0]);
     // The file stays where it was displaced. A sweep cannot move it either, but does not delete it.
-    let tmp = store.path().join(".store/tmp");
-    let [name] = &names_in(&tmp)[..] else { panic!("one file") };
+    let staged = store.path().join(".store/staged");
+    let [name] = &names_in(&staged)[..] else { panic!("one file") };
     assert!(name.ends_with(".k.json"), "{name}");
-    fs::rename(tmp.join(name), tmp.join("1-deaddeaddeaddead.0.k.json")).unwrap();
+    fs::rename(staged.join(name), staged.join("1-deaddeaddeaddead.0.k.json")).unwrap();
     store.sweep().unwrap();
-    assert_eq!(fs::read_to_string(tmp.join("1-deaddeaddeaddead.0.k.json")).unwrap(), PACKAGE);
+    assert_eq!(fs::read_to_string(staged.join("1-deaddeaddeaddead.0.k.json")).unwrap(), PACKAGE);
     fs::remove_file(store.path().join(".store/damaged")).unwrap();
     assert_eq!(store.sweep().unwrap().damaged, 1);
     assert_kept(&store, [("k.json", PACKAGE.as_bytes())]);
@@ -392,7 +392,7 @@ fn a_sweep_deletes_what_a_dead_process_staged_but_keeps_what_it_displaced() {
     let store = FileSystemOptions::new().durability(Durability::Relaxed).open(dir.path()).unwrap();
     store.write("k", &1).unwrap();
     let sound = fs::read(dir.path().join("k.json")).unwrap();
-    let tmp = dir.path().join(".store/tmp");
+    let place = dir.path().join(".store/staged");
     let staged: [(&str, &[u8]); 6] = [
         // Unfinished, and so only its own.
         ("1-deaddeaddeaddead.0", b"{\"key\":\"k\",\"crc"),
@@ -404,7 +404,7 @@ fn a_sweep_deletes_what_a_dead_process_staged_but_keeps_what_it_displaced() {
         ("1-deaddeaddeaddead.5.k 2.json", &sound),
     ];
     for (name, content) in staged {
-        fs::write(tmp.join(name), content).unwrap();
+        fs::write(place.join(name), content).unwrap();
     }
     let leftovers = store.verify().map(Result::unwrap).map(|finding| finding.problem);
     assert!(leftovers.into_iter().all(|problem| matches!(problem, Problem::OrphanedStagedFile)));

@@ -22,13 +22,13 @@ const DEAD: &str = "1-deaddeaddeaddead";
 
 /// Names that this crate never gives to a file in these directories.
 const FOREIGN: [&str; 14] = [
-    "tmp/report.txt",
-    "tmp/report.0",
-    "tmp/2024-report.0",
-    "tmp/new-report.0",
-    "tmp/new-1.0.tar.gz",
-    "tmp/1-deaddeaddeaddead.txt",
-    "tmp/1-deaddeaddeaddead",
+    "staged/report.txt",
+    "staged/report.0",
+    "staged/2024-report.0",
+    "staged/new-report.0",
+    "staged/new-1.0.tar.gz",
+    "staged/1-deaddeaddeaddead.txt",
+    "staged/1-deaddeaddeaddead",
     "owners/alice",
     "owners/alice.txt",
     "owners/2024-report",
@@ -99,14 +99,16 @@ fn what_an_unfinished_store_can_have_is_used_and_swept() {
     for events in [&[][..], &[0; 1], &[0; 4096], &table[..20_000], &table] {
         let dir = tempdir().unwrap();
         let private = dir.path().join(".store");
-        for name in ["latches/7f", "owners/1-deaddeaddeaddead", "tmp/new-1.0", "tmp/1-deaddeaddeaddead.1f"] {
+        for name in
+            ["latches/7f", "owners/1-deaddeaddeaddead", "staged/new-1.0", "staged/1-deaddeaddeaddead.1f"]
+        {
             put(&private.join(name), b"");
         }
         put(&private.join("damaged/k.json~20240517T093000.000000000Z"), b"kept");
         put(&private.join("expiring"), b"");
         put(&private.join("events"), events);
         let store = open(dir.path());
-        assert_eq!(names_in(&private.join("tmp")), [""; 0]);
+        assert_eq!(names_in(&private.join("staged")), [""; 0]);
         assert!(!private.join("owners").join(DEAD).exists());
         assert_eq!(store.damaged().unwrap().len(), 1);
         store.lock("k", LockOptions::new()).unwrap().write(&1).unwrap();
@@ -148,7 +150,7 @@ fn no_sweep_of_a_store_deletes_a_file_that_is_not_of_its_own_form() {
     }
     check("new owner files");
     put(&private.join("owners").join(DEAD), b"");
-    put(&private.join("tmp").join(format!("{DEAD}.0")), b"");
+    put(&private.join("staged").join(format!("{DEAD}.0")), b"");
     let swept = store.sweep().unwrap();
     assert_eq!((swept.owners, swept.staged), (1, 1));
     check("sweep of leftovers");

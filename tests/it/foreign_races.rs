@@ -134,7 +134,7 @@ fn a_write_that_fails_has_not_moved_the_file_that_it_found() {
                 assert_eq!(failed, "Io Some(Uncategorized)", "{what}");
                 assert_eq!(fs::read_to_string(dir.path().join("k.json")).unwrap(), FOREIGN, "{what}");
                 assert_eq!(kept(&store), [b""; 0], "{what}");
-                assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0], "{what}");
+                assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0], "{what}");
             }
         }
     }
@@ -223,7 +223,7 @@ fn a_file_that_appears_during_a_change_is_kept_without_exchange() {
                         assert_eq!(store.exists("k").unwrap(), change != Change::Remove, "{what}");
                         let expected = if was_put { vec![FOREIGN.as_bytes().to_vec()] } else { vec![] };
                         assert_eq!(kept(&store), expected, "{what}");
-                        assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0], "{what}");
+                        assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0], "{what}");
                         if stop >= number {
                             break;
                         }
@@ -260,7 +260,7 @@ fn a_sweep_of_an_expired_record_keeps_a_file_that_is_put_in_its_place() {
             }
             let found = fs::read_to_string(dir.path().join("k.json")).ok();
             assert!(found.as_deref() == Some(new) && kept.is_empty(), "stop {stop}: {found:?}, {kept:?}");
-            assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0]);
+            assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0]);
         }
     }
 }

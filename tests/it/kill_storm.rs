@@ -281,7 +281,7 @@ impl Storm {
         let private = self.paths.records.join(".store");
         let prefix = format!("{process}-");
         let leftover = || {
-            let names = ["tmp", "owners"].map(|dir| names_in(&private.join(dir)));
+            let names = ["staged", "owners"].map(|dir| names_in(&private.join(dir)));
             names.into_iter().flatten().find(|name| name.starts_with(&prefix))
         };
         for _ in 0..MOST_SWEEPS {

@@ -177,7 +177,7 @@ fn processes_that_do_not_know_the_boot_share_a_store() {
 #[test]
 fn a_relaxed_process_keeps_a_bounded_number_of_old_files() {
     let dir = in_memory();
-    let staged = || names_in(&dir.path().join(".store/tmp")).len();
+    let staged = || names_in(&dir.path().join(".store/staged")).len();
     let store = open_with(dir.path(), Durability::Relaxed);
     let mut most = 0;
     for round in 0..300 {

@@ -55,6 +55,7 @@ mod time_limits;
 mod tracing;
 mod transactions;
 mod tree;
+mod upgrade;
 mod verify;
 mod versions;
 mod waiting;
@@ -93,6 +94,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         #[cfg(feature = "tracing")]
         tracing::ROLES,
         surroundings::ROLES,
+        upgrade::ROLES,
         versions::ROLES,
         waiting::ROLES,
         #[cfg(all(record_store_no_recheck, not(record_store_elsewhere)))]

@@ -145,8 +145,8 @@ fn unknown_files_are_found() {
         ".store/latches/+1",
         ".store/latches/100",
         ".store/owners/a.b",
-        ".store/tmp/a",
-        ".store/tmp/.a",
+        ".store/staged/a",
+        ".store/staged/.a",
     ] {
         let path = store.path().join(name);
         fs::write(&path, "").unwrap();
@@ -162,9 +162,9 @@ fn unknown_files_are_found() {
 #[test]
 fn leftovers_of_dead_processes_are_found() {
     let (_dir, store) = new_store();
-    let staged = store.path().join(".store/tmp/1-deaddeaddeaddead.0");
+    let staged = store.path().join(".store/staged/1-deaddeaddeaddead.0");
     fs::write(&staged, "{").unwrap();
-    let left = only(&store, ".store/tmp/1-deaddeaddeaddead.0");
+    let left = only(&store, ".store/staged/1-deaddeaddeaddead.0");
     assert!(!left.is_damage() && matches!(left, Problem::OrphanedStagedFile), "{left:?}");
     remove(&staged);
     fs::write(store.path().join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
@@ -174,7 +174,7 @@ fn leftovers_of_dead_processes_are_found() {
 
 #[test]
 fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
-    for name in ["latches/00", "owners/1-deaddeaddeaddead", "events", "tmp", "format.json"] {
+    for name in ["latches/00", "owners/1-deaddeaddeaddead", "events", "staged", "format.json"] {
         let (_dir, store) = new_store();
         let path = store.path().join(".store").join(name);
         // The store is open already, so it does not read these files again.
@@ -185,11 +185,11 @@ fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
         assert!(matches!(problem, Problem::WrongType { found: "a symbolic link" }), "{name}: {problem:?}");
     }
     let (_dir, store) = new_store();
-    fs::write(store.path().join(".store/format.json"), "{\"version\":2}").unwrap();
+    fs::write(store.path().join(".store/format.json"), "{\"version\":3}").unwrap();
     let newer = only(&store, ".store/format.json");
     let Problem::CorruptFormat(error) = newer else { panic!("{newer:?}") };
     assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error:?}");
-    assert!(error.detail().is_some_and(|detail| detail.starts_with("version 2,")), "{error:?}");
+    assert!(error.detail().is_some_and(|detail| detail.starts_with("version 3,")), "{error:?}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use super::layout::{DAMAGED, EVENTS, LATCHES, LOG, Layout, OWNERS, PRIVATE, TMP};
+use super::layout::{DAMAGED, EVENTS, LATCHES, LOG, Layout, OWNERS, PRIVATE, STAGED};
 use super::permissions::Permissions;
 use super::{expiry, layout, private_names, publish};
 use crate::Result;
@@ -113,8 +113,7 @@ impl Created {
         for name in self.inside.drain(..).rev() {
             match name {
                 EVENTS | expiry::EXPIRING => drop(publish::remove_private(&layout.private, name)),
-                LOG => remove_log(layout),
-                _ => publish::remove_private_dir(&layout.private, name),
+                _ => undo(layout, [name]),
             }
         }
         if let Some(private) = self.private.take() {
@@ -145,19 +144,31 @@ impl Drop for Created {
 /// Returns those that it has created.
 pub(crate) fn complete(layout: &Layout, context: Context<'_>) -> Result<Vec<&'static str>> {
     let mut created = Vec::new();
-    for name in [LATCHES, OWNERS, TMP, LOG] {
+    for name in [LATCHES, OWNERS, STAGED, LOG] {
         let made = layout.make_private_dir_if_missing(name);
         match made {
             Ok((_, true)) => created.push(name),
             Ok((_, false)) => {}
             Err(errno) => {
                 let error = context.io("create the directory", &layout.private_path(name), errno);
-                for name in created.into_iter().rev() {
-                    publish::remove_private_dir(&layout.private, name);
-                }
+                undo(layout, created);
                 return Err(error);
             }
         }
     }
     Ok(created)
+}
+
+/// Removes directories that [`complete`] has created, because a later step has failed. Called in the latch of the
+/// creation.
+pub(crate) fn undo<T>(layout: &Layout, created: T)
+where
+    T: IntoIterator<Item = &'static str, IntoIter: DoubleEndedIterator>,
+{
+    for name in created.into_iter().rev() {
+        match name {
+            LOG => remove_log(layout),
+            _ => publish::remove_private_dir(&layout.private, name),
+        }
+    }
 }

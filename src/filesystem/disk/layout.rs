@@ -21,6 +21,9 @@ pub(crate) const PRIVATE: &str = ".store";
 pub(crate) const FORMAT: &str = "format.json";
 pub(crate) const LATCHES: &str = "latches";
 pub(crate) const OWNERS: &str = "owners";
+/// Files that are being published, and displaced ones.
+pub(crate) const STAGED: &str = "staged";
+/// The name of that directory in format version 1.
 pub(crate) const TMP: &str = "tmp";
 /// The commit log.
 pub(crate) const LOG: &str = "log";

@@ -9,7 +9,7 @@ use std::io;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::layout::{self, Layout, Opened, Refusal, TMP};
+use super::layout::{self, Layout, Opened, Refusal};
 use super::publish::{self, Displaced, Staged};
 use super::record_file::{self, Proof};
 use super::record_head;
@@ -259,14 +259,15 @@ impl Old {
     }
 }
 
-/// Removes a staged file of a dead process. The one that may be a displaced file is settled.
+/// Removes a staged file of a dead process from a private directory. The one that may be a displaced file is
+/// settled.
 pub(crate) fn sweep(
     layout: &Layout,
     options: &FileSystemOptions,
-    name: &str,
+    (dir, name): (&str, &str),
     context: Context<'_>,
 ) -> Result<Was> {
-    let (original, name) = (publish::original_of_staged(name), format!("{TMP}/{name}"));
+    let (original, name) = (publish::original_of_staged(name), format!("{dir}/{name}"));
     let path = || layout.private_path(&name);
     let stat = layout::stat(&layout.private, &name).map_err(|errno| context.io("stat", &path(), errno))?;
     // An empty file is one that was never written. It contains nothing that could be lost.

@@ -1,7 +1,7 @@
 //! The forms of the names that this crate gives to files in the private directories. A file whose name has another
 //! form is not ours: it is neither used nor deleted (I12).
 
-use super::layout::{LOG, LOG_CHECKPOINT, LOG_LATCH, LOG_RECOVERED, LOG_STATE, TMP};
+use super::layout::{LOG, LOG_CHECKPOINT, LOG_LATCH, LOG_RECOVERED, LOG_STATE, STAGED};
 use super::publish::{KEPT_SEPARATOR, SEPARATOR};
 
 /// One of `00` to `ff`.
@@ -50,7 +50,7 @@ pub(crate) fn owner_of_staged(name: &str) -> Option<&str> {
 
 /// Whether this is the name of a staged file, as a path in the private directory.
 pub(crate) fn is_staged(path: &str) -> bool {
-    let name = path.strip_prefix(TMP).and_then(|rest| rest.strip_prefix('/'));
+    let name = path.strip_prefix(STAGED).and_then(|rest| rest.strip_prefix('/'));
     name.is_some_and(|name| !name.contains('/') && owner_of_staged(name).is_some())
 }
 

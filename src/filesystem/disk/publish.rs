@@ -1,11 +1,11 @@
 //! Creating, publishing and removing files: the one place that renames, syncs and unlinks.
 //!
-//! A file that readers may find is first staged in `.store/tmp/`, synced if the store is durable, and then
+//! A file that readers may find is first staged in `.store/staged/`, synced if the store is durable, and then
 //! renamed into place: readers find all of it or nothing. The name of a staged file begins with the name of
 //! its writer's owner file, so a sweep recognizes the files of dead processes.
 //!
 //! A file that is in the place of a record is not overwritten and not unlinked by its name: it is
-//! [displaced](Displaced), which means moved to a name in `.store/tmp/` that says its old one. There it is
+//! [displaced](Displaced), which means moved to a name in `.store/staged/` that says its old one. There it is
 //! examined.
 #![allow(clippy::disallowed_methods, reason = "the one place that is allowed to call them")]
 
@@ -22,7 +22,7 @@ use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::layout::{self, DAMAGED, Layout, Opened, Refusal, TMP};
+use super::layout::{self, DAMAGED, Layout, Opened, Refusal, STAGED};
 use crate::filesystem::context::Context;
 use crate::filesystem::options::Durability;
 use crate::rfc3339;
@@ -36,7 +36,7 @@ pub(crate) struct Staged<'a> {
     name: String,
 }
 
-/// A file that was in the place of a record, under a name in `.store/tmp/`.
+/// A file that was in the place of a record, under a name in `.store/staged/`.
 #[must_use = "a displaced file has to be examined"]
 #[derive(Debug)]
 pub(crate) struct Displaced {
@@ -108,7 +108,7 @@ impl<'a> Staged<'a> {
         context: Context<'_>,
     ) -> Result<Self> {
         let (staged, mut file) = created
-            .map_err(|refusal| refusal.into_error(context, "stage a file", layout.private_path(TMP)))?;
+            .map_err(|refusal| refusal.into_error(context, "stage a file", layout.private_path(STAGED)))?;
         let failed = |action, error| context.io(action, &layout.private_path(&staged.name), error);
         file.write_all(text).map_err(|error| failed("write the staged file", error))?;
         if durability == Durability::Full {
@@ -197,10 +197,10 @@ impl<'a> Staged<'a> {
     /// [`name_for`](Staged::name_for), and makes the name survive a power loss.
     pub(crate) fn name_on_disk(&mut self, name: &str, context: Context<'_>) -> Result<&str> {
         let layout = self.layout;
-        let path = || layout.private_path(TMP);
+        let path = || layout.private_path(STAGED);
         let failed = |errno| context.io("sync the directory", &path(), errno);
         self.name_for(name).map_err(failed)?;
-        let dir = layout.open_private_dir(TMP).map_err(failed)?;
+        let dir = layout.open_private_dir(STAGED).map_err(failed)?;
         retry_on_intr(|| rustix::fs::fsync(&dir)).map_err(failed)?;
         Ok(&self.name)
     }
@@ -327,7 +327,7 @@ impl Drop for Staged<'_> {
 
 /// A name for a staged file.
 fn unique_name(owner: &str) -> String {
-    format!("{TMP}/{owner}{SEPARATOR}{:x}", NUMBER.fetch_add(1, Ordering::Relaxed))
+    format!("{STAGED}/{owner}{SEPARATOR}{:x}", NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Puts a version into the name of a staged file, behind its number: that of the record that is staged under this name.
@@ -442,8 +442,8 @@ fn put_into_damaged(
     if durability == Durability::Full {
         // The file is safe from this program already. The file system may still lose it.
         let _ = retry_on_intr(|| rustix::fs::fsync(&damaged));
-        if let Ok(tmp) = layout.open_private_dir(TMP) {
-            let _ = retry_on_intr(|| rustix::fs::fsync(&tmp));
+        if let Ok(staged) = layout.open_private_dir(STAGED) {
+            let _ = retry_on_intr(|| rustix::fs::fsync(&staged));
         }
     }
     Ok(format!("{DAMAGED}/{kept}"))
@@ -708,8 +708,9 @@ pub(crate) fn sync_private(layout: &Layout, context: Context<'_>) -> Result<()> 
 
 /// Syncs the names of the staged files.
 pub(crate) fn sync_staged_names(layout: &Layout, context: Context<'_>) -> Result<()> {
-    let path = layout.private_path(TMP);
-    let dir = layout.open_private_dir(TMP).map_err(|errno| context.io("open the directory", &path, errno))?;
+    let path = layout.private_path(STAGED);
+    let dir =
+        layout.open_private_dir(STAGED).map_err(|errno| context.io("open the directory", &path, errno))?;
     sync(&dir, &path, context)
 }
 

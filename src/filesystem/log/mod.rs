@@ -35,6 +35,7 @@ pub(crate) use sync::Unsynced;
 
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{LOG, Layout};
+use crate::filesystem::disk::lock_file::MAX_TOKEN;
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::protocol::latch;
 use crate::process::PerProcess;
@@ -86,6 +87,23 @@ impl Log {
             self.shared.trust();
         }
         self.is_ready()
+    }
+
+    /// Lets all processes use the log. Before that, the format of the store has to be on the disk: a process that finds the
+    /// format first waits for that in the latch of the creation.
+    pub(crate) fn set_ready(&self) {
+        self.shared.set_ready();
+    }
+
+    /// Continues the numbers that were given before the store had a log.
+    pub(crate) fn continue_numbers(&self, latch: u8, token: u64, version: u64) {
+        let words = &self.shared.words().latches[usize::from(latch)];
+        for (word, last) in [(&words.token, token), (&words.version, version)] {
+            // An impossible number counts as lost.
+            if last <= MAX_TOKEN {
+                word.fetch_max(last, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
     }
 
     /// The words of the key's latch.

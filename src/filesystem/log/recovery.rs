@@ -19,7 +19,9 @@ use super::segment::{self, Header};
 use super::{Log, Recovery, recovery_report};
 use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, TMP};
+use crate::filesystem::disk::layout::{
+    self, LOG, LOG_STATE, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, STAGED,
+};
 use crate::filesystem::disk::lock_file::LockFile;
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::private_names::SEGMENTS;
@@ -104,16 +106,34 @@ pub(crate) fn was_done(layout: &Layout, log: Option<&Log>, context: Context<'_>)
 }
 
 /// Opens the log. If no process has done so since the restart of the machine, the files are made to agree with it
-/// first, and it is emptied and set up. Called in the latch of the creation. `None`: the system has no shared memory, or
-/// the store has no log.
+/// first, and it is emptied and set up, but for [`set_ready`](Log::set_ready). Called in the latch of the creation.
+/// `None`: the system has no shared memory, or the store has no log.
 pub(crate) fn open(
     layout: &Arc<Layout>,
     options: &FileSystemOptions,
     context: Context<'_>,
 ) -> Result<Option<Log>> {
+    open_with(layout, options, other_owner(layout, context)?, context)
+}
+
+/// The same in a store of format version 1, which has none. Processes with an earlier version of this crate may use the
+/// store, but none uses the log.
+pub(crate) fn open_first(
+    layout: &Arc<Layout>,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<Option<Log>> {
+    open_with(layout, options, None, context)
+}
+
+fn open_with(
+    layout: &Arc<Layout>,
+    options: &FileSystemOptions,
+    other: Option<PathBuf>,
+    context: Context<'_>,
+) -> Result<Option<Log>> {
     let Some(dir) = open_dir(layout, context)? else { return Ok(None) };
     let mut log = Log::open(layout, true, context)?;
-    let other = other_owner(layout, context)?;
     let is_in_use = other.is_some() || Owner::known_here(layout).is_some();
     if log.as_ref().is_some_and(|log| log.is_ready_with(is_in_use)) {
         return Ok(log);
@@ -150,9 +170,7 @@ impl Log {
         words.head.epoch.store(emptied.epoch, SeqCst);
         words.head.high.store(emptied.high, SeqCst);
         words.head.floor.store(emptied.high, SeqCst);
-        self.add_first_segments(context)?;
-        self.shared.set_ready();
-        Ok(())
+        self.add_first_segments(context)
     }
 }
 
@@ -341,13 +359,13 @@ fn plan_lock(layout: &Layout, key: &Key, frame: &Frame<'_>, context: Context<'_>
 
 /// The names of the staged files, by the names of the records that they are for.
 fn staged_files(layout: &Layout, context: Context<'_>) -> Result<BTreeMap<String, Vec<String>>> {
-    let failed = |errno| context.io("list the directory", &layout.private_path(TMP), errno);
-    let dir = layout.open_private_dir(TMP).map_err(failed)?;
+    let failed = |errno| context.io("list the directory", &layout.private_path(STAGED), errno);
+    let dir = layout.open_private_dir(STAGED).map_err(failed)?;
     let mut of_record = BTreeMap::<String, Vec<String>>::new();
     for entry in layout::list(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().to_str() else { continue };
-        let name = format!("{TMP}/{name}");
+        let name = format!("{STAGED}/{name}");
         if private_names::is_staged(&name)
             && let Some(original) = publish::original_of_staged(&name)
         {

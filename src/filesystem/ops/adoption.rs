@@ -14,7 +14,8 @@ use crate::error::NOT_EMPTY;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::expiry::EXPIRING;
 use crate::filesystem::disk::layout::{
-    self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, LOG_RECOVERED, LOG_STATE, OWNERS, PRIVATE, Refusal, TMP,
+    self, DAMAGED, EVENTS, FORMAT, LATCHES, LOG, LOG_RECOVERED, LOG_STATE, OWNERS, PRIVATE, Refusal, STAGED,
+    TMP,
 };
 use crate::filesystem::disk::{event_table, private_names};
 use crate::filesystem::log;
@@ -23,9 +24,11 @@ use crate::{ErrorKind, Result};
 
 /// The directories that a store which is being created, or whose creation was interrupted, may have in its private
 /// directory, and the names in them.
-const DIRECTORIES: [(&str, IsOwn); 5] = [
+const DIRECTORIES: [(&str, IsOwn); 6] = [
     (LATCHES, private_names::is_latch),
     (OWNERS, private_names::is_owner),
+    (STAGED, |name| private_names::owner_of_staged(name).is_some()),
+    // Of an earlier version of this crate, whose creation of the store was interrupted.
     (TMP, |name| private_names::owner_of_staged(name).is_some()),
     (DAMAGED, private_names::is_kept),
     // Nothing was recovered yet.

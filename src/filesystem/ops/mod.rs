@@ -18,6 +18,7 @@ pub(crate) mod release_lock;
 pub(crate) mod remove;
 pub(crate) mod renew;
 pub(crate) mod sweep;
+mod upgrade;
 pub(crate) mod verify;
 pub(crate) mod wait;
 pub(crate) mod wait_for_change;

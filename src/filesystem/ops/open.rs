@@ -3,29 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::adoption;
 use super::sweep::sweep_dead_processes;
+use super::upgrade::upgrade;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::creation::{self, Created};
 use crate::filesystem::disk::expiry::{self, EXPIRING};
-use crate::filesystem::disk::file_system;
-use crate::filesystem::disk::layout::{self, EVENTS, FORMAT, LOG_STATE, Layout};
+use crate::filesystem::disk::layout::{EVENTS, LOG_STATE, Layout};
 use crate::filesystem::disk::names::Names;
-use crate::filesystem::disk::publish::{self, Staged};
+use crate::filesystem::disk::{file_system, format, publish};
 use crate::filesystem::log::{Log, recovery};
-use crate::filesystem::options::{Durability, FileSystemOptions, OpenMode};
+use crate::filesystem::options::{FileSystemOptions, OpenMode};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
 use crate::{Error, ErrorKind, Result, trace};
-
-/// The format that this version writes, and the newest that it reads.
-const FORMAT_VERSION: u64 = 1;
-
-/// More than any `format.json` needs.
-const MAX_FORMAT_BYTES: u64 = 4096;
 
 /// A concurrent process that could not complete the store removes the directories that this one has found. Give up
 /// after this many times.
@@ -54,15 +46,20 @@ const RELATIVE: &str = "resolve the relative path, because the working directory
 fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'static>) -> Result<Core> {
     let layout = Arc::new(Layout::open(root, options.permissions(), context)?);
     // Before anything is created, check that this is a store of a known format.
-    check_format(&layout, context)?;
+    let version = format::check(&layout, context)?;
     let writable = options.mode != OpenMode::ReadOnly;
     if writable {
+        if version < format::VERSION {
+            upgrade(&layout, options, context)?;
+        }
         creation::complete(&layout, context)?;
     }
     let events = open_or_set_aside(&layout, EVENTS, options, context, || {
         Events::open_if_room(&layout, writable, context)
     })?;
-    let log = open_log(&layout, options, writable, context)?;
+    // Version 1 has no log.
+    let has_log = writable || version == format::VERSION;
+    let log = if has_log { open_log(&layout, options, writable, context)? } else { None };
     if writable {
         sweep_dead_processes(&layout, log.as_deref(), options, context)?;
     }
@@ -111,7 +108,13 @@ fn open_log(
     // Another process may be faster.
     let _latch = Latch::enter_creation(layout, context)?;
     if writable {
-        return Ok(recovery::open(layout, options, context)?.map(Arc::new));
+        let log = recovery::open(layout, options, context)?;
+        if let Some(log) = log.as_ref().filter(|log| !log.is_ready()) {
+            // Also for a process that was killed before it had synced the format that is here.
+            publish::sync_private(layout, context)?;
+            log.set_ready();
+        }
+        return Ok(log.map(Arc::new));
     }
     let log = open()?;
     if !recovery::was_done(layout, log.as_ref(), context)? && recovery::is_needed(layout, options, context)? {
@@ -131,7 +134,7 @@ fn create(root: &Path, options: &FileSystemOptions, context: Context<'static>) -
         opened => opened?,
     };
     let Some(_latch) = Latch::enter_creation(&layout, context)? else { return Ok(None) };
-    match check_format(&layout, context) {
+    match format::check(&layout, context) {
         Err(error) if error.kind() == ErrorKind::NotAStore => {}
         checked => {
             checked?;
@@ -152,31 +155,6 @@ fn create(root: &Path, options: &FileSystemOptions, context: Context<'static>) -
     }
 }
 
-#[derive(Serialize, Deserialize)]
-struct Format {
-    version: u64,
-}
-
-/// Checks that this is a store of a format that this version knows.
-pub(super) fn check_format(layout: &Layout, context: Context<'_>) -> Result<()> {
-    let path = || layout.private_path(FORMAT);
-    let opened = layout::open_existing(&layout.private, FORMAT)
-        .map_err(|refusal| refusal.into_error(context, "open", path()))?
-        .ok_or_else(|| context.error(ErrorKind::NotAStore).with_path(layout.root()))?;
-    let text =
-        layout::read_up_to(&opened, MAX_FORMAT_BYTES).map_err(|error| context.io("read", &path(), error))?;
-    let problem = |kind, detail: String| context.error(kind).with_detail(detail).with_path(path());
-    match serde_json::from_slice(&text) {
-        Ok(Format { version: 0 }) => Err(problem(ErrorKind::CorruptStore, "format version 0".into())),
-        Ok(Format { version }) if version > FORMAT_VERSION => {
-            let detail = format!("version {version}, but this program knows only up to {FORMAT_VERSION}");
-            Err(problem(ErrorKind::UnsupportedFormat, detail))
-        }
-        Ok(_) => Ok(()),
-        Err(error) => Err(problem(ErrorKind::CorruptStore, "not a format version".into()).with_source(error)),
-    }
-}
-
 /// Makes the directory a store, in the latch of the creation.
 ///
 /// Synced whatever the durability, which other processes may set differently, and the format last: if a process
@@ -193,14 +171,14 @@ fn initialize(
         created.file(layout, EXPIRING, || expiry::announce(layout, context))?;
     }
     publish::sync_new_store(layout, context)?;
-    let text = format!("{{\"version\":{FORMAT_VERSION}}}\n");
-    // A leftover of a killed process may have the name of this staged file.
+    // What a creator that was killed has left.
     sweep_dead_processes(layout, None, options, context)?;
     let log = recovery::open(layout, options, context)?.map(Arc::new);
-    let owner = publish::nameless_owner();
-    Staged::new(layout, &owner, text.as_bytes(), Durability::Full, context)?
-        .publish_private(FORMAT, context)?;
+    format::publish(layout, context)?;
     created.keep();
     publish::sync_private(layout, context)?;
+    if let Some(log) = &log {
+        log.set_ready();
+    }
     Ok(Core { layout: Arc::clone(layout), options: options.clone(), events, log })
 }

@@ -10,7 +10,7 @@ use super::lock_change::LockChange;
 use super::locks::lock_inside;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::layout::{self, Layout, OWNERS, TMP};
+use crate::filesystem::disk::layout::{self, Layout, OWNERS, STAGED, TMP};
 use crate::filesystem::disk::names::{Entry, Names};
 use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::{expiry, private_names, publish, record_file};
@@ -73,6 +73,18 @@ pub(crate) fn sweep_dead_processes(
     Ok(())
 }
 
+/// Removes only what format version 1 staged.
+pub(super) fn sweep_version_1(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    context: Context<'_>,
+) -> Result<()> {
+    let mut swept = Swept::default();
+    sweep_tmp(layout, options, &mut swept, context)?;
+    report(swept);
+    Ok(())
+}
+
 fn report(swept: Swept) {
     trace::swept(swept.owners, swept.staged, swept.locks, swept.records);
 }
@@ -87,8 +99,33 @@ fn sweep_private(
 ) -> Result<Swept> {
     let here = Owner::known_here(layout);
     let mut swept = Swept::default();
-    let staged = open_dir(layout, TMP, context)?;
-    let mut orphaned = names(layout, &staged, TMP, context)?;
+    let staged = open_dir(layout, STAGED, context)?;
+    sweep_staged(layout, log, options, (STAGED, &staged), &mut swept, context)?;
+    if sweep_tmp(layout, options, &mut swept, context)? {
+        // If it is not empty, a process with an earlier version of this crate may be about to publish a file from there.
+        publish::remove_private_dir(&layout.private, TMP);
+    }
+    let owners = open_dir(layout, OWNERS, context)?;
+    for name in names(layout, &owners, OWNERS, context)? {
+        let is_here = here.as_ref().is_some_and(|here| here.name == name);
+        if private_names::is_owner(&name) && !is_here {
+            swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
+        }
+    }
+    Ok(swept)
+}
+
+/// Removes the staged files of dead processes from this directory.
+fn sweep_staged(
+    layout: &Layout,
+    log: Option<&Log>,
+    options: &FileSystemOptions,
+    (dir, opened): (&str, &OwnedFd),
+    swept: &mut Swept,
+    context: Context<'_>,
+) -> Result<()> {
+    let here = Owner::known_here(layout);
+    let mut orphaned = names(layout, opened, dir, context)?;
     orphaned.retain(|name| {
         private_names::owner_of_staged(name)
             .is_some_and(|owner| owner::liveness(layout, owner, here.as_deref()) == Liveness::Dead)
@@ -103,21 +140,28 @@ fn sweep_private(
         None => true,
     };
     for name in orphaned {
-        match is_synced.then(|| old_file::sweep(layout, options, &name, context)) {
+        match is_synced.then(|| old_file::sweep(layout, options, (dir, &name), context)) {
             Some(Ok(Was::Damaged)) => swept.damaged += 1,
             Some(Ok(_)) => swept.staged += 1,
             // A concurrent sweep was faster, or the next one succeeds.
             Some(Err(_)) | None => {}
         }
     }
-    let owners = open_dir(layout, OWNERS, context)?;
-    for name in names(layout, &owners, OWNERS, context)? {
-        let is_here = here.as_ref().is_some_and(|here| here.name == name);
-        if private_names::is_owner(&name) && !is_here {
-            swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
-        }
-    }
-    Ok(swept)
+    Ok(())
+}
+
+/// The same in the directory of format version 1. `false`: there is none.
+fn sweep_tmp(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    swept: &mut Swept,
+    context: Context<'_>,
+) -> Result<bool> {
+    // Anything but a directory is not ours.
+    let Ok(opened) = layout.open_private_dir(TMP) else { return Ok(false) };
+    // Version 1 had no log.
+    sweep_staged(layout, None, options, (TMP, &opened), swept, context)?;
+    Ok(true)
 }
 
 /// A checkpoint takes less, unless a process is stopped or the disk is very busy.

@@ -8,12 +8,14 @@ use rustix::fs::{Dir, FileType};
 use rustix::io::Errno;
 
 use super::finding::{Finding, Problem};
-use super::open::check_format;
 use crate::error::MISNAMED;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
-use crate::filesystem::disk::layout::{self, DAMAGED, EVENTS, LATCHES, LOG, OWNERS, Opened, PRIVATE, TMP};
+use crate::filesystem::disk::format;
+use crate::filesystem::disk::layout::{
+    self, DAMAGED, EVENTS, LATCHES, LOG, OWNERS, Opened, PRIVATE, STAGED, TMP,
+};
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::record_file;
 use crate::filesystem::disk::usability::{Rights, Unusable, Use};
@@ -57,6 +59,8 @@ enum Folder {
     Latches,
     Owners,
     Staged,
+    /// The staged files of format version 1.
+    Tmp,
     Damaged,
     Log,
 }
@@ -67,6 +71,7 @@ pub(crate) fn verify(core: &Core) -> Verification<'_> {
     let left = vec![
         Folder::Log,
         Folder::Damaged,
+        Folder::Tmp,
         Folder::Staged,
         Folder::Owners,
         Folder::Latches,
@@ -150,7 +155,8 @@ impl Verification<'_> {
             Folder::Private => layout.private_path(name),
             Folder::Latches => layout.private_path(LATCHES).join(name),
             Folder::Owners => layout.private_path(OWNERS).join(name),
-            Folder::Staged => layout.private_path(TMP).join(name),
+            Folder::Staged => layout.private_path(STAGED).join(name),
+            Folder::Tmp => layout.private_path(TMP).join(name),
             Folder::Damaged => layout.private_path(DAMAGED).join(name),
             Folder::Log => layout.private_path(LOG).join(name),
         }
@@ -164,7 +170,8 @@ impl Verification<'_> {
             Folder::Private => layout::list(&layout.private),
             Folder::Latches => layout.open_private_dir(LATCHES).and_then(Dir::new),
             Folder::Owners => layout.open_private_dir(OWNERS).and_then(Dir::new),
-            Folder::Staged => layout.open_private_dir(TMP).and_then(Dir::new),
+            Folder::Staged => layout.open_private_dir(STAGED).and_then(Dir::new),
+            Folder::Tmp => layout.open_private_dir(TMP).and_then(Dir::new),
             Folder::Damaged => layout.open_private_dir(DAMAGED).and_then(Dir::new),
             Folder::Log => layout.open_private_dir(LOG).and_then(Dir::new),
         };
@@ -183,7 +190,8 @@ impl Verification<'_> {
                 Ok(if private_names::is_latch(name) { wrong_type(kind) } else { Some(Problem::Foreign) })
             }
             Folder::Owners => Ok(self.check_owner(name, kind)),
-            Folder::Staged => Ok(self.check_staged(name, kind)),
+            Folder::Staged => Ok(self.check_staged(STAGED, name, kind)),
+            Folder::Tmp => Ok(self.check_staged(TMP, name, kind)),
             Folder::Log => {
                 Ok(if private_names::is_of_log(name) { wrong_type(kind) } else { Some(Problem::Foreign) })
             }
@@ -203,7 +211,7 @@ impl Verification<'_> {
             Folder::Owners => (&layout.private, format!("{OWNERS}/{name}")),
             Folder::Log => (&layout.private, format!("{LOG}/{name}")),
             // Each file there is of one process. The folder itself is checked with the private directory.
-            Folder::Staged | Folder::Damaged => return None,
+            Folder::Staged | Folder::Tmp | Folder::Damaged => return None,
         };
         let rights = Rights::of(&layout::stat(dir, &path).ok()??);
         let found = match (folder, name) {
@@ -211,7 +219,7 @@ impl Verification<'_> {
                 rights.unusable_for_owner_of(Rights::of(&rustix::fs::fstat(&layout.dir).ok()?))
             }
             (Folder::Latches | Folder::Owners | Folder::Log, ".") => None,
-            (Folder::Records, ".") | (Folder::Private, LATCHES | OWNERS | TMP | DAMAGED | LOG) => {
+            (Folder::Records, ".") | (Folder::Private, LATCHES | OWNERS | STAGED | TMP | DAMAGED | LOG) => {
                 rights.unusable_in(private, Use::Directory)
             }
             (Folder::Private, EVENTS) | (Folder::Log, _) => rights.unusable_in(private, Use::Write),
@@ -222,8 +230,8 @@ impl Verification<'_> {
 
     fn check_private(&self, name: &str, kind: FileType) -> Result<Option<Problem>> {
         Ok(match name {
-            layout::FORMAT => match check_format(&self.core.layout, CONTEXT) {
-                Ok(()) => None,
+            layout::FORMAT => match format::check(&self.core.layout, CONTEXT) {
+                Ok(_) => None,
                 Err(error) => match error.kind() {
                     ErrorKind::CorruptStore | ErrorKind::UnsupportedFormat => {
                         Some(Problem::CorruptFormat(error))
@@ -233,7 +241,7 @@ impl Verification<'_> {
                 },
             },
             EVENTS | EXPIRING => wrong_type(kind),
-            LATCHES | OWNERS | TMP | DAMAGED | LOG => match kind {
+            LATCHES | OWNERS | STAGED | TMP | DAMAGED | LOG => match kind {
                 FileType::Directory | FileType::Unknown => None,
                 FileType::RegularFile => Some(Problem::WrongType { found: "a file" }),
                 _ => wrong_type(kind),
@@ -250,12 +258,12 @@ impl Verification<'_> {
         wrong_type(kind).or_else(|| is_orphaned().then_some(Problem::OrphanedOwner))
     }
 
-    fn check_staged(&self, name: &str, kind: FileType) -> Option<Problem> {
+    fn check_staged(&self, dir: &str, name: &str, kind: FileType) -> Option<Problem> {
         let owner = private_names::owner_of_staged(name);
         let Some(owner) = owner.filter(|_| wrong_type(kind).is_none()) else {
             return Some(Problem::Foreign);
         };
-        let is_orphaned = self.liveness(owner) == Liveness::Dead && self.exists(TMP, name);
+        let is_orphaned = self.liveness(owner) == Liveness::Dead && self.exists(dir, name);
         is_orphaned.then_some(Problem::OrphanedStagedFile)
     }
 

@@ -95,6 +95,10 @@ impl Events {
         None
     }
 
+    pub(crate) fn last_numbers(&self, _: u8) -> Option<(u64, u64)> {
+        None
+    }
+
     pub(crate) fn freed(&self, _: &Key, _: &Layout) {}
 
     pub(crate) fn leased(&self, _: &Key, _: Duration, _: Option<&Waiter>) {}

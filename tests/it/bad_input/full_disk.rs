@@ -68,9 +68,9 @@ fn a_full_disk_damages_nothing() {
     disk.fill();
     let before = tree::files(&root);
     abort_if_hung("a full disk", || {
-        assert_full(store.write("k", &big), &root.join(".store/tmp"));
-        assert_full(store.write("new", "small"), &root.join(".store/tmp"));
-        assert_full(store.renew("mine", token, None), &root.join(".store/tmp"));
+        assert_full(store.write("k", &big), &root.join(".store/staged"));
+        assert_full(store.write("new", "small"), &root.join(".store/staged"));
+        assert_full(store.renew("mine", token, None), &root.join(".store/staged"));
         assert_full(store.acquire_lock("k", once()), &root);
         assert_full(store.acquire_lock("x".repeat(5_000), once()), &root);
     });

@@ -78,7 +78,7 @@ impl Setup {
     fn assert_nothing_staged(&self) {
         // The staged names of relaxed changes stay until the log is synced.
         let _ = self.store.sweep();
-        assert_eq!(tree::paths(&self.path(".store/tmp")), Vec::<PathBuf>::new());
+        assert_eq!(tree::paths(&self.path(".store/staged")), Vec::<PathBuf>::new());
     }
 }
 

@@ -16,7 +16,7 @@ fn with_format(text: &str) -> TempDir {
 #[test]
 fn a_newer_format_version_is_refused_and_nothing_changes() {
     for text in
-        ["{\"version\":2}", "{\"version\":2,\"what\":[\"is\",\"new\"]}", "{\"version\":18446744073709551615}"]
+        ["{\"version\":3}", "{\"version\":3,\"what\":[\"is\",\"new\"]}", "{\"version\":18446744073709551615}"]
     {
         // A newer version may not need this version's directories.
         let dir = with_format(text);
@@ -28,7 +28,7 @@ fn a_newer_format_version_is_refused_and_nothing_changes() {
             let path = dir.path().join(".store/format.json");
             let error = assert_refused(opened, ErrorKind::UnsupportedFormat, &path, &what);
             let version = text.trim_start_matches("{\"version\":").split([',', '}']).next().unwrap();
-            let detail = format!("version {version}, but this program knows only up to 1");
+            let detail = format!("version {version}, but this program knows only up to 2");
             assert_eq!(error.detail(), Some(&*detail), "{what}");
             tree::assert_unchanged(dir.path(), &before, &what);
         }

@@ -92,7 +92,7 @@ fn event_counters_of_any_size_are_usable() {
 
 #[test]
 fn a_subdirectory_of_the_private_directory_that_is_no_directory_is_refused() {
-    for name in ["latches", "owners", "tmp"] {
+    for name in ["latches", "owners", "staged"] {
         let name = format!(".store/{name}");
         for (what, create) in NOT_REGULAR.into_iter().filter(|(what, _)| !what.starts_with("a directory")) {
             let setup = Setup::new();
@@ -128,19 +128,19 @@ fn a_sweep_removes_leftovers_of_dead_processes_and_nothing_else() {
     let setup = Setup::new();
     // So that this process has its owner file, and does not remove others when it creates one.
     setup.store.write("k", &1).unwrap();
-    for left in ["owners/1-deaddeaddeaddead", "tmp/1-deaddeaddeaddead.0", "tmp/2-gonegonegonegone.1"] {
+    for left in ["owners/1-deaddeaddeaddead", "staged/1-deaddeaddeaddead.0", "staged/2-gonegonegonegone.1"] {
         fs::write(setup.path(".store").join(left), "x").unwrap();
     }
     for (at, (what, create)) in NOT_REGULAR.into_iter().enumerate() {
         create(&setup, &setup.path(&format!(".store/owners/3-notregularfiles{at}")));
         abort_if_hung(what, || setup.store.write("k", &1)).unwrap();
     }
-    fs::create_dir(setup.path(".store/tmp/4-dirdirdirdirdirx.0")).unwrap();
+    fs::create_dir(setup.path(".store/staged/4-dirdirdirdirdirx.0")).unwrap();
     let outside = setup.outside();
     let swept = abort_if_hung("sweep", || setup.store.sweep()).unwrap();
     assert_eq!((swept.owners, swept.staged), (1, 2));
     setup.assert_outside(&outside, "afterwards");
-    assert_eq!(tree::paths(&setup.path(".store/tmp")), [Path::new("4-dirdirdirdirdirx.0")]);
+    assert_eq!(tree::paths(&setup.path(".store/staged")), [Path::new("4-dirdirdirdirdirx.0")]);
     assert_eq!(fs::read_dir(setup.path(".store/owners")).unwrap().count(), 1 + NOT_REGULAR.len());
     setup.store.lock("k", once()).unwrap().release().unwrap();
 }
@@ -150,10 +150,10 @@ fn missing_private_directories_are_created_again_at_the_next_open() {
     let setup = Setup::new();
     setup.store.write("k", &1).unwrap();
     fs::remove_dir_all(setup.path(".store/latches")).unwrap();
-    fs::remove_dir_all(setup.path(".store/tmp")).unwrap();
+    fs::remove_dir_all(setup.path(".store/staged")).unwrap();
     // The store that is already open cannot work, and its errors name the missing path.
     let error = setup.store.write("k", &2).unwrap_err();
-    assert_eq!(error.path(), Some(&*setup.path(".store/tmp")), "{error:?}");
+    assert_eq!(error.path(), Some(&*setup.path(".store/staged")), "{error:?}");
     assert_io(setup.store.acquire_lock("k", once()), &setup.path(&latch_of("k")), "no latches");
     assert_eq!(setup.store.read::<u8>("k").unwrap().unwrap().result, 1);
 

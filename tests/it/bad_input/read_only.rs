@@ -18,7 +18,7 @@ fn populated() -> Setup {
     let mut lock: serde_json::Value = serde_json::from_str(&text).unwrap();
     lock["owner"] = "1-gone".into();
     fs::write(setup.path("abandoned.lock"), lock.to_string()).unwrap();
-    fs::write(setup.path(".store/tmp/1-gonegonegonegone.0"), "left by a dead process").unwrap();
+    fs::write(setup.path(".store/staged/1-gonegonegonegone.0"), "left by a dead process").unwrap();
     fs::write(setup.path("corrupt.json"), "garbage").unwrap();
     fs::write(setup.path("corrupt.lock"), "garbage").unwrap();
     setup
@@ -96,7 +96,7 @@ fn reads_change_nothing_and_changes_are_refused() {
 #[test]
 fn a_reader_needs_no_private_file_but_the_format() {
     let setup = populated();
-    for name in ["latches", "owners", "tmp", "events"] {
+    for name in ["latches", "owners", "staged", "events"] {
         clear(&setup.path(".store").join(name));
     }
     let before = tree::snapshot(setup.parent.path());

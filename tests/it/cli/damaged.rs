@@ -118,7 +118,7 @@ fn a_damaged_record_is_computed_again() {
 
 /// Leaves what a process leaves that is killed after it has displaced the file of another program.
 fn displace_in_a_dead_process(scratch: &Scratch) {
-    fs::write(scratch.store().join(".store/tmp/1-deaddeaddeaddead.4.package.json"), PACKAGE).unwrap();
+    fs::write(scratch.store().join(".store/staged/1-deaddeaddeaddead.4.package.json"), PACKAGE).unwrap();
 }
 
 #[test]

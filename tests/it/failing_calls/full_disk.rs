@@ -67,7 +67,7 @@ fn check_full_disk(dir: &Path) {
     });
     fill_the_rest(dir);
 
-    assert_eq!(names_in(&dir.join(".store/tmp")), [""; 0], "a staged file is left behind");
+    assert_eq!(names_in(&dir.join(".store/staged")), [""; 0], "a staged file is left behind");
     for key in &fillers {
         assert_eq!(store.read::<String>(key).unwrap().unwrap().result, long_value());
     }

@@ -19,7 +19,7 @@ use record_store::{Durability, FileSystemRecordStore, LockOptions, RecordStoreEx
 use tempfile::TempDir;
 
 use super::faults::{Fault, faults_of, is_sync, is_unlink, is_write};
-use super::operations::{Case, KEPT, Operation, Outcome, stays_by_design, work};
+use super::operations::{Case, KEPT, Operation, Outcome, VERSION_1, VERSION_2, stays_by_design, work};
 use super::verdict::{Injection, State};
 use crate::support::children::Child;
 use crate::support::trace::Traced;
@@ -87,7 +87,7 @@ impl Harness {
     /// The case of this number. Each new store gets a directory of its own.
     fn case(&self, number: usize) -> Case {
         let dir = match self.operation {
-            Operation::OpenNew => self.new_store(number),
+            Operation::OpenNew | Operation::OpenVersion1 => self.new_store(number),
             _ => self.dir.path().to_owned(),
         };
         Case { dir, operation: self.operation }
@@ -142,7 +142,7 @@ impl Harness {
             let names = listing(&private.join(part));
             names.into_iter().filter(|name| name.starts_with(&own)).collect::<Vec<_>>()
         };
-        let staged_before = of_child("tmp");
+        let staged_before = of_child("staged");
         let (calls, before, outcome) = self.run(&case, Some((site, call, fault))).unwrap();
         let operation = self.operation;
         let injection = Injection { operation, site, call, fault, before, after: self.state(), outcome };
@@ -151,7 +151,7 @@ impl Harness {
             injection.check();
             // A file that could not be unlinked stays until a sweep.
             if !is_unlink(call.number) {
-                let staged = of_child("tmp");
+                let staged = of_child("staged");
                 // A displaced record that can be neither examined nor moved aside stays until a sweep, too.
                 let displaced =
                     format!("{}.json", record_store::Key::new(operation.key()).unwrap().file_stem());
@@ -168,7 +168,17 @@ impl Harness {
                 assert!(!is_half_made, "{injection}: a half-made store is left");
             }
         }
+        let format = std::fs::read_to_string(private.join("format.json")).unwrap_or_default();
+        if operation == Operation::OpenVersion1 {
+            let is_whole = [VERSION_1, VERSION_2].contains(&&*format);
+            let is_upgraded = injection.outcome.result.is_err() || format == VERSION_2;
+            assert!(is_whole && is_upgraded, "{injection}: the format is {format:?}");
+        }
         self.check_recovery(&injection);
+        if operation == Operation::OpenVersion1 {
+            let store = FileSystemRecordStore::open(&case.dir).unwrap();
+            assert_eq!(store.verify().map(Result::unwrap).count(), 0, "{injection}: not upgraded");
+        }
         self.reset();
         injected
     }
@@ -213,7 +223,7 @@ impl Harness {
         }
         self.store.break_lock(&key).unwrap();
         self.store.remove(&key).unwrap();
-        if self.operation == Operation::OpenNew {
+        if matches!(self.operation, Operation::OpenNew | Operation::OpenVersion1) {
             for number in [0, self.cases] {
                 let _ = std::fs::remove_dir_all(self.new_store(number));
             }
@@ -229,7 +239,8 @@ impl Harness {
         self.child = None;
         self.store.sweep().unwrap();
         let private = self.dir.path().join(".store");
-        assert_eq!(names_in(&private.join("tmp")), [""; 0], "{:?}", self.operation);
+        assert_eq!(names_in(&private.join("staged")), [""; 0], "{:?}", self.operation);
+        assert!(!private.join("tmp").exists(), "{:?}", self.operation);
         assert_eq!(names_in(&private.join("owners")).len(), 1, "{:?}: more than our own", self.operation);
     }
 }
@@ -322,6 +333,7 @@ macro_rules! operations {
 operations! {
     open_of_a_new_store: OpenNew,
     open_of_a_store: OpenExisting,
+    open_of_a_store_of_version_1: OpenVersion1,
     open_to_read: OpenToRead,
     the_first_write: WriteNew,
     write: WriteOver,

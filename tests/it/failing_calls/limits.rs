@@ -131,7 +131,7 @@ fn check_recovery(store: &FileSystemRecordStore, dir: &Path) {
     assert_eq!(guard.read::<String>().unwrap().unwrap().result, "next");
     guard.release().unwrap();
     FileSystemRecordStore::open(dir.join("elsewhere")).unwrap();
-    assert_eq!(names_in(&dir.join(".store/tmp")), [""; 0]);
+    assert_eq!(names_in(&dir.join(".store/staged")), [""; 0]);
     assert_eq!(names_in(&dir.join(".store/owners")).len(), 1);
 }
 

@@ -17,6 +17,10 @@ use crate::support::{as_named, enqueue_dead_waiter, millis, named, open_with};
 pub(super) const OLD: &str = "old";
 pub(super) const NEW: &str = "new";
 
+/// The format files of the earlier version and of this one.
+pub(super) const VERSION_1: &str = "{\"version\":1}\n";
+pub(super) const VERSION_2: &str = "{\"version\":2}\n";
+
 /// The child holds the lock of this key all the time.
 pub(super) const KEPT: &str = "kept";
 
@@ -31,6 +35,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_millis(8);
 pub(super) enum Operation {
     OpenNew,
     OpenExisting,
+    /// Upgrades a store of format version 1.
+    OpenVersion1,
     OpenToRead,
     WriteNew,
     WriteOver,
@@ -78,7 +84,7 @@ impl Operation {
     }
 
     pub(super) fn is_open(self) -> bool {
-        matches!(self, Operation::OpenNew | Operation::OpenExisting)
+        matches!(self, Operation::OpenNew | Operation::OpenExisting | Operation::OpenVersion1)
     }
 
     /// The operation sleeps, so its sequence of system calls varies.
@@ -93,8 +99,8 @@ impl Operation {
 
     /// The operation makes a change that, on success, survives power loss.
     pub(super) fn is_durable(self) -> bool {
-        use Operation::{OpenNew, Remove, RemoveAbsent, WriteByToken, WriteNew, WriteOver};
-        matches!(self, OpenNew | WriteNew | WriteOver | WriteByToken | Remove | RemoveAbsent)
+        use Operation::{OpenNew, OpenVersion1, Remove, RemoveAbsent, WriteByToken, WriteNew, WriteOver};
+        matches!(self, OpenNew | OpenVersion1 | WriteNew | WriteOver | WriteByToken | Remove | RemoveAbsent)
     }
 
     pub(super) fn key(self) -> String {
@@ -160,7 +166,7 @@ pub(super) fn operate(stage: &Stage) {
         stage.send(&serde_json::to_string(&outcome).unwrap());
         stage.expect("work");
         let done = match operation {
-            Operation::OpenNew => {
+            Operation::OpenNew | Operation::OpenVersion1 => {
                 FileSystemRecordStore::open(case.dir).and_then(|store| work(&store, "first", "child"))
             }
             _ => work(&full, &key, "child"),
@@ -208,11 +214,19 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
     if case.operation == O::ReleaseAwaited {
         enqueue_dead_waiter(&case.dir, key);
     }
-    if matches!(case.operation, O::Sweep | O::OpenExisting) {
-        // Leftovers of a dead process.
-        let private = case.dir.join(".store");
+    let private = case.dir.join(".store");
+    if case.operation == O::OpenVersion1 {
+        for part in ["latches", "owners", "tmp"] {
+            std::fs::create_dir_all(private.join(part)).unwrap();
+        }
+        std::fs::write(private.join("format.json"), VERSION_1).unwrap();
         std::fs::write(private.join("owners/1-deaddeaddeaddead"), "").unwrap();
         std::fs::write(private.join("tmp/1-deaddeaddeaddead.0"), "half").unwrap();
+    }
+    if matches!(case.operation, O::Sweep | O::OpenExisting) {
+        // Leftovers of a dead process.
+        std::fs::write(private.join("owners/1-deaddeaddeaddead"), "").unwrap();
+        std::fs::write(private.join("staged/1-deaddeaddeaddead.0"), "half").unwrap();
     }
 }
 
@@ -244,7 +258,9 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
     let job = || named("job");
     let free = LockOptions::new();
     match case.operation {
-        O::OpenNew | O::OpenExisting => FileSystemRecordStore::open(&case.dir).map(|_| String::new()),
+        O::OpenNew | O::OpenExisting | O::OpenVersion1 => {
+            FileSystemRecordStore::open(&case.dir).map(|_| String::new())
+        }
         O::OpenToRead => {
             FileSystemOptions::new().mode(OpenMode::ReadOnly).open(&case.dir).map(|_| String::new())
         }

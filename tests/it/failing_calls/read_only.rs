@@ -22,7 +22,7 @@ fn a_store_works_again_when_its_directory_regains_write_permission() {
     let mut child = Child::start("read-only", &root);
     child.expect("ready");
     // The records, the private directory, and two of its subdirectories.
-    let parts = ["", ".store", ".store/tmp", ".store/owners"].map(|part| root.join(part));
+    let parts = ["", ".store", ".store/staged", ".store/owners"].map(|part| root.join(part));
     for (number, part) in parts.iter().enumerate() {
         set_mode(part, 0o555);
         child.send(if number == 0 { "records" } else { "part" });
@@ -85,7 +85,7 @@ pub(super) fn lose_write_permission(stage: &Stage) {
         held.write("after").unwrap();
         held.release().unwrap();
         assert_eq!(store.read::<String>("held").unwrap().unwrap().result, "after");
-        assert_eq!(names_in(&dir.join(".store/tmp")), [""; 0]);
+        assert_eq!(names_in(&dir.join(".store/staged")), [""; 0]);
     }
 }
 

@@ -22,15 +22,20 @@ const KEY: &str = "key";
 /// 2^53 - 1, the greatest token.
 const MAX_TOKEN: u64 = (1 << 53) - 1;
 
-/// Opens a store whose format file has this content. Only version 1 is accepted, and the file does not
+/// Opens a store whose format file has this content. Only the versions 1 and 2 are accepted, and the file does not
 /// change.
 fn open_with_format(dir: &Path, format: &[u8]) {
-    let is_version_1 = serde_json::from_slice::<serde_json::Value>(format).is_ok_and(|it| it["version"] == 1);
-    for mode in [OpenMode::Create, OpenMode::Existing, OpenMode::ReadOnly] {
+    let version =
+        serde_json::from_slice::<serde_json::Value>(format).map_or(0.into(), |it| it["version"].clone());
+    for mode in [OpenMode::ReadOnly, OpenMode::Create, OpenMode::Existing] {
+        if version == 1 && mode != OpenMode::ReadOnly {
+            // It would be upgraded.
+            continue;
+        }
         let opened = FileSystemOptions::new().mode(mode).open(dir);
         let context = || format!("{mode:?}: {:?}", String::from_utf8_lossy(format));
         match opened {
-            Ok(_) => assert!(is_version_1, "{}", context()),
+            Ok(_) => assert!(version == 1 || version == 2, "{}", context()),
             Err(error) => {
                 let refused = matches!(error.kind(), ErrorKind::CorruptStore | ErrorKind::UnsupportedFormat);
                 assert!(refused, "{}: {error:?}", context());
@@ -41,7 +46,7 @@ fn open_with_format(dir: &Path, format: &[u8]) {
 }
 
 #[test]
-fn a_damaged_format_file_is_refused_unless_it_is_version_1() {
+fn a_damaged_format_file_is_refused_unless_it_is_a_known_version() {
     let dir = in_memory();
     drop(open(dir.path()));
     let format = Tampered::new(&dir.path().join(".store/format.json"));
@@ -51,7 +56,7 @@ fn a_damaged_format_file_is_refused_unless_it_is_version_1() {
 }
 
 #[test]
-fn any_format_file_is_refused_unless_it_is_version_1() {
+fn any_format_file_is_refused_unless_it_is_a_known_version() {
     let dir = in_memory();
     drop(open(dir.path()));
     let format = Tampered::new(&dir.path().join(".store/format.json"));
@@ -206,7 +211,7 @@ fn foreign_names_in_private_directories_do_no_harm() {
     TestRunner::new(cases(200))
         .run(&"[a-z0-9.%~\\-é\\x01 ]{1,60}", |name| {
             prop_assume!(name != "." && name != "..");
-            for part in ["", "tmp", "owners", "latches"] {
+            for part in ["", "staged", "owners", "latches"] {
                 let path = private.join(part).join(&name);
                 // Existing files stay unchanged.
                 let _ = File::options().write(true).create_new(true).open(&path);

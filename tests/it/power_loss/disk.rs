@@ -116,9 +116,9 @@ fn path_kind(path: &str) -> usize {
         path.ends_with(&format!("/{key}.json"))
             || path.ends_with(&format!("/{key}.lock"))
             || path.ends_with(&format!("/latches/{latch:02x}"))
-            || path.contains("/.store/tmp/") && (ends_with("json") || ends_with("lock"))
+            || path.contains("/.store/staged/") && (ends_with("json") || ends_with("lock"))
     };
-    let rest = if path.contains("/.store/tmp/") {
+    let rest = if path.contains("/.store/staged/") {
         STAGED_PART
     } else if is_segment(path) {
         SEGMENT
@@ -495,7 +495,7 @@ impl<'a> Disk<'a> {
 fn is_scratch(path: &str) -> bool {
     let in_dir = |dir: &str| path.rsplit_once(dir).map(|(_, name)| name);
     in_dir("/.store/owners/").is_some()
-        || in_dir("/.store/tmp/").is_some_and(|name| name.splitn(3, '.').nth(2).is_none())
+        || in_dir("/.store/staged/").is_some_and(|name| name.splitn(3, '.').nth(2).is_none())
 }
 
 /// The length of the first half of a write, in whole sectors.

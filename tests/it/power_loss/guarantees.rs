@@ -6,6 +6,9 @@ use super::sequences::{
     Action, FOREIGN, KEYS, Mark, Operation, Receipt, Sequence, Start, large_value, old, store_below, value,
 };
 
+/// The content of the format file.
+const FORMAT: &[u8] = b"{\"version\":2}\n";
+
 /// The guarantees given to the caller so far.
 #[derive(Clone)]
 pub(crate) struct Guarantees<'a> {
@@ -14,7 +17,7 @@ pub(crate) struct Guarantees<'a> {
     keys: [Key; 2],
     /// The file that makes the directory a store.
     format_file: Path,
-    /// The store was opened, so the directory has to stay a store.
+    /// The store was opened, so the directory has to stay a store of this version.
     opened: bool,
     /// The greatest token that was issued.
     token: u64,
@@ -45,7 +48,7 @@ impl<'a> Guarantees<'a> {
     pub(crate) fn new(sequence: &'a Sequence, interner: &'a Interner) -> Self {
         let key = |value| Key { values: vec![value], durable: 0, locks: vec![Lock::Free], durable_lock: 0 };
         let first = match sequence.start {
-            Start::Old | Start::Checkpointed => ReadOutcome::Value(old()),
+            Start::Old | Start::Checkpointed | Start::Version1 => ReadOutcome::Value(old()),
             Start::Foreign => ReadOutcome::Corrupt,
             _ => ReadOutcome::Absent,
         };
@@ -117,8 +120,14 @@ impl<'a> Guarantees<'a> {
     /// Checks the recovered outcomes. The error describes the broken guarantee.
     pub(crate) fn check(&self, tree: &Tree, recovered: [&Recovered; 2]) -> Result<(), String> {
         self.check_foreign_file(tree)?;
-        if self.opened && !tree.iter().any(|(path, _)| *path == self.format_file) {
-            return Err("a store that was opened is no longer a store".into());
+        let format = tree.iter().find(|(path, _)| *path == self.format_file);
+        let format = format.map(|(_, image)| self.interner.content_of(*image));
+        match &format {
+            None if self.opened => return Err("a store that was opened is no longer a store".into()),
+            Some(format) if self.opened && format.bytes() != FORMAT => {
+                return Err("a store that was opened is one of an earlier version again".into());
+            }
+            _ => {}
         }
         // Tokens and versions have one order. After a recovery all are above this mark.
         let high = self.interner.high(tree);

@@ -353,6 +353,12 @@ fn a_new_store_in_a_new_directory_survives_power_loss() {
 }
 
 #[test]
+fn a_store_that_is_upgraded_survives_power_loss() {
+    let states = survey(&sample(sequences(Start::Version1, false, 1), 0, 4));
+    assert!(states > 100, "only {states} states: does the recorder miss system calls?");
+}
+
+#[test]
 fn a_store_that_another_handle_created_without_syncs_survives_power_loss() {
     survey(&sample(sequences(Start::NewByRelaxed, false, 1), 0, 24));
 }

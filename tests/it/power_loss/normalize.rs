@@ -154,8 +154,8 @@ impl Normalizer {
             return data.to_vec();
         };
         let text = if frame.kind == frames::LARGE {
-            let name = std::str::from_utf8(&frame.text).unwrap().strip_prefix("tmp/").unwrap();
-            format!("tmp/{}", self.name(name)).into_bytes()
+            let name = std::str::from_utf8(&frame.text).unwrap().strip_prefix("staged/").unwrap();
+            format!("staged/{}", self.name(name)).into_bytes()
         } else {
             self.content(&frame.text)
         };

@@ -74,8 +74,9 @@ impl ScratchDir {
         }
         check_kept(tree, interner, &store)?;
         let private = root.join(".store");
-        let staged = names_in(&private.join("tmp"));
-        if !staged.is_empty() || names_in(&private.join("owners")).len() != 1 {
+        let staged = names_in(&private.join("staged"));
+        if !staged.is_empty() || private.join("tmp").exists() || names_in(&private.join("owners")).len() != 1
+        {
             return Err(format!("files of a dead process are left: {staged:?}"));
         }
         Ok(recovered)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::children::Stage;
 use crate::support::trace::perform;
-use crate::support::{enqueue_dead_waiter, named, open_with};
+use crate::support::{enqueue_dead_waiter, named, names_in, open_with};
 
 /// `a` has a record when a sequence begins, `b` has none. Each has its own latch.
 pub(crate) const KEYS: [&str; 2] = ["a", "b"];
@@ -73,6 +73,8 @@ pub(crate) enum Start {
     NewInNewDirectory,
     /// Just now, by another handle, which syncs nothing.
     NewByRelaxed,
+    /// Long ago, by a version of the library that wrote format version 1. The open upgrades it.
+    Version1,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +113,7 @@ pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequ
 }
 
 impl Start {
-    /// Whether the store is created by the sequence.
+    /// Whether the store is created or upgraded by the sequence.
     fn is_new(self) -> bool {
         !matches!(self, Self::Old | Self::Checkpointed | Self::Foreign)
     }
@@ -263,6 +265,11 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
     if sequence.start == Start::NewByRelaxed {
         drop(open_with(dir, Durability::Relaxed));
     }
+    if sequence.start == Start::Version1 {
+        open_with(dir, Durability::Full).write(KEYS[0], &old()).unwrap();
+        make_version_1(dir);
+        report(stage, Mark::Settled);
+    }
     report(stage, Mark::Open);
     let store = open_with(dir, durability);
     report(stage, Mark::Opened);
@@ -286,6 +293,20 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
         let token = player.perform(*operation, position);
         report(stage, Mark::Return(position, Receipt { token: token.map(LockToken::get), lease: None }));
     }
+}
+
+/// Makes the store one of format version 1, with a file that a dead process has staged.
+fn make_version_1(dir: &Path) {
+    let private = dir.join(".store");
+    // Not renamed: the model of the disk knows no rename of a directory.
+    std::fs::remove_dir(private.join("staged")).unwrap();
+    for name in names_in(&private.join("log")) {
+        std::fs::remove_file(private.join("log").join(name)).unwrap();
+    }
+    std::fs::remove_dir(private.join("log")).unwrap();
+    std::fs::create_dir(private.join("tmp")).unwrap();
+    std::fs::write(private.join("tmp/1-deaddeaddeaddead.0"), "half").unwrap();
+    std::fs::write(private.join("format.json"), "{\"version\":1}\n").unwrap();
 }
 
 struct Player {

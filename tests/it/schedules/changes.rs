@@ -5,7 +5,7 @@ use crate::support::names_in;
 
 /// Nothing is left of a record that was replaced or removed, and none was taken for somebody else's.
 fn assert_nothing_left(store: &FileSystemRecordStore, position: &str) {
-    assert_eq!(names_in(&store.path().join(".store/tmp")), [""; 0], "{position}");
+    assert_eq!(names_in(&store.path().join(".store/staged")), [""; 0], "{position}");
     assert!(store.damaged().unwrap().is_empty(), "{position}");
 }
 

@@ -51,10 +51,10 @@ fn creators_of_which_some_fail_leave_a_whole_store_or_nothing() {
         names.sort_unstable();
         assert_eq!(
             names,
-            ["damaged", "events", "format.json", "latches", "log", "owners", "tmp"],
+            ["damaged", "events", "format.json", "latches", "log", "owners", "staged"],
             "{root:?}"
         );
-        assert_eq!(names_in(&root.join(".store/tmp")), [""; 0]);
+        assert_eq!(names_in(&root.join(".store/staged")), [""; 0]);
         open(&root).write("k", &round).unwrap();
     }
     assert!(failures > 0, "the limit had no effect");
@@ -111,5 +111,5 @@ fn a_latch_of_a_shared_store_is_created_only_once() {
     assert_eq!(Some(after.ino()), first);
     assert_eq!(after.mode() & 0o777, 0o660);
     assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "by the child");
-    assert_eq!(names_in(&dir.path().join(".store/tmp")), [""; 0]);
+    assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0]);
 }

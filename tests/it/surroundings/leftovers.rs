@@ -56,11 +56,11 @@ fn a_sweep_returns_how_many_files_of_each_kind_it_removed() {
         fs::write(private.join("owners").join(dead(number)), "").unwrap();
     }
     for number in 0..3 {
-        fs::write(private.join(format!("tmp/{}.{number}", dead(0))), "half").unwrap();
+        fs::write(private.join(format!("staged/{}.{number}", dead(0))), "half").unwrap();
     }
     // Files that a dead process displaced: the record of its name, and two files of other programs.
     let displaced =
-        |number: usize, name: &str| private.join(format!("tmp/{}.9{number}.{name}.json", dead(1)));
+        |number: usize, name: &str| private.join(format!("staged/{}.9{number}.{name}.json", dead(1)));
     fs::copy(dir.path().join("record.json"), displaced(0, "record")).unwrap();
     for number in 1..3 {
         fs::write(displaced(number, "notes"), "foreign").unwrap();

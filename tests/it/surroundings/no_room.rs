@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use record_store::{
-    Durability, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt,
-    WriteOptions,
+    Durability, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode,
+    RecordStoreExt, WriteOptions,
 };
 
 use crate::support::children::{Child, Stage};
@@ -71,6 +71,11 @@ pub(super) fn work_without_room(stage: &Stage) {
             Child::start("remove without room", &(&root, durability == Durability::Full)).finish();
             drop(mount);
         }
+        {
+            let _mount = Mount::new(&dir, options);
+            fill_store(&dir.join("records"), Durability::Full);
+            upgrade_without_room(&dir.join("records"));
+        }
         #[cfg(feature = "cli")]
         {
             let _mount = Mount::new(&dir, options);
@@ -78,6 +83,25 @@ pub(super) fn work_without_room(stage: &Stage) {
             remove_by_command_line(&dir);
         }
     }
+}
+
+/// An upgrade needs room for the log. Without it, the store stays as it is, and can be read.
+fn upgrade_without_room(root: &Path) {
+    let private = root.join(".store");
+    std::fs::remove_dir_all(private.join("log")).unwrap();
+    std::fs::rename(private.join("staged"), private.join("tmp")).unwrap();
+    std::fs::write(private.join("format.json"), "{\"version\":1}\n").unwrap();
+    exhaust(root.parent().unwrap());
+    let before = crate::tree::paths(root);
+    assert_full(FileSystemRecordStore::open(root));
+    assert_eq!(crate::tree::paths(root), before);
+    assert_eq!(std::fs::read_to_string(private.join("format.json")).unwrap(), "{\"version\":1}\n");
+    let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(root).unwrap();
+    assert_eq!(reader.read::<String>("record").unwrap().unwrap().result, "record");
+    std::fs::remove_dir_all(root.parent().unwrap().join("filler")).unwrap();
+    let store = FileSystemRecordStore::open(root).unwrap();
+    store.write("record", "new").unwrap();
+    assert_eq!(reader.read::<String>("record").unwrap().unwrap().result, "new");
 }
 
 /// Records and locks in every state.
@@ -94,7 +118,7 @@ fn fill_store(root: &Path, durability: Durability) {
     if durability == Durability::Relaxed {
         // The next open sweeps them, which makes room for it.
         std::fs::write(root.join(".store/owners/1-deaddeaddeaddead"), "").unwrap();
-        std::fs::write(root.join(".store/tmp/1-deaddeaddeaddead.0"), "").unwrap();
+        std::fs::write(root.join(".store/staged/1-deaddeaddeaddead.0"), "").unwrap();
     }
 }
 

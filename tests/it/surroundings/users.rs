@@ -246,7 +246,7 @@ fn verify_names_every_file_that_somebody_may_not_use() {
         ("key-2.json", 0o600, "set its mode to 640"),
         ("key-1.lock", 0o600, "set its mode to 640"),
         (".store/owners", 0o770, "set its mode to 2770"),
-        (".store/tmp", 0o2700, "set its mode to 2770"),
+        (".store/staged", 0o2700, "set its mode to 2770"),
         ("", 0o2750, "set its mode to 2770"),
     ] {
         let path = dir.join(file);

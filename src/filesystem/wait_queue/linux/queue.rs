@@ -290,6 +290,12 @@ impl Events {
         table.map(|table| &table.counters[usize::from(latch::index_of(key))].version)
     }
 
+    /// The last token and the last version that were given under a latch, in a store without a log.
+    pub(crate) fn last_numbers(&self, latch: u8) -> Option<(u64, u64)> {
+        let counter = &self.mapping.table()?.counters[usize::from(latch)];
+        Some((counter.token.load(Relaxed), counter.version.load(Relaxed)))
+    }
+
     /// Notifies the first waiter and all watchers that the key is free.
     pub(crate) fn freed(&self, key: &Key, layout: &Layout) {
         let Some(table) = self.mapping.table() else { return };
