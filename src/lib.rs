@@ -86,8 +86,9 @@
 //!   and a token or a version may repeat if the wall clock is behind.
 //! * A child that is forked without the C library's `fork` keeps the locks of its dead parent alive until it uses a
 //!   store, calls [`after_fork`], or ends.
-//! * A checksum detects damage of a result. A record without a checksum counts as handwritten and is accepted.
-//!   So is a record in which both the name of the checksum and the result are damaged.
+//! * A checksum detects damage of a record. A record with neither a checksum nor a version counts as handwritten and
+//!   is accepted. So is a record in which the names of both are damaged. A handwritten record must not have a number
+//!   as its `version`: that counts as damage.
 //! * On a file system that ignores case or normalizes Unicode, keys that differ only in that share one file
 //!   name. Reading the second key is [`ErrorKind::KeyMismatch`], but writing it moves the record of the first
 //!   [aside](FileSystemRecordStore::damaged).

@@ -1,14 +1,22 @@
 //! A record, and its text in a file.
 //!
 //! ```json
-//! {"key":"invoice-42","version":1795670157217280,"crc32":"34921bf8","result":{"total":12}}
+//! {"key":"invoice-42","version":1795670157217280,"record_crc32":"95c9043f","result":{"total":12}}
 //! ```
 //!
-//! `version` is the version of this write. `crc32` covers the exact bytes of `result`. A record with a time to
-//! live also has `expiry`, an object that the store interprets, and `expiry_crc32`, which covers its bytes.
-//! Unknown fields are ignored, so a later version can add some. A record without a checksum counts as written
-//! by hand and is accepted. So a damaged checksum *name* goes unnoticed; a wrong result would need a second
-//! error, in the result itself.
+//! `version` is the version of this write. A record with a time to live also has `expiry`, an object that the store
+//! interprets. `record_crc32` covers the exact texts of `version`, `expiry` and `result`, joined by zero bytes: no
+//! JSON text contains one, so other fields give other bytes. Unknown fields are ignored, so a later version can add
+//! some.
+//!
+//! Format version 1 wrote `crc32`, which covers only the result, `expiry_crc32`, which covers the expiry, and at first
+//! no version. The checksum of the whole record has a name of its own, because a process with an earlier version of
+//! this crate may still have the store open. It takes such a record for a handwritten one, and not for a damaged one,
+//! which it would move aside.
+//!
+//! A record without a checksum counts as written by hand and is accepted, but only without a version: a number in
+//! that field comes from this crate, which also writes a checksum, so the name of that field is damaged. With any
+//! other value, `version` is a field of the writer's own.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -76,29 +84,28 @@ pub(crate) fn to_text(key: &Key, version: u64, result: &Json, expiry: Option<&Js
     struct Out<'a> {
         key: &'a str,
         version: u64,
-        crc32: &'a str,
+        record_crc32: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         expiry: Option<&'a Json>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        expiry_crc32: Option<&'a str>,
         result: &'a Json,
     }
-    let crc32 = |json: &Json| format!("{:08x}", crc32fast::hash(json.as_str().as_bytes()));
-    let (result_crc32, expiry_crc32) = (crc32(result), expiry.map(crc32));
-    let mut text = Vec::with_capacity(key.as_str().len() + result.as_str().len() + 80);
-    let out = Out {
-        key: key.as_str(),
-        version,
-        crc32: &result_crc32,
-        expiry,
-        expiry_crc32: expiry_crc32.as_deref(),
-        result,
-    };
+    let crc32 = checksum(&version.to_string(), expiry.map(Json::as_str), result.as_str());
+    let mut text = Vec::with_capacity(key.as_str().len() + result.as_str().len() + 90);
+    let out = Out { key: key.as_str(), version, record_crc32: &format!("{crc32:08x}"), expiry, result };
     // Strings and finished JSON into memory: this cannot fail.
     let written = serde_json::to_writer(&mut text, &out);
     debug_assert!(written.is_ok());
     text.push(b'\n');
     text
+}
+
+/// The checksum of a record with these texts of its fields.
+fn checksum(version: &str, expiry: Option<&str>, result: &str) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    for part in [version, "\0", expiry.unwrap_or_default(), "\0", result] {
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize()
 }
 
 /// Why a text is not a sound record.
@@ -111,6 +118,8 @@ pub(crate) enum Unsound {
         stored: String,
         computed: u32,
     },
+    /// A combination of fields that no version of this crate writes.
+    Fields(&'static str),
     /// The expiry makes no sense.
     Expiry(Option<serde_json::Error>),
 }
@@ -118,7 +127,7 @@ pub(crate) enum Unsound {
 /// A sound record, still in its text.
 pub(crate) struct Parsed<'a> {
     pub(crate) key: Cow<'a, str>,
-    /// `None`: written by hand, or by an earlier version of this library.
+    /// `None`: written by hand, or by an earlier version of this crate.
     pub(crate) version: Option<u64>,
     pub(crate) result: &'a RawValue,
     pub(crate) expiry: Option<&'a RawValue>,
@@ -133,6 +142,8 @@ pub(crate) fn parse(text: &[u8]) -> Result<Parsed<'_>, Unsound> {
         #[serde(borrow, default)]
         version: Option<&'a RawValue>,
         #[serde(borrow, default)]
+        record_crc32: Option<Cow<'a, str>>,
+        #[serde(borrow, default)]
         crc32: Option<Cow<'a, str>>,
         #[serde(borrow, default)]
         expiry: Option<&'a RawValue>,
@@ -143,21 +154,46 @@ pub(crate) fn parse(text: &[u8]) -> Result<Parsed<'_>, Unsound> {
     }
     let record: In<'_> = serde_json::from_slice(text)
         .map_err(|error| if is_foreign(text) { Unsound::Foreign(error) } else { Unsound::Json(error) })?;
-    verify_checksum(record.crc32.as_deref(), record.result)?;
-    if let Some(expiry) = record.expiry {
-        verify_checksum(record.expiry_crc32.as_deref(), expiry)?;
+    let version = record.version.and_then(version_in);
+    let (result, expiry) = (record.result, record.expiry);
+    match (record.record_crc32.as_deref(), record.crc32.as_deref()) {
+        (Some(stored), None) => {
+            let (Some(text), Some(_)) = (record.version, version) else {
+                return Err(Unsound::Fields(NO_VERSION));
+            };
+            let computed = checksum(text.get(), expiry.map(RawValue::get), result.get());
+            if !is_exactly(stored, computed) {
+                return Err(Unsound::Checksum { stored: stored.to_owned(), computed });
+            }
+        }
+        (Some(_), Some(_)) => return Err(Unsound::Fields(TWO_CHECKSUMS)),
+        (None, None) if version.is_some() => return Err(Unsound::Fields(NO_CHECKSUM)),
+        (None, of_result) => {
+            verify_version_1(of_result, result)?;
+            expiry.map_or(Ok(()), |expiry| verify_version_1(record.expiry_crc32.as_deref(), expiry))?;
+        }
     }
-    let version = record.crc32.as_ref().and(record.version).and_then(version_in);
-    Ok(Parsed { key: record.key, version, result: record.result, expiry: record.expiry })
+    Ok(Parsed { key: record.key, version, result, expiry })
 }
 
-/// The version that this field contains. In a record that was written by hand, without a checksum, the field has
-/// no meaning: whoever changes the result does not change it.
+const NO_VERSION: &str = "a checksum, but no version";
+const TWO_CHECKSUMS: &str = "two checksums";
+const NO_CHECKSUM: &str = "a version, but no checksum (if it was edited by hand, remove the version, too)";
+
+/// The version that this field contains. Anything but a number has no meaning.
 pub(crate) fn version_in(field: &RawValue) -> Option<u64> {
     field.get().parse().ok()
 }
 
-pub(crate) fn verify_checksum(stored: Option<&str>, json: &RawValue) -> Result<(), Unsound> {
+/// Whether this is the checksum as it is written, also in the case of its letters.
+fn is_exactly(stored: &str, computed: u32) -> bool {
+    stored.len() == 8
+        && stored.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        && u32::from_str_radix(stored, 16) == Ok(computed)
+}
+
+/// Compares a checksum of format version 1.
+fn verify_version_1(stored: Option<&str>, json: &RawValue) -> Result<(), Unsound> {
     let Some(stored) = stored else { return Ok(()) };
     let computed = crc32fast::hash(json.get().as_bytes());
     if u32::from_str_radix(stored, 16) == Ok(computed) {
@@ -172,7 +208,7 @@ fn is_foreign(text: &[u8]) -> bool {
     #[expect(clippy::zero_sized_map_values, reason = "only the names are needed")]
     let fields = serde_json::from_slice::<BTreeMap<Cow<'_, str>, IgnoredAny>>(text).unwrap_or_default();
     let is_ours = |field: &str| fields.contains_key(field);
-    !fields.is_empty() && !["key", "crc32", "result"].into_iter().any(is_ours)
+    !fields.is_empty() && !["key", "record_crc32", "crc32", "result"].into_iter().any(is_ours)
 }
 
 impl Unsound {
@@ -181,6 +217,7 @@ impl Unsound {
         match self {
             Unsound::Json(source) => error.with_detail("not a JSON record").with_source(source),
             Unsound::Foreign(source) => error.with_detail(FOREIGN_JSON).with_source(source),
+            Unsound::Fields(problem) => error.with_detail(problem),
             Unsound::Expiry(None) => error.with_detail("no valid expiry"),
             Unsound::Expiry(Some(source)) => error.with_detail("no valid expiry").with_source(source),
             Unsound::Checksum { stored, computed } => {
@@ -220,18 +257,86 @@ mod tests {
         let text = to_text(&key, 1_795_670_157_217_280, &json("{\"total\":12}"), None);
         assert_eq!(
             String::from_utf8(text).unwrap(),
-            "{\"key\":\"invoice-42\",\"version\":1795670157217280,\"crc32\":\"34921bf8\",\"result\":{\"total\":12}}\n"
+            "{\"key\":\"invoice-42\",\"version\":1795670157217280,\"record_crc32\":\"95c9043f\",\
+            \"result\":{\"total\":12}}\n"
+        );
+        let expiry = json("{\"expires_at\":\"2977-01-01T00:00:00Z\"}");
+        let text = to_text(&key, 1, &json("null"), Some(&expiry));
+        assert_eq!(
+            String::from_utf8(text).unwrap(),
+            "{\"key\":\"invoice-42\",\"version\":1,\"record_crc32\":\"862dddf9\",\
+            \"expiry\":{\"expires_at\":\"2977-01-01T00:00:00Z\"},\"result\":null}\n"
         );
     }
 
     #[test]
-    fn an_expiry_has_a_checksum_of_its_own() {
-        let text = to_text(&Key::new("k").unwrap(), 1, &json("7"), Some(&json("{\"expires_at\":\"x\"}")));
-        let text = String::from_utf8(text).unwrap();
-        assert_eq!(parse(text.as_bytes()).unwrap().expiry.unwrap().get(), "{\"expires_at\":\"x\"}");
-        let other = text.replace("\"x\"", "\"y\"");
-        assert!(matches!(parse(other.as_bytes()), Err(Unsound::Checksum { .. })));
-        assert!(parse(text.replace("expiry_crc32", "note").as_bytes()).is_ok());
+    fn every_flipped_bit_but_those_of_the_key_is_detected() {
+        let key = Key::new("k").unwrap();
+        for expiry in [None, Some(json("{\"expires_at\":\"2977-01-01T00:00:00Z\",\"deadline_ns\":17}"))] {
+            let text = to_text(&key, 1_795_670_157_217_280, &json("[\"a b\",null]"), expiry.as_ref());
+            parse(&text).unwrap();
+            for bit in 0..text.len() * 8 {
+                let mut flipped = text.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let is_sound = parse(&flipped).is_ok_and(|parsed| parsed.key == "k");
+                assert!(!is_sound, "{}", String::from_utf8_lossy(&flipped));
+            }
+        }
+    }
+
+    #[test]
+    fn records_with_other_fields_have_other_checksums() {
+        // The same characters, distributed differently.
+        for (one, other) in [
+            (("1", None, "23"), ("12", None, "3")),
+            (("1", None, "23"), ("1", Some("2"), "3")),
+            (("1", Some("2"), "3"), ("12", None, "3")),
+            (("1", Some("{}"), "{}"), ("1", None, "{}{}")),
+        ] {
+            let of =
+                |(version, expiry, result): (&str, Option<&str>, &str)| checksum(version, expiry, result);
+            assert_ne!(of(one), of(other), "{one:?}, {other:?}");
+        }
+        // The bytes between them are in no JSON text.
+        for text in ["\"\0\"", "\0", "1\0", "[\0]"] {
+            let text = format!("{{\"key\":\"k\",\"result\":{text}}}");
+            assert!(matches!(parse(text.as_bytes()), Err(Unsound::Json(_))), "{text:?}");
+        }
+    }
+
+    /// The texts that format version 1 wrote, in the course of time.
+    #[test]
+    fn records_of_version_1_are_read() {
+        let read = |text: &str| {
+            let parsed = parse(text.as_bytes()).map_err(|unsound| unsound.into_error("read"));
+            parsed.map(|parsed| {
+                (parsed.version, parsed.expiry.map(|json| json.get().to_owned()), parsed.result.get().len())
+            })
+        };
+        let expiry = "{\"expires_at\":\"x\"}";
+        let [of_result, of_expiry] = ["7", expiry].map(|json| crc32fast::hash(json.as_bytes()));
+        let fields =
+            format!("\"crc32\":\"{of_result:08x}\",\"expiry\":{expiry},\"expiry_crc32\":\"{of_expiry:08x}\"");
+        let first = format!("{{\"key\":\"k\",\"crc32\":\"{of_result:08x}\",\"result\":7}}\n");
+        assert_eq!(read(&first).unwrap(), (None, None, 1));
+        let second = format!("{{\"key\":\"k\",{fields},\"result\":7}}\n");
+        assert_eq!(read(&second).unwrap(), (None, Some(expiry.to_owned()), 1));
+        let third = format!("{{\"key\":\"k\",\"version\":17,{fields},\"result\":7}}\n");
+        assert_eq!(read(&third).unwrap(), (Some(17), Some(expiry.to_owned()), 1));
+        for (from, to) in
+            [("\"x\"", "\"y\""), (":7}", ":8}"), ("\"crc32", "\"crc33"), ("crc32", "record_crc32")]
+        {
+            read(&third.replace(from, to)).unwrap_err();
+        }
+        // Its checksum covers the result only.
+        assert_eq!(read(&third.replace("17", "18")).unwrap().0, Some(18));
+        for other in ["18446744073709551616", "-1", "1.0", "\"1\"", "null", "{\"of\":1}"] {
+            assert_eq!(read(&third.replace("17", other)).unwrap().0, None, "{other}");
+        }
+        assert_eq!(read(&third.replace("version", "note")).unwrap().0, None);
+        // Edited by hand: these two passed for handwritten, and still do.
+        assert_eq!(read(&second.replace("\"crc32", "\"note")).unwrap().0, None);
+        assert!(read(&second.replace("expiry_crc32", "note")).is_ok());
     }
 
     #[test]
@@ -241,16 +346,36 @@ mod tests {
     }
 
     #[test]
-    fn the_version_of_a_record_with_a_checksum_is_read() {
-        let version = |text: &str| parse(text.as_bytes()).unwrap().version;
+    fn a_version_belongs_to_a_checksum() {
         let text = to_text(&Key::new("k").unwrap(), u64::MAX, &json("7"), None);
         let text = String::from_utf8(text).unwrap();
-        assert_eq!(version(&text), Some(u64::MAX));
+        assert_eq!(parse(text.as_bytes()).unwrap().version, Some(u64::MAX));
+        let refused = |text: &str, problem| {
+            let parsed = parse(text.as_bytes()).map(|_| ());
+            assert!(matches!(parsed, Err(Unsound::Fields(found)) if found == problem), "{text}: {parsed:?}");
+        };
+        refused(&text.replace("record_crc32", "note"), NO_CHECKSUM);
+        refused(&text.replace("version", "note"), NO_VERSION);
         for other in ["18446744073709551616", "-1", "1.0", "\"1\"", "null", "{\"of\":1}"] {
-            assert_eq!(version(&text.replace("18446744073709551615", other)), None, "{other}");
+            let text = text.replace("18446744073709551615", other);
+            refused(&text, NO_VERSION);
+            // Such a field of a handwritten record is not of this crate.
+            let by_hand = text.replace("record_crc32", "note");
+            assert_eq!(parse(by_hand.as_bytes()).unwrap().version, None, "{other}");
         }
-        assert_eq!(version(&text.replace("crc32", "note")), None, "written by hand");
-        assert_eq!(version(&text.replace("version", "note")), None);
+        for number in ["0", "1", "9007199254740992"] {
+            refused(&format!("{{\"key\":\"k\",\"version\":{number},\"result\":7}}"), NO_CHECKSUM);
+        }
+        let sum = crc32fast::hash(b"7");
+        refused(&text.replace("\"result", &format!("\"crc32\":\"{sum:08x}\",\"result")), TWO_CHECKSUMS);
+    }
+
+    #[test]
+    fn a_checksum_has_one_form() {
+        assert!(is_exactly("0000abcd", 0xabcd));
+        for other in ["0000ABCD", "abcd", "+000abcd", "00000abcd", "0000abce", ""] {
+            assert!(!is_exactly(other, 0xabcd), "{other}");
+        }
     }
 
     #[test]
@@ -274,6 +399,10 @@ mod tests {
             assert!(matches!(parse(text.as_bytes()), Err(Unsound::Json(_))), "{text}");
         }
         assert!(parse(b"{\"key\":\"k\",\"crc32\":\"+0000001\",\"result\":1}").is_err());
+        for name in ["crc32", "record_crc32"] {
+            let text = format!("{{\"kez\":\"k\",\"{name}\":\"1\",\"rezult\":1}}");
+            assert!(matches!(parse(text.as_bytes()), Err(Unsound::Json(_))), "{text}");
+        }
         assert!(parse(b"\xff\xfe").is_err());
     }
 }

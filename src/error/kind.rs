@@ -26,7 +26,8 @@ pub enum ErrorKind {
     /// The lock to release or renew is held by another [holder](Error::holder) than the
     /// [claimant](Error::claimant).
     NotLockHolder,
-    /// The record file exists but cannot be trusted: it is no JSON record, or its checksum is wrong.
+    /// The record file exists but cannot be trusted: it is no JSON record, its checksum is wrong, or it has a version
+    /// and no checksum.
     CorruptRecord,
     /// The lock file exists but cannot be parsed, so the state of the lock is unknown.
     /// [`break_lock`](crate::RecordStoreExt::break_lock) and

@@ -49,7 +49,7 @@ fn the_record_file_contains_its_expiry() {
     let path = dir.path().join("key.json");
     let text: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert!(text["expiry"]["expires_at"].as_str().unwrap().ends_with('Z'));
-    assert!(text["expiry"]["deadline_ns"].is_u64() && text["expiry_crc32"].is_string());
+    assert!(text["expiry"]["deadline_ns"].is_u64() && text["record_crc32"].is_string());
     assert_eq!(text["result"], 1);
     // Nothing else says it.
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0);

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use record_store::{
-    Durability, FileSystemRecordStore, MemoryRecordStore, RecordStore, RecordStoreExt, RecordVersion,
-    WriteOptions,
+    Durability, ErrorKind, FileSystemRecordStore, MemoryRecordStore, RecordStore, RecordStoreExt,
+    RecordVersion, WriteOptions,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -147,8 +147,8 @@ fn a_handwritten_record_has_a_version_that_changes_with_its_file() {
         "{\"result\":22,\"key\":\"notes\"}",
         // A field of the writer's own, whatever its name is.
         "{\"key\":\"notes\",\"version\":\"1.0\",\"result\":333}",
-        "{\"key\":\"notes\",\"version\":7,\"result\":4444}",
-        "{\"key\":\"notes\",\"version\":7,\"result\":55555}",
+        "{\"key\":\"notes\",\"version\":\"1.0\",\"result\":4444}",
+        "{\"key\":\"notes\",\"version\":[7],\"result\":55555}",
         &long,
     ];
     let mut seen = HashSet::new();
@@ -169,21 +169,74 @@ fn a_handwritten_record_has_a_version_that_changes_with_its_file() {
     }
 }
 
-fn versioned(dir: &Path, key: &str, version: u64) {
+/// A number in this field is of this crate, which writes it with a checksum. So the record is damaged, or edited by
+/// hand by somebody who forgot that field.
+#[test]
+fn a_version_without_a_checksum_is_damage_and_is_kept() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write("notes", &1).unwrap();
+    let path = dir.path().join("notes.json");
+    let written = std::fs::read_to_string(&path).unwrap();
+    let large = format!("{{\"key\":\"notes\",\"version\":7,\"result\":\"{}\"}}", "x".repeat(10_000));
+    for text in [
+        &*written.replace("record_crc32", "record_crc3"),
+        "{\"key\":\"notes\",\"version\":7,\"result\":4444}",
+        "{\"key\":\"notes\",\"result\":4444,\"version\":0}",
+        &large,
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = store.read::<serde_json::Value>("notes").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptRecord, "{text:.60}");
+        assert!(error.detail().unwrap().contains("remove the version"), "{error}");
+        assert!(
+            store.exists("notes").unwrap()
+                && store.watch("notes").unwrap().next(std::time::Duration::ZERO).unwrap().is_none(),
+            "{text:.60}"
+        );
+        assert_eq!(store.verify().map(Result::unwrap).filter(|it| it.problem.is_damage()).count(), 1);
+        // As the error says.
+        let edited = serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let edited = serde_json::json!({"key": "notes", "result": edited["result"]});
+        std::fs::write(&path, edited.to_string()).unwrap();
+        assert_eq!(store.read::<serde_json::Value>("notes").unwrap().unwrap().result, edited["result"]);
+        // A write keeps it.
+        std::fs::write(&path, text).unwrap();
+        store.write("notes", &1).unwrap();
+        let [kept] = &store.damaged().unwrap()[..] else { panic!("{text:.60}: {:?}", store.damaged()) };
+        assert_eq!(std::fs::read_to_string(&kept.path).unwrap(), text);
+        store.clear_damaged().unwrap();
+    }
+}
+
+/// A record of format version 1.
+fn of_version_1(dir: &Path, key: &str, version: u64) {
     let crc32 = crc32fast::hash(b"1");
     let text =
         format!("{{\"key\":\"{key}\",\"version\":{version},\"crc32\":\"{crc32:08x}\",\"result\":1}}\n");
     std::fs::write(dir.join(format!("{key}.json")), text).unwrap();
 }
 
+fn versioned(dir: &Path, key: &str, version: u64) {
+    let crc32 = crc32fast::hash(format!("{version}\0\0{}", 1).as_bytes());
+    let text = format!(
+        "{{\"key\":\"{key}\",\"version\":{version},\"record_crc32\":\"{crc32:08x}\",\"result\":1}}\n"
+    );
+    std::fs::write(dir.join(format!("{key}.json")), text).unwrap();
+}
+
 /// The memory that the processes share is lost at a restart of the machine, and the clock may be behind then.
 #[test]
 fn a_version_is_greater_than_that_of_the_old_file() {
-    for durability in [Durability::Relaxed, Durability::Full] {
+    for (durability, write) in [
+        (Durability::Relaxed, versioned as fn(&Path, &str, u64)),
+        (Durability::Full, versioned),
+        (Durability::Relaxed, of_version_1),
+    ] {
         let dir = tempdir().unwrap();
         let ahead = 1 << 52;
         let store = open_with(dir.path(), durability);
-        versioned(dir.path(), "key", ahead);
+        write(dir.path(), "key", ahead);
         assert_eq!(version(&store, "key").number(), Some(ahead));
         store.write("key", &2).unwrap();
         assert_eq!(version(&store, "key").number(), Some(ahead + 1));

@@ -1,5 +1,9 @@
 //! The head of a record file: everything before the result, which may be large. It says which version the
 //! record is and when it expires.
+//!
+//! The checksum covers the result, too, so a head that was read alone is not verified. It is used only where that
+//! does no harm: a damaged record exists and is listed, whatever its head says. A record that has expired is hidden,
+//! so that has to be proven by the whole file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,12 +28,15 @@ pub(crate) struct Head {
     pub(crate) term: Term,
 }
 
-/// The head of a record file. `None`: the file cannot be read or is corrupt. Reads at most `limit` bytes.
+/// The head of a record file. `None`: the file cannot be read or is corrupt. Reads at most `limit` bytes. If the
+/// record has expired, its checksum is right.
 pub(crate) fn read(opened: &Opened, limit: u64) -> Option<Head> {
     let size = layout::size(&opened.stat);
     if size > HEAD_BYTES as u64 {
         let head = layout::read_head(opened, HEAD_BYTES).ok()?;
-        if let Some(found) = head_in(&head) {
+        if let Some(found) = head_in(&head)
+            && found.term != Term::Over
+        {
             return Some(found);
         }
     }
@@ -48,9 +55,8 @@ fn head_in(head: &[u8]) -> Option<Head> {
         return None;
     }
     let version = found.version.and_then(record::version_in);
-    let Some(expiry) = found.expiry else { return Some(Head { version, term: Term::Unlimited }) };
-    record::verify_checksum(found.expiry_crc32.as_deref(), expiry).ok()?;
-    Some(Head { version, term: expiry::term_of(expiry).ok()? })
+    let term = found.expiry.map_or(Ok(Term::Unlimited), expiry::term_of).ok()?;
+    Some(Head { version, term })
 }
 
 /// The fields of a head.
@@ -58,7 +64,6 @@ fn head_in(head: &[u8]) -> Option<Head> {
 struct Found<'a> {
     version: Option<&'a RawValue>,
     expiry: Option<&'a RawValue>,
-    expiry_crc32: Option<Cow<'a, str>>,
     /// The library has written it, and so in its order.
     has_checksum: bool,
     /// The result begins here.
@@ -95,8 +100,7 @@ impl<'a> Visitor<'a> for &mut Found<'a> {
                 }
                 "version" => self.version = Some(fields.next_value()?),
                 "expiry" => self.expiry = Some(fields.next_value()?),
-                "expiry_crc32" => self.expiry_crc32 = Some(fields.next_value()?),
-                "crc32" => {
+                "record_crc32" | "crc32" => {
                     fields.next_value::<IgnoredAny>()?;
                     self.has_checksum = true;
                 }
@@ -115,8 +119,12 @@ mod tests {
     use crate::{Json, Key};
 
     fn text(expiry: Option<Duration>) -> Vec<u8> {
+        with_expiry(expiry.and_then(expiry::starting).as_ref())
+    }
+
+    fn with_expiry(expiry: Option<&Json>) -> Vec<u8> {
         let result = Json::encode(&"x".repeat(10_000)).unwrap();
-        record::to_text(&Key::new("k").unwrap(), 17, &result, expiry.and_then(expiry::starting).as_ref())
+        record::to_text(&Key::new("k").unwrap(), 17, &result, expiry)
     }
 
     fn term_in(head: &[u8]) -> Option<Term> {
@@ -127,7 +135,9 @@ mod tests {
     fn the_head_says_which_version_it_is() {
         let whole = text(None);
         assert_eq!(head_in(&whole[..1_000]).unwrap().version, Some(17));
-        let older = String::from_utf8(whole).unwrap().replacen("\"version\":17,", "", 1);
+        let version_1 = String::from_utf8(whole).unwrap().replacen("record_crc32", "crc32", 1);
+        assert_eq!(head_in(version_1.as_bytes()).unwrap().version, Some(17));
+        let older = version_1.replacen("\"version\":17,", "", 1);
         assert_eq!(head_in(older.as_bytes()).unwrap().version, None);
     }
 
@@ -140,14 +150,43 @@ mod tests {
     }
 
     #[test]
-    fn a_head_that_is_cut_off_or_damaged_is_not_trusted() {
+    fn a_head_that_is_cut_off_is_not_used() {
         let whole = text(Some(Duration::ZERO));
         let result = whole.windows(9).position(|window| window == b"\"result\":").unwrap();
         for cut in 0..result {
             assert_eq!(term_in(&whole[..cut]), None, "cut at {cut}");
         }
-        let damaged = String::from_utf8(whole).unwrap().replacen("expires_at\":\"2", "expires_at\":\"3", 1);
-        assert_eq!(term_in(damaged.as_bytes()), None);
+    }
+
+    /// Of the flipped bits of a head, some make a record expire that has not. It is damaged, and so it is there.
+    #[test]
+    fn a_damaged_head_lets_no_record_expire() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k.json");
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let term = || {
+            let stat = rustix::fs::fstat(&file).unwrap();
+            let opened = Opened { file: std::fs::File::open(&path).unwrap(), stat };
+            super::read(&opened, 1 << 20).map(|head| head.term)
+        };
+        // Another digit makes it the year 2010.
+        let expiry = Json::parse("{\"expires_at\":\"2090-01-01T00:00:00Z\"}").unwrap();
+        let (whole, mut wrong) = (with_expiry(Some(&expiry)), 0);
+        file.write_all_at(&whole, 0).unwrap();
+        assert!(matches!(term(), Some(Term::Left(_))));
+        let result = whole.windows(9).position(|window| window == b"\"result\":").unwrap();
+        for bit in 0..result * 8 {
+            let mut flipped = whole[..result + 9].to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            wrong += usize::from(term_in(&flipped) == Some(Term::Over));
+            file.write_all_at(&flipped, 0).unwrap();
+            assert_ne!(term(), Some(Term::Over), "{}", String::from_utf8_lossy(&flipped));
+        }
+        assert!(wrong > 0);
+        // One that has expired is proven by the whole file.
+        file.write_all_at(&text(Some(Duration::ZERO)), 0).unwrap();
+        assert_eq!(term(), Some(Term::Over));
     }
 
     #[test]

@@ -89,10 +89,11 @@ fn relaxed() -> FileSystemOptions {
 
 /// A record as the library writes it.
 fn sound_record(key: &str, json: &str) -> String {
+    let version = "1795670157217280";
     format!(
-        "{{\"key\":{},\"crc32\":\"{:08x}\",\"result\":{json}}}\n",
+        "{{\"key\":{},\"version\":{version},\"record_crc32\":\"{:08x}\",\"result\":{json}}}\n",
         serde_json::to_string(key).unwrap(),
-        crc32fast::hash(json.as_bytes())
+        crc32fast::hash(format!("{version}\0\0{json}").as_bytes())
     )
 }
 

@@ -137,7 +137,7 @@ fn a_huge_file_is_refused_by_its_size() {
 #[test]
 fn the_size_limit_of_writes_is_exact_to_the_byte() {
     let setup = Setup::with(relaxed().max_record_bytes(LIMIT));
-    let frame = sound_record("k", "\"\"").len() + ",\"version\":1795670157217280".len();
+    let frame = sound_record("k", "\"\"").len();
     let fits = "x".repeat(usize::try_from(LIMIT).unwrap() - frame);
     setup.store.write("k", &fits).unwrap();
     assert_eq!(setup.store.read::<String>("k").unwrap().unwrap().result, fits);

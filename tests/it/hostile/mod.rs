@@ -43,9 +43,14 @@ impl Tampered {
     }
 
     /// Flips each bit in turn. `check` gets the index of the changed byte and the whole content.
-    fn with_each_bit_flipped(&self, mut check: impl FnMut(usize, &[u8])) {
+    fn with_each_bit_flipped(&self, check: impl FnMut(usize, &[u8])) {
+        self.with_each_bit_flipped_before(self.original.len(), check);
+    }
+
+    /// The same for the first bytes.
+    fn with_each_bit_flipped_before(&self, end: usize, mut check: impl FnMut(usize, &[u8])) {
         let mut bytes = self.original.clone();
-        for at in 0..bytes.len() {
+        for at in 0..end {
             for bit in 0..8 {
                 bytes[at] ^= 1 << bit;
                 self.file.write_all_at(&bytes[at..=at], at as u64).unwrap();
