@@ -348,7 +348,10 @@ fn a_lock_file_that_is_no_lock_is_kept_by_everything_that_removes_locks() {
     let dir = in_memory();
     let store = FileSystemOptions::new().durability(Durability::Relaxed).open(dir.path()).unwrap();
     let place = dir.path().join("k.lock");
-    for content in [CARGO.as_bytes(), b"{\"key\":", &[0, 0, b'x']] {
+    // Zeros are in many files, and also whole sectors of them.
+    let binary = [&b"\x7fELF"[..], &[0; 1_020], b"\0text", &[b' '; 506], b"}"].concat();
+    let table = [&b"a,b\n1,2\n"[..], &[0; 504]].concat();
+    for content in [CARGO.as_bytes(), b"{\"key\":", &[0, 0, b'x'], &binary, &table] {
         fs::write(&place, content).unwrap();
         assert!(store.acquire_lock("k", LockOptions::new()).is_err());
         assert!(store.release_lock("k", named("job")).is_err());

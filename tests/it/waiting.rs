@@ -119,15 +119,19 @@ fn a_lock_file_is_reused_in_place_but_never_grows() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let inode = || std::fs::metadata(dir.path().join("k.lock")).unwrap().ino();
-    for (next, fits) in [("next".to_owned(), true), ("n".repeat(Holder::MAX_BYTES), false)] {
-        let guard = store.lock("k", as_named("first")).unwrap();
+    let [long, other] = ["n", "m"].map(|name| name.repeat(Holder::MAX_BYTES));
+    // One that is larger than a sector could be torn by a power loss.
+    for (first, next, fits) in [("first", "next", true), ("first", &*long, false), (&*other, &*long, false)] {
+        let guard = store.lock("k", as_named(first)).unwrap();
         let before = inode();
+        // While it is open, no other file has its inode number.
+        let _open = std::fs::File::open(dir.path().join("k.lock")).unwrap();
         std::thread::scope(|scope| {
             let (sender, thread) = channel();
             let store = &store;
             let waiter = scope.spawn(move || {
                 sender.send(rustix::thread::gettid().as_raw_pid()).unwrap();
-                store.acquire_lock("k", as_named(&next)).unwrap()
+                store.acquire_lock("k", as_named(next)).unwrap()
             });
             until_asleep(std::process::id(), thread.recv().unwrap());
             guard.release().unwrap();

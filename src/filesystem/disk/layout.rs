@@ -43,6 +43,9 @@ pub(crate) const EVENTS: &str = "events";
 const RECORD_SUFFIX: &str = ".json";
 const LOCK_SUFFIX: &str = ".lock";
 
+/// A disk writes this many bytes completely or not at all, at the least: a sector.
+pub(crate) const SECTOR: usize = 512;
+
 /// Lock files are read up to this size, whatever size they claim.
 pub(crate) const MAX_LOCK_BYTES: usize = 64 * 1024;
 

@@ -3,12 +3,15 @@
 //! `holder`, `acquired_at` and `expires_at` are for people. `boot_id`, `time_ns` and `deadline_ns` are the
 //! lease that decides. `owner` is the name of the file in `.store/owners/` whose `flock` proves that the
 //! process is alive, and `bound` says whether the lock ends with that process.
+//!
+//! A text contains no zero byte. A file in which a part is zeros was never written completely, so it is no lock.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::layout::SECTOR;
 use crate::filesystem::protocol::clock::Epoch;
 use crate::filesystem::protocol::lease::Lease;
 use crate::rfc3339;
@@ -27,10 +30,6 @@ pub(crate) struct LockFile {
 
 /// The largest token: beyond 2^53 - 1, other languages read JSON numbers inexactly.
 pub(crate) const MAX_TOKEN: u64 = (1 << 53) - 1;
-
-/// Texts are padded to a multiple of this, so that nearly every lock fits exactly into the file of the
-/// last one.
-const PADDED_TO: usize = 512;
 
 #[derive(Serialize, Deserialize)]
 struct Text<'a> {
@@ -70,7 +69,8 @@ impl LockFile {
         // Strings and numbers into memory: this cannot fail.
         let written = serde_json::to_writer(&mut bytes, &text);
         debug_assert!(written.is_ok());
-        bytes.resize((bytes.len() + 1).next_multiple_of(PADDED_TO) - 1, b' ');
+        // Nearly every lock fits exactly into the file of the last one.
+        bytes.resize((bytes.len() + 1).next_multiple_of(SECTOR) - 1, b' ');
         bytes.push(b'\n');
         bytes
     }
@@ -109,6 +109,43 @@ impl LockFile {
             owner: text.owner.into_owned(),
         })
     }
+}
+
+/// Whether all of this text was never written or was overwritten with zeros, or a part of it: its beginning, its end,
+/// or a sector. Or it ends where a page does: the rest of a longer text was never written.
+///
+/// A zero elsewhere may be a space with a flipped bit, in the file of a live lock. That file is damaged. A text of
+/// which the rest cannot be that of a lock may be of another program (I12).
+pub(crate) fn is_unfinished(text: &[u8]) -> bool {
+    let is_zero = |byte: &u8| *byte == 0;
+    let is_torn = text.first().is_none_or(is_zero)
+        || text.last().is_some_and(is_zero)
+        || text.chunks(SECTOR).any(|sector| sector.iter().all(is_zero));
+    let is_cut_off = is_cut_off(text);
+    (is_torn || is_cut_off) && (text.iter().all(is_zero) || has_rest_of_a_lock(text, is_cut_off))
+}
+
+/// Whether a text ends where a page does, and not as a lock does. Files grow on the disk by whole pages.
+fn is_cut_off(text: &[u8]) -> bool {
+    let Some((last, before)) = text.split_last() else { return false };
+    // Both are missing. One may be a flipped bit, in the file of a live lock.
+    text.len().is_multiple_of(PAGE) && *last != b'\n' && before.trim_ascii_end().last() != Some(&b'}')
+}
+
+/// The least size of a page, and of a block of most file systems.
+const PAGE: usize = 4096;
+
+/// Whether the parts of this text that are not zeros may be those of a lock: it has whole sectors, begins with the
+/// key, ends with a brace and spaces unless it is cut off, and has no control character in between.
+fn has_rest_of_a_lock(text: &[u8], is_cut_off: bool) -> bool {
+    const START: &[u8] = b"{\"key\":\"";
+    let written = text.iter().position(|&byte| byte == 0).unwrap_or(text.len()).min(START.len());
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let end = body.trim_ascii_end().last();
+    text.len().is_multiple_of(SECTOR)
+        && text[..written] == START[..written]
+        && body.iter().all(|&byte| byte == 0 || byte >= b' ')
+        && (is_cut_off || end.is_none_or(|&byte| byte == 0 || byte == b'}'))
 }
 
 /// Why a text is not a lock.
@@ -173,6 +210,96 @@ mod tests {
         let text = lock().to_text();
         for cut in 0..text.trim_ascii_end().len() {
             assert!(LockFile::parse(&text[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_text_of_which_a_part_is_missing_is_unfinished() {
+        let text = LockFile { key: Key::new("k".repeat(1_500)).unwrap(), ..lock() }.to_text();
+        assert_eq!((text.len(), is_unfinished(&text)), (4 * SECTOR, false));
+        assert!(is_unfinished(&[]) && is_unfinished(&[0]) && is_unfinished(&[0; 267]));
+        for sector in 0..4 {
+            let mut torn = text.clone();
+            torn[sector * SECTOR..][..SECTOR].fill(0);
+            assert!(is_unfinished(&torn), "without sector {sector}");
+        }
+        for at in 1..text.len() {
+            let (mut first, mut last) = (text.clone(), text.clone());
+            first[at..].fill(0);
+            last[..at].fill(0);
+            assert!(is_unfinished(&first) && is_unfinished(&last), "{at}");
+            assert!(!is_unfinished(&text[..at]), "cut at {at}");
+        }
+        let mut only_one = text.clone();
+        only_one[..SECTOR].fill(0);
+        only_one[2 * SECTOR..].fill(0);
+        assert!(is_unfinished(&only_one));
+        // No flipped bit does that.
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_unfinished(&flipped), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_ends_where_a_page_does_is_unfinished() {
+        for length in [6_000, 3_500, PAGE - 500] {
+            let text = LockFile { key: Key::new("k".repeat(length)).unwrap(), ..lock() }.to_text();
+            for at in 1..text.len() {
+                let is_lock = LockFile::parse(&text[..at]).is_ok();
+                assert!(
+                    is_lock || is_unfinished(&text[..at]) == at.is_multiple_of(PAGE),
+                    "{length}: cut at {at}"
+                );
+            }
+            let mut torn = text[..text.len() / PAGE * PAGE].to_vec();
+            torn[SECTOR..2 * SECTOR].fill(0);
+            assert!(is_unfinished(&torn), "{length}");
+        }
+        // Of a whole one, no flipped bit makes one that is cut off.
+        let text =
+            (3_000..5_000).map(|length| LockFile { key: Key::new("k".repeat(length)).unwrap(), ..lock() });
+        let text = text.map(|lock| lock.to_text()).find(|text| text.len() == PAGE).unwrap();
+        for bit in 0..text.len() * 8 {
+            let mut flipped = text.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_unfinished(&flipped), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_program_is_no_unfinished_lock() {
+        // The content, and the byte with which it is completed to a sector.
+        let sector = |content: &[u8], byte| {
+            let mut sector = content.to_vec();
+            sector.resize(SECTOR, byte);
+            sector
+        };
+        let zeros = [0; SECTOR];
+        for other in [
+            b"\0\0x".to_vec(),
+            b"{\"key\":\"k\"}\0".to_vec(),
+            sector(b"\x7fELF\x02\x01\x01", 0),
+            sector(b"{\"name\":\"demo\"}", 0),
+            sector(b"{\"key\":7}", 0),
+            sector(b"{\"key\":\"k\",\n\"of\":\"a program\"}", 0),
+            [&zeros[..], b"x"].concat(),
+            [&zeros[..], &sector(b"a,b\n1,2\n}", b' ')].concat(),
+            [&zeros[..], &sector(b"only a text", b' ')].concat(),
+            [&zeros[..], &sector(b"\x01}", b' '), &zeros].concat(),
+            vec![b'x'; PAGE],
+            b"{\"key\":\"k\",\n".repeat(PAGE)[..PAGE].to_vec(),
+        ] {
+            assert!(!is_unfinished(&other), "{}", String::from_utf8_lossy(&other));
+        }
+        for ours in [
+            sector(b"{\"k", 0),
+            sector(b"{\"key\":\"gr\xc3\xb6\xc3", 0),
+            [&zeros[..], &sector(b"\"owner\":\"1-x\"}", b' ')].concat(),
+            [&zeros[..], &sector(b"", b' ')].concat(),
+        ] {
+            assert!(is_unfinished(&ours), "{}", String::from_utf8_lossy(&ours));
         }
     }
 

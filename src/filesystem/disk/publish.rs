@@ -22,7 +22,7 @@ use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::layout::{self, DAMAGED, Layout, Opened, Refusal, STAGED};
+use super::layout::{self, DAMAGED, Layout, Opened, Refusal, SECTOR, STAGED};
 use crate::filesystem::context::Context;
 use crate::filesystem::options::Durability;
 use crate::rfc3339;
@@ -546,9 +546,9 @@ pub(crate) fn create(layout: &Layout, name: &str, text: &[u8], context: Context<
     })
 }
 
-/// Writes `text` into a blank file with one write. `false`: the file is too large for that, has a second
+/// Writes `text` into a blank file with one write. `false`: the file is larger than a sector, has a second
 /// name, or is too small. A file that grows gets its content before its size, so a reader could find the
-/// text truncated.
+/// text truncated. After a power loss, a larger file could have a part of this text and a part of an earlier one.
 pub(crate) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_>) -> Result<bool> {
     let path = || layout.root().join(name);
     let blank = match layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty()) {
@@ -556,7 +556,7 @@ pub(crate) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_
         Err(Refusal::Os(Errno::ACCESS | Errno::PERM)) => return Ok(false),
         opened => opened.map_err(|refusal| refusal.into_error(context, "open", path()))?,
     };
-    let Some(size) = page_size(&blank).filter(|size| text.len() <= *size) else { return Ok(false) };
+    let Some(size) = sector_size(&blank).filter(|size| text.len() <= *size) else { return Ok(false) };
     // No zero may remain.
     let mut padded = text.to_vec();
     padded.resize(size, b'\n');
@@ -567,18 +567,18 @@ pub(crate) fn fill(layout: &Layout, name: &str, text: &[u8], context: Context<'_
     Ok(true)
 }
 
-/// Overwrites a file with zeros, with one write: a blank file is not a lock. `false`: that failed, perhaps
-/// half way. The caller must remove the file then, because a part of a lock is corrupt.
+/// Overwrites a file with zeros, with one write: a blank file is not a lock. `false`: the file is larger than a
+/// sector or has a second name, or that failed, perhaps half way. Then the caller removes the file.
 pub(crate) fn blank(layout: &Layout, name: &str) -> bool {
     let Ok(full) = layout::open(&layout.dir, name, OFlags::WRONLY, Mode::empty()) else { return false };
-    page_size(&full).is_some_and(|size| full.file.write_all_at(&vec![0; size], 0).is_ok())
+    sector_size(&full).is_some_and(|size| full.file.write_all_at(&vec![0; size], 0).is_ok())
 }
 
-/// The size of a file that one write covers and that has no second name. A write would change the file
+/// The size of a file that is not larger than a sector and has no second name. A write would change the file
 /// under its second name too, which may be a backup or a file outside of the store.
-fn page_size(opened: &Opened) -> Option<usize> {
+fn sector_size(opened: &Opened) -> Option<usize> {
     let has_one_name = opened.stat.st_nlink == 1;
-    usize::try_from(opened.stat.st_size).ok().filter(|size| has_one_name && *size <= MAX_CREATE_BYTES)
+    usize::try_from(opened.stat.st_size).ok().filter(|size| has_one_name && *size <= SECTOR)
 }
 
 /// The most that one write may cover: less than a page of any machine.

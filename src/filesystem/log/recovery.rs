@@ -22,7 +22,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{
     self, LOG, LOG_STATE, Layout, MAX_LOCK_BYTES, OWNERS, Refusal, STAGED,
 };
-use crate::filesystem::disk::lock_file::LockFile;
+use crate::filesystem::disk::lock_file::{self, LockFile};
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::disk::publish::{self, Staged};
@@ -552,7 +552,12 @@ fn keep_foreign(
     };
     let found = layout::read_up_to(&opened, (text.len() as u64).max(MAX_LOCK_BYTES as u64));
     let found = found.map_err(|error| context.io("read", &path(), error))?;
-    if is_torn(&found, text) || record::parse(&found).is_ok() || LockFile::parse(&found).is_ok() {
+    let is_lock = layout::record_stem(name).is_none();
+    if is_torn(&found, text)
+        || is_lock && lock_file::is_unfinished(&found)
+        || record::parse(&found).is_ok()
+        || LockFile::parse(&found).is_ok()
+    {
         return Ok(());
     }
     let kept = keep(layout, name).map_err(|errno| context.io("move aside", &path(), errno))?;

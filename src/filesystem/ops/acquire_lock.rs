@@ -128,7 +128,7 @@ fn creation(core: &Core, lock: &LockFile, last: &Snapshot) -> Creation {
         // A file that needs more than its creation must not be visible before.
         Snapshot::Absent if core.layout.permissions.are_usual() => Creation::InPlace,
         Snapshot::Blank => Creation::InPlace,
-        Snapshot::Absent | Snapshot::Lock(_) => Creation::Staged,
+        Snapshot::Absent | Snapshot::Unfinished | Snapshot::Lock(_) => Creation::Staged,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Removing blank lock files whose names are hashes.
+//! Removing blank and unfinished lock files whose names are hashes.
 //!
 //! A power loss may leave such a file. A lock file is removed under the latch of its key, or it could be the lock
 //! that another process is just acquiring. But a hash does not say the key, and a blank file does not either. If
@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, MAX_LOCK_BYTES};
+use crate::filesystem::disk::lock_file::is_unfinished;
 use crate::filesystem::disk::{publish, record_file};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
@@ -18,8 +19,8 @@ use crate::{Key, Result};
 const MAX_CHECKS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Removes those of these lock files that are blank and stay so. Best effort: a latch in which a process is
-/// stopped, or a limit of open files, leaves them for the next sweep. Returns how many it removed.
+/// Removes those of these lock files that are blank or unfinished and stay so. Best effort: a latch in which a
+/// process is stopped, or a limit of open files, leaves them for the next sweep. Returns how many it removed.
 pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Result<usize> {
     let blank: Vec<_> = names.iter().filter(|name| stays_blank(core, name)).collect();
     let mut swept = 0;
@@ -58,7 +59,7 @@ fn stays_blank(core: &Core, name: &str) -> bool {
 fn is_blank(core: &Core, name: &str) -> bool {
     let Ok(Some(opened)) = layout::open_existing(&core.layout.dir, name) else { return false };
     let text = layout::read_up_to(&opened, MAX_LOCK_BYTES as u64);
-    text.is_ok_and(|text| text.len() <= MAX_LOCK_BYTES && text.iter().all(|&byte| byte == 0))
+    text.is_ok_and(|text| text.len() <= MAX_LOCK_BYTES && is_unfinished(&text))
 }
 
 /// The key, if there is a record whose name has the same hash.

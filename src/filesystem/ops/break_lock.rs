@@ -56,7 +56,7 @@ pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitO
             change.sync(core, Some(&found.lock), context)?;
             removed
         }
-        Snapshot::Absent | Snapshot::Blank => {
+        Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => {
             let removed = remove()?;
             drop(latch);
             // Another process may not have synced the release yet.

@@ -47,7 +47,7 @@ pub enum Problem {
     ExpiredRecord,
     /// The file of a lock that is no longer in force: its lease expired, or its process is gone.
     StaleLock(LockState),
-    /// A lock file without content.
+    /// A lock file that is empty, or of which a part is zeros. It is no lock.
     BlankLock,
     /// The owner file of a dead process.
     OrphanedOwner,
@@ -100,7 +100,7 @@ impl fmt::Display for Problem {
             Self::ExpiredRecord => "an expired record",
             Self::StaleLock(LockState::Expired) => "an expired lock",
             Self::StaleLock(_) => "a lock of a dead process",
-            Self::BlankLock => "a lock file without content",
+            Self::BlankLock => "an unfinished lock file",
             Self::OrphanedOwner => "the owner file of a dead process",
             Self::OrphanedStagedFile => "a staged file of a dead process",
         })

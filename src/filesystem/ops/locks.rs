@@ -15,7 +15,7 @@ pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
         Ok(entry) => {
             let (name, key) = entry.into_lock();
             let context = Context { operation: "locks", key: key.as_ref() };
-            let lock = retry_torn_read(|| lock_inside(core, &name, context));
+            let lock = retry_torn_read(None, || lock_inside(core, &name, context));
             // Every lock looks stale if only the private directory was removed, with the owner files in it.
             let looks_stale = |lock: &LockInfo| lock.state() != LockState::Held;
             lock.and_then(|lock| match lock {
@@ -29,7 +29,7 @@ pub(crate) fn locks(core: &Core) -> Result<Listing<'_, LockInfo>> {
     Ok(core.listing(locks, context))
 }
 
-/// The lock in a listed file. `None`: the file is gone, or blank.
+/// The lock in a listed file. `None`: the file is gone, or blank. One that looks torn is an error, to be retried.
 pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Result<Option<LockInfo>> {
     let path = || core.layout.root().join(name);
     let now = Reading::now();
@@ -43,6 +43,6 @@ pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Resu
         }
         .with_path(path())),
         Snapshot::Lock(found) => Ok(Some(info(core, *found))),
-        Snapshot::Absent | Snapshot::Blank => Ok(None),
+        Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => Ok(None),
     }
 }

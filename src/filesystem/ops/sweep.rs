@@ -16,7 +16,7 @@ use crate::filesystem::disk::old_file::{self, Was};
 use crate::filesystem::disk::{expiry, private_names, publish, record_file};
 use crate::filesystem::log::Log;
 use crate::filesystem::options::FileSystemOptions;
-use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::access::{Snapshot, retry_torn_read, snapshot};
 use crate::filesystem::protocol::latch::{self, Latch};
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::limits::Limits;
@@ -34,7 +34,7 @@ pub struct Swept {
     pub staged: usize,
     /// Files of others that dead processes had displaced: they are in `.store/damaged/` now.
     pub damaged: usize,
-    /// Files of stale locks, and blank ones.
+    /// Files of stale locks, and unfinished ones.
     pub locks: usize,
     /// Expired records.
     pub records: usize,
@@ -216,20 +216,21 @@ fn remove_stale(core: &Core, latch: &Latch, key: &Key, name: &str, context: Cont
         Snapshot::Lock(found) => {
             LockChange::remove(core, latch, &found.lock, context, remove).map(|(removed, _)| removed)
         }
-        Snapshot::Absent | Snapshot::Blank => remove(),
+        Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => remove(),
     }
 }
 
-/// The key in a lock file. `None`: it is blank, or gone.
+/// The key in a lock file. `None`: it is blank, unfinished or gone.
 fn key_inside(core: &Core, name: &str, context: Context<'_>) -> Result<Option<Key>> {
-    Ok(lock_inside(core, name, context)?.map(|lock| lock.key().clone()))
+    let lock = retry_torn_read(None, || lock_inside(core, name, context))?;
+    Ok(lock.map(|lock| lock.key().clone()))
 }
 
 /// Whether there is a lock file that is not in force.
 fn is_stale(core: &Core, key: &Key, context: Context<'_>) -> bool {
     match snapshot(core, key, context) {
         Ok(Snapshot::Lock(found)) => found.state != LockState::Held,
-        Ok(Snapshot::Blank) => !core.events.is_awaited(key),
+        Ok(Snapshot::Blank | Snapshot::Unfinished) => !core.events.is_awaited(key),
         Ok(Snapshot::Absent) | Err(_) => false,
     }
 }

@@ -290,7 +290,8 @@ impl Verification<'_> {
             return as_finding(self.check_record(name, context), Problem::CorruptRecord);
         }
         self.checked.locks += 1;
-        as_finding(retry_torn_read(|| self.check_lock(name, context)), Problem::CorruptLock)
+        let unfinished = Some(Problem::BlankLock);
+        as_finding(retry_torn_read(unfinished, || self.check_lock(name, context)), Problem::CorruptLock)
     }
 
     fn check_record(&self, name: &str, context: Context<'_>) -> Result<Option<Problem>> {
@@ -340,7 +341,7 @@ impl Verification<'_> {
                 Snapshot::Blank if context.key.is_some_and(|key| self.core.events.is_awaited(key)) => {
                     return Ok(None);
                 }
-                Snapshot::Blank => std::thread::sleep(BLANK_READ_PAUSE),
+                Snapshot::Blank | Snapshot::Unfinished => std::thread::sleep(BLANK_READ_PAUSE),
             }
         }
         Ok(Some(Problem::BlankLock))

@@ -15,7 +15,7 @@ pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Re
         Ok(match snapshot(core, key, context)? {
             Snapshot::Lock(found) if found.state == LockState::Held => Attempt::Held(found),
             // Every lock looks stale if only the private directory was removed, with the owner files in it.
-            Snapshot::Lock(_) | Snapshot::Blank | Snapshot::Absent => {
+            Snapshot::Lock(_) | Snapshot::Unfinished | Snapshot::Blank | Snapshot::Absent => {
                 Attempt::Done(core.check_exists(context)?)
             }
         })

@@ -11,7 +11,7 @@ use super::owner::{self, Owner};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, MAX_LOCK_BYTES, Opened};
-use crate::filesystem::disk::lock_file::{LockFile, Unsound};
+use crate::filesystem::disk::lock_file::{LockFile, Unsound, is_unfinished};
 use crate::trace;
 use crate::{Claim, Error, ErrorKind, Key, LockInfo, LockState, LockToken, Result};
 
@@ -21,6 +21,8 @@ pub(crate) enum Snapshot {
     Absent,
     /// An empty or zeroed file. It was left for a waiter, or its creator died before the first write.
     Blank,
+    /// A file of which a part is zeros. Its writer died, or the power failed, before all of it was written.
+    Unfinished,
     Lock(Box<Found>),
 }
 
@@ -68,7 +70,7 @@ impl Snapshot {
     pub(crate) fn token(&self) -> LockToken {
         match self {
             Snapshot::Lock(found) => found.lock.token,
-            Snapshot::Absent | Snapshot::Blank => LockToken::new(0),
+            Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => LockToken::new(0),
         }
     }
 }
@@ -91,7 +93,7 @@ pub(crate) fn access(core: &Core, key: &Key, claim: &Claim, context: Context<'_>
         Claim::Token(_) => Expected::Lock,
         Claim::Holder(_) => Expected::Absent,
     };
-    Ok(match retry_torn_read(|| snapshot_once(core, key, expected, context))? {
+    Ok(match retry_torn_read(Snapshot::Unfinished, || snapshot_once(core, key, expected, context))? {
         Snapshot::Lock(found) if found.state == LockState::Held => {
             if found.lock.is_claimed_by(claim, |owner| is_owner_here(core, owner)) {
                 Access::Mine(found)
@@ -113,9 +115,11 @@ pub(crate) fn lost(core: &Core, key: &Key, token: LockToken, context: Context<'_
 /// atomically, with one exception.
 ///
 /// A blank file is written while others may read it, and a read may return a part. A part is never a lock,
-/// because the rest is zeros, which JSON does not allow. So a read that looks torn is retried.
+/// because the rest is zeros, which JSON does not allow. So a read that looks torn is retried. If it stays so, its
+/// writer is gone. Should the writer be still at work, the key is free for the reader a moment before the release or
+/// after the acquisition has begun, neither of which has returned.
 pub(crate) fn snapshot(core: &Core, key: &Key, context: Context<'_>) -> Result<Snapshot> {
-    retry_torn_read(|| snapshot_once(core, key, Expected::Absent, context))
+    retry_torn_read(Snapshot::Unfinished, || snapshot_once(core, key, Expected::Absent, context))
 }
 
 fn snapshot_once(core: &Core, key: &Key, expected: Expected, context: Context<'_>) -> Result<Snapshot> {
@@ -161,7 +165,8 @@ pub(crate) fn read_lock(
         return Ok(Snapshot::Blank);
     }
     let lock = LockFile::parse(&text).map_err(|unsound| match unsound {
-        Unsound::Json(source) if text.contains(&0) => corrupt(TORN).with_source(source),
+        Unsound::Json(source) if is_unfinished(&text) => corrupt(UNFINISHED).with_source(source),
+        Unsound::Json(source) if text.contains(&0) => corrupt(ZEROS).with_source(source),
         Unsound::Json(source) => corrupt("not a JSON lock").with_source(source),
         Unsound::Field(name) => corrupt(&format!("no valid {name}")),
     })?;
@@ -173,19 +178,25 @@ pub(crate) fn read_lock(
     Ok(Snapshot::Lock(Box::new(Found { lock, state, term, version: Version::of(&opened.stat) })))
 }
 
-const TORN: &str = "a part of it is zeros";
+const UNFINISHED: &str = "a part of it is zeros";
+const ZEROS: &str = "a zero byte is in it";
 
-/// Repeats a read of a lock file that looks torn, until it is certain to stay as it is.
-pub(crate) fn retry_torn_read<T>(read: impl Fn() -> Result<T>) -> Result<T> {
+/// Repeats a read of a lock file that looks torn, until it is certain to stay as it is. If a part of the file stays
+/// zero, the outcome is `unfinished`.
+pub(crate) fn retry_torn_read<T>(unfinished: T, read: impl Fn() -> Result<T>) -> Result<T> {
+    let fails = |outcome: &Result<T>, details: &[&str]| {
+        let error = outcome.as_ref().err().filter(|error| error.kind() == ErrorKind::CorruptLock);
+        error.and_then(Error::detail).is_some_and(|detail| details.contains(&detail))
+    };
     for _ in 0..MAX_TORN_READS {
-        match read() {
-            Err(error) if error.kind() == ErrorKind::CorruptLock && error.detail() == Some(TORN) => {
-                std::thread::sleep(TORN_READ_PAUSE);
-            }
-            outcome => return outcome,
+        let outcome = read();
+        if !fails(&outcome, &[UNFINISHED, ZEROS]) {
+            return outcome;
         }
+        std::thread::sleep(TORN_READ_PAUSE);
     }
-    read()
+    let outcome = read();
+    if fails(&outcome, &[UNFINISHED]) { Ok(unfinished) } else { outcome }
 }
 
 /// The writer may be preempted in the middle of its write, but not for as long as all these reads take.

@@ -1,8 +1,9 @@
 //! Invalid lock files.
 
 use std::error::Error as _;
+use std::os::unix::fs::MetadataExt as _;
 
-use record_store::{Claim, Json, LockToken, WriteOptions};
+use record_store::{Claim, Finding, Json, LockToken, Problem, WriteOptions};
 
 use super::*;
 
@@ -86,6 +87,141 @@ fn an_empty_or_zeroed_lock_file_is_no_lock() {
         let guard = setup.store.lock("k", once()).unwrap();
         assert_eq!(setup.store.locks().unwrap().count(), 1, "{what}");
         guard.release().unwrap();
+    }
+}
+
+/// The least that a disk writes at once.
+const SECTOR: usize = 512;
+
+/// A lock that is live: its key, its token, and the text of its file, of one sector, two and four. The name of the
+/// last one is a hash.
+fn live_locks() -> Vec<(String, LockToken, Vec<u8>)> {
+    let cases = [("k", "job"), ("k", &*"h".repeat(Holder::MAX_BYTES)), (&*"k".repeat(1_500), "job")];
+    let mut sectors = vec![1, 2, 4];
+    let lock = |(key, holder): (&str, &str)| {
+        let setup = Setup::new();
+        let token = setup.store.acquire_lock(key, once().holder(Holder::named(holder).unwrap())).unwrap();
+        let text = fs::read(setup.path(&lock_name(key))).unwrap();
+        assert_eq!(text.len(), sectors.remove(0) * SECTOR);
+        (key.to_owned(), token, text)
+    };
+    cases.map(lock).into()
+}
+
+fn lock_name(key: &str) -> String {
+    format!("{}.lock", record_store::Key::new(key).unwrap().file_stem())
+}
+
+/// Runs `check` for each case, a few at a time: a file that looks torn is read again for a while.
+fn at_the_same_time<T: Send>(cases: Vec<T>, check: impl Fn(T) + Sync) {
+    let cases = std::sync::Mutex::new(cases);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                loop {
+                    let Some(case) = cases.lock().unwrap().pop() else { return };
+                    check(case);
+                }
+            });
+        }
+    });
+}
+
+/// After a power loss, each sector of a file may be missing that was not synced. A process that is killed in the
+/// middle of a write may leave any part of it.
+#[test]
+fn a_lock_file_of_which_a_part_is_zeros_is_no_lock() {
+    let mut cases = Vec::new();
+    for (key, token, text) in live_locks() {
+        let sectors = text.len() / SECTOR;
+        for missing in 1..1_u32 << sectors {
+            let mut torn = text.clone();
+            for sector in (0..sectors).filter(|sector| missing & 1 << sector != 0) {
+                torn[sector * SECTOR..][..SECTOR].fill(0);
+            }
+            cases.push((key.clone(), token, torn, format!("{sectors} sectors without {missing:b}")));
+        }
+        for at in [1, 100, text.len() / 2 + 1, text.len() - 1] {
+            let (mut first, mut last) = (text.clone(), text.clone());
+            first[at..].fill(0);
+            last[..at].fill(0);
+            cases.push((key.clone(), token, first, format!("{sectors} sectors cut to zeros at {at}")));
+            cases.push((key.clone(), token, last, format!("{sectors} sectors, zeros before {at}")));
+        }
+    }
+    at_the_same_time(cases, |(key, token, torn, what)| {
+        abort_if_hung(&what, || check_unfinished(&key, token, &torn, &what));
+    });
+}
+
+/// A file grows on the disk by whole pages, and a lock with a long key has several.
+#[test]
+fn a_lock_file_of_which_the_last_pages_are_missing_is_no_lock() {
+    let (setup, key) = (Setup::new(), "k".repeat(9_000));
+    let token = setup.store.acquire_lock(&key, once().holder(job())).unwrap();
+    let text = fs::read(setup.path(&lock_name(&key))).unwrap();
+    let cases = [4_096, 8_192].map(|at| (&text[..at], format!("cut at {at}")));
+    for (torn, what) in &cases {
+        abort_if_hung(what, || check_unfinished(&key, token, torn, what));
+    }
+    let other = Setup::new();
+    fs::write(other.path(&lock_name(&key)), &text[..8_191]).unwrap();
+    assert!(is_kind(&other.store.lock_info(&key), ErrorKind::CorruptLock));
+}
+
+fn check_unfinished(key: &str, token: LockToken, torn: &[u8], what: &str) {
+    let setup = Setup::new();
+    let (store, place) = (&setup.store, setup.path(&lock_name(key)));
+    let tear = || fs::write(&place, torn).unwrap();
+    tear();
+    store.write(key, "no lock keeps it out").unwrap();
+    assert_eq!(store.lock_info(key).unwrap(), None, "{what}");
+    assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap(), "{what}");
+    assert!(store.read::<String>(key).unwrap().is_some(), "{what}");
+    assert_eq!(store.locks().unwrap().count(), 0, "{what}");
+    let found: Vec<_> = store.verify().map(Result::unwrap).collect();
+    let [Finding { path, problem: Problem::BlankLock, .. }] = &found[..] else { panic!("{what}: {found:?}") };
+    assert_eq!(path, &place, "{what}");
+    assert!(is_kind(&store.release_lock(key, job()), ErrorKind::NotLocked), "{what}");
+    assert!(is_kind(&store.renew(key, token, None), ErrorKind::LockLost), "{what}");
+    assert!(!store.break_damaged_lock(&record_store::Key::new(key).unwrap(), WaitOptions::new()).unwrap());
+    assert_eq!(fs::read(&place).unwrap(), torn, "{what}: nobody has acquired the lock");
+    assert_eq!(store.sweep().unwrap().locks, 1, "{what}");
+    assert!(!place.exists(), "{what}");
+
+    tear();
+    let before = fs::metadata(&place).unwrap().ino();
+    let next = Holder::named("next").unwrap();
+    let guard = store.lock(key, once().holder(next.clone())).unwrap();
+    assert!(guard.token() > token, "{what}");
+    assert!(store.lock_info(key).unwrap().unwrap().is_held_by(&next), "{what}");
+    // The old text and the new one are never in one file.
+    let is_blank = torn.iter().all(|&byte| byte == 0);
+    assert!(is_blank || fs::metadata(&place).unwrap().ino() != before, "{what}");
+    guard.release().unwrap();
+
+    tear();
+    assert!(store.break_lock(key).unwrap(), "{what}");
+    assert!(!place.exists() && store.damaged().unwrap().is_empty(), "{what}");
+}
+
+/// A zero in the middle of a sector comes from no power loss. It may be a space with a flipped bit.
+#[test]
+fn a_lock_file_with_a_zero_byte_in_it_is_corrupt() {
+    for (key, _, text) in live_locks() {
+        let cases: Vec<_> = (1..text.len() - 1).step_by(text.len() / 16).collect();
+        at_the_same_time(cases, |at| {
+            let setup = Setup::new();
+            let mut zero = text.clone();
+            zero[at] = 0;
+            fs::write(setup.path(&lock_name(&key)), zero).unwrap();
+            assert!(is_kind(&setup.store.lock_info(&key), ErrorKind::CorruptLock), "{at}");
+            assert!(is_kind(&setup.store.acquire_lock(&key, once()), ErrorKind::CorruptLock), "{at}");
+            assert_eq!(setup.store.sweep().unwrap().locks, 0, "{at}");
+            let key = record_store::Key::new(&*key).unwrap();
+            assert!(setup.store.break_damaged_lock(&key, WaitOptions::new()).unwrap(), "{at}");
+            assert!(setup.store.acquire_lock(&key, once()).is_ok(), "{at}");
+        });
     }
 }
 

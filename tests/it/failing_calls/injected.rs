@@ -192,6 +192,10 @@ impl Harness {
             record["result"].as_str().unwrap().to_owned()
         });
         let lock = self.store.lock_info(&key).expect("no lock or an intact one");
+        let file =
+            std::fs::read(self.dir.path().join(format!("{}.lock", key.file_stem()))).unwrap_or_default();
+        let is_blank = file.iter().all(|&byte| byte == 0);
+        assert!(is_blank || !file.contains(&0), "{:?}: a part of a lock is left", self.operation);
         let lock = lock.map(|it| (it.holder().name().to_owned(), it.token(), it.expires_at()));
         State { record, lock, kept: self.store.is_locked(KEPT).unwrap() }
     }

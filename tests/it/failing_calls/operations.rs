@@ -208,7 +208,7 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
         }
         O::AcquireAfresh => remove_owner_file(&case.dir),
         // A release leaves such a file for a waiter.
-        O::AcquireBlank => std::fs::write(case.dir.join(format!("{key}.lock")), [0; 1_000]).unwrap(),
+        O::AcquireBlank => std::fs::write(case.dir.join(format!("{key}.lock")), [0; 512]).unwrap(),
         _ => {}
     }
     if case.operation == O::ReleaseAwaited {

@@ -17,7 +17,8 @@
 //!   changes.
 //! * **The data** of a file that was written since its last `fsync` or `fdatasync` is in any state since
 //!   then: before the write, after it, after its first half, or with the new length and zeros in place of
-//!   the written data (delayed allocation). A sector of 512 bytes is written whole or not at all.
+//!   the written data (delayed allocation). A sector of 512 bytes is written whole or not at all. If a file has
+//!   several (but not many), each of them is in any state by itself.
 //! * **The data of a segment of the log** is written to blocks that exist already, so each write that is not synced
 //!   reaches the disk independently of the others: not at all, either half, or the whole.
 //! * **A store through a mapped file** is a write that nobody syncs.
@@ -35,6 +36,7 @@ use super::content::{Content, SECTOR};
 use super::frames;
 use super::sequences::KEYS;
 use crate::support::dice::Dice;
+use crate::support::storm;
 
 /// A file or a directory, as a number. The base directory is the first.
 pub(crate) type Node = usize;
@@ -81,6 +83,11 @@ pub(crate) enum Effect {
         one: (Node, String),
         other: (Node, String),
     },
+}
+
+/// A longer file has too many combinations of sectors. A storm tries those of records, too.
+fn max_torn_sectors() -> usize {
+    if storm(1) > 1 { 4 } else { 2 }
 }
 
 /// A path, as a number.
@@ -240,9 +247,21 @@ pub(crate) struct Disk<'a> {
 }
 
 enum Kind {
-    Dir { path: String, names: BTreeMap<String, Name> },
-    File { content: Content, images: Vec<Image> },
-    Segment { content: Content, synced: Content, pending: Vec<(usize, Vec<u8>)> },
+    Dir {
+        path: String,
+        names: BTreeMap<String, Name>,
+    },
+    /// The content, the states that its data may have, and the contents since it was synced.
+    File {
+        content: Content,
+        images: Vec<Image>,
+        contents: Vec<Content>,
+    },
+    Segment {
+        content: Content,
+        synced: Content,
+        pending: Vec<(usize, Vec<u8>)>,
+    },
 }
 
 /// A name, and its values since the directory was synced, the oldest first.
@@ -339,13 +358,14 @@ impl<'a> Disk<'a> {
                     Kind::Segment { content, synced, pending: Vec::new() }
                 } else {
                     let content = Content::default();
-                    Kind::File { images: vec![self.interner.image(&content)], content }
+                    let images = vec![self.interner.image(&content)];
+                    Kind::File { images, contents: vec![content.clone()], content }
                 };
                 self.add(*dir, name, kind);
             }
             Effect::Write { file, offset, data } => self.write(*file, *offset, data),
             Effect::Truncate { file, length } => {
-                let Kind::File { content, images } = &mut self.nodes[*file] else { panic!("not a file") };
+                let Kind::File { content, images, .. } = &mut self.nodes[*file] else { panic!("not a file") };
                 content.resize(*length);
                 images.push(self.interner.image(content));
             }
@@ -416,14 +436,17 @@ impl<'a> Disk<'a> {
                 content.write(offset, data);
                 pending.push((offset, data.to_vec()));
             }
-            Kind::File { content, images } => {
+            Kind::File { content, images, contents } => {
                 let mut whole = content.clone();
                 whole.write(offset, data);
                 let mut zeros = content.clone();
                 zeros.resize(whole.len());
                 let mut half = zeros.clone();
                 half.write(offset, &data[..half_of(data)]);
-                images.extend([&zeros, &half, &whole].map(|content| self.interner.image(content)));
+                contents.push(whole.clone());
+                images.extend([&zeros, &half].map(|content| self.interner.image(content)));
+                images.extend(combinations(contents).iter().map(|content| self.interner.image(content)));
+                images.push(self.interner.image(&whole));
                 *content = whole;
             }
         }
@@ -431,8 +454,9 @@ impl<'a> Disk<'a> {
 
     fn sync(&mut self, node: Node) {
         match &mut self.nodes[node] {
-            Kind::File { images, .. } => {
+            Kind::File { images, contents, .. } => {
                 images.drain(..images.len() - 1);
+                contents.drain(..contents.len() - 1);
             }
             Kind::Segment { content, synced, pending } => {
                 synced.clone_from(content);
@@ -496,6 +520,28 @@ fn is_scratch(path: &str) -> bool {
     let in_dir = |dir: &str| path.rsplit_once(dir).map(|(_, name)| name);
     in_dir("/.store/owners/").is_some()
         || in_dir("/.store/staged/").is_some_and(|name| name.splitn(3, '.').nth(2).is_none())
+}
+
+/// The last of these contents of a file, with each sector from any of them, or zeros where a content is too short.
+fn combinations(contents: &[Content]) -> Vec<Content> {
+    let contents: Vec<_> = contents.iter().map(Content::to_vec).collect();
+    let length = contents.last().map_or(0, Vec::len);
+    if !(SECTOR + 1..=max_torn_sectors() * SECTOR).contains(&length) {
+        return Vec::new();
+    }
+    let mut all = vec![Vec::new()];
+    for start in (0..length).step_by(SECTOR) {
+        let end = length.min(start + SECTOR);
+        let of = |content: &Vec<u8>| -> Vec<u8> {
+            (start..end).map(|at| content.get(at).copied().unwrap_or(0)).collect()
+        };
+        let sectors: HashSet<_> = contents.iter().map(of).collect();
+        let extended = |before: Vec<u8>| sectors.iter().map(move |sector| [&*before, sector].concat());
+        all = all.into_iter().flat_map(extended).collect();
+    }
+    all.retain(|torn| !contents.contains(torn));
+    all.sort_unstable();
+    all.iter().map(|torn| Content::new(torn)).collect()
 }
 
 /// The length of the first half of a write, in whole sectors.

@@ -89,7 +89,7 @@ impl<'a> Guarantees<'a> {
             Some(Lock::Free) | None => Lock::Held(None, None),
         };
         match action {
-            _ if !self.sequence.job => {}
+            _ if self.sequence.job.is_none() => {}
             Action::Acquire | Action::Renew => key.locks.push(held),
             Action::Release | Action::Break => key.locks.push(Lock::Free),
             Action::HandOver => key.locks.extend([held, Lock::Free, Lock::Held(None, None)]),

@@ -41,7 +41,7 @@ use disk::{Disk, Interner, Tree};
 use guarantees::Guarantees;
 use recorder::{Damaged, Event};
 use recover::ScratchDir;
-use sequences::{Action, Mark, Operation, Sequence, Start, sequences, store_below};
+use sequences::{Action, Job, Mark, Operation, Sequence, Start, sequences, store_below};
 
 use crate::support::children::Role;
 use crate::support::storm;
@@ -271,14 +271,14 @@ fn sequences_for_rules() -> Vec<Sequence> {
         Acquire, Break, Checkpoint, GuardedWrite, HandOver, Read, Release, Remove, Renew, Write, WriteInVain,
         WriteLarge,
     };
-    let of = |relaxed, job, actions: &[Action]| Sequence {
+    let of = |relaxed, has_job: bool, actions: &[Action]| Sequence {
         start: Start::Checkpointed,
         relaxed,
-        job,
+        job: has_job.then_some(Job::Short),
         operations: actions.iter().map(|&action| Operation { action, key: 0 }).collect(),
     };
     let (full, relaxed) = (false, true);
-    vec![
+    let mut all = vec![
         of(full, true, &[Acquire, Checkpoint, Renew]),
         of(full, true, &[Acquire, Checkpoint, Release]),
         of(full, true, &[Acquire, Checkpoint, Break]),
@@ -302,7 +302,11 @@ fn sequences_for_rules() -> Vec<Sequence> {
         of(relaxed, false, &[Write, Remove, Read]),
         of(relaxed, false, &[Remove, Write, Write]),
         of(relaxed, false, &[Write, Write, Checkpoint, Write, Checkpoint, Write]),
-    ]
+    ];
+    let with_job = all.iter().filter(|sequence| sequence.job.is_some()).cloned();
+    let long: Vec<_> = with_job.map(|sequence| Sequence { job: Some(Job::Long), ..sequence }).collect();
+    all.extend(long);
+    all
 }
 
 #[test]

@@ -130,7 +130,9 @@ impl Normalizer {
             json["expires_at"] = format!("{}-01-01T00:00:00Z", year_of_lease(lease)).into();
             json["deadline_ns"] = (1 + lease).into();
         }
-        let mut text = json.to_string().into_bytes();
+        // In the order of the library, and padded as it does it.
+        let fields = LOCK_FIELDS.map(|field| format!("\"{field}\":{}", json[field]));
+        let mut text = format!("{{{}}}", fields.join(",")).into_bytes();
         assert!(text.len() < data.len(), "a text must not get longer");
         text.resize(data.len() - 1, b' ');
         text.push(b'\n');
@@ -165,6 +167,19 @@ impl Normalizer {
         if nonce == 0 { 0 } else { *self.nonces.entry(nonce).or_insert(next) }
     }
 }
+
+const LOCK_FIELDS: [&str; 10] = [
+    "key",
+    "holder",
+    "bound",
+    "token",
+    "acquired_at",
+    "expires_at",
+    "boot_id",
+    "time_ns",
+    "deadline_ns",
+    "owner",
+];
 
 /// The text of a record that has no time to live, with another version, which the checksum covers.
 fn with_version(text: &str, version: u64) -> String {

@@ -10,8 +10,8 @@ use record_store::{
 use tempfile::TempDir;
 
 use super::disk::{DIRECTORY, IS, Interner, LINK, Tree, is_file};
-use super::sequences::{FOREIGN, JOB, KEYS};
-use crate::support::{as_named, named, names_in};
+use super::sequences::{FOREIGN, Job, KEYS};
+use crate::support::{as_named, names_in};
 
 /// The outcome of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(crate) enum ReadOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LockOutcome {
     Acquired,
-    /// Held by [`JOB`], with this token and the lease of this number.
+    /// Held by a [`Job`], with this token and the lease of this number.
     Held(u64, usize),
     /// `CorruptLock`, until it was broken.
     Corrupt,
@@ -156,6 +156,10 @@ fn clear(dir: &Path, keep: &[PathBuf]) {
     }
 }
 
+fn is_job(holder: Option<&Holder>) -> bool {
+    Job::ALL.iter().any(|job| holder == Some(&job.holder()))
+}
+
 /// Acquires the lock, reads the record, and releases the lock.
 fn inspect(store: &FileSystemRecordStore, key: &str, high: u64) -> Result<Recovered, String> {
     let once = LockOptions::new().acquire_timeout(Duration::ZERO);
@@ -165,9 +169,11 @@ fn inspect(store: &FileSystemRecordStore, key: &str, high: u64) -> Result<Recove
             return Err(format!("{key}: the token {token} is not above {high}"));
         }
         Ok(_) => (LockOutcome::Acquired, Holder::current()),
-        Err(error) if error.kind() == ErrorKind::LockTimeout && error.holder() == Some(&named(JOB)) => {
+        Err(error) if error.kind() == ErrorKind::LockTimeout && is_job(error.holder()) => {
             match store.lock_info(key) {
-                Ok(Some(info)) => (LockOutcome::Held(info.token().get(), lease_of(&info)), named(JOB)),
+                Ok(Some(info)) => {
+                    (LockOutcome::Held(info.token().get(), lease_of(&info)), info.holder().clone())
+                }
                 other => return Err(format!("{key}: lock_info: {other:?}")),
             }
         }

@@ -25,7 +25,24 @@ pub(crate) fn old() -> String {
 pub(crate) const FOREIGN: &str = "{\"name\":\"demo\"}";
 
 /// The holder of locks that are not bound to a process.
-pub(crate) const JOB: &str = "job";
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Job {
+    Short,
+    /// With this name, a lock has two sectors.
+    Long,
+}
+
+impl Job {
+    pub(crate) const ALL: [Self; 2] = [Self::Short, Self::Long];
+
+    pub(crate) fn holder(self) -> Holder {
+        match self {
+            Self::Short => named("job"),
+            Self::Long => named(&"job".repeat(170)),
+        }
+    }
+}
+
 const LEASE: Duration = Duration::from_hours(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +59,7 @@ pub(crate) enum Action {
     Renew,
     Break,
     /// Acquires the lock, unless it is held already. Then releases it while a waiter is queued, and
-    /// acquires it again. Both rewrite the lock file in place.
+    /// acquires it again. Both rewrite a lock file of one sector in place.
     HandOver,
     /// Creates a guard, writes through it, and releases it. Inside an acquired lock it is an inner guard.
     GuardedWrite,
@@ -81,8 +98,8 @@ pub(crate) enum Start {
 pub(crate) struct Sequence {
     pub(crate) start: Start,
     pub(crate) relaxed: bool,
-    /// Locks belong to [`JOB`] and have a lease. Otherwise they belong to the process.
-    pub(crate) job: bool,
+    /// Locks belong to a named holder and have a lease. Otherwise they belong to the process.
+    pub(crate) job: Option<Job>,
     pub(crate) operations: Vec<Operation>,
 }
 
@@ -95,7 +112,11 @@ pub(crate) fn store_below(start: Start) -> &'static str {
 /// renew only locks that are held. Every prefix of a sequence is a sequence too.
 pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequence> {
     let mut all = Vec::new();
-    for job in [false, true] {
+    for job in [None, Some(Job::Short), Some(Job::Long)] {
+        // How long a lock is makes no difference to how a store is created.
+        if job == Some(Job::Long) && start != Start::Old {
+            continue;
+        }
         let none = Sequence { start, relaxed, job, operations: Vec::new() };
         let mut sequences = vec![none.clone()];
         let mut last = vec![none];
@@ -104,7 +125,7 @@ pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequ
             sequences.extend(last.iter().cloned());
         }
         // Without a lock its holder makes no difference.
-        sequences.retain(|sequence| !job || sequence.operations.iter().any(|it| it.action.locks()));
+        sequences.retain(|sequence| job.is_none() || sequence.operations.iter().any(|it| it.action.locks()));
         // Without an operation nothing happens to an old store.
         sequences.retain(|sequence| start.is_new() || !sequence.operations.is_empty());
         all.append(&mut sequences);
@@ -312,15 +333,15 @@ fn make_version_1(dir: &Path) {
 struct Player {
     store: FileSystemRecordStore,
     reader: Option<FileSystemRecordStore>,
-    job: bool,
+    job: Option<Job>,
     tokens: [Option<LockToken>; KEYS.len()],
 }
 
 impl Player {
     fn perform(&mut self, Operation { action, key: index }: Operation, position: usize) -> Option<LockToken> {
         let (store, key, token) = (&self.store, KEYS[index], &mut self.tokens[index]);
-        let holder = if self.job { named(JOB) } else { Holder::current() };
-        let options = LockOptions::new().holder(holder.clone()).hold_timeout(self.job.then_some(LEASE));
+        let holder = self.job.map_or_else(Holder::current, Job::holder);
+        let options = LockOptions::new().holder(holder.clone()).hold_timeout(self.job.map(|_| LEASE));
         let claim = || WriteOptions::new().claim(&holder);
         match action {
             Action::Write => store.write_with(key, &value(position), claim()).unwrap(),
@@ -333,7 +354,7 @@ impl Player {
             Action::Remove => assert!(store.remove_with(key, RemoveOptions::new().claim(holder)).is_ok()),
             Action::Acquire => *token = Some(store.acquire_lock(key, options).unwrap()),
             Action::Release => store.release_lock(key, token.take().unwrap()).unwrap(),
-            Action::Renew => store.renew(key, token.unwrap(), self.job.then_some(2 * LEASE)).unwrap(),
+            Action::Renew => store.renew(key, token.unwrap(), self.job.map(|_| 2 * LEASE)).unwrap(),
             Action::Break => {
                 assert!(store.break_lock(key).unwrap());
                 *token = None;
