@@ -360,8 +360,12 @@ fn plan_lock(layout: &Layout, key: &Key, frame: &Frame<'_>, context: Context<'_>
 /// The names of the staged files, by the names of the records that they are for.
 fn staged_files(layout: &Layout, context: Context<'_>) -> Result<BTreeMap<String, Vec<String>>> {
     let failed = |errno| context.io("list the directory", &layout.private_path(STAGED), errno);
-    let dir = layout.open_private_dir(STAGED).map_err(failed)?;
     let mut of_record = BTreeMap::<String, Vec<String>>::new();
+    let dir = match layout.open_private_dir(STAGED) {
+        // Not every program copies empty directories.
+        Err(Errno::NOENT) => return Ok(of_record),
+        dir => dir.map_err(failed)?,
+    };
     for entry in layout::list(&dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let Ok(name) = entry.file_name().to_str() else { continue };
