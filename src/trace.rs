@@ -83,6 +83,17 @@ pub(crate) fn swept(owners: usize, staged: usize, locks: usize, records: usize) 
     let _ = (owners, staged, locks, records);
 }
 
+/// The store in this directory was upgraded from an earlier format version.
+pub(crate) fn upgraded(path: &Path, from: u64, to: u64) {
+    #[cfg(feature = "tracing")]
+    {
+        let path = path.display();
+        tracing::info!(target: TARGET, %path, from, to, "upgraded the store");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = (path, from, to);
+}
+
 /// A file that is no record or lock was moved to this path. `reason` says what is wrong with it.
 pub(crate) fn set_aside(path: &Path, reason: &Error) {
     #[cfg(feature = "tracing")]

@@ -208,6 +208,17 @@ fn a_recovery_is_reported() {
 }
 
 #[test]
+fn an_upgrade_is_reported_once() {
+    let dir = tempdir().unwrap();
+    drop(open(dir.path()));
+    std::fs::write(dir.path().join(".store/format.json"), "{\"version\":1}\n").unwrap();
+    let lines = Recorder::capture(|| drop(open(dir.path())));
+    assert_recorded(&lines, &["INFO record_store:", "upgraded the store", "path=", "from=1", "to=2"]);
+    let lines = Recorder::capture(|| drop(open(dir.path())));
+    assert!(lines.is_empty(), "{lines:#?}");
+}
+
+#[test]
 fn the_memory_store_reports_lost_locks() {
     let store = MemoryRecordStore::new();
     let token = store.acquire_lock("key", as_named("me")).unwrap();

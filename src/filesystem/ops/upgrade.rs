@@ -12,7 +12,7 @@ use crate::filesystem::log::{Log, recovery};
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::wait_queue::Events;
-use crate::{ErrorKind, Result};
+use crate::{ErrorKind, Result, trace};
 
 /// Upgrades the store. The rename of the new format file decides: a process that is killed before it leaves a store
 /// of version 1, which an earlier version of this crate can still use.
@@ -21,7 +21,8 @@ pub(super) fn upgrade(layout: &Arc<Layout>, options: &FileSystemOptions, context
         // The store was removed meanwhile.
         return Err(context.error(ErrorKind::NotAStore).with_path(layout.root()));
     };
-    if format::check(layout, context)? == format::VERSION {
+    let from = format::check(layout, context)?;
+    if from == format::VERSION {
         // Another process was faster.
         return Ok(());
     }
@@ -39,6 +40,7 @@ pub(super) fn upgrade(layout: &Arc<Layout>, options: &FileSystemOptions, context
     if let Some(log) = log {
         log.set_ready();
     }
+    trace::upgraded(layout.root(), from, format::VERSION);
     Ok(())
 }
 

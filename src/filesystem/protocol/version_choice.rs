@@ -73,7 +73,8 @@ fn modified(stat: &Stat) -> u64 {
     u64::try_from(seconds.saturating_mul(1_000_000).saturating_add(nanos / 1_000)).unwrap_or(0)
 }
 
-/// The version of the file in the place of the record. One that cannot be read has none.
+/// The version of the file in the place of the record. One that cannot be read has none. If the file is damaged, its
+/// head is not verified, but nothing else says a better number.
 fn in_file(core: &Core, key: &Key) -> Option<u64> {
     let opened = layout::open_existing(&core.layout.dir, &layout::record_name(key)).ok().flatten()?;
     valid(record_head::read(&opened, core.options.max_record_bytes)?.version)
