@@ -15,4 +15,5 @@ pub(crate) mod publish;
 pub(crate) mod record_file;
 pub(crate) mod record_head;
 pub(crate) mod record_version;
+pub(crate) mod torn_record;
 pub(crate) mod usability;

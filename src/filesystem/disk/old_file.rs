@@ -13,6 +13,7 @@ use super::layout::{self, Layout, Opened, Refusal};
 use super::publish::{self, Displaced, Staged};
 use super::record_file::{self, Proof};
 use super::record_head;
+use super::torn_record;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
@@ -274,11 +275,14 @@ pub(crate) fn sweep(
     let is_empty = stat.is_some_and(|stat| layout::irregular(&stat).is_none() && stat.st_size == 0);
     if let Some(original) = original.filter(|_| !is_empty) {
         let displaced = Displaced { name, original: original.to_owned(), stat };
-        let (was, settled) = examine_displaced(layout, options, &displaced, context);
-        settled?;
-        if was != Was::Damaged {
-            publish::remove_staged(layout, &displaced.name, context)?;
-        }
+        let was = match prove_displaced(layout, options, &displaced, context) {
+            Ok(proof) => Was::Record(proof),
+            Err(_) if is_torn_record(layout, options, &displaced) => Was::Nothing,
+            Err(error) => {
+                return keep_displaced(layout, options, &displaced, &error, context).map(|()| Was::Damaged);
+            }
+        };
+        publish::remove_staged(layout, &displaced.name, context)?;
         return Ok(was);
     }
     publish::remove_staged(layout, &name, context).map(|()| Was::Nothing)
@@ -291,19 +295,46 @@ fn examine_displaced(
     displaced: &Displaced,
     context: Context<'_>,
 ) -> (Was, Result<()>) {
-    let Displaced { name, original, .. } = displaced;
-    let path = || layout.private_path(name);
-    let proof = open(layout, displaced)
-        .map_err(|refusal| refusal.into_error(context, "open the old record", path()))
-        .and_then(|old| record_file::prove(layout, &old, original, options, context));
-    match proof {
+    match prove_displaced(layout, options, displaced, context) {
         Ok(proof) => (Was::Record(proof), Ok(())),
-        Err(error) => {
-            let kept = publish::set_aside(layout, (&layout.private, name), original, options.durability);
-            let settled = kept.map(|kept| trace::set_aside(&kept, &error));
-            (Was::Damaged, settled.map_err(|errno| context.io("move aside", &path(), errno)))
-        }
+        Err(error) => (Was::Damaged, keep_displaced(layout, options, displaced, &error, context)),
     }
+}
+
+fn prove_displaced(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    displaced: &Displaced,
+    context: Context<'_>,
+) -> Result<Proof> {
+    let Displaced { name, original, .. } = displaced;
+    open(layout, displaced)
+        .map_err(|refusal| refusal.into_error(context, "open the old record", layout.private_path(name)))
+        .and_then(|old| record_file::prove(layout, &old, original, options, context))
+}
+
+/// Moves a displaced file to `.store/damaged/`. `error` says what is wrong with it.
+fn keep_displaced(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    displaced: &Displaced,
+    error: &Error,
+    context: Context<'_>,
+) -> Result<()> {
+    let Displaced { name, original, .. } = displaced;
+    let kept = publish::set_aside(layout, (&layout.private, name), original, options.durability)
+        .map_err(|errno| context.io("move aside", &layout.private_path(name), errno))?;
+    trace::set_aside(&kept, error);
+    Ok(())
+}
+
+/// Whether this is what a power loss has left of a record: of the one that was staged, or of the one that it replaced.
+fn is_torn_record(layout: &Layout, options: &FileSystemOptions, displaced: &Displaced) -> bool {
+    let Ok(opened) = open(layout, displaced) else { return false };
+    let limit = options.max_record_bytes;
+    layout::size(&opened.stat) <= limit
+        && layout::read_up_to(&opened, limit)
+            .is_ok_and(|text| torn_record::is_of_record(&text, &displaced.original))
 }
 
 fn open(layout: &Layout, displaced: &Displaced) -> Result<Opened, Refusal> {

@@ -26,6 +26,7 @@ use crate::filesystem::disk::lock_file::{self, LockFile};
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::disk::publish::{self, Staged};
+use crate::filesystem::disk::torn_record::{self, looks_torn};
 use crate::filesystem::options::{Durability, FileSystemOptions};
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::owner::{self, Owner};
@@ -489,12 +490,6 @@ fn in_place(
     })
 }
 
-/// Whether a file that is no record may be one of which a part never reached the disk: that part is zeros, or the file ends
-/// with the last sector that did. Any other file was put there by somebody, or has decayed, and stays as it is.
-fn looks_torn(text: &[u8]) -> bool {
-    text.len().is_multiple_of(BLOCK) || text.chunks(BLOCK).any(|sector| sector.iter().all(|byte| *byte == 0))
-}
-
 fn summary(steps: &[Step]) -> Recovery {
     let mut recovery = Recovery { at: SystemTime::now(), records: 0, removed: 0, locks: 0 };
     for step in steps {
@@ -559,6 +554,7 @@ fn keep_foreign(
     let is_lock = layout::record_stem(name).is_none();
     if is_torn(&found, text)
         || is_lock && lock_file::is_unfinished(&found)
+        || !is_lock && torn_record::is_of_record(&found, name)
         || record::parse(&found).is_ok()
         || LockFile::parse(&found).is_ok()
     {
@@ -581,19 +577,6 @@ fn is_torn(found: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_zeros_or_a_cut_at_a_sector_look_torn() {
-        let text: Vec<u8> = (0..1_500_u32).map(|at| (at % 200) as u8 + 1).collect();
-        let mut torn = text.clone();
-        torn[512..1024].fill(0);
-        for torn in [&*torn, &text[..512], &text[..1_024], &[], &[0; 300]] {
-            assert!(looks_torn(torn));
-        }
-        for whole in [&*text, &text[..600], &text[..1_023], b"{\"name\":\"demo\"}"] {
-            assert!(!looks_torn(whole));
-        }
-    }
 
     #[test]
     fn a_torn_file_consists_of_zeros_and_of_sectors_of_the_text() {

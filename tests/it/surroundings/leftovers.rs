@@ -196,3 +196,41 @@ fn the_owner_files_of_ended_children_do_not_pile_up() {
     parent.finish();
     assert!(left <= 10, "{left} owner files");
 }
+
+/// A power loss tears the staged file of a dead process. Under the same name, there may be a file of another program that
+/// the process displaced.
+#[test]
+fn a_torn_staged_record_is_removed_and_a_torn_file_of_another_program_is_kept() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write("k", &"x".repeat(1_400)).unwrap();
+    let whole = fs::read(dir.path().join("k.json")).unwrap();
+    let torn = |from: usize, to: usize| {
+        let mut torn = whole.clone();
+        torn[from..to].fill(0);
+        torn
+    };
+    let place = |number: usize, original: &str| {
+        dir.path().join(format!(".store/staged/1-deaddeaddeaddead.{number}11c37937e08000.{original}.json"))
+    };
+    let ours = [torn(512, 1_024), torn(1_024, whole.len()), whole[..512].to_vec(), vec![0; 700], Vec::new()];
+    for (number, text) in ours.iter().enumerate() {
+        fs::write(place(number, "k"), text).unwrap();
+    }
+    let swept = store.sweep().unwrap();
+    assert_eq!((swept.staged, swept.damaged), (ours.len(), 0), "{swept:?}");
+    assert!(store.damaged().unwrap().is_empty());
+
+    let others = [torn(0, 512), whole[..700].to_vec(), [b"\x7fELF\x01", &[0; 1_019][..]].concat()];
+    for (number, text) in others.iter().enumerate() {
+        fs::write(place(number, "k"), text).unwrap();
+    }
+    // Of another key.
+    fs::write(place(9, "other"), &ours[0]).unwrap();
+    let swept = store.sweep().unwrap();
+    assert_eq!((swept.staged, swept.damaged), (0, others.len() + 1), "{swept:?}");
+    let kept: Vec<_> = store.damaged().unwrap().iter().map(|file| fs::read(&file.path).unwrap()).collect();
+    for text in others.iter().chain([&ours[0]]) {
+        assert!(kept.contains(text));
+    }
+}
