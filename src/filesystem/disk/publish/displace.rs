@@ -1,0 +1,75 @@
+//! Displacing: a file in the place of a record gets a staged name, and is examined there.
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+#[cfg(target_os = "linux")]
+use super::rename::exchange;
+use super::rename::move_new;
+use super::stage::Staged;
+use super::staged_name::{as_displaced, unique_name};
+use crate::filesystem::disk::layout::Layout;
+
+/// A file that was in the place of a record, under a name in `.store/staged/`.
+#[must_use = "a displaced file has to be examined"]
+#[derive(Debug)]
+pub(crate) struct Displaced {
+    /// Its name in the private directory.
+    pub(crate) name: String,
+    /// Its name in the store's directory.
+    pub(crate) original: String,
+    /// Its metadata in the store's directory, a moment before.
+    pub(crate) stat: Option<Stat>,
+}
+
+impl Staged<'_> {
+    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
+    /// file system does not support it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+        self.name_for(name).ok()?;
+        let private = &self.layout.private;
+        exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
+        let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
+        Some(Displaced { name: staged, original, stat: Some(old) })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, reason = "as on Linux")]
+    pub(crate) fn exchange(&mut self, _name: &str, _old: Stat) -> Option<Displaced> {
+        None
+    }
+}
+
+/// Displaces the file in the place of a record. `None`: there is none.
+pub(crate) fn displace(
+    layout: &Layout,
+    owner: &str,
+    name: &str,
+    stat: Stat,
+) -> Result<Option<Displaced>, Errno> {
+    let displaced = as_displaced(&unique_name(owner), name);
+    match rustix::fs::renameat(&layout.dir, name, &layout.private, &*displaced) {
+        Ok(()) => Ok(Some(Displaced { name: displaced, original: name.to_owned(), stat: Some(stat) })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Puts a displaced file back in the place of a record, and takes the file there away. Called in the latch, when the
+/// change cannot be made durable.
+#[cfg(target_os = "linux")]
+pub(crate) fn exchange_back(layout: &Layout, staged: &str, name: &str) -> Result<(), Errno> {
+    exchange((&layout.private, staged), (&layout.dir, name))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exchange_back(_layout: &Layout, _staged: &str, _name: &str) -> Result<(), Errno> {
+    Err(Errno::NOSYS)
+}
+
+/// Moves a file of the private directory back to the place where it was found. `false`: it stays, because another
+/// file is there now, or because that fails.
+pub(crate) fn put_back(layout: &Layout, private_name: &str, original: &str) -> bool {
+    move_new((&layout.private, private_name), (&layout.dir, original)).is_ok()
+}
