@@ -1,5 +1,5 @@
-//! Several processes on one store: how long the hand-over of a lock takes, and how much they write in
-//! total.
+//! Several processes on one store: how long the hand-over of a lock takes, how much they write in total, and
+//! how evenly.
 //! See `benches/README.md`.
 
 #![allow(clippy::disallowed_methods, reason = "the store is compared with these calls")]
@@ -11,11 +11,13 @@ mod children;
 mod raw;
 #[path = "common/setup.rs"]
 mod setup;
+#[path = "common/windows.rs"]
+mod windows;
 
+use std::env;
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
 use rustix::time::ClockId;
@@ -23,30 +25,47 @@ use rustix::time::ClockId;
 use children::{ChildProcess, receive, send};
 use raw::RawDir;
 use setup::RunMode;
+use windows::{Group, Plan, alternate, serve};
 
 /// The number of keys of one writer.
 const KEYS: usize = 64;
 /// The key of the record that is updated under its lock.
 const VISITS: &str = "visits";
 
+/// The numbers of processes that are compared.
+const COUNTS: &[usize] = &[1, 2, 4, 8];
+const DURABILITIES: [Durability; 2] = [Durability::Full, Durability::Relaxed];
+
 fn main() {
     if let Some((role, dir)) = children::role() {
         let dir = Path::new(&dir);
-        return match role.as_str() {
+        let (what, durability) = role.split_once(' ').unwrap_or((&role, "Relaxed"));
+        let durability = if durability == "Full" { Durability::Full } else { Durability::Relaxed };
+        return match what {
             "waiter" => waiter(dir),
-            "visitor" => visitor(dir),
-            "Full" => writer(dir, Durability::Full),
-            _ => writer(dir, Durability::Relaxed),
+            "visitor" => visitor(dir, durability),
+            "writer" => writer(dir, durability),
+            _ => raw_writer(dir, durability),
         };
     }
     let scratch = setup::scratch();
     let mode = RunMode::from_args();
+    // The first argument that is not a flag selects the parts whose name contains it.
+    let filter = env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let selected = |part: &str| part.contains(&filter);
     println!("{}\n", setup::machine(scratch.path()));
-    hand_over(&scratch.path().join("hand-over"), mode);
-    for durability in [Durability::Full, Durability::Relaxed] {
-        distinct_keys(&scratch.path().join(format!("{durability:?}")), durability, mode);
+    if selected("hand-over") {
+        hand_over(&scratch.path().join("hand-over"), mode);
     }
-    one_key(scratch.path(), mode);
+    for durability in DURABILITIES {
+        let dir = scratch.path().join(format!("{durability:?}"));
+        if selected("separate keys") {
+            separate_keys(&dir.join("separate-keys"), durability, mode);
+        }
+        if selected("one key") {
+            one_key(&dir.join("one-key"), durability, mode);
+        }
+    }
 }
 
 fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
@@ -54,11 +73,6 @@ fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
 }
 
 impl ChildProcess {
-    fn send(&mut self, line: &str) {
-        // A single write: two writes would wake the child twice.
-        self.input.write_all(format!("{line}\n").as_bytes()).expect("the child process reads");
-    }
-
     /// Whether the child sleeps in the kernel, according to `/proc`.
     fn is_asleep(&self) -> bool {
         let stat =
@@ -135,130 +149,99 @@ fn waiter(dir: &Path) {
     }
 }
 
-// ---- The total writes of several processes.
+// ---- Processes that write to keys of their own.
 
-fn distinct_keys(dir: &Path, durability: Durability, mode: RunMode) {
-    open(dir, durability);
-    fs::create_dir_all(dir.join("raw")).expect("the floor's directory is created");
-    let rounds = mode.choose(9, 1);
-    let window = mode.choose("250", "20");
-    println!("Writers with separate keys, {durability:?}: total records per second, in {rounds} windows");
+fn separate_keys(dir: &Path, durability: Durability, mode: RunMode) {
+    let plan = Plan::new(mode, Duration::from_millis(250), 15);
+    println!("Writers with separate keys, {durability:?}: medians of {} windows of", plan.rounds);
+    println!("{} ms that alternate with the bare system calls:\n", plan.window.as_millis());
     println!(
-        "of {window} ms that alternate with the bare system calls, and the median of the paired ratios:\n"
+        "| processes | records/s | most / fewest | target | system calls | most / fewest | ratio | target |"
     );
-    println!("| processes | record-store | system calls | ratio |\n| --: | --: | --: | --: |");
-    for count in mode.choose(&[1, 2, 4, 8][..], &[2]) {
-        let mut writers: Vec<_> =
-            (0..*count).map(|_| ChildProcess::start(&format!("{durability:?}"), dir)).collect();
-        wait_until_ready(&mut writers);
-        let (mut ours, mut bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-        for round in 0..=rounds {
-            let store = run_window(&mut writers, &format!("store {window}"));
-            let raw = run_window(&mut writers, &format!("raw {window}"));
-            // The first round is not counted, because it creates the files.
-            if round > 0 {
-                ours.push(store);
-                bare.push(raw);
-                ratios.push(store / raw);
-            }
-        }
-        writers.into_iter().for_each(ChildProcess::finish);
-        println!("| {count} | {:.0} | {:.0} | {:.2} |", median(ours), median(bare), median(ratios));
+    println!("| --: | --: | --: | --: | --: | --: | --: | --: |");
+    fs::create_dir_all(dir.join("raw")).expect("the floor's directory is created");
+    for &count in mode.choose(COUNTS, &[2]) {
+        let mut groups =
+            ["writer", "raw"].map(|what| Group::start(&format!("{what} {durability:?}"), dir, count));
+        alternate(&mut groups, plan, dir);
+        let [ours, raw] = groups;
+        let durable = durability == Durability::Full;
+        println!(
+            "| {count} | {:.0} | {:.2} | {} | {:.0} | {:.2} | **{:.2}** | {} |",
+            ours.rate(),
+            ours.spread(),
+            if durable && count > 1 { "1.50" } else { "-" },
+            raw.rate(),
+            raw.spread(),
+            ours.ratio_to(&raw),
+            if durable && count >= 4 { "4.00" } else { "-" },
+        );
     }
     println!();
 }
 
-/// Waits until all children have opened the store.
-fn wait_until_ready(children: &mut [ChildProcess]) {
-    for child in children {
-        assert_eq!(child.receive(), "ready");
-    }
-}
-
-/// Runs one window in which all children write. Returns the total number of writes per second.
-fn run_window(writers: &mut [ChildProcess], command: &str) -> f64 {
-    for writer in &mut *writers {
-        writer.send(command);
-    }
-    writers.iter_mut().map(|writer| writer.receive().parse::<f64>().expect("a rate")).sum()
-}
-
-fn median(mut rates: Vec<f64>) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
 fn writer(dir: &Path, durability: Durability) {
-    let store = open(dir, durability);
-    let raw = RawDir::open(&dir.join("raw"));
-    let process = std::process::id();
-    let keys: Vec<String> = (0..KEYS).map(|n| format!("writer-{process}-{n}")).collect();
-    let files: Vec<String> = keys.iter().map(|key| format!("{key}.json")).collect();
+    let store = open(&dir.join("store"), durability);
+    let keys = own_keys();
     let value = "x".repeat(300);
+    serve(|run| store.write(&keys[run % KEYS], &value).expect("written"));
+}
+
+fn raw_writer(dir: &Path, durability: Durability) {
+    let raw = RawDir::open(&dir.join("raw"));
+    let files: Vec<String> = own_keys().iter().map(|key| format!("{key}.json")).collect();
     // About as long as the record, whose length depends on its key.
-    let text = [value.as_bytes(), &[b' '; 50]].concat();
-    send("ready");
-    while let Some(command) = receive() {
-        let (what, window) = command.split_once(' ').expect("a command");
-        let window = Duration::from_millis(window.parse().expect("a time"));
-        let start = Instant::now();
-        let mut done = 0_u32;
-        while start.elapsed() < window {
-            let at = done as usize % KEYS;
-            match what {
-                "store" => store.write(&keys[at], &value).expect("written"),
-                _ => raw.publish(&files[at], &text, durability),
-            }
-            done += 1;
-        }
-        send(&(f64::from(done) / start.elapsed().as_secs_f64()).to_string());
-    }
+    let text = [b'x'; 350];
+    serve(|run| raw.publish(&files[run % KEYS], &text, durability));
 }
 
-// ---- Several processes that update one record under its lock.
-
-fn one_key(scratch: &Path, mode: RunMode) {
-    let window = mode.choose("2000", "20");
-    println!("Lock, read, write relaxed, release on one key, for {window} ms:\n");
-    println!("| processes | ops/s | most / fewest | lost updates |\n| --: | --: | --: | --: |");
-    for count in mode.choose(&[1, 2, 4, 8][..], &[2]) {
-        let dir = scratch.join(format!("one-key-{count}"));
-        let store = open(&dir, Durability::Relaxed);
-        let mut visitors: Vec<_> = (0..*count).map(|_| ChildProcess::start("visitor", &dir)).collect();
-        wait_until_ready(&mut visitors);
-        let start = Instant::now();
-        for visitor in &mut visitors {
-            visitor.send(window);
-        }
-        let visits: Vec<u64> =
-            visitors.iter_mut().map(|visitor| visitor.receive().parse().expect("a count")).collect();
-        let seconds = start.elapsed().as_secs_f64();
-        visitors.into_iter().for_each(ChildProcess::finish);
-        let total: u64 = visits.iter().sum();
-        let stored = store.read::<u64>(VISITS).expect("read").map_or(0, |record| record.result);
-        let (most, fewest) = (visits.iter().max().copied(), visits.iter().min().copied());
-        #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
-        let (rate, spread) =
-            (total as f64 / seconds, most.unwrap_or(0) as f64 / fewest.unwrap_or(0).max(1) as f64);
-        println!("| {count} | {rate:.0} | {spread:.1} | {} |", total.abs_diff(stored));
-        assert_eq!(total, stored, "updates were lost");
-    }
+fn own_keys() -> Vec<String> {
+    let process = std::process::id();
+    (0..KEYS).map(|n| format!("writer-{process}-{n}")).collect()
 }
 
-fn visitor(dir: &Path) {
-    let store = open(dir, Durability::Relaxed);
-    send("ready");
-    while let Some(window) = receive() {
-        let window = Duration::from_millis(window.parse().expect("a time"));
-        let start = Instant::now();
-        let mut done = 0_u64;
-        while start.elapsed() < window {
-            let guard = store.lock(VISITS, LockOptions::new()).expect("locked");
-            let visits = guard.read::<u64>().expect("read").map_or(0, |record| record.result);
-            guard.write(&(visits + 1)).expect("written");
-            guard.release().expect("released");
-            done += 1;
-        }
-        send(&done.to_string());
+// ---- Processes that update one record under its lock.
+
+fn one_key(dir: &Path, durability: Durability, mode: RunMode) {
+    let plan = Plan::new(mode, Duration::from_millis(500), 15);
+    println!("Lock, read, write, release on one key, {durability:?}: medians of {} windows of", plan.rounds);
+    println!("{} ms, in which the numbers of processes take turns:\n", plan.window.as_millis());
+    println!(
+        "| processes | updates/s | target | of the best | target | most / fewest | target | lost updates |"
+    );
+    println!("| --: | --: | --: | --: | --: | --: | --: | --: |");
+    let counts = mode.choose(COUNTS, &[1, 2]);
+    let store_of = |count: &usize| dir.join(count.to_string());
+    let mut groups: Vec<_> = counts
+        .iter()
+        .map(|count| Group::start(&format!("visitor {durability:?}"), &store_of(count), *count))
+        .collect();
+    alternate(&mut groups, plan, dir);
+    let best = groups.iter().map(Group::rate).fold(0.0, f64::max);
+    for (count, group) in counts.iter().zip(groups) {
+        let stored = open(&store_of(count), durability).read::<u64>(VISITS).expect("read");
+        let lost = group.total.abs_diff(stored.map_or(0, |record| record.result));
+        let target = |needed, target| if durability == Durability::Full && needed { target } else { "-" };
+        println!(
+            "| {count} | **{:.0}** | {} | **{:.2}** | {} | **{:.2}** | {} | {lost} |",
+            group.rate(),
+            target(true, "1900"),
+            group.rate() / best,
+            target(*count == 8, "0.75"),
+            group.spread(),
+            target(*count > 1, "1.50"),
+        );
+        assert_eq!(lost, 0, "updates were lost");
     }
+    println!();
+}
+
+fn visitor(dir: &Path, durability: Durability) {
+    let store = open(dir, durability);
+    serve(|_| {
+        let guard = store.lock(VISITS, LockOptions::new()).expect("locked");
+        let visits = guard.read::<u64>().expect("read").map_or(0, |record| record.result);
+        guard.write(&(visits + 1)).expect("written");
+        guard.release().expect("released");
+    });
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, clippy::panic, reason = "a benchmark stops at the first error")]
 
 #[path = "common/children.rs"]
+#[allow(dead_code, reason = "shared with the other benchmarks")]
 mod children;
 #[path = "common/invoice.rs"]
 mod invoice;

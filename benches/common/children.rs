@@ -15,7 +15,7 @@ const DIR: &str = "RECORD_STORE_BENCH_CHILD_DIR";
 /// The parent's handle of a child process.
 pub(crate) struct ChildProcess {
     pub(crate) process: Child,
-    pub(crate) input: ChildStdin,
+    input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
@@ -36,6 +36,11 @@ impl ChildProcess {
         let input = process.stdin.take().expect("its input is a pipe");
         let output = BufReader::new(process.stdout.take().expect("its output is a pipe"));
         Self { process, input, output }
+    }
+
+    pub(crate) fn send(&mut self, line: &str) {
+        // A single write: two writes would wake the child twice.
+        self.input.write_all(format!("{line}\n").as_bytes()).expect("the child process reads");
     }
 
     /// Receives a line.
