@@ -10,6 +10,8 @@ mod children;
 mod invoice;
 #[path = "common/measure.rs"]
 mod measure;
+#[path = "common/preallocated.rs"]
+mod preallocated;
 #[path = "common/raw.rs"]
 mod raw;
 #[path = "common/reading.rs"]
@@ -27,6 +29,7 @@ use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder,
 use children::{ChildProcess, receive, send};
 use invoice::{Invoice, LONG, SHORT, invoice};
 use measure::{Plan, Table};
+use preallocated::Preallocated;
 use raw::RawDir;
 
 /// The number of keys that are used in turn by operations on existing records.
@@ -102,6 +105,37 @@ fn writes(table: &mut Table, dir: &Path, durability: Durability) {
         Plan { operation: existing.into(), floor: floor.into(), target: Some(target_existing), pairs },
         |run| store.write(&keys[run % seeded], &value).expect("written"),
         |run| raw.publish(&files[run % seeded], &text, durability),
+    );
+    if durability == Durability::Full {
+        let file = Preallocated::create(&dir.join("preallocated"));
+        durable_writes(table, file, &store, &keys[..seeded], &text);
+    }
+}
+
+/// A durable write compared with the least that any store needs, also one without a file per record.
+fn durable_writes(
+    table: &mut Table,
+    mut file: Preallocated,
+    store: &FileSystemRecordStore,
+    existing: &[String],
+    text: &[u8],
+) {
+    let value = invoice(SHORT);
+    let plan = |operation: &'static str| Plan {
+        operation: operation.into(),
+        floor: "pwrite, fdatasync of a preallocated file".into(),
+        target: Some(1.5),
+        pairs: 400,
+    };
+    table.compare(
+        plan("write, durable, new key"),
+        |run| store.write(format!("order-{run:06}"), &value).expect("written"),
+        |_| file.write(text),
+    );
+    table.compare(
+        plan("write, durable, existing key"),
+        |run| store.write(&existing[run % existing.len()], &value).expect("written"),
+        |_| file.write(text),
     );
 }
 
