@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::time::Duration;
 
 use heed::types::{Bytes, Str};
 use heed::{EnvFlags, EnvOpenOptions};
@@ -17,6 +18,9 @@ pub(crate) struct Sqlite {
     normal: Connection,
 }
 
+/// Far longer than a writer waits for the others.
+const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
+
 const PUT: &str = "INSERT INTO records VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
 const GET: &str = "SELECT value FROM records WHERE key = ?1";
 
@@ -24,9 +28,11 @@ impl Sqlite {
     pub(crate) fn new(dir: &Path) -> Self {
         let open = |synchronous: &str| {
             let database = Connection::open(dir.join(synchronous)).expect("the database opens");
+            database.busy_timeout(BUSY_TIMEOUT).expect("a setting");
             database.pragma_update(None, "journal_mode", "WAL").expect("a write-ahead log");
             database.pragma_update(None, "synchronous", synchronous).expect("a setting");
-            let table = "CREATE TABLE records (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID";
+            let table = "CREATE TABLE IF NOT EXISTS records (key TEXT PRIMARY KEY, value BLOB NOT NULL) \
+                         WITHOUT ROWID";
             database.execute(table, ()).expect("a table");
             database
         };
@@ -155,8 +161,8 @@ impl Environment {
         std::fs::create_dir_all(dir).expect("a directory");
         let mut options = EnvOpenOptions::new();
         options.map_size(1 << 30);
-        // SAFETY: no other process knows these files, and each is opened once. Without syncs a crash of
-        // the machine may damage them, but nothing reads them afterwards.
+        // SAFETY: only processes of this program know these files, and each opens them once. Without syncs a
+        // crash of the machine may damage them, but nothing reads them afterwards.
         #[allow(unsafe_code, reason = "LMDB maps its file")]
         let env = unsafe {
             options.flags(flags);

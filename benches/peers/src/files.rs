@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
 
 use crate::invoice::{Invoice, SHORT, invoice};
+use crate::preallocated::Preallocated;
 use crate::raw::RawDir;
 use crate::work::{About, Job, Peer, Work, decode, encode};
 
@@ -62,6 +63,39 @@ impl Peer for Floor {
                 self.unlock(key);
             }),
         })
+    }
+}
+
+/// The cheapest durable write.
+pub(crate) struct OneSync {
+    file: Preallocated,
+    record: Vec<u8>,
+}
+
+impl OneSync {
+    /// Each process has a file of its own.
+    pub(crate) fn new(dir: &Path) -> Self {
+        let file = Preallocated::create(&dir.join(std::process::id().to_string()));
+        Self { file, record: encode(&invoice(SHORT)) }
+    }
+}
+
+impl Peer for OneSync {
+    fn about(&self) -> About {
+        About {
+            name: "one sync",
+            writers: "-",
+            compared: "what every durable write needs: `pwrite` to blocks that a file already has, and \
+                       `fdatasync`",
+        }
+    }
+
+    fn job(&mut self, work: Work) -> Option<Job<'_>> {
+        let Self { file, record } = self;
+        match work {
+            Work::Put(Durability::Full) => Some(Box::new(|_, _| file.write(record))),
+            _ => None,
+        }
     }
 }
 

@@ -57,7 +57,6 @@ pub(crate) fn micros(time: Duration) -> String {
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.machine)?;
         let names: Vec<_> = self.rows.iter().map(|row| row.name).collect();
         writeln!(f, "| | {} |", names.join(" | "))?;
         writeln!(f, "| --- |{}", " --: |".repeat(names.len()))?;

@@ -6,6 +6,7 @@ use record_store::Durability;
 
 use crate::invoice::{Invoice, SHORT, invoice};
 use crate::setup::RunMode;
+use crate::windows::shuffle;
 
 /// An operation on one key. A peer may support it or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,17 +114,6 @@ pub(crate) fn measure(workload: &Workload, peers: &mut [Box<dyn Peer>], mode: Ru
         }
     }
     times
-}
-
-/// A different order in each round. In a fixed order, a peer would always find the caches as the same
-/// predecessor leaves them.
-fn shuffle(order: &mut [usize], seed: u64) {
-    let mut state = seed;
-    for last in (1..order.len()).rev() {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let other = usize::try_from(state >> 33).expect("31 bits") % (last + 1);
-        order.swap(last, other);
-    }
 }
 
 fn existing(n: usize, mode: RunMode) -> String {
