@@ -94,7 +94,7 @@ impl FileSystemRecordStore {
         self.0.layout.root()
     }
 
-    /// What the last recovery had to change, if there ever was one that changed something. The first open for writing
+    /// The changes of the last recovery, if there ever was one that changed something. The first open for writing
     /// after a restart of the machine, or of a copy, makes the files agree with the commit log. The chapter
     /// [durability](crate::guide::durability) says when there is something to do.
     ///

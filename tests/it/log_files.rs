@@ -124,7 +124,7 @@ fn stores_that_share_files_by_hard_links_do_not_share_a_log() {
         other.write("k", &format!("linked {round}")).unwrap();
     }
     for (path, expected) in [(&original, "original 49"), (&linked, "linked 49")] {
-        // What the log tells, and not only the file.
+        // The log tells it, and not only the file.
         let recovered = in_memory();
         tree::copy(path, recovered.path());
         fs::remove_file(recovered.path().join("k.json")).unwrap();

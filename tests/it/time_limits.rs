@@ -1,5 +1,5 @@
-//! A time limit is kept to milliseconds: no sleep of a call with a limit is longer than what is left of it. What a call
-//! asks the kernel for says so without a clock.
+//! A time limit is kept to milliseconds: no sleep of a call with a limit is longer than what is left of it. The
+//! sleeps that a call asks the kernel for show that without a clock.
 
 use std::path::PathBuf;
 use std::time::Duration;

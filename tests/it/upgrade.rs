@@ -158,7 +158,7 @@ fn the_old_directory_of_staged_files_stays_until_it_is_empty() {
     }
 }
 
-/// What is in the place of the directory `tmp` may be of another program, too.
+/// The file in the place of the directory `tmp` may be of another program, too.
 #[test]
 fn something_else_in_the_place_of_the_old_directory_is_not_touched() {
     let dir = old_store();
@@ -257,8 +257,8 @@ fn two_writers_that_upgrade_a_store_at_the_same_time_both_succeed() {
     panic!("an open has more than {MAX_STEPS} steps");
 }
 
-/// What a process changes in a store of version 2 must not be in one of version 1 after a power loss. So it waits for the
-/// process that has just given that version to the store, until that has synced it.
+/// A change of a store of version 2 must not be in one of version 1 after a power loss. So a process waits until the
+/// process that has just given that version to the store has synced it.
 #[test]
 fn a_version_that_may_not_be_on_the_disk_is_waited_for() {
     let dir = old_store();

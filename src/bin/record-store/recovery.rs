@@ -1,4 +1,4 @@
-//! What a recovery after a power loss has changed.
+//! The report of a recovery after a power loss.
 
 use std::io::{self, Write};
 use std::time::SystemTime;

@@ -33,7 +33,7 @@ pub(crate) const LOG_STATE: &str = "log/state";
 pub(crate) const LOG_LATCH: &str = "log/latch";
 /// The latch of the process that checkpoints the log.
 pub(crate) const LOG_CHECKPOINT: &str = "log/checkpoint";
-/// What the last recovery has done.
+/// The report of the last recovery.
 pub(crate) const LOG_RECOVERED: &str = "log/recovered";
 /// Files that were in the place of a record or a lock, and are neither.
 pub(crate) const DAMAGED: &str = "damaged";

@@ -1,4 +1,4 @@
-//! What a power loss leaves of a record file that was not synced.
+//! The remains of a record file that was not synced before a power loss.
 
 use super::layout::{self, SECTOR};
 use crate::Key;

@@ -1,4 +1,4 @@
-//! What the last recovery has done, for people: a file beside the segments of the log.
+//! The report of the last recovery, for people: a file beside the segments of the log.
 
 use std::time::SystemTime;
 

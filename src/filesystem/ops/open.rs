@@ -171,7 +171,7 @@ fn initialize(
         created.file(layout, EXPIRING, || expiry::announce(layout, context))?;
     }
     publish::sync_new_store(layout, context)?;
-    // What a creator that was killed has left.
+    // The leftovers of a creator that was killed.
     sweep_dead_processes(layout, None, options, context)?;
     let log = recovery::open(layout, options, context)?.map(Arc::new);
     format::publish(layout, context)?;

@@ -55,7 +55,7 @@ fn assert_of_log(error: &record_store::Error, what: &str) {
     );
 }
 
-/// What a power loss, a bad disk or another program leaves in the log of a store that is recovered.
+/// A power loss, a bad disk or another program may leave this in the log of a store that is recovered.
 #[test]
 fn any_content_of_a_segment_leaves_the_records_that_stand() {
     let original = logged();
@@ -70,7 +70,7 @@ fn any_content_of_a_segment_leaves_the_records_that_stand() {
         let store = opened.unwrap();
         let record = store.read::<String>("k").unwrap().unwrap();
         assert_eq!(record.result, "whole");
-        // What the damage has taken from the log may have been the removal.
+        // The damage may have taken the removal from the log.
         assert!(store.read::<String>("removed").unwrap().is_none_or(|record| record.result == "old"));
         store.write("k", "newer").unwrap();
     };

@@ -1,4 +1,5 @@
-//! A change that could not be synced is taken back. Whoever has seen it and sleeps because of it must be woken again.
+//! A change that could not be synced is taken back. A process that has seen it and
+//! sleeps because of it must be woken again.
 
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
