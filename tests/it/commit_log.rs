@@ -6,6 +6,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
@@ -248,6 +250,40 @@ fn a_stopped_writer_delays_no_other_key() {
     let size = log_of(dir.path()).len();
     assert!(size < 1 << 20, "{size} bytes");
     assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "late");
+}
+
+/// The other threads append while the checkpoint begins.
+#[test]
+fn a_checkpoint_includes_every_change_before_it() {
+    let dir = in_memory();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let is_over = AtomicBool::new(false);
+    let (mut done, mut missed) = (0, Vec::new());
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (store, is_over) = (&store, &is_over);
+            scope.spawn(move || {
+                for round in 0_u64.. {
+                    store.write(format!("other-{thread}"), &round).unwrap();
+                    if is_over.load(SeqCst) {
+                        break;
+                    }
+                }
+            });
+        }
+        for round in 0..200 {
+            let value = format!("value {round};");
+            store.write("k", &value).unwrap();
+            if store.checkpoint().unwrap() {
+                done += 1;
+                if contains(&log_of(dir.path()), &value) {
+                    missed.push(round);
+                }
+            }
+        }
+        is_over.store(true, SeqCst);
+    });
+    assert!(done > 0 && missed.is_empty(), "{missed:?} of {done}");
 }
 
 fn read_durably(stage: &Stage) {

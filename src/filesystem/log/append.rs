@@ -122,7 +122,9 @@ impl Log {
         }
     }
 
-    /// Lets the frames go to another segment, unless another process has done so since `at` was the next position.
+    /// Lets the frames go to another segment, unless another process has done so since `at` was the next position. Other
+    /// processes may have appended to the old segment meanwhile. If no segment is free, one is created, and the caller
+    /// tries again.
     pub(super) fn switch(
         &self,
         at: Position,
@@ -132,7 +134,7 @@ impl Log {
     ) -> Result<()> {
         let _latch = self.enter(limits, context)?;
         let words = self.shared.words();
-        if words.append() != at {
+        if words.append().epoch() != at.epoch() {
             return Ok(());
         }
         let is_free = |segment: &usize| {
@@ -155,8 +157,9 @@ impl Log {
             .map_err(|error| context.io("write the log", &segment::path(&self.layout, segment), error))?;
         it.begun.store(shared::now(), SeqCst);
         it.nonce.store(header.nonce, SeqCst);
-        it.epoch.store(epoch, SeqCst);
+        // Before the segment has its epoch: it must not be taken for a full one until frames go to it.
         words.head.epoch.store(epoch, SeqCst);
+        it.epoch.store(epoch, SeqCst);
         words.head.append.store(Position::new(epoch, segment, 1).number(), SeqCst);
         Ok(())
     }

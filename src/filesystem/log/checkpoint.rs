@@ -48,11 +48,14 @@ impl Log {
 
     fn oldest_full(&self) -> Option<Position> {
         let words = self.shared.words();
-        let active = words.append();
+        // In this order: while the frames are switched to another segment, neither that one nor the old one is full.
+        let last = words.head.epoch.load(SeqCst);
+        let active = words.append().epoch();
         (0..SEGMENTS)
             .filter_map(|segment| {
                 let epoch = words.segments[segment].epoch.load(SeqCst);
-                (epoch != 0 && epoch != active.epoch()).then(|| Position::new(epoch, segment, 0))
+                let is_full = epoch != 0 && epoch < last && epoch != active;
+                is_full.then(|| Position::new(epoch, segment, 0))
             })
             .min()
     }
@@ -130,6 +133,24 @@ impl Log {
         context: Context<'_>,
     ) -> Result<bool> {
         self.seal(context)?;
+        if !self.checkpoint_within(options, limits, context)? {
+            return Ok(false);
+        }
+        let at = self.shared.words().append();
+        if at.segment() < 2 {
+            return Ok(true);
+        }
+        // The first segments were full. Now they are free, and the larger ones can be shrunk.
+        self.switch(at, 1, limits, context)?;
+        self.checkpoint_within(options, limits, context)
+    }
+
+    fn checkpoint_within(
+        &self,
+        options: &FileSystemOptions,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<bool> {
         // A thread of this process, or another one, may be emptying the log already.
         while !self.checkpoint(options, context)? {
             if limits.is_over() {
@@ -142,12 +163,15 @@ impl Log {
 
     /// Makes the frames active that are in no full segment, so that a checkpoint includes all of them.
     fn seal(&self, context: Context<'_>) -> Result<()> {
-        let at = self.shared.words().append();
-        if at.epoch() != 0 && at.block() > 1 {
-            self.switch(at, 1, &Limits::new(&SEAL_TIMEOUT.into()), context)
-        } else {
-            Ok(())
+        let words = self.shared.words();
+        let at = words.append();
+        let limits = Limits::new(&SEAL_TIMEOUT.into());
+        let is_empty = at.epoch() == 0 || at.block() <= 1;
+        // Where no segment is free, a switch only creates one.
+        while !is_empty && words.append().epoch() == at.epoch() {
+            self.switch(at, 1, &limits, context)?;
         }
+        Ok(())
     }
 
     /// No process is between a frame of this segment and its change. `false`: one is, and does not go on.
