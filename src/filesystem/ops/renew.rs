@@ -55,11 +55,16 @@ pub(super) fn restart_lease<'a>(
 ) -> Result<Option<LockChange<'a>>> {
     let renewed = LockFile { lease, ..lock.clone() };
     let staged = stage_lock(core, &renewed, here, context)?;
-    let publish = || staged.publish_lock(&layout::lock_name(&lock.key), context);
+    let mut is_published = false;
+    let publish = || {
+        // The sync of the frame takes long. Others that have seen the key free must not see it held again.
+        is_published = lock.lease.term(&Reading::now()) != Term::Over;
+        if is_published { staged.publish_lock(&layout::lock_name(&lock.key), context) } else { Ok(()) }
+    };
     let change = LockChange::renew(core, latch, &renewed, context, publish)?;
     let now = Reading::now();
     let before = lock.lease.term(&now);
-    if before != Term::Over {
+    if is_published && before != Term::Over {
         if let Some(end) = renewed.lease.deadline
             && renewed.lease.term(&now) < before
         {
