@@ -113,7 +113,7 @@ impl FileSystemRecordStore {
     /// [`ErrorKind::Io`].
     pub fn last_recovery(&self) -> Result<Option<Recovery>> {
         let context = Context::whole("last_recovery");
-        self.0.explained(log::recovery_report::read(&self.0.layout, context))
+        self.0.explained(log::recovery::report::read(&self.0.layout, context))
     }
 
     /// The files that were in the place of a record or a lock of this store and were neither, such as a record

@@ -157,9 +157,8 @@ impl Log {
             .map_err(|error| context.io("write the log", &segment::path(&self.layout, segment), error))?;
         it.begun.store(shared::now(), SeqCst);
         it.nonce.store(header.nonce, SeqCst);
-        // Before the segment has its epoch: it must not be taken for a full one until frames go to it.
-        words.head.epoch.store(epoch, SeqCst);
         it.epoch.store(epoch, SeqCst);
+        words.head.epoch.store(epoch, SeqCst);
         words.head.append.store(Position::new(epoch, segment, 1).number(), SeqCst);
         Ok(())
     }

@@ -48,7 +48,8 @@ impl Log {
 
     fn oldest_full(&self) -> Option<Position> {
         let words = self.shared.words();
-        // In this order: while the frames are switched to another segment, neither that one nor the old one is full.
+        // Another process may be switching the frames to another segment. Until they go there, neither that one nor the
+        // old one is full. So the greatest epoch is loaded before the others.
         let last = words.head.epoch.load(SeqCst);
         let active = words.append().epoch();
         (0..SEGMENTS)
@@ -244,4 +245,37 @@ fn sync_file_system(dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno>
 fn sync_file_system(_dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
     rustix::fs::sync();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FileSystemRecordStore;
+
+    #[test]
+    fn no_segment_is_full_while_the_frames_are_switched_to_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let Some(log) = store.0.log.as_ref() else { return };
+        let words = log.shared.words();
+        let store_step = |step| match step {
+            0 => words.segments[1].epoch.store(7, SeqCst),
+            1 => words.head.epoch.store(7, SeqCst),
+            _ => words.head.append.store(Position::new(7, 1, 1).number(), SeqCst),
+        };
+        // In whatever order the stores of a switch are seen.
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            words.segments[0].epoch.store(6, SeqCst);
+            words.segments[1].epoch.store(0, SeqCst);
+            words.head.epoch.store(6, SeqCst);
+            words.head.append.store(Position::new(6, 0, 9).number(), SeqCst);
+            let old = Some(Position::new(6, 0, 0));
+            assert_eq!(log.oldest_full(), None, "{order:?}");
+            for (at, step) in order.into_iter().enumerate() {
+                store_step(step);
+                let is_switched = order[..=at].contains(&1) && order[..=at].contains(&2);
+                assert_eq!(log.oldest_full(), if is_switched { old } else { None }, "{order:?}, {at}");
+            }
+        }
+    }
 }

@@ -1,0 +1,103 @@
+//! The changes of a recovery, made one by one.
+
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use super::super::frame::BLOCK;
+use super::plan::Step;
+use crate::filesystem::context::Context;
+use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES, Refusal};
+use crate::filesystem::disk::lock_file::{self, LockFile};
+use crate::filesystem::disk::publish::{self, Staged};
+use crate::filesystem::disk::torn_record;
+use crate::filesystem::options::Durability;
+use crate::{Error, ErrorKind, Result, record, trace};
+
+/// Makes one change, and syncs its data. The directories are synced when all are made.
+pub(super) fn apply(layout: &Layout, step: &Step, context: Context<'_>) -> Result<()> {
+    match step {
+        Step::Write { name, text } => {
+            keep_foreign(layout, name, text, publish::keep, context)?;
+            let owner = publish::nameless_owner();
+            Staged::new(layout, &owner, text, Durability::Full, context)?.rename_over(name, context)?;
+        }
+        Step::Move { from, name } => {
+            let path = || layout.private_path(from);
+            let opened = layout::open_existing(&layout.private, from)
+                .map_err(|refusal| refusal.into_error(context, "open the staged file", path()))?;
+            if let Some(opened) = opened {
+                let synced = opened.file.sync_data();
+                synced.map_err(|error| context.io("sync the staged file", &path(), error))?;
+                keep_foreign(layout, name, &[], publish::keep, context)?;
+                publish::move_staged_over(layout, from, name, context)?;
+            }
+        }
+        Step::Remove { name } => {
+            let set_aside = |layout: &Layout, name: &str| {
+                publish::set_aside(layout, (&layout.dir, name), name, Durability::Full)
+            };
+            keep_foreign(layout, name, &[], set_aside, context)?;
+            publish::remove(layout, name, context)?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a file that is about to be replaced or removed, if a power loss alone does not explain it: it is neither a record
+/// nor a lock, and no torn form of `text` (I12).
+fn keep_foreign(
+    layout: &Layout,
+    name: &str,
+    text: &[u8],
+    keep: impl Fn(&Layout, &str) -> Result<PathBuf, Errno>,
+    context: Context<'_>,
+) -> Result<()> {
+    let path = || layout.root().join(name);
+    let opened = match layout::open_existing(&layout.dir, name) {
+        Ok(Some(opened)) => opened,
+        Ok(None) | Err(Refusal::NotRegular(_)) => return Ok(()),
+        Err(refusal) => return Err(refusal.into_error(context, "open", path())),
+    };
+    let found = layout::read_up_to(&opened, (text.len() as u64).max(MAX_LOCK_BYTES as u64));
+    let found = found.map_err(|error| context.io("read", &path(), error))?;
+    let is_lock = layout::record_stem(name).is_none();
+    if is_torn(&found, text)
+        || is_lock && lock_file::is_unfinished(&found)
+        || !is_lock && torn_record::is_of_record(&found, name)
+        || record::parse(&found).is_ok()
+        || LockFile::parse(&found).is_ok()
+    {
+        return Ok(());
+    }
+    let kept = keep(layout, name).map_err(|errno| context.io("move aside", &path(), errno))?;
+    let error: Error = context.error(ErrorKind::CorruptRecord).with_detail("torn by a power loss");
+    trace::set_aside(&kept, &error.with_path(path()));
+    Ok(())
+}
+
+/// Whether each sector of a file is zeros, or that of the text. Both may be shorter.
+fn is_torn(found: &[u8], text: &[u8]) -> bool {
+    found.chunks(BLOCK).enumerate().all(|(at, sector)| {
+        let told = text.get(at * BLOCK..).unwrap_or_default();
+        sector.iter().all(|byte| *byte == 0) || told.get(..sector.len()) == Some(sector)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_file_consists_of_zeros_and_of_sectors_of_the_text() {
+        let text: Vec<u8> = (0..1_500_u32).map(|at| (at % 200) as u8 + 1).collect();
+        let mut torn = text.clone();
+        torn[512..1024].fill(0);
+        for torn in [&*text, &torn, &text[..512], &text[..700], &[], &[0; 2_000]] {
+            assert!(is_torn(torn, &text));
+        }
+        torn[600] = 1;
+        assert!(!is_torn(&torn, &text));
+        assert!(!is_torn(b"notes", &text) && !is_torn(&[1; 2_000], &text));
+    }
+}
