@@ -56,12 +56,14 @@ pub(crate) const ROLES: &[Role] = &[
 /// A limit, because each store costs the child a descriptor.
 const MAX_SEQUENCES_PER_CHILD: usize = 100;
 
-/// One in so many recoveries is cut off.
-const ONE_RECOVERY_IN: u64 = 250;
+/// One in so many recoveries that change a file is cut off.
+const ONE_RECOVERY_IN: u64 = 100;
 
 /// The state that all workers share.
 #[derive(Default)]
 struct Survey {
+    /// The number of recoveries that changed a file.
+    changing: AtomicU64,
     interner: Interner,
     cache: Mutex<Cache>,
     states: AtomicU64,
@@ -208,11 +210,13 @@ impl Survey {
         sample: Option<&mut Sample<'a>>,
     ) -> Result<(), String> {
         let below = store_below(guarantees.sequence.start);
-        let recovered = dir.recover(tree, &self.interner, below)?;
+        let (recovered, has_changed) = dir.recover(tree, &self.interner, below)?;
         guarantees.check(tree, [&recovered[0], &recovered[1]])?;
         let mut cache = self.cache.lock().unwrap();
+        let one_in = ONE_RECOVERY_IN.div_ceil(storm(1));
         if let Some(sample) = sample
-            && (cache.materialized() as u64).is_multiple_of(ONE_RECOVERY_IN.div_ceil(storm(1)))
+            && has_changed
+            && self.changing.fetch_add(1, Ordering::Relaxed).is_multiple_of(one_in)
         {
             sample.trees.push((tree.into(), below));
             sample.guarantees.push(guarantees.clone());
@@ -291,6 +295,7 @@ fn sequences_for_rules() -> Vec<Sequence> {
         of(full, false, &[Write, Write, Checkpoint, Write, Checkpoint]),
         of(full, false, &[Write, Write, Checkpoint, Write, Checkpoint, Write]),
         of(full, false, &[Write, Remove, Checkpoint]),
+        of(full, false, &[Write, Write, Remove, Checkpoint]),
         of(full, true, &[Acquire, Release]),
         of(full, false, &[WriteLarge, Checkpoint, Write]),
         of(full, false, &[WriteLarge, Remove, WriteLarge]),

@@ -52,14 +52,14 @@ impl ScratchDir {
         Self { dir: crate::support::in_memory() }
     }
 
-    /// Opens the store in this tree and checks that it is usable. The error describes a failure that no
-    /// guarantee allows.
+    /// Opens the store in this tree and checks that it is usable. Also returns whether the recovery has changed a file.
+    /// The error describes a failure that no guarantee allows.
     pub(crate) fn recover(
         &self,
         tree: &Tree,
         interner: &Interner,
         below: &str,
-    ) -> Result<[Recovered; 2], String> {
+    ) -> Result<([Recovered; 2], bool), String> {
         materialize(self.dir.path(), tree, interner);
         let root = self.dir.path().join(below);
         let store = FileSystemRecordStore::open(&root).map_err(|error| format!("open: {error:?}"))?;
@@ -79,7 +79,8 @@ impl ScratchDir {
         {
             return Err(format!("files of a dead process are left: {staged:?}"));
         }
-        Ok(recovered)
+        let last = store.last_recovery().map_err(|error| format!("last_recovery: {error:?}"))?;
+        Ok((recovered, last.is_some()))
     }
 }
 
