@@ -141,3 +141,19 @@ fn assert_whole(dir: &Path, what: &str) {
     let store = abort_if_hung(what, || FileSystemOptions::new().open(copied.path())).unwrap();
     assert!(store.read::<String>("k").unwrap().is_some(), "{what}");
 }
+
+/// No use of a segment can get a greater number, so nothing could be made durable any more.
+#[test]
+fn an_impossible_number_of_a_use_is_reported() {
+    for number in [1 << 40, u64::MAX] {
+        let dir = logged();
+        let store = open(dir.path());
+        store.write("k", "newer").unwrap();
+        let state = File::options().write(true).open(dir.path().join(".store/log/state")).unwrap();
+        // The greatest number that was given, the fourth word.
+        state.write_all_at(&u64::to_ne_bytes(number), 3 * 8).unwrap();
+        let error = store.checkpoint().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptStore, "{error}");
+        assert!(error.to_string().ends_with("stop all processes that use the store, then remove the file"));
+    }
+}
