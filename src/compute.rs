@@ -66,14 +66,13 @@ where
             Ok(Some(record)) => return Ok(Found::Record(record.json)),
             Ok(None) => {}
             Err(error) if corrupt.recomputes(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.waiting_since(start)),
         }
         let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
         match acquire(options.clone().acquire_timeout(queue)) {
             Ok(guard) => break guard,
             Err(error) if error.is_timeout() && left.is_none_or(|left| left > REREAD_INTERVAL) => {}
-            Err(error) if error.is_timeout() => return Err(error.with_waited(start.elapsed())),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.waiting_since(start)),
         }
     };
     // Another caller may have computed it between the read and the acquisition.

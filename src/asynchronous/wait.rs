@@ -54,7 +54,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         for acquisition in &acquisitions {
             let left = wait.left().max(RELEASE_GRACE.saturating_sub(wait.start.elapsed()));
             if wait.until(pin!(acquisition.earlier_are_released()), left).await?.is_none() {
-                return wait.with_waited(Err(timeout(operation, acquisition.key()).with_holder(holder)));
+                let error = timeout(operation, acquisition.key()).with_holder(holder);
+                return Err(error.waiting_since(wait.start));
             }
         }
         wait.acquisitions.clone_from(&acquisitions);
@@ -118,7 +119,8 @@ impl Wait {
         if outcome.is_ok() {
             self.acquisitions.clear();
         }
-        self.with_waited(outcome)
+        // The call knows only of its own wait.
+        outcome.map_err(|error| error.waiting_since(self.start))
     }
 
     /// Waits for its turn, attempts, and if the call would have to wait, calls on a thread.
@@ -197,14 +199,6 @@ impl Wait {
 
     fn left(&self) -> Duration {
         self.options.since(self.start).get_timeout().unwrap_or(Duration::MAX)
-    }
-
-    /// A call knows only of its own wait.
-    fn with_waited<T>(&self, outcome: Result<T>) -> Result<T> {
-        match outcome {
-            Err(error) if error.is_timeout() => Err(error.with_waited(self.start.elapsed())),
-            outcome => outcome,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Holder, Json, Key, LockToken};
 
@@ -176,6 +176,11 @@ impl Error {
     pub fn with_waited(mut self, waited: Duration) -> Self {
         self.0.waited = Some(waited);
         self
+    }
+
+    /// A timeout of a call that began at `start`, and of which the error knows only the last step.
+    pub(crate) fn waiting_since(self, start: Instant) -> Self {
+        if self.is_timeout() { self.with_waited(start.elapsed()) } else { self }
     }
 
     /// Sets what exactly is wrong, as a part of the sentence that the kind begins. For

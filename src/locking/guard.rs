@@ -366,11 +366,14 @@ fn acquire_and_count<S: RecordStore + ?Sized>(
     options: &LockOptions,
 ) -> Result<Acquired> {
     const PAUSE: Duration = Duration::from_millis(1);
-    let Some(identity) = counted_in else { return store.acquire_lock_raw(key, options.clone()) };
-    let (start, arrival) = (Instant::now(), Arrival::begin(identity, key));
+    let start = Instant::now();
+    // The store knows only of its own wait.
+    let acquire = |options| store.acquire_lock_raw(key, options).map_err(|error| error.waiting_since(start));
+    let Some(identity) = counted_in else { return acquire(options.clone()) };
+    let arrival = Arrival::begin(identity, key);
     loop {
         let left = options.get_wait().since(start).get_timeout();
-        let acquired = store.acquire_lock_raw(key, options.clone().acquire_timeout(left))?;
+        let acquired = acquire(options.clone().acquire_timeout(left))?;
         if arrival.enter(&acquired) == Entered::Counted {
             return Ok(acquired);
         }

@@ -130,8 +130,7 @@ impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
                 match lock(key.clone(), self.options.clone().acquire_timeout(timeout)) {
                     Ok(guard) => break self.guards.push(guard),
                     Err(error) if error.is_timeout() && timeout != left => has_waited = true,
-                    Err(error) if error.is_timeout() => return Err(error.with_waited(self.start.elapsed())),
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error.waiting_since(self.start)),
                 }
             }
         }

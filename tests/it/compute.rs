@@ -418,6 +418,24 @@ fn the_reads_of_a_computation_and_of_an_update_have_their_limits() {
     assert_limited(&store.2, &limits, acquisition);
 }
 
+/// Of the store, the error knows only the last wait.
+#[test]
+fn a_timeout_names_the_time_of_the_whole_call() {
+    let (acquisition, timeout) = (millis(20), millis(10));
+    let store = Slow::new(acquisition);
+    let _held = store.lock("key", as_named("holder")).unwrap();
+    let waiter = || as_named("waiter").acquire_timeout(timeout);
+    for error in [
+        store.lock("key", waiter()).unwrap_err(),
+        store.acquire_lock("key", waiter()).unwrap_err(),
+        store.lock_all(["key", "other"], waiter()).unwrap_err(),
+        store.update("key", waiter(), |_| Ok(1)).unwrap_err(),
+    ] {
+        assert!(error.is_timeout(), "{error:?}");
+        assert!(error.waited().is_some_and(|waited| waited >= acquisition + timeout), "{error:?}");
+    }
+}
+
 /// All keys are free, but to acquire them takes longer than a lease.
 #[test]
 fn lock_all_renews_its_leases_while_it_acquires_free_locks() {

@@ -205,7 +205,7 @@ impl Log {
                 Kind::Removed => {}
             }
         }
-        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0).saturating_sub(BLOCK - 1);
+        let used = segment::used_length(&bytes).saturating_sub(BLOCK);
         drop(bytes);
         sync_files(&self.layout, &names, context)?;
         for latch in &words.latches {

@@ -107,7 +107,7 @@ pub(super) fn create(
         }
         // Without content, or of a creation that was not completed: nothing refers to it.
         let bytes = read(dir, segment)?.unwrap_or_default();
-        if bytes.iter().all(|byte| *byte == 0) || Header::parse(&bytes).is_some() {
+        if used_length(&bytes) == 0 || Header::parse(&bytes).is_some() {
             break open(dir, segment, OFlags::RDWR)?;
         }
         // A file of another program, or a segment that has decayed (I12).
@@ -126,6 +126,16 @@ pub(super) fn create(
     file.sync_all().map_err(refused)?;
     retry_on_intr(|| rustix::fs::fsync(dir)).map_err(Refusal::Os)?;
     Ok(file)
+}
+
+/// The length without the zeros at the end. Compares whole blocks: most of a segment is zero.
+pub(super) fn used_length(mut bytes: &[u8]) -> usize {
+    while let Some((rest, last)) = bytes.split_last_chunk()
+        && *last == [0; BLOCK]
+    {
+        bytes = rest;
+    }
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 /// Empties a segment file of this length, on the disk. One with other names may be that of another store, too: it is
@@ -186,5 +196,20 @@ mod tests {
         }
         assert_eq!(Header::parse(&[0; BLOCK]), None);
         assert_ne!(Header::of_use(3, SMALL, 77).nonce, header.nonce);
+    }
+
+    #[test]
+    fn the_used_length_ends_after_the_last_byte_that_is_not_zero() {
+        for length in [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 7] {
+            let mut bytes = vec![0; length];
+            assert_eq!(used_length(&bytes), 0, "{length}");
+            for last in 0..length {
+                bytes.fill(0);
+                bytes[last] = 1;
+                assert_eq!(used_length(&bytes), last + 1, "{length}");
+                bytes[0] = 1;
+                assert_eq!(used_length(&bytes), last + 1, "{length}");
+            }
+        }
     }
 }

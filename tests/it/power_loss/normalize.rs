@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::content::used_length;
 use super::frames::{self, Frame, Header};
 use super::recover::year_of_lease;
 
@@ -149,7 +150,7 @@ impl Normalizer {
             return Header { nonce: self.nonce(header.nonce), high, ..header }.to_bytes();
         }
         let Some(frame) = Frame::parse(data) else {
-            assert!(data.iter().all(|&byte| byte == 0), "neither a header nor a frame");
+            assert!(used_length(data) == 0, "neither a header nor a frame");
             return data.to_vec();
         };
         let text = if frame.kind == frames::LARGE {

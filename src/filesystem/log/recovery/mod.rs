@@ -193,8 +193,7 @@ fn empty_all(layout: &Layout, dir: &OwnedFd, segments: Vec<Found>, context: Cont
     for Found { segment, header, bytes } in segments {
         // A truncated one has no room for what its header says.
         let blocks = header.blocks.min((bytes.len() / BLOCK) as u64);
-        let is_empty = bytes.iter().skip(BLOCK).all(|byte| *byte == 0);
-        if header != Header::empty(blocks, high) || !is_empty {
+        if header != Header::empty(blocks, high) || segment::used_length(&bytes) > BLOCK {
             segment::empty(layout, dir, segment, Header::empty(blocks, high), bytes.len())
                 .map_err(|refusal| refusal.into_error(context, EMPTY, segment::path(layout, segment)))?;
         }
