@@ -180,6 +180,8 @@ mod lock_info;
 mod locking;
 mod memory;
 mod options;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod process;
 mod record;
 mod rfc3339;
@@ -214,6 +216,9 @@ pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel};
 pub use memory::MemoryRecordStore;
 pub use options::WriteOptions;
 pub use options::{CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use postgres::{PostgresOptions, PostgresRecordStore};
 pub use process::after_fork;
 pub use record::{RawRecord, TransactionRecord};
 pub use store::ext::RecordStoreExt;

@@ -86,6 +86,8 @@ impl Inner {
                 f.write_str("the store has to be recovered after a restart of the machine")
             }
             ErrorKind::ReadOnly => f.write_str("the store was opened read-only"),
+            ErrorKind::InvalidUrl => write!(f, "invalid address of a store: {detail}"),
+            ErrorKind::UnsupportedServer => write!(f, "unsupported server: {detail}"),
             ErrorKind::Unsupported => f.write_str("not supported by this store"),
             ErrorKind::WrongProcess => f.write_str("begun by the parent of this forked process"),
             ErrorKind::Other => {

@@ -74,6 +74,10 @@ pub enum ErrorKind {
     NeedsRecovery,
     /// The store was opened read-only.
     ReadOnly,
+    /// The address of a store is not valid: the URL of a server, or the name of a schema.
+    InvalidUrl,
+    /// The server, or a pooler in front of it, cannot keep the contract.
+    UnsupportedServer,
     /// The store does not implement this operation.
     Unsupported,
     /// The value belongs to the process that created it, and this is a forked child of that process.

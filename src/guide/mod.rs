@@ -12,6 +12,7 @@
 //! 10. [The command line](command_line), with the feature `cli`.
 //! 11. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
 //! 12. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
+//! 13. [When one host is not enough](postgres): the same store on a PostgreSQL server, with the feature `postgres`.
 //!
 //! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
 //! seconds and prints what it did:
@@ -57,3 +58,6 @@ pub mod surroundings {}
 
 #[doc = include_str!("durability.md")]
 pub mod durability {}
+
+#[doc = include_str!("postgres.md")]
+pub mod postgres {}

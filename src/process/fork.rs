@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
+#[cfg(feature = "postgres")]
+use std::os::fd::AsRawFd;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -161,6 +163,29 @@ pub(crate) struct ParentOnlyFile {
     entry: &'static Entry,
 }
 
+/// A socket that only this process keeps open: a forked child closes its copy at once. Another value owns the
+/// descriptor and closes it in this process, right after this is dropped.
+#[cfg(feature = "postgres")]
+#[derive(Debug)]
+pub(crate) struct ParentOnlySocket {
+    entry: &'static Entry,
+}
+
+#[cfg(feature = "postgres")]
+impl ParentOnlySocket {
+    pub(crate) fn register(socket: BorrowedFd<'_>) -> io::Result<Self> {
+        let identity = identity_of(&rustix::fs::fstat(socket)?);
+        Ok(Self { entry: Entry::register(socket.as_raw_fd(), identity) })
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Drop for ParentOnlySocket {
+    fn drop(&mut self) {
+        self.entry.state.store(FREE, Ordering::Release);
+    }
+}
+
 /// A registered descriptor. Entries are never freed, but used again.
 #[derive(Debug)]
 struct Entry {
@@ -214,16 +239,7 @@ impl ParentOnlyFile {
     }
 
     fn with_identity(file: File, identity: [u64; 2]) -> Self {
-        let process = process_number();
-        let claim = |entry: &&Entry| {
-            entry.state.compare_exchange(FREE, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        };
-        let entry = entries().find(claim).unwrap_or_else(Entry::publish);
-        for (of_entry, number) in entry.identity.iter().zip(identity) {
-            of_entry.store(number, Ordering::Relaxed);
-        }
-        entry.state.store(state_of(file.into_raw_fd(), process), Ordering::Release);
-        Self { entry }
+        Self { entry: Entry::register(file.into_raw_fd(), identity) }
     }
 
     /// Uses the file. `None`: this is a forked child, where it is closed.
@@ -255,6 +271,20 @@ impl Drop for ParentOnlyFile {
 }
 
 impl Entry {
+    /// Registers an open descriptor of this process.
+    fn register(descriptor: i32, identity: [u64; 2]) -> &'static Self {
+        let process = process_number();
+        let claim = |entry: &&Entry| {
+            entry.state.compare_exchange(FREE, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        };
+        let entry = entries().find(claim).unwrap_or_else(Entry::publish);
+        for (of_entry, number) in entry.identity.iter().zip(identity) {
+            of_entry.store(number, Ordering::Relaxed);
+        }
+        entry.state.store(state_of(descriptor, process), Ordering::Release);
+        entry
+    }
+
     /// A new entry in the list.
     fn publish() -> &'static Self {
         let entry: &'static Self = Box::leak(Box::new(Self {

@@ -10,6 +10,8 @@ mod per_process;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(feature = "postgres")]
+pub(crate) use fork::ParentOnlySocket;
 pub use fork::after_fork;
 pub(crate) use fork::{Forks, ParentOnlyFile};
 pub(crate) use per_process::PerProcess;

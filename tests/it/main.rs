@@ -36,6 +36,8 @@ mod kill_storm;
 mod linearize;
 mod log_files;
 mod model;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(target_arch = "x86_64")]
 mod power_loss;
 mod processes;
@@ -80,6 +82,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         hostile::ROLES,
         kill_storm::ROLES,
         linearize::ROLES,
+        #[cfg(feature = "postgres")]
+        postgres::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

@@ -1,0 +1,411 @@
+//! What all operations need: the connections of this process, and a way to call the server that always returns.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tokio_postgres::Row;
+use tokio_postgres::types::private::BytesMut;
+use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+
+use super::engine::{Local, Timer, until};
+use super::failure::Failure;
+use super::limits::{Context, Limits};
+use super::options::PostgresOptions;
+use super::owner::OwnerHandle;
+use super::pool::Pool;
+use super::schema::{self, Found, SchemaName, StoreNumbers};
+use super::session::Session;
+use super::statements::Query;
+use super::status::Status;
+use super::unknown::Unknown;
+use super::url::Target;
+use crate::process::PerProcess;
+use crate::{Claim, Error, ErrorKind, Holder, Key, RecordVersion, Result, StoreIdentity};
+
+/// A store on a server, as one handle knows it.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) target: Arc<Target>,
+    pub(super) schema: SchemaName,
+    pub(super) quoted_schema: String,
+    pub(super) options: PostgresOptions,
+    numbers: StoreNumbers,
+    here: PerProcess<Option<Local<Arc<Here>>>>,
+    /// The acquisitions whose outcome is not known.
+    pub(super) unknown: Unknown,
+}
+
+/// What this process has of the store. A forked child has connections of its own.
+#[derive(Debug)]
+pub(super) struct Here {
+    pub(super) pool: Arc<Pool>,
+    pub(super) owner: OwnerHandle,
+}
+
+/// Whether a call may be made again if its answer is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// It changes nothing, or the same if it is made twice.
+    Yes,
+    /// The error says that the outcome is not known.
+    No,
+}
+
+/// The first and the longest pause before a server that cannot be reached is tried again.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(250)];
+
+impl Core {
+    /// Opens the store at the target.
+    pub(super) async fn open(target: Target, options: PostgresOptions) -> Result<Self> {
+        let context = Context::whole("open");
+        let name = options.schema.as_deref().or(target.schema.as_deref()).unwrap_or("record_store");
+        let schema = SchemaName::new(name)?;
+        let target = Arc::new(target);
+        let limits = Limits::none();
+        let deadline = limits.network_deadline(options.patience);
+        let pool = Pool::new(Arc::clone(&target), options.connections);
+        let opened = async {
+            retried(deadline, async || {
+                let lease = pool.lease(deadline).await?;
+                let found = find_or_create(&lease, &schema, options.creates).await?;
+                lease.give_back();
+                Ok(found)
+            })
+            .await
+        };
+        let opened = match until(Timer::at(deadline), opened).await {
+            Some(opened) => opened.map_err(|error| error.into_error(context, &target.address))?,
+            None => return Err(Failure::NoAnswer.into_error(context, &target.address)),
+        };
+        let numbers = match opened {
+            Found::Store(numbers) => numbers,
+            found => return Err(refusal(&found, context, &schema).with_address(target.address.clone())),
+        };
+        let core = Self {
+            quoted_schema: schema.quoted(),
+            schema,
+            options,
+            numbers,
+            here: PerProcess::new(),
+            unknown: Unknown::default(),
+            target,
+        };
+        let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
+        let here = Arc::new(Here { pool, owner });
+        *core.here.lock() = Some(Local::new(Arc::clone(&here)));
+        let checked = until(Timer::at(deadline), core.check_sessions(&here, deadline)).await;
+        match checked {
+            Some(Ok(())) => Ok(core),
+            Some(Err(failure)) => Err(failure.into_error(context, &core.target.address)),
+            None => Err(unsupported_pooler().into_error(context, &core.target.address)),
+        }
+    }
+
+    pub(super) fn identity(&self) -> StoreIdentity {
+        StoreIdentity::new("postgres", self.numbers)
+    }
+
+    pub(super) fn here(&self) -> Arc<Here> {
+        let mut here = self.here.lock();
+        if let Some(here) = here.as_ref().and_then(Local::get) {
+            return Arc::clone(here);
+        }
+        let new = Arc::new(Here {
+            pool: Pool::new(Arc::clone(&self.target), self.options.connections),
+            owner: OwnerHandle::of(self.identity(), &self.target, &self.quoted_schema),
+        });
+        *here = Some(Local::new(Arc::clone(&new)));
+        new
+    }
+
+    /// A pooler that gives each transaction another session breaks all that this store relies on: the session that
+    /// stands for the process would be anybody's.
+    async fn check_sessions(&self, here: &Here, deadline: Option<Instant>) -> Result<(), Failure> {
+        const NUMBER: &str = "SELECT pg_backend_pid()";
+        let owner = here.owner.number(deadline).await?;
+        let one = here.pool.lease(deadline).await?;
+        // If there may be only one, there is still that of the owner.
+        let two = if self.options.connections == 1 { None } else { Some(here.pool.lease(deadline).await?) };
+        let lives = format!("SELECT {}.lives($1)", self.quoted_schema);
+        if !one.client.query_one(&lives, &[&owner]).await?.get::<_, bool>(0)
+            || Some(one.backend) == here.owner.backend()
+        {
+            return Err(unsupported_pooler());
+        }
+        if let Some(two) = &two {
+            for (busy, other) in [(&one, two), (two, &one)] {
+                busy.client.batch_execute("BEGIN").await?;
+                let asked = other.client.query_one(NUMBER, &[]).await;
+                busy.client.batch_execute("COMMIT").await?;
+                if asked?.get::<_, i32>(0) != other.backend || busy.backend == other.backend {
+                    return Err(unsupported_pooler());
+                }
+            }
+        }
+        one.give_back();
+        if let Some(two) = two {
+            two.give_back();
+        }
+        Ok(())
+    }
+
+    /// Calls the server. It returns in time whatever happens to the network: see [`Limits::network_deadline`].
+    pub(super) async fn call(
+        &self,
+        context: Context<'_>,
+        limits: &Limits,
+        repeat: Repeat,
+        query: Query,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>> {
+        let here = self.here();
+        let (mut pause, mut is_unknown) = (PAUSES[0], false);
+        let mut deadline = limits.network_deadline(self.options.patience);
+        loop {
+            limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
+            let failure = match self.attempt(&here, limits, deadline, query, parameters).await {
+                Ok(rows) => return Ok(rows),
+                Err(failure) => failure,
+            };
+            if matches!(failure, Failure::Busy) {
+                if limits.is_over_for_latch() {
+                    return Err(with_outcome(limits.timed_out(None, context), is_unknown));
+                }
+                // The server answers.
+                (pause, deadline) = (PAUSES[0], limits.network_deadline(self.options.patience));
+                continue;
+            }
+            let may_repeat = !failure.is_outcome_unknown() || repeat == Repeat::Yes;
+            is_unknown |= failure.is_outcome_unknown() && query.changes();
+            let next = Instant::now() + pause;
+            if !failure.is_temporary() || !may_repeat || deadline.is_some_and(|deadline| next >= deadline) {
+                let error = failure.into_error(context, &self.target.address);
+                return Err(with_outcome(error, is_unknown));
+            }
+            Timer::at(next).await;
+            pause = (pause * 2).min(PAUSES[1]);
+        }
+    }
+
+    async fn attempt(
+        &self,
+        here: &Here,
+        limits: &Limits,
+        deadline: Option<Instant>,
+        query: Query,
+        parameters: &[Parameter<'_>],
+    ) -> Result<Vec<Row>, Failure> {
+        let number = if parameters.iter().any(|parameter| matches!(parameter, Parameter::Owner)) {
+            here.owner.number(deadline).await?
+        } else {
+            // Without a session, this process has no bound locks.
+            here.owner.present().unwrap_or_default()
+        };
+        let lease = here.pool.lease(deadline).await?;
+        let patience = limits.latch_patience();
+        let filled: Vec<_> = parameters.iter().map(|it| it.filled(number, patience)).collect();
+        let filled: Vec<_> = filled.iter().map(|it| it as &(dyn ToSql + Sync)).collect();
+        let outcome = until(Timer::at(deadline), lease.query(query, &self.quoted_schema, &filled)).await;
+        match outcome {
+            None => Err(Failure::NoAnswer),
+            Some(Err(failure @ (Failure::Lost(_) | Failure::Unusable(..)))) => Err(failure),
+            Some(Err(failure)) if failure.is_of_session() => Err(failure),
+            Some(outcome) => {
+                lease.give_back();
+                let is_gone = |rows: &Vec<Row>| {
+                    query.says_gone()
+                        && rows.first().is_some_and(|row| row.get::<_, i32>(0) == Status::Gone.number())
+                };
+                if outcome.as_ref().is_ok_and(is_gone) {
+                    here.owner.is_gone(number);
+                    return Err(Failure::Gone);
+                }
+                outcome
+            }
+        }
+    }
+
+    /// [`call`](Self::call) of a function, whose answer begins with its status.
+    pub(super) async fn call_function(
+        &self,
+        context: Context<'_>,
+        limits: &Limits,
+        repeat: Repeat,
+        query: Query,
+        parameters: &[Parameter<'_>],
+    ) -> Result<(Status, Row)> {
+        let mut rows = self.call(context, limits, repeat, query, parameters).await?;
+        let answer = rows.pop().and_then(|row| Some((Status::of(row.get(0))?, row)));
+        answer.ok_or_else(|| self.error(context, ErrorKind::CorruptStore).with_detail("an unknown answer"))
+    }
+
+    pub(super) fn error(&self, context: Context<'_>, kind: ErrorKind) -> Error {
+        context.error(kind).with_address(self.target.address.clone())
+    }
+
+    /// The holder in these columns.
+    pub(super) fn holder_in(row: &Row, name: usize, bound: usize) -> Option<Holder> {
+        let name = String::from_utf8(row.get::<_, Option<Vec<u8>>>(name)?).ok()?;
+        Holder::new(name, row.get(bound)).ok()
+    }
+}
+
+fn with_outcome(error: Error, is_unknown: bool) -> Error {
+    if is_unknown { error.with_unknown_outcome() } else { error }
+}
+
+/// Repeats while the server cannot be reached, until the deadline.
+async fn retried<T>(
+    deadline: Option<Instant>,
+    attempt: impl AsyncFn() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut pause = PAUSES[0];
+    loop {
+        let failure = match attempt().await {
+            Err(failure) if failure.is_temporary() => failure,
+            outcome => return outcome,
+        };
+        let next = Instant::now() + pause;
+        if deadline.is_some_and(|deadline| next >= deadline) {
+            return Err(failure);
+        }
+        Timer::at(next).await;
+        pause = (pause * 2).min(PAUSES[1]);
+    }
+}
+
+async fn find_or_create(session: &Session, schema: &SchemaName, creates: bool) -> Result<Found, Failure> {
+    match schema::find(&session.client, schema).await? {
+        Found::Nothing if creates => schema::create(&session.client, schema).await,
+        found => Ok(found),
+    }
+}
+
+/// The error of a schema that is no store of this version.
+fn refusal(found: &Found, context: Context<'_>, schema: &SchemaName) -> Error {
+    let schema = schema.name();
+    match found {
+        Found::NewerVersion(version) => context
+            .error(ErrorKind::UnsupportedFormat)
+            .with_detail(format!("the schema {schema} has version {version}")),
+        Found::Foreign => context
+            .error(ErrorKind::NotAStore)
+            .with_detail(format!("the schema {schema} has other tables: choose another one")),
+        Found::Nothing | Found::Store(_) => {
+            context.error(ErrorKind::NotAStore).with_detail(format!("there is no schema {schema}"))
+        }
+    }
+}
+
+fn unsupported_pooler() -> Failure {
+    let detail = "there is a pooler in between that gives every transaction another session. Connect to the server \
+                  itself, or let the pooler work in session mode";
+    Failure::Unusable(ErrorKind::UnsupportedServer, detail.into())
+}
+
+/// A parameter of a query.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Parameter<'a> {
+    Bytes(Option<&'a [u8]>),
+    Text(&'a str),
+    Integer(i32),
+    Long(Option<i64>),
+    Flag(bool),
+    /// The number of this process. There has to be a session for it.
+    Owner,
+    /// The number of this process, or 0 if there is no session for it: then it has no bound locks.
+    OwnerIfKnown,
+    /// How long the server may try to enter the latch.
+    Patience,
+}
+
+impl Parameter<'_> {
+    fn filled(self, owner: i64, patience: i32) -> Self {
+        match self {
+            Self::Owner | Self::OwnerIfKnown => Self::Long(Some(owner)),
+            Self::Patience => Self::Integer(patience),
+            other => other,
+        }
+    }
+}
+
+impl ToSql for Parameter<'_> {
+    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn StdError + Sync + Send>> {
+        match self {
+            Self::Bytes(value) => value.to_sql(kind, out),
+            Self::Text(value) => value.to_sql(kind, out),
+            Self::Integer(value) => value.to_sql(kind, out),
+            Self::Long(value) => value.to_sql(kind, out),
+            Self::Flag(value) => value.to_sql(kind, out),
+            Self::Owner | Self::OwnerIfKnown | Self::Patience => Ok(IsNull::Yes),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    to_sql_checked!();
+}
+
+/// A claim as parameters: holder, bound, owner, token.
+pub(super) fn claim_parameters(claim: &Claim) -> [Parameter<'_>; 4] {
+    match claim {
+        Claim::Holder(holder) => {
+            let [name, bound] = holder_parameters(holder);
+            [name, bound, Parameter::OwnerIfKnown, Parameter::Long(None)]
+        }
+        Claim::Token(token) => {
+            // No token is that large.
+            let number = i64::try_from(token.get()).unwrap_or(i64::MAX);
+            [
+                Parameter::Bytes(None),
+                Parameter::Flag(false),
+                Parameter::OwnerIfKnown,
+                Parameter::Long(Some(number)),
+            ]
+        }
+    }
+}
+
+pub(super) fn holder_parameters(holder: &Holder) -> [Parameter<'_>; 2] {
+    [Parameter::Bytes(Some(holder.name().as_bytes())), Parameter::Flag(holder.is_process_bound())]
+}
+
+/// A length of time in microseconds, rounded up. `None`: it does not end, or only beyond the server's calendar.
+pub(super) fn microseconds(time: Option<Duration>) -> Parameter<'static> {
+    const LONGEST: u128 = 200_000 * 366 * 86_400 * 1_000_000;
+    let microseconds = time.map(|time| time.as_nanos().div_ceil(1_000)).filter(|it| *it <= LONGEST);
+    Parameter::Long(microseconds.and_then(|it| i64::try_from(it).ok()))
+}
+
+/// What the tables know a key by, and its latch.
+#[derive(Debug)]
+pub(super) struct KeyId {
+    id: [u8; 32],
+}
+
+impl KeyId {
+    pub(super) fn of(key: &Key) -> Self {
+        Self { id: Sha256::digest(key.as_str().as_bytes()).into() }
+    }
+
+    pub(super) fn id(&self) -> Parameter<'_> {
+        Parameter::Bytes(Some(&self.id))
+    }
+
+    pub(super) fn latch(&self) -> Parameter<'_> {
+        let [a, b, c, d, ..] = self.id;
+        Parameter::Integer(i32::from_be_bytes([a, b, c, d]))
+    }
+}
+
+pub(super) fn key_bytes(key: &Key) -> Parameter<'_> {
+    Parameter::Bytes(Some(key.as_str().as_bytes()))
+}
+
+pub(super) fn version_of(number: Option<i64>) -> RecordVersion {
+    number.map_or(RecordVersion::ABSENT, |number| RecordVersion::new(number.cast_unsigned()))
+}

@@ -1,0 +1,122 @@
+//! When a call has to stop waiting.
+
+use std::time::{Duration, Instant};
+
+use crate::{Cancellation, Error, ErrorKind, Holder, Key, Result, WaitOptions};
+
+/// The operation and its key, for errors to name.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context<'a> {
+    pub(super) operation: &'static str,
+    pub(super) key: Option<&'a Key>,
+}
+
+impl<'a> Context<'a> {
+    pub(super) fn new(operation: &'static str, key: &'a Key) -> Self {
+        Self { operation, key: Some(key) }
+    }
+
+    /// An operation on the store as a whole.
+    pub(super) fn whole(operation: &'static str) -> Self {
+        Self { operation, key: None }
+    }
+
+    pub(super) fn error(self, kind: ErrorKind) -> Error {
+        let error = Error::new(kind, self.operation);
+        self.key.into_iter().fold(error, Error::with_key)
+    }
+}
+
+/// A latch is held for one change and its commit. Even a call that may not wait gives it this long, so that a busy
+/// server does not look like a held lock.
+const LATCH_GRACE: Duration = Duration::from_millis(100);
+
+/// A call tries to enter a latch for so long, and looks at its cancellation in between.
+const LATCH_SLICE: Duration = Duration::from_millis(250);
+
+/// Even a call that may not wait gives the network this long.
+const ROUND_TRIP_GRACE: Duration = Duration::from_secs(1);
+
+/// A sleeper checks again after this time: a death and the end of a lease notify nobody, and a notification may be
+/// lost with its connection.
+pub(super) const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A sleeper behind another one checks less often.
+pub(super) const RECHECK_INTERVAL_BEHIND: Duration = Duration::from_millis(500);
+
+/// The deadline and the cancellation of one call.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    start: Instant,
+    /// `None`: never. A time beyond the range of the clock is never, too.
+    deadline: Option<Instant>,
+    cancellation: Option<Cancellation>,
+}
+
+impl Limits {
+    /// The limits of a call that begins now.
+    pub(super) fn new(options: &WaitOptions) -> Self {
+        let start = Instant::now();
+        Self {
+            start,
+            deadline: options.get_timeout().and_then(|timeout| start.checked_add(timeout)),
+            cancellation: options.get_cancellation().cloned(),
+        }
+    }
+
+    /// The limits of a call without options.
+    pub(super) fn none() -> Self {
+        Self::new(&WaitOptions::new())
+    }
+
+    pub(super) fn cancellation(&self) -> Option<&Cancellation> {
+        self.cancellation.as_ref()
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether the caller does not want to wait at all, or has waited long enough.
+    pub(super) fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Whether the time for entering a latch is over.
+    pub(super) fn is_over_for_latch(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline.max(self.start + LATCH_GRACE))
+    }
+
+    /// How long the server may try to enter a latch, in milliseconds.
+    pub(super) fn latch_patience(&self) -> i32 {
+        let left = self.deadline.map_or(LATCH_SLICE, |deadline| {
+            deadline.max(self.start + LATCH_GRACE).saturating_duration_since(Instant::now())
+        });
+        // Zero would be no limit.
+        i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+    }
+
+    /// When this call no longer waits for the network, whose patience is `patience` where the call has no deadline.
+    pub(super) fn network_deadline(&self, patience: Duration) -> Option<Instant> {
+        let latest = self.start.max(Instant::now()).checked_add(patience);
+        match self.deadline {
+            None => latest,
+            Some(deadline) => {
+                let soonest = self.start + ROUND_TRIP_GRACE.min(patience);
+                Some(deadline.max(soonest)).min(latest.or(Some(deadline)))
+            }
+        }
+    }
+
+    pub(super) fn check_cancelled(&self, context: Context<'_>) -> Result<()> {
+        match &self.cancellation {
+            Some(cancellation) if cancellation.is_cancelled() => Err(context.error(ErrorKind::Cancelled)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a call that reached its deadline while `holder` had the lock.
+    pub(super) fn timed_out(&self, holder: Option<Holder>, context: Context<'_>) -> Error {
+        context.error(ErrorKind::LockTimeout).with_holder(holder).with_waited(self.start.elapsed())
+    }
+}

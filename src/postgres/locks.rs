@@ -1,0 +1,226 @@
+//! Locks: acquire, renew, release, break, describe, list.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_postgres::Row;
+
+use super::core::{
+    Core, KeyId, Parameter, Repeat, claim_parameters, holder_parameters, key_bytes, microseconds,
+};
+use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
+use super::lock_errors::{not_own, unexpected};
+use super::records::{Pages, key_in};
+use super::statements::Query;
+use super::status::Status;
+use super::waiting::{Wait, left, until_free};
+use crate::trace::{self, Waiting};
+use crate::{
+    Acquired, Claim, ErrorKind, Holder, Key, Listing, LockInfo, LockOptions, LockState, LockToken, Result,
+    WaitOptions,
+};
+
+pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -> Result<Acquired> {
+    let limits = Limits::new(options.get_wait());
+    let context = Context::new("acquire_lock", key);
+    limits.check_cancelled(context)?;
+    let holder = options.resolve_holder();
+    let nonce = core.unknown.nonce(key, &holder);
+    let acquired = acquire_as(core, context, &limits, &holder, nonce, options.get_hold_timeout()).await;
+    if let Err(error) = &acquired
+        && error.is_outcome_unknown()
+    {
+        core.unknown.remember(key, &holder, nonce);
+    }
+    acquired
+}
+
+async fn acquire_as(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+    holder: &Holder,
+    nonce: i64,
+    hold_timeout: Option<Duration>,
+) -> Result<Acquired> {
+    let Some(key) = context.key else { return Err(core.error(context, ErrorKind::Unsupported)) };
+    let id = KeyId::of(key);
+    let mut wait = (!limits.is_over()).then(|| Wait::with_nonce(core, key, limits, nonce));
+    let mut tracing = None;
+    let outcome = loop {
+        let waits = wait.is_some() && !limits.is_over();
+        let [name, bound] = holder_parameters(holder);
+        let parameters = [
+            id.id(),
+            key_bytes(key),
+            id.latch(),
+            name,
+            bound,
+            Parameter::Owner,
+            Parameter::Long(Some(nonce)),
+            microseconds(hold_timeout),
+            Parameter::Flag(waits),
+            Parameter::Patience,
+        ];
+        if let Some(wait) = &mut wait {
+            wait.is_queued |= waits;
+        }
+        let called = core.call_function(context, limits, Repeat::Yes, Query::Acquire, &parameters).await;
+        let (status, row) = match called {
+            Ok(answer) => answer,
+            Err(error) => break Err(error),
+        };
+        match status {
+            Status::Ok | Status::Again => {
+                if let Some(wait) = &mut wait {
+                    wait.is_queued = false;
+                }
+                break Ok(acquired(key, status, &row));
+            }
+            Status::Locked | Status::Behind => {
+                let in_the_way = Core::holder_in(&row, 2, 3);
+                let Some(wait) = wait.as_mut().filter(|_| !limits.is_over()) else {
+                    break Err(limits.timed_out(in_the_way, context));
+                };
+                tracing.get_or_insert_with(|| Waiting::begin(context.operation, key, in_the_way.as_ref()));
+                let is_first = row.get::<_, Option<bool>>(5).unwrap_or(true);
+                let recheck = if is_first { RECHECK_INTERVAL } else { RECHECK_INTERVAL_BEHIND };
+                wait.sleep(limits, recheck, left(row.get(4))).await;
+            }
+            status => break Err(unexpected(core, context, status)),
+        }
+        if let Err(error) = limits.check_cancelled(context) {
+            break Err(error);
+        }
+    };
+    if let Some(tracing) = tracing {
+        tracing.end(&outcome);
+    }
+    outcome
+}
+
+fn acquired(key: &Key, status: Status, row: &Row) -> Acquired {
+    let token = LockToken::new(row.get::<_, i64>(1).cast_unsigned());
+    if status == Status::Again {
+        return Acquired::reentrant(token);
+    }
+    if let (Some(stale), Some(from)) = (row.get::<_, Option<i32>>(6), Core::holder_in(row, 2, 3)) {
+        let state = if stale == 1 { LockState::Expired } else { LockState::Abandoned };
+        trace::taken_over(key, token, &from, state);
+    }
+    Acquired::new(token)
+}
+
+pub(super) async fn renew(
+    core: &Arc<Core>,
+    key: &Key,
+    claim: &Claim,
+    hold_timeout: Option<Duration>,
+    options: WaitOptions,
+) -> Result<()> {
+    let (limits, context) = (Limits::new(&options), Context::new("renew", key));
+    let id = KeyId::of(key);
+    let [holder, bound, owner, token] = claim_parameters(claim);
+    let hold = microseconds(hold_timeout);
+    let parameters = [id.id(), id.latch(), holder, bound, owner, token, hold, Parameter::Patience];
+    let (status, row) = core.call_function(context, &limits, Repeat::Yes, Query::Renew, &parameters).await?;
+    match status {
+        Status::Ok => Ok(()),
+        status => Err(not_own(core, context, status, claim, Core::holder_in(&row, 1, 2))),
+    }
+}
+
+pub(super) async fn release(core: &Arc<Core>, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+    let (limits, context) = (Limits::new(&options), Context::new("release_lock", key));
+    let id = KeyId::of(key);
+    let [holder, bound, owner, token] = claim_parameters(claim);
+    let parameters = [id.id(), id.latch(), holder, bound, owner, token, Parameter::Patience];
+    let (status, row) = core.call_function(context, &limits, Repeat::No, Query::Release, &parameters).await?;
+    match status {
+        Status::Ok => Ok(()),
+        status => Err(not_own(core, context, status, claim, Core::holder_in(&row, 1, 2))),
+    }
+}
+
+pub(super) async fn break_lock(
+    core: &Arc<Core>,
+    key: &Key,
+    token: Option<LockToken>,
+    options: WaitOptions,
+) -> Result<bool> {
+    let (limits, context) = (Limits::new(&options), Context::new("break_lock", key));
+    let id = KeyId::of(key);
+    let token = token.map(|token| i64::try_from(token.get()).unwrap_or(-1));
+    let parameters = [id.id(), id.latch(), Parameter::Long(token), Parameter::Patience];
+    let rows = core.call(context, &limits, Repeat::No, Query::BreakLock, &parameters).await?;
+    Ok(rows.first().is_some_and(|row| row.get(0)))
+}
+
+pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOptions) -> Result<bool> {
+    let (limits, context) = (Limits::new(&options), Context::new("wait_for_lock", key));
+    limits.check_cancelled(context)?;
+    if lock_info_of(core, context, &limits).await?.is_none() {
+        return Ok(true);
+    }
+    let mut wait = Wait::new(core, key, &limits);
+    loop {
+        if until_free(core, context, &limits, &mut wait, None).await? {
+            return Ok(true);
+        }
+        limits.check_cancelled(context)?;
+        if limits.is_over() {
+            // It may have become free during the last sleep.
+            return Ok(lock_info_of(core, context, &limits).await?.is_none());
+        }
+    }
+}
+
+pub(super) async fn lock_info(core: &Arc<Core>, key: &Key) -> Result<Option<LockInfo>> {
+    lock_info_of(core, Context::new("lock_info", key), &Limits::none()).await
+}
+
+/// The live lock.
+async fn lock_info_of(core: &Arc<Core>, context: Context<'_>, limits: &Limits) -> Result<Option<LockInfo>> {
+    let Some(key) = context.key else { return Ok(None) };
+    let id = KeyId::of(key);
+    let rows = core.call(context, limits, Repeat::Yes, Query::LockInfo, &[id.id()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let info = info_in(core, context, row, core.here().owner.present())?;
+    Ok(Some(info).filter(|info| info.state() == LockState::Held))
+}
+
+pub(super) fn locks(core: &Arc<Core>) -> Result<Listing<'_, LockInfo>> {
+    let pages = Pages { core, query: Query::Locks, after: Some(Vec::new()), id: 9 };
+    let own = core.here().owner.present();
+    Ok(Box::new(pages.begin("locks")?.map(move |row| info_in(core, Context::whole("locks"), &row?, own))))
+}
+
+fn info_in(core: &Arc<Core>, context: Context<'_>, row: &Row, own: Option<i64>) -> Result<LockInfo> {
+    let corrupt = || core.error(context, ErrorKind::CorruptLock).with_detail("no valid holder");
+    let key = key_in(core, context, row, 0)?;
+    let holder = Core::holder_in(row, 1, 2).ok_or_else(corrupt)?;
+    let token = LockToken::new(row.get::<_, i64>(3).cast_unsigned());
+    let (owner, is_alive) = (row.get::<_, i64>(4), row.get::<_, bool>(8));
+    let left = row.get::<_, Option<i64>>(7);
+    let state = match left {
+        Some(left) if left <= 0 => LockState::Expired,
+        _ if holder.is_process_bound() && !is_alive => LockState::Abandoned,
+        _ => LockState::Held,
+    };
+    let info = LockInfo::new(key, holder, token, time(row.get(5)))
+        .with_state(state)
+        .with_owner(Some(is_alive), own == Some(owner));
+    Ok(match (row.get::<_, Option<i64>>(6), left) {
+        (Some(end), Some(left)) => {
+            info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
+        }
+        _ => info,
+    })
+}
+
+/// A time in microseconds since 1970.
+fn time(microseconds: i64) -> SystemTime {
+    let since = Duration::from_micros(microseconds.unsigned_abs());
+    let time = if microseconds < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
+    time.unwrap_or(UNIX_EPOCH)
+}

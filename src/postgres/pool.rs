@@ -1,0 +1,108 @@
+//! The connections on which the calls of this process run, one call on each at a time.
+
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::engine::{Timer, engine, until};
+use super::failure::Failure;
+use super::session::{self, Listener, Session};
+use super::url::Target;
+
+/// The connections of one handle.
+#[derive(Debug)]
+pub(super) struct Pool {
+    target: Arc<Target>,
+    idle: Mutex<Vec<Session>>,
+    permits: Arc<Semaphore>,
+}
+
+/// A connection for one call. It goes back to the pool only if the call says that it is clean.
+pub(super) struct Lease {
+    session: Option<Session>,
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    pub(super) fn new(target: Arc<Target>, connections: usize) -> Arc<Self> {
+        let permits = Arc::new(Semaphore::new(connections));
+        Arc::new(Self { target, idle: Mutex::default(), permits })
+    }
+
+    /// A connection, a new one if none is idle.
+    pub(super) async fn lease(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Lease, Failure> {
+        let permit = until(Timer::at(deadline), Arc::clone(&self.permits).acquire_owned());
+        // The semaphore is never closed.
+        let Some(Ok(permit)) = permit.await else {
+            let error = "all connections of this process are in use: see PostgresOptions::connections";
+            return Err(Failure::Unreachable(error.into()));
+        };
+        let idle = self.take_idle();
+        let session = match idle {
+            Some(session) => session,
+            None => connect(&self.target, session::NoListener, deadline).await?,
+        };
+        Ok(Lease { session: Some(session), pool: Arc::clone(self), _permit: permit })
+    }
+
+    /// An idle connection, unless the server has closed it.
+    fn take_idle(&self) -> Option<Session> {
+        let mut idle = self.idle();
+        while let Some(session) = idle.pop() {
+            if !session.is_closed() {
+                return Some(session);
+            }
+        }
+        None
+    }
+
+    /// Adds a connection that was made elsewhere.
+    pub(super) fn put(&self, session: Session) {
+        self.idle().push(session);
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connects on the engine, within the deadline.
+pub(super) async fn connect(
+    target: &Arc<Target>,
+    listener: impl Listener,
+    deadline: Option<Instant>,
+) -> Result<Session, Failure> {
+    let engine = engine().map_err(|error| Failure::Unreachable(error.into()))?;
+    let mut task = engine.spawn(session::connect(Arc::clone(target), listener));
+    match until(Timer::at(deadline), &mut task).await {
+        Some(Ok(connected)) => connected,
+        Some(Err(panicked)) => Err(Failure::Unreachable(panicked.into())),
+        None => {
+            task.abort();
+            let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(Failure::Unreachable(error.into()))
+        }
+    }
+}
+
+impl Lease {
+    /// The call has ended, and nothing is on its way on the connection.
+    pub(super) fn give_back(mut self) {
+        if let Some(session) = self.session.take().filter(|session| !session.is_closed()) {
+            self.pool.put(session);
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        // `give_back` takes it, and consumes the lease.
+        #[expect(clippy::unwrap_used, reason = "only `give_back` takes it")]
+        self.session.as_ref().unwrap()
+    }
+}

@@ -1,0 +1,285 @@
+//! Records: read, write, swap, remove, list.
+
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+
+use super::core::{Core, KeyId, Parameter, Repeat, claim_parameters, key_bytes, microseconds, version_of};
+use super::engine::block_on;
+use super::limits::{Context, Limits};
+use super::lock_errors::refused;
+use super::statements::Query;
+use super::status::Status;
+use super::waiting::{self, Wait};
+use crate::{
+    Claim, ErrorKind, Expected, Json, Key, Listing, RawRecord, ReadOptions, RecordVersion, RemoveOptions,
+    Result, WriteOptions,
+};
+
+pub(super) async fn read(core: &Arc<Core>, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+    let limits = Limits::new(options.get_wait());
+    let context = Context::new("read", key);
+    let claim = options.resolve_claim();
+    if options.ignores_lock() {
+        return Ok(peek(core, context, &limits).await?.0);
+    }
+    if let Claim::Holder(_) = claim {
+        // Usually there is no lock, so one look is enough.
+        let (record, has_lock) = peek(core, context, &limits).await?;
+        if !has_lock {
+            return Ok(record);
+        }
+    }
+    let id = KeyId::of(key);
+    let mut wait = None;
+    loop {
+        let [holder, bound, owner, token] = claim_parameters(&claim);
+        let parameters = [id.id(), holder, bound, owner, token, Parameter::Flag(false)];
+        let (status, row) =
+            core.call_function(context, &limits, Repeat::Yes, Query::Read, &parameters).await?;
+        match status {
+            Status::Ok => return record(core, context, &row, 1),
+            Status::Locked if limits.is_over() => {
+                return Err(limits.timed_out(Core::holder_in(&row, 3, 4), context));
+            }
+            Status::Locked => {
+                let Claim::Holder(holder) = &claim else {
+                    return Err(refused(core, context, status, &claim, None));
+                };
+                let wait = wait.get_or_insert_with(|| Wait::new(core, key, &limits));
+                waiting::until_free(core, context, &limits, wait, Some(holder)).await?;
+            }
+            status => return Err(refused(core, context, status, &claim, None)),
+        }
+    }
+}
+
+/// The record, regardless of locks, and whether there is a lock, live or not.
+async fn peek(core: &Arc<Core>, context: Context<'_>, limits: &Limits) -> Result<(Option<RawRecord>, bool)> {
+    let Some(key) = context.key else { return Ok((None, false)) };
+    let id = KeyId::of(key);
+    let rows = core.call(context, limits, Repeat::Yes, Query::Peek, &[id.id()]).await?;
+    let Some(row) = rows.first() else { return Ok((None, false)) };
+    Ok((record(core, context, row, 0)?, row.get(2)))
+}
+
+/// The record in two columns: version and result.
+fn record(core: &Arc<Core>, context: Context<'_>, row: &Row, first: usize) -> Result<Option<RawRecord>> {
+    let (Some(version), Some(text)) =
+        (row.get::<_, Option<i64>>(first), row.get::<_, Option<String>>(first + 1))
+    else {
+        return Ok(None);
+    };
+    let json = Json::parse(text).map_err(|error| {
+        core.error(context, ErrorKind::CorruptRecord).with_detail("not a JSON value").with_source(error)
+    })?;
+    Ok(Some(RawRecord::new(json, version_of(Some(version)))))
+}
+
+/// What `write` of the schema does.
+#[derive(Clone, Copy)]
+enum Mode {
+    Write,
+    /// Writes if the version is this one.
+    Swap(RecordVersion),
+    /// Only compares the version.
+    Compare(RecordVersion),
+}
+
+pub(super) async fn write(core: &Arc<Core>, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+    let limits = Limits::new(options.get_wait());
+    let context = Context::new("write", key);
+    change(core, context, &limits, result, &options, Mode::Write).await.map(drop)
+}
+
+pub(super) async fn compare_and_swap(
+    core: &Arc<Core>,
+    key: &Key,
+    expected: Expected<'_>,
+    result: &Json,
+    options: WriteOptions,
+) -> Result<bool> {
+    let limits = Limits::new(options.get_wait());
+    let context = Context::new("compare_and_swap", key);
+    let value = match expected {
+        Expected::Absent => {
+            let mode = Mode::Swap(RecordVersion::ABSENT);
+            return change(core, context, &limits, result, &options, mode).await;
+        }
+        Expected::Version(version) => {
+            return change(core, context, &limits, result, &options, Mode::Swap(version)).await;
+        }
+        Expected::Value(_) => expected,
+    };
+    // Only this crate can compare values. The version says that the value is still the one that was compared.
+    loop {
+        limits.check_cancelled(context)?;
+        let (record, _) = peek(core, context, &limits).await?;
+        let version = record.as_ref().map_or(RecordVersion::ABSENT, |record| record.version);
+        if value.matches(record.as_ref()) {
+            if change(core, context, &limits, result, &options, Mode::Swap(version)).await? {
+                return Ok(true);
+            }
+        } else if change(core, context, &limits, result, &options, Mode::Compare(version)).await? {
+            return Ok(false);
+        }
+        if limits.is_over_for_latch() {
+            return Err(limits.timed_out(None, context));
+        }
+    }
+}
+
+/// `false`: the record has another version.
+async fn change(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+    result: &Json,
+    options: &WriteOptions,
+    mode: Mode,
+) -> Result<bool> {
+    let Some(key) = context.key else { return Ok(false) };
+    let size = result.as_str().len();
+    let limit = core.options.max_record_bytes;
+    if u64::try_from(size).unwrap_or(u64::MAX) > limit {
+        let detail = format!("{size} bytes, the limit is {limit}");
+        return Err(core.error(context, ErrorKind::RecordTooLarge).with_detail(detail));
+    }
+    let (id, claim) = (KeyId::of(key), options.resolve_claim());
+    let [holder, bound, owner, token] = claim_parameters(&claim);
+    let (number, version) = match mode {
+        Mode::Write => (0, RecordVersion::ABSENT),
+        Mode::Swap(version) => (1, version),
+        Mode::Compare(version) => (2, version),
+    };
+    // A version of another store may be larger than any of this one.
+    let version = version.number().map(|number| i64::try_from(number).unwrap_or(-1));
+    let parameters = [
+        id.id(),
+        key_bytes(key),
+        id.latch(),
+        holder,
+        bound,
+        owner,
+        token,
+        Parameter::Text(result.as_str()),
+        microseconds(options.get_time_to_live()),
+        Parameter::Integer(number),
+        Parameter::Long(version),
+        Parameter::Patience,
+    ];
+    let repeat = if number == 2 { Repeat::Yes } else { Repeat::No };
+    let (status, row) = core.call_function(context, limits, repeat, Query::Write, &parameters).await?;
+    match status {
+        Status::Ok => Ok(true),
+        Status::Other => Ok(false),
+        status => Err(refused(core, context, status, &claim, Core::holder_in(&row, 1, 2))),
+    }
+}
+
+pub(super) async fn remove(core: &Arc<Core>, key: &Key, options: RemoveOptions) -> Result<bool> {
+    let limits = Limits::new(options.get_wait());
+    let context = Context::new("remove", key);
+    let (id, claim) = (KeyId::of(key), options.resolve_claim());
+    let [holder, bound, owner, token] = claim_parameters(&claim);
+    let parameters = [id.id(), id.latch(), holder, bound, owner, token, Parameter::Patience];
+    let (status, row) = core.call_function(context, &limits, Repeat::No, Query::Remove, &parameters).await?;
+    match status {
+        Status::Ok => Ok(row.get(3)),
+        status => Err(refused(core, context, status, &claim, Core::holder_in(&row, 1, 2))),
+    }
+}
+
+pub(super) async fn exists(core: &Arc<Core>, key: &Key) -> Result<bool> {
+    let context = Context::new("exists", key);
+    let id = KeyId::of(key);
+    Ok(!core.call(context, &Limits::none(), Repeat::Yes, Query::Exists, &[id.id()]).await?.is_empty())
+}
+
+pub(super) async fn version(core: &Arc<Core>, key: &Key) -> Result<RecordVersion> {
+    let context = Context::new("watch", key);
+    let id = KeyId::of(key);
+    let rows = core.call(context, &Limits::none(), Repeat::Yes, Query::Version, &[id.id()]).await?;
+    Ok(version_of(rows.first().map(|row| row.get(0))))
+}
+
+pub(super) async fn wait_for_change(
+    core: &Arc<Core>,
+    key: &Key,
+    seen: RecordVersion,
+    options: crate::WaitOptions,
+) -> Result<Option<RecordVersion>> {
+    let limits = Limits::new(&options);
+    let context = Context::new("watch", key);
+    waiting::until_changed(core, context, &limits, key, seen).await
+}
+
+pub(super) fn keys(core: &Arc<Core>) -> Result<Listing<'_, Key>> {
+    let pages = Pages { core, query: Query::Keys, after: Some(Vec::new()), id: 0 };
+    Ok(Box::new(pages.begin("keys")?.map(move |row| {
+        let row = row?;
+        key_in(core, Context::whole("keys"), &row, 1)
+    })))
+}
+
+/// The key in a column.
+pub(super) fn key_in(core: &Arc<Core>, context: Context<'_>, row: &Row, column: usize) -> Result<Key> {
+    let text = String::from_utf8(row.get(column)).map_err(|error| {
+        core.error(context, ErrorKind::CorruptStore).with_detail("a key is not UTF-8").with_source(error)
+    })?;
+    Key::new(text)
+}
+
+/// A listing, one page after the other, so that it holds no snapshot and no memory for long.
+pub(super) struct Pages<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) query: Query,
+    /// The last id that was listed. `None`: there are no more.
+    pub(super) after: Option<Vec<u8>>,
+    /// The column of the id.
+    pub(super) id: usize,
+}
+
+impl<'a> Pages<'a> {
+    /// Gets the first page at once, because the listing fails if it cannot begin.
+    pub(super) fn begin(
+        mut self,
+        operation: &'static str,
+    ) -> Result<impl Iterator<Item = Result<Row>> + Send + use<'a>> {
+        let mut page = self.next_page(operation)?.into_iter();
+        Ok(std::iter::from_fn(move || {
+            loop {
+                if let Some(row) = page.next() {
+                    return Some(Ok(row));
+                }
+                self.after.as_ref()?;
+                match self.next_page(operation) {
+                    Ok(next) => page = next.into_iter(),
+                    Err(error) => {
+                        self.after = None;
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }))
+    }
+
+    fn next_page(&mut self, operation: &'static str) -> Result<Vec<Row>> {
+        block_on(self.next_page_of(operation))
+    }
+
+    async fn next_page_of(&mut self, operation: &'static str) -> Result<Vec<Row>> {
+        let Some(after) = &self.after else { return Ok(Vec::new()) };
+        let parameters = [Parameter::Bytes(Some(after))];
+        let (context, limits) = (Context::whole(operation), Limits::none());
+        let rows = self.core.call(context, &limits, Repeat::Yes, self.query, &parameters).await?;
+        self.after = rows.last().map(|row| row.get(self.id));
+        Ok(rows)
+    }
+}
+
+pub(super) async fn sweep(core: &Arc<Core>, limits: &Limits) -> Result<(u64, u64)> {
+    let rows = core.call(Context::whole("sweep"), limits, Repeat::Yes, Query::Sweep, &[]).await?;
+    let count = |row: &Row, column| row.get::<_, i64>(column).cast_unsigned();
+    Ok(rows.first().map_or((0, 0), |row| (count(row, 0), count(row, 1))))
+}

@@ -1,0 +1,151 @@
+//! One connection to the server, checked and set up.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OnceCell;
+use tokio_postgres::config::Host;
+use tokio_postgres::tls::NoTls;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Row, Statement};
+
+use super::failure::Failure;
+use super::statements::{self, Query};
+use super::tls::Connector;
+use super::url::Target;
+use super::wire::Wire;
+use crate::ErrorKind;
+
+/// What a store relies on, and the server's side of the keepalive. Timeouts that the database or the role may set do not
+/// end a session that is idle on purpose.
+const SETUP: &str = "SET search_path = pg_catalog; \
+    SET default_transaction_isolation = 'read committed'; \
+    SET statement_timeout = 0; \
+    SET idle_in_transaction_session_timeout = 0; \
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
+    SELECT set_config(name, CASE name WHEN 'tcp_user_timeout' THEN '11000' ELSE '0' END, false) FROM pg_settings \
+        WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'tcp_user_timeout'); \
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// A connection that is used by one call at a time.
+pub(super) struct Session {
+    pub(super) client: Client,
+    /// The number of the server's process.
+    pub(super) backend: i32,
+    prepared: [OnceCell<Statement>; Query::COUNT],
+}
+
+/// What happens on a connection without being asked for.
+pub(super) trait Listener: Clone + Send + 'static {
+    fn notified(&self, notification: &Notification);
+    /// The connection has ended.
+    fn ended(&self);
+}
+
+/// Nothing is expected.
+#[derive(Clone)]
+pub(super) struct NoListener;
+
+impl Listener for NoListener {
+    fn notified(&self, _: &Notification) {}
+    fn ended(&self) {}
+}
+
+/// Connects to the first host that answers and is no standby. Runs on the engine.
+pub(super) async fn connect(target: Arc<Target>, listener: impl Listener) -> Result<Session, Failure> {
+    let mut failure = Failure::Unreachable("there is no host".into());
+    for (host, port) in target.hosts() {
+        match connect_to(&target, &host, port, listener.clone()).await {
+            Ok(session) => return Ok(session),
+            Err(next) => failure = next,
+        }
+    }
+    Err(failure)
+}
+
+async fn connect_to(
+    target: &Target,
+    host: &Host,
+    port: u16,
+    listener: impl Listener,
+) -> Result<Session, Failure> {
+    let wire = Wire::connect(host, port).await.map_err(|error| Failure::Unreachable(error.into()))?;
+    let tls = match host {
+        Host::Tcp(name) => Connector::new(target, name).map_err(Failure::Unreachable)?,
+        Host::Unix(_) => None,
+    };
+    let mut config = target.config.clone();
+    match tls {
+        None => {
+            config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+            let (client, connection) = config.connect_raw(wire, NoTls).await.map_err(Failure::of_connect)?;
+            begin(client, connection, listener).await
+        }
+        Some(tls) => {
+            let (client, connection) = config.connect_raw(wire, tls).await.map_err(Failure::of_connect)?;
+            begin(client, connection, listener).await
+        }
+    }
+}
+
+/// Sets the session up, and checks what has to be so for every session, also after a failover.
+async fn begin<S, T>(
+    client: Client,
+    mut connection: Connection<S, T>,
+    listener: impl Listener,
+) -> Result<Session, Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(notification) = message {
+                listener.notified(&notification);
+            }
+        }
+        drop(connection);
+        listener.ended();
+    });
+    client.batch_execute(SETUP).await?;
+    let row = client.query_one(statements::CHECK, &[]).await?;
+    if row.get::<_, bool>(0) {
+        let detail = "it is a standby, which can neither be written nor be trusted to be up to date";
+        return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail.into()));
+    }
+    if row.get::<_, &str>(1) != "UTF8" {
+        let detail = format!("the encoding of the database is {}, and not UTF8", row.get::<_, &str>(1));
+        return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail));
+    }
+    if row.get::<_, i32>(2) < 120_000 {
+        let detail = "PostgreSQL 12 or later is necessary";
+        return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail.into()));
+    }
+    let backend = row.get(3);
+    Ok(Session { client, backend, prepared: [const { OnceCell::const_new() }; Query::COUNT] })
+}
+
+impl Session {
+    /// Runs a query that is prepared once for each connection.
+    pub(super) async fn query(
+        &self,
+        query: Query,
+        schema: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        let prepare = || async { self.client.prepare(&query.text(schema)).await };
+        let statement = self.prepared[query as usize].get_or_try_init(prepare).await?;
+        Ok(self.client.query(statement, parameters).await?)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
+    }
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,90 @@
+//! The queries, each prepared once for a connection.
+
+/// What every session has to be asked: standby, encoding, version of the server, number of its process.
+pub(super) const CHECK: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
+    current_setting('server_version_num')::integer, pg_backend_pid()";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Query {
+    /// The record, and whether there is a lock at all, live or not.
+    Peek,
+    Read,
+    Exists,
+    Version,
+    Write,
+    Remove,
+    Acquire,
+    Renew,
+    Release,
+    BreakLock,
+    LockInfo,
+    AwaitFree,
+    AwaitChange,
+    Leave,
+    Keys,
+    Locks,
+    HasLocks,
+    Sweep,
+}
+
+const LIVES: &str = "(expires_at IS NULL OR clock_timestamp() < expires_at)";
+
+const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
+    {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id \
+    FROM {schema}.locks l";
+
+impl Query {
+    pub(super) const COUNT: usize = Self::Sweep as usize + 1;
+
+    /// Whether it changes anything that is not only a wait.
+    pub(super) fn changes(self) -> bool {
+        use Query::{Acquire, BreakLock, Leave, Release, Remove, Renew, Sweep, Write};
+        matches!(self, Write | Remove | Acquire | Renew | Release | BreakLock | Leave | Sweep)
+    }
+
+    /// Whether its answer may be that the session of this process has ended.
+    pub(super) fn says_gone(self) -> bool {
+        matches!(self, Self::Acquire | Self::AwaitFree | Self::AwaitChange)
+    }
+
+    pub(super) fn text(self, schema: &str) -> String {
+        let call = |function: &str, parameters: usize| {
+            let parameters: Vec<_> = (1..=parameters).map(|number| format!("${number}")).collect();
+            format!("SELECT * FROM {schema}.{function}({})", parameters.join(", "))
+        };
+        match self {
+            Self::Peek => format!(
+                "SELECT CASE WHEN {LIVES} THEN version END, CASE WHEN {LIVES} THEN result END, l.id IS NOT NULL \
+                 FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id) \
+                 LEFT JOIN (SELECT id FROM {schema}.locks) l USING (id)"
+            ),
+            Self::Read => call("read", 6),
+            Self::Exists => format!("SELECT FROM {schema}.records WHERE id = $1 AND {LIVES}"),
+            Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
+            Self::Write => call("write", 12),
+            Self::Remove => call("remove", 7),
+            Self::Acquire => call("acquire", 10),
+            Self::Renew => call("renew", 8),
+            Self::Release => call("release", 7),
+            Self::BreakLock => call("break_lock", 4),
+            Self::LockInfo => format!("SELECT {INFO} WHERE l.id = $1").replace("{schema}", schema),
+            Self::AwaitFree => call("await_free", 7),
+            Self::AwaitChange => call("await_change", 6),
+            Self::Leave => call("leave", 5),
+            Self::Keys => format!(
+                "SELECT id, key FROM {schema}.records WHERE id > $1 AND {LIVES} ORDER BY id LIMIT 500"
+            ),
+            Self::Locks => {
+                format!("SELECT {INFO} WHERE l.id > $1 ORDER BY l.id LIMIT 500").replace("{schema}", schema)
+            }
+            Self::HasLocks => {
+                format!("SELECT FROM {schema}.locks WHERE owner = $1 AND bound AND {LIVES} LIMIT 1")
+            }
+            Self::Sweep => format!(
+                "WITH r AS (DELETE FROM {schema}.records WHERE NOT {LIVES} RETURNING 1), \
+                 l AS (DELETE FROM {schema}.locks WHERE NOT {LIVES} OR bound AND NOT {schema}.lives(owner) RETURNING 1) \
+                 SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM l)"
+            ),
+        }
+    }
+}

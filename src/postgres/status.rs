@@ -1,0 +1,59 @@
+//! What the functions of the schema answer.
+
+/// How a function ended. The numbers are part of the schema: they never change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Ok,
+    /// The same holder had the lock already.
+    Again,
+    /// Another holder's lock is in the way.
+    Locked,
+    /// The lock is free, but other waiters are ahead.
+    Behind,
+    /// The claim was by token, and its lock is not live.
+    Lost,
+    NotLocked,
+    /// The session that stands for this process has ended.
+    Gone,
+    /// The record has another version.
+    Other,
+    /// The record has the same version.
+    Same,
+}
+
+impl Status {
+    pub(super) const ALL: [Self; 9] = [
+        Self::Ok,
+        Self::Again,
+        Self::Locked,
+        Self::Behind,
+        Self::Lost,
+        Self::NotLocked,
+        Self::Gone,
+        Self::Other,
+        Self::Same,
+    ];
+
+    pub(super) fn number(self) -> i32 {
+        self as i32
+    }
+
+    /// The name in the text of the schema.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Again => "AGAIN",
+            Self::Locked => "LOCKED",
+            Self::Behind => "BEHIND",
+            Self::Lost => "LOST",
+            Self::NotLocked => "NOT_LOCKED",
+            Self::Gone => "GONE",
+            Self::Other => "OTHER",
+            Self::Same => "SAME",
+        }
+    }
+
+    pub(super) fn of(number: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.number() == number)
+    }
+}

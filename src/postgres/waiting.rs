@@ -1,0 +1,157 @@
+//! Sleeping until the server notifies.
+//!
+//! Whatever wakes a call is a hint: it asks the server again. It also asks at the end of a lease or a time to live, and
+//! now and then, because deaths notify nobody and a notification is lost with its connection.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters, version_of};
+use super::engine::{Timer, engine, until};
+use super::limits::{Context, Limits, RECHECK_INTERVAL};
+use super::lock_errors::unexpected;
+use super::owner::Registered;
+use super::schema::random;
+use super::statements::Query;
+use super::status::Status;
+use crate::trace::Waiting;
+use crate::{Holder, Key, OnCancel, RecordVersion, Result};
+
+/// A call that may have to sleep, from its first sleep to its end.
+pub(super) struct Wait<'a> {
+    core: &'a Arc<Core>,
+    key: &'a Key,
+    pub(super) nonce: i64,
+    registered: Registered,
+    /// Whether the server may have a waiter of this nonce, or a lock, that nobody wants any more.
+    pub(super) is_queued: bool,
+    _on_cancel: Option<OnCancel>,
+}
+
+impl<'a> Wait<'a> {
+    pub(super) fn new(core: &'a Arc<Core>, key: &'a Key, limits: &Limits) -> Self {
+        Self::with_nonce(core, key, limits, random())
+    }
+
+    pub(super) fn with_nonce(core: &'a Arc<Core>, key: &'a Key, limits: &Limits, nonce: i64) -> Self {
+        let registered = core.here().owner.register(nonce);
+        let on_cancel = limits.cancellation().map(|cancellation| {
+            let notify = Arc::clone(&registered.notify);
+            cancellation.on_cancel(move || notify.notify_one())
+        });
+        Self { core, key, nonce, registered, is_queued: false, _on_cancel: on_cancel }
+    }
+
+    /// Sleeps until something may have happened, at most until `event`.
+    pub(super) async fn sleep(&self, limits: &Limits, recheck: Duration, event: Option<Duration>) {
+        let now = Instant::now();
+        let pause = event.map_or(recheck, |event| event.min(recheck));
+        let latest = now + pause;
+        let at = limits.deadline().map_or(latest, |deadline| deadline.min(latest));
+        until(Timer::at(at), self.registered.notify.notified()).await;
+    }
+}
+
+impl Drop for Wait<'_> {
+    /// A waiter that gave up leaves its queue, in the background: otherwise the others would wait for it.
+    fn drop(&mut self) {
+        if self.is_queued
+            && let Ok(engine) = engine()
+        {
+            let leave = leave(Arc::clone(self.core), self.key.clone(), self.nonce);
+            engine.spawn(leave);
+        }
+    }
+}
+
+/// Leaves the queue. If that fails, the waiter is passed over after a second.
+async fn leave(core: Arc<Core>, key: Key, nonce: i64) {
+    let id = KeyId::of(&key);
+    let parameters =
+        [id.id(), id.latch(), Parameter::Long(Some(nonce)), Parameter::Flag(false), Parameter::Patience];
+    let context = Context::new("leave", &key);
+    let _ = core.call(context, &Limits::none(), Repeat::Yes, Query::Leave, &parameters).await;
+}
+
+/// Registers, looks again, and sleeps if a lock of another holder than `own` is still in the way. `true`: there is none.
+pub(super) async fn until_free(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+    wait: &mut Wait<'_>,
+    own: Option<&Holder>,
+) -> Result<bool> {
+    let id = KeyId::of(wait.key);
+    let [holder, bound] = own.map_or([Parameter::Bytes(None), Parameter::Flag(false)], holder_parameters);
+    let parameters = [
+        id.id(),
+        id.latch(),
+        holder,
+        bound,
+        Parameter::Owner,
+        Parameter::Long(Some(wait.nonce)),
+        Parameter::Patience,
+    ];
+    wait.is_queued = true;
+    let (status, row) =
+        core.call_function(context, limits, Repeat::Yes, Query::AwaitFree, &parameters).await?;
+    match status {
+        Status::Ok => {
+            wait.is_queued = false;
+            Ok(true)
+        }
+        Status::Locked => {
+            let holder = Core::holder_in(&row, 1, 2);
+            if !limits.is_over() {
+                let tracing = Waiting::begin(context.operation, wait.key, holder.as_ref());
+                wait.sleep(limits, RECHECK_INTERVAL, left(row.get(3))).await;
+                tracing.end(&Ok(()));
+            }
+            Ok(false)
+        }
+        status => Err(unexpected(core, context, status)),
+    }
+}
+
+/// Waits until the record has another version. `None` at the timeout.
+pub(super) async fn until_changed(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+    key: &Key,
+    seen: RecordVersion,
+) -> Result<Option<RecordVersion>> {
+    let id = KeyId::of(key);
+    let mut wait = Wait::new(core, key, limits);
+    // A version of another store may be larger than any of this one.
+    let seen = seen.number().map(|number| i64::try_from(number).unwrap_or(-1));
+    loop {
+        let parameters = [
+            id.id(),
+            id.latch(),
+            Parameter::Owner,
+            Parameter::Long(Some(wait.nonce)),
+            Parameter::Long(seen),
+            Parameter::Patience,
+        ];
+        wait.is_queued = true;
+        let (status, row) =
+            core.call_function(context, limits, Repeat::Yes, Query::AwaitChange, &parameters).await?;
+        match status {
+            Status::Other => {
+                wait.is_queued = false;
+                return Ok(Some(version_of(row.get(1))));
+            }
+            Status::Same if limits.is_over() => return Ok(None),
+            Status::Same => wait.sleep(limits, RECHECK_INTERVAL, left(row.get(2))).await,
+            status => return Err(unexpected(core, context, status)),
+        }
+        limits.check_cancelled(context)?;
+    }
+}
+
+/// What is left of a lease, in microseconds, as a length of time. It has to be over when the call wakes.
+pub(super) fn left(microseconds: Option<i64>) -> Option<Duration> {
+    let left = Duration::from_micros(u64::try_from(microseconds?).unwrap_or(0));
+    Some(left + Duration::from_micros(100))
+}

@@ -1,0 +1,29 @@
+//! The store on a PostgreSQL server, on a server that these tests start themselves.
+
+mod conformance;
+mod server;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use record_store::{PostgresOptions, PostgresRecordStore};
+use server::Server;
+
+use crate::support::children::Role;
+
+pub(crate) const ROLES: &[Role] = &[];
+
+/// The URL of a new store on the server that all tests share. `None`: there is no server program, and the test is
+/// skipped.
+fn new_url() -> Option<String> {
+    Server::shared().map(new_url_on)
+}
+
+fn new_url_on(server: &Server) -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{}?schema=store_{}_{number}", server.url(), std::process::id())
+}
+
+fn open(url: &str) -> PostgresRecordStore {
+    PostgresRecordStore::connect(url, PostgresOptions::new()).unwrap()
+}

@@ -1,0 +1,225 @@
+//! A PostgreSQL server on a temporary directory and a free port of the loopback interface.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::support::PATIENCE;
+
+/// A running server. It ends with this value, and with the process, however that ends.
+pub(crate) struct Server {
+    programs: PathBuf,
+    dir: PathBuf,
+    port: u16,
+    /// The supervisor reads from here until the end: it outlives this process, stops the server, and removes the
+    /// directory.
+    _supervisor: ChildStdin,
+    /// The extra settings of the last start.
+    settings: Mutex<Vec<String>>,
+}
+
+impl Server {
+    /// The server of this process, started by the first test. `None`: no server program is installed.
+    pub(crate) fn shared() -> Option<&'static Self> {
+        static SHARED: LazyLock<Option<Server>> = LazyLock::new(|| Server::new(&[]));
+        SHARED.as_ref()
+    }
+
+    /// A server of one test.
+    pub(crate) fn new(settings: &[&str]) -> Option<Self> {
+        Self::with_initdb(&[], settings)
+    }
+
+    /// A server of one test, with options of `initdb`.
+    pub(crate) fn with_initdb(options: &[&str], settings: &[&str]) -> Option<Self> {
+        let Some(programs) = programs() else {
+            assert!(std::env::var_os("CI").is_none(), "no PostgreSQL server is installed");
+            // `eprintln` would be captured.
+            let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL server is installed");
+            return None;
+        };
+        let server = Self::prepared(programs);
+        let mut initdb = server.command("initdb");
+        initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--locale=C", "-D"]);
+        initdb.arg(server.data());
+        initdb.args(if options.is_empty() { &["--encoding=UTF8"] } else { options });
+        run(&mut initdb);
+        server.start(settings);
+        Some(server)
+    }
+
+    /// A server whose directory is still empty.
+    fn prepared(programs: PathBuf) -> Self {
+        let dir = crate::support::in_memory().keep();
+        let mut supervisor = as_user(OsStr::new("sh"));
+        // Not in the group of the terminal, so that an interrupt does not end it.
+        supervisor.process_group(0).args(["-c", SUPERVISOR, "sh"]).arg(&dir).arg(programs.join("pg_ctl"));
+        if rustix::process::geteuid().is_root() {
+            run(Command::new("chown").arg("postgres:postgres").arg(&dir));
+        }
+        let mut supervisor =
+            supervisor.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let pipe = supervisor.stdin.take().unwrap();
+        std::thread::spawn(move || supervisor.wait());
+        Self { programs, dir, port: free_port(), _supervisor: pipe, settings: Mutex::default() }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        as_user(self.programs.join(program).as_os_str())
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        url_at(self.port)
+    }
+
+    /// Starts the server, and waits until it answers.
+    pub(crate) fn start(&self, settings: &[&str]) {
+        *self.settings.lock().unwrap() = settings.iter().map(|&setting| setting.to_owned()).collect();
+        self.start_again();
+    }
+
+    /// Starts the server with the settings of the last start.
+    pub(crate) fn start_again(&self) {
+        let mut postgres = self.command("postgres");
+        postgres.arg("-D").arg(self.data()).arg("-p").arg(self.port.to_string());
+        let usual = [
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=400",
+            "shared_buffers=32MB",
+            // No test cuts the power.
+            "fsync=off",
+            "log_min_messages=panic",
+        ];
+        for setting in usual {
+            postgres.args(["-c", setting]);
+        }
+        for setting in &*self.settings.lock().unwrap() {
+            postgres.args(["-c", setting]);
+        }
+        let mut process = postgres
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while !self.answers() {
+            assert!(start.elapsed() < PATIENCE, "the server does not start");
+            if let Some(status) = process.try_wait().unwrap() {
+                panic!("the server ended: {status}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::spawn(move || process.wait());
+    }
+
+    fn answers(&self) -> bool {
+        if TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            return false;
+        }
+        let mut ready = self.command("psql");
+        ready.args(["-X", "-q", "-c", "SELECT 1", &self.url()]).stdout(Stdio::null()).stderr(Stdio::null());
+        ready.status().is_ok_and(|status| status.success())
+    }
+
+    /// Runs SQL, and returns its result without decoration.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        self.sql_in("postgres", sql)
+    }
+
+    pub(crate) fn sql_in(&self, database: &str, sql: &str) -> String {
+        let url = format!("postgres://postgres@127.0.0.1:{}/{database}", self.port);
+        let output = self.command("psql").args(["-X", "-q", "-A", "-t", "-c", sql, &url]).output().unwrap();
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    }
+
+    /// Kills the postmaster and all its children, as a crash of the host does.
+    pub(crate) fn kill(&self) {
+        let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let all = std::iter::once(pid).chain(children.split_whitespace().map(|child| child.parse().unwrap()));
+        for process in all {
+            let process = rustix::process::Pid::from_raw(process).unwrap();
+            let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+        }
+        let start = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            assert!(start.elapsed() < PATIENCE, "the server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops the server in the usual way.
+    pub(crate) fn stop(&self) {
+        let mut ctl = self.command("pg_ctl");
+        run(ctl.args(["stop", "-m", "fast", "-w", "-D"]).arg(self.data()));
+    }
+}
+
+/// Reads until its input ends, then stops the server and removes its directory.
+const SUPERVISOR: &str = r#"
+    cd /
+    while read -r _; do :; done
+    "$2" stop -m immediate -w -D "$1/data"
+    rm -rf "$1"
+"#;
+
+/// The directory of the server's programs.
+fn programs() -> Option<PathBuf> {
+    let has_server = |dir: &Path| dir.join("postgres").exists() && dir.join("initdb").exists();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let config = Command::new("pg_config").arg("--bindir").output().ok();
+    let config = config.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let debian = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut all =
+        std::env::split_paths(&path).chain(config).chain(debian.map(|version| version.path().join("bin")));
+    let found = all.find(|dir| has_server(dir))?;
+    // Beside the programs themselves are those that a link leads to only one of.
+    Some(found.join("postgres").canonicalize().unwrap().parent().unwrap().to_owned())
+}
+
+/// A program, as a user that may run a server.
+fn as_user(program: &OsStr) -> Command {
+    let mut command;
+    if rustix::process::geteuid().is_root() {
+        command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]).arg(program);
+    } else {
+        command = Command::new(program);
+    }
+    command.current_dir("/").env("HOME", "/").env_remove("PGPASSWORD");
+    command
+}
+
+fn run(command: &mut Command) {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The URL of a server at a port.
+pub(crate) fn url_at(port: u16) -> String {
+    format!("postgres://postgres@127.0.0.1:{port}/postgres")
+}
+
+/// A port that nobody uses. Somebody may take it before the server does, but hardly ever does.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
