@@ -38,7 +38,7 @@ fn exit(code: i32) -> ! {
 
 /// Forks. The child runs `work` and ends, with an error if it panics.
 #[expect(unsafe_code, reason = "fork")]
-fn fork(work: impl FnOnce()) -> nix::unistd::Pid {
+pub(crate) fn fork(work: impl FnOnce()) -> nix::unistd::Pid {
     // SAFETY: the child only uses the store, which must work in a forked child of a process with threads, and the
     // C library's allocator, which does.
     match unsafe { nix::unistd::fork() }.unwrap() {
@@ -49,7 +49,7 @@ fn fork(work: impl FnOnce()) -> nix::unistd::Pid {
 
 /// Forks with the system call alone: no handler of the C library runs.
 #[expect(unsafe_code, reason = "fork")]
-fn raw_fork(work: impl FnOnce()) -> nix::unistd::Pid {
+pub(crate) fn raw_fork(work: impl FnOnce()) -> nix::unistd::Pid {
     // SAFETY: as in `fork`. The flags ask for a child with a copy of the memory, and no other argument is used.
     match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
         -1 => panic!("clone: {}", std::io::Error::last_os_error()),
@@ -63,7 +63,7 @@ fn run_in_child(work: impl FnOnce()) -> ! {
     exit(i32::from(done.is_err()))
 }
 
-fn assert_succeeds(child: nix::unistd::Pid) {
+pub(crate) fn assert_succeeds(child: nix::unistd::Pid) {
     let status = nix::sys::wait::waitpid(child, None).unwrap();
     assert_eq!(status, nix::sys::wait::WaitStatus::Exited(child, 0));
 }

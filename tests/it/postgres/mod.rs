@@ -1,7 +1,9 @@
 //! The store on a PostgreSQL server, on a server that these tests start themselves.
 
 mod conformance;
+mod processes;
 mod server;
+mod sessions;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +12,9 @@ use server::Server;
 
 use crate::support::children::Role;
 
-pub(crate) const ROLES: &[Role] = &[];
+
+/// All roles of the children of these tests.
+pub(crate) const ROLES: &[Role] = processes::ROLES;
 
 /// The URL of a new store on the server that all tests share. `None`: there is no server program, and the test is
 /// skipped.

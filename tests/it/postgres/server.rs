@@ -151,13 +151,7 @@ impl Server {
 
     /// Kills the postmaster and all its children, as a crash of the host does.
     pub(crate) fn kill(&self) {
-        let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
-        let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
-        let children =
-            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        let all = std::iter::once(pid).chain(children.split_whitespace().map(|child| child.parse().unwrap()));
-        for process in all {
-            let process = rustix::process::Pid::from_raw(process).unwrap();
+        for process in self.processes() {
             let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
         }
         let start = Instant::now();
@@ -165,6 +159,40 @@ impl Server {
             assert!(start.elapsed() < PATIENCE, "the server does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The postmaster and all its children.
+    fn processes(&self) -> Vec<rustix::process::Pid> {
+        let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let all = std::iter::once(pid).chain(children.split_whitespace().map(|child| child.parse().unwrap()));
+        all.filter_map(rustix::process::Pid::from_raw).collect()
+    }
+
+    /// Stops all its processes in the middle, or lets them go on.
+    pub(crate) fn pause(&self, pauses: bool) {
+        let signal = if pauses { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        for process in self.processes() {
+            let _ = rustix::process::kill_process(process, signal);
+        }
+    }
+
+    /// Runs SQL in a session that stays, and waits for this line of its output.
+    pub(crate) fn psql(&self, sql: &str, line: &str) -> std::process::Child {
+        use std::io::BufRead as _;
+        let mut command = self.command("psql");
+        command.args(["-X", "-q", "-A", "-t"]).arg(self.url());
+        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut input = process.stdin.take().unwrap();
+        for statement in sql.split(';') {
+            writeln!(input, "{statement};").unwrap();
+        }
+        let output = std::io::BufReader::new(process.stdout.take().unwrap());
+        assert!(output.lines().map_while(Result::ok).any(|of_output| of_output == line), "{sql}");
+        // The session ends with its input.
+        process.stdin = Some(input);
+        process
     }
 
     /// Stops the server in the usual way.

@@ -1,0 +1,252 @@
+//! The session that stands for a process dies, and the server with it.
+
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use record_store::{
+    Cancellation, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions, RecordStoreExt,
+    WaitOptions, WriteOptions,
+};
+
+use super::server::Server;
+use super::{new_url, new_url_on, open};
+use crate::support::{PATIENCE, as_named, millis};
+use crate::watchdog::abort_if_hung;
+
+/// Ends all sessions that stand for a process of the store, or all sessions of this process.
+fn terminate(server: &Server, which: &str) {
+    server.sql(&format!(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
+         WHERE application_name = 'record-store' AND pid <> pg_backend_pid() AND {which}"
+    ));
+}
+
+/// A server of the test's own, because all sessions on it are ended.
+fn own_server() -> Option<Server> {
+    Server::new(&[])
+}
+
+#[test]
+fn a_bound_lock_is_lost_with_its_session_and_the_guard_says_so() {
+    let Some(server) = own_server() else { return };
+    for which in ["query LIKE '%advisory_lock%'", "true"] {
+        let store = open(&new_url_on(&server));
+        store.write("k", &0).unwrap();
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        let named_guard = store.lock("named", as_named("job")).unwrap();
+        let (lost, is_lost) = channel();
+        let kept = store.lock("kept", LockOptions::new().hold_timeout(Duration::from_secs(3))).unwrap();
+        let kept = kept.keep_alive(move |error| lost.send(error).unwrap());
+        kept.unwrap();
+        terminate(&server, which);
+        abort_if_hung("a call after the end of the session", || {
+            assert!(guard.write(&1).unwrap_err().is_lock_lost());
+            assert!(!guard.is_held().unwrap());
+            assert!(guard.release().unwrap_err().is_lock_lost());
+            // The holder is the same thread, but another session stands for it.
+            assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, 0);
+            let again = store.lock("k", LockOptions::new()).unwrap();
+            again.write(&2).unwrap();
+            again.release().unwrap();
+            named_guard.write(&3).unwrap();
+            named_guard.release().unwrap();
+        });
+        let error = is_lost.recv_timeout(PATIENCE).unwrap();
+        assert!(error.is_lock_lost(), "{error}");
+    }
+}
+
+#[test]
+fn a_waiter_survives_the_end_of_all_sessions() {
+    let Some(server) = own_server() else { return };
+    let url = new_url_on(&server);
+    let store = open(&url);
+    let guard = store.lock("k", as_named("holder")).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| store.lock("k", LockOptions::new()).map(|guard| guard.release().unwrap()));
+        let reader = scope.spawn(|| store.read::<u8>("k"));
+        let watcher = scope.spawn(|| store.wait_for_record("k", WaitOptions::new().timeout(PATIENCE)));
+        std::thread::sleep(millis(200));
+        terminate(&server, "true");
+        std::thread::sleep(millis(200));
+        guard.write(&7).unwrap();
+        guard.release().unwrap();
+        waiter.join().unwrap().unwrap();
+        assert_eq!(reader.join().unwrap().unwrap().unwrap().result, 7);
+        assert!(watcher.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn a_crash_and_a_restart_of_the_server_are_survived() {
+    let Some(server) = own_server() else { return };
+    let store = open(&new_url_on(&server));
+    store.write("k", &1).unwrap();
+    let guard = store.lock("k", as_named("job")).unwrap();
+    let bound = store.lock("bound", LockOptions::new()).unwrap();
+    let token = guard.token();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| store.lock("k", LockOptions::new()).map(|guard| guard.token()));
+        std::thread::sleep(millis(200));
+        server.kill();
+        server.start_again();
+        assert_eq!(guard.read::<i32>().unwrap().unwrap().result, 1);
+        guard.release().unwrap();
+        assert!(waiter.join().unwrap().unwrap() > token, "tokens grow");
+    });
+    assert!(bound.write(&1).unwrap_err().is_lock_lost());
+}
+
+#[test]
+fn without_a_server_every_call_ends_in_time() {
+    let Some(server) = own_server() else { return };
+    let patience = Duration::from_secs(2);
+    let store =
+        PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience)).unwrap();
+    let guard = store.lock("held", LockOptions::new()).unwrap();
+    server.stop();
+    let start = Instant::now();
+    let zero = Duration::ZERO;
+    let calls: Vec<(&str, record_store::Error)> = vec![
+        ("read", store.read_with::<u8>("k", ReadOptions::new().timeout(zero)).unwrap_err()),
+        ("write", store.write_with("k", &1, WriteOptions::new().timeout(zero)).unwrap_err()),
+        ("acquire_lock", store.lock("k", LockOptions::new().acquire_timeout(zero)).unwrap_err()),
+        ("read", store.read::<u8>("k").unwrap_err()),
+        ("exists", store.exists("k").unwrap_err()),
+        ("keys", store.keys().err().unwrap()),
+        ("watch", store.wait_for_record("k", zero).unwrap_err()),
+    ];
+    assert!(start.elapsed() < 8 * patience, "{:?}", start.elapsed());
+    for (operation, error) in calls {
+        assert_eq!((error.operation(), error.kind()), (operation, ErrorKind::Io), "{error}");
+        assert!(!error.is_outcome_unknown(), "nothing was sent: {error}");
+        assert!(error.to_string().contains("cannot reach the server (127.0.0.1:"), "{error}");
+    }
+    abort_if_hung("a drop without a server", || drop(guard));
+    server.start_again();
+    store.write("k", &1).unwrap();
+}
+
+/// A server that is stopped in the middle, as a host without memory or disk is.
+#[test]
+fn a_server_that_does_not_answer_is_given_up() {
+    let Some(server) = own_server() else { return };
+    let patience = Duration::from_secs(1);
+    let store =
+        PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience)).unwrap();
+    store.write("k", &1).unwrap();
+    server.pause(true);
+    let start = Instant::now();
+    let error = abort_if_hung("a write", || store.write("k", &2).unwrap_err());
+    assert!(error.is_outcome_unknown(), "{error}");
+    assert!(!abort_if_hung("a read", || store.read::<u8>("k").unwrap_err()).is_outcome_unknown());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    server.pause(false);
+    store.write("k", &3).unwrap();
+    assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, 3);
+}
+
+/// A session in the middle of a transaction that has entered the latches of all keys.
+struct Stalled(std::process::Child);
+
+impl Stalled {
+    fn of(server: &Server, store: &PostgresRecordStore, key: &str) -> Self {
+        let digest = {
+            use sha2::Digest as _;
+            sha2::Sha256::digest(key.as_bytes())
+        };
+        let hash = i32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+        let schema = store.schema();
+        let sql = format!("BEGIN; SELECT {schema}.enter({hash}, 1000); SELECT 'entered'");
+        Self(server.psql(&sql, "entered"))
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_stalled_latch_ends_no_call_late() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let server = Server::shared().unwrap();
+    let guard = store.lock("k", as_named("holder")).unwrap();
+    let stalled = Stalled::of(server, &store, "k");
+    let timeout = millis(300);
+    type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
+    let (token, key) = (guard.token(), record_store::Key::new("k").unwrap());
+    let raw: &dyn record_store::RecordStore = &store;
+    let json = record_store::Json::parse("1").unwrap();
+    let calls: [(&str, Call<'_>); 6] = [
+        ("write", &|wait| {
+            let options = WriteOptions::new().claim(token).timeout(wait.get_timeout());
+            raw.write_raw(&key, &json, with_cancellation(options, &wait))
+        }),
+        ("acquire", &|wait| {
+            let mut options = as_named("other").acquire_timeout(wait.get_timeout());
+            if let Some(cancellation) = wait.get_cancellation() {
+                options = options.cancellation(cancellation);
+            }
+            raw.acquire_lock_raw(&key, options).map(drop)
+        }),
+        ("renew", &|wait| raw.renew_raw(&key, &token.into(), None, wait)),
+        ("release", &|wait| raw.release_lock_raw(&key, &token.into(), wait)),
+        ("break", &|wait| raw.break_lock_raw(&key, None, wait).map(drop)),
+        ("wait_for_lock", &|wait| match raw.wait_for_lock_raw(&key, wait) {
+            Ok(false) => Err(record_store::Error::new(ErrorKind::LockTimeout, "")),
+            outcome => outcome.map(drop),
+        }),
+    ];
+    for (name, call) in calls {
+        let start = Instant::now();
+        let error = call(WaitOptions::new().timeout(timeout)).unwrap_err();
+        assert!(error.is_timeout(), "{name}: {error}");
+        let elapsed = start.elapsed();
+        assert!(elapsed >= timeout && elapsed < Duration::from_secs(2), "{name}: {elapsed:?}");
+        let cancellation = Cancellation::new();
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let called = scope.spawn(|| call(WaitOptions::new().cancellation(&cancellation)));
+            std::thread::sleep(millis(100));
+            cancellation.cancel();
+            let error = called.join().unwrap().unwrap_err();
+            assert!(error.is_cancelled(), "{name}: {error}");
+        });
+        assert!(start.elapsed() < Duration::from_secs(2), "{name}: {:?}", start.elapsed());
+    }
+    // Reads do not enter a latch.
+    assert!(guard.read::<u8>().unwrap().is_none());
+    drop(stalled);
+    guard.write(&1).unwrap();
+    guard.release().unwrap();
+
+}
+
+fn with_cancellation(options: WriteOptions, wait: &WaitOptions) -> WriteOptions {
+    match wait.get_cancellation() {
+        Some(cancellation) => options.cancellation(cancellation),
+        None => options,
+    }
+}
+
+/// `now()` would be the time before the wait for the latch.
+#[test]
+fn a_holder_that_sleeps_past_its_lease_at_the_latch_changes_nothing() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let server = Server::shared().unwrap();
+    let lease = LockOptions::new().hold_timeout(millis(400));
+    let guard = store.lock("k", lease).unwrap();
+    let stalled = Stalled::of(server, &store, "k");
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| guard.write(&1));
+        std::thread::sleep(millis(700));
+        drop(stalled);
+        assert!(late.join().unwrap().unwrap_err().is_lock_lost());
+    });
+    assert!(store.read::<u8>("k").unwrap().is_none());
+}
