@@ -70,7 +70,6 @@ impl Core {
             retried(deadline, async || {
                 let lease = pool.lease(deadline).await?;
                 let found = find_or_create(&lease, &schema, options.creates).await?;
-                lease.give_back();
                 Ok(found)
             })
             .await
@@ -99,7 +98,7 @@ impl Core {
         match checked {
             Some(Ok(())) => Ok(core),
             Some(Err(failure)) => Err(failure.into_error(context, &core.target.address)),
-            None => Err(unsupported_pooler().into_error(context, &core.target.address)),
+            None => Err(Failure::pooler().into_error(context, &core.target.address)),
         }
     }
 
@@ -132,7 +131,7 @@ impl Core {
         if !one.client.query_one(&lives, &[&owner]).await?.get::<_, bool>(0)
             || Some(one.backend) == here.owner.backend()
         {
-            return Err(unsupported_pooler());
+            return Err(Failure::pooler());
         }
         if let Some(two) = &two {
             for (busy, other) in [(&one, two), (two, &one)] {
@@ -140,13 +139,9 @@ impl Core {
                 let asked = other.client.query_one(NUMBER, &[]).await;
                 busy.client.batch_execute("COMMIT").await?;
                 if asked?.get::<_, i32>(0) != other.backend || busy.backend == other.backend {
-                    return Err(unsupported_pooler());
+                    return Err(Failure::pooler());
                 }
             }
-        }
-        one.give_back();
-        if let Some(two) = two {
-            two.give_back();
         }
         Ok(())
     }
@@ -209,11 +204,15 @@ impl Core {
         let filled: Vec<_> = filled.iter().map(|it| it as &(dyn ToSql + Sync)).collect();
         let outcome = until(Timer::at(deadline), lease.query(query, &self.quoted_schema, &filled)).await;
         match outcome {
-            None => Err(Failure::NoAnswer),
-            Some(Err(failure @ (Failure::Lost(_) | Failure::Unusable(..)))) => Err(failure),
-            Some(Err(failure)) if failure.is_of_session() => Err(failure),
+            None => {
+                lease.discard();
+                Err(Failure::NoAnswer)
+            }
+            Some(Err(failure)) if failure.is_of_session() => {
+                lease.discard();
+                Err(failure)
+            }
             Some(outcome) => {
-                lease.give_back();
                 let is_gone = |rows: &Vec<Row>| {
                     query.says_gone()
                         && rows.first().is_some_and(|row| row.get::<_, i32>(0) == Status::Gone.number())
@@ -297,12 +296,6 @@ fn refusal(found: &Found, context: Context<'_>, schema: &SchemaName) -> Error {
             context.error(ErrorKind::NotAStore).with_detail(format!("there is no schema {schema}"))
         }
     }
-}
-
-fn unsupported_pooler() -> Failure {
-    let detail = "there is a pooler in between that gives every transaction another session. Connect to the server \
-                  itself, or let the pooler work in session mode";
-    Failure::Unusable(ErrorKind::UnsupportedServer, detail.into())
 }
 
 /// A parameter of a query.

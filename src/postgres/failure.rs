@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Gone,
     /// The server could not be reached. Nothing was sent.
     Unreachable(Box<dyn std::error::Error + Send + Sync>),
+    /// TLS is not possible as `sslmode` asks for it. Waiting does not help.
+    Insecure(Box<dyn std::error::Error + Send + Sync>),
     /// The server, or the store on it, is not usable. Waiting does not help.
     Unusable(ErrorKind, String),
 }
@@ -36,6 +38,8 @@ impl From<tokio_postgres::Error> for Failure {
         match *refusal.code() {
             _ if is_end => Self::Lost(Some(error)),
             SqlState::LOCK_NOT_AVAILABLE => Self::Busy,
+            // The statement was prepared in another session.
+            SqlState::INVALID_SQL_STATEMENT_NAME | SqlState::DUPLICATE_PSTATEMENT => Self::pooler(),
             SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_FUNCTION | SqlState::INVALID_SCHEMA_NAME => {
                 Self::Unusable(ErrorKind::StoreRemoved, String::new())
             }
@@ -45,6 +49,13 @@ impl From<tokio_postgres::Error> for Failure {
 }
 
 impl Failure {
+    /// There is a pooler in between that gives every transaction another session.
+    pub(super) fn pooler() -> Self {
+        let detail = "there is a pooler in between that gives every transaction another session. Connect to the \
+                      server itself, or let the pooler work in session mode";
+        Self::Unusable(ErrorKind::UnsupportedServer, detail.into())
+    }
+
     /// The failure of the first step of a connection. `address` is not repeated in the error.
     pub(super) fn of_connect(error: tokio_postgres::Error) -> Self {
         match error.code() {
@@ -55,7 +66,12 @@ impl Failure {
                 | SqlState::ADMIN_SHUTDOWN
                 | SqlState::CRASH_SHUTDOWN),
             )
-            | None => Self::Unreachable(error.into()),
+            | None
+                if !is_about_tls(&error) =>
+            {
+                Self::Unreachable(error.into())
+            }
+            None => Self::Insecure(error.into()),
             // Wrong password, unknown database and so on.
             Some(_) => Self::Refused(error),
         }
@@ -68,7 +84,10 @@ impl Failure {
 
     /// Whether only another session may succeed: after a failover this one is at a server that cannot be written.
     pub(super) fn is_of_session(&self) -> bool {
-        matches!(self, Self::Refused(error) if error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION))
+        match self {
+            Self::Refused(error) => error.code() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION),
+            failure => matches!(failure, Self::Lost(_) | Self::Unusable(..)),
+        }
     }
 
     /// Whether something may have been changed at the server.
@@ -95,11 +114,21 @@ impl Failure {
             Self::NoAnswer => io()
                 .with_detail("get the answer of the server in time")
                 .with_source(io::Error::from(io::ErrorKind::TimedOut)),
+            Self::Insecure(source) => io().with_detail("begin TLS with the server").with_source(source),
             Self::Unreachable(source) => io().with_detail("reach the server").with_source(source),
             Self::Unusable(kind, detail) if detail.is_empty() => context.error(kind).with_address(address),
             Self::Unusable(kind, detail) => context.error(kind).with_address(address).with_detail(detail),
         }
     }
+}
+
+/// Whether the server has no TLS, or a certificate that is not good. A connection that breaks during the handshake is
+/// neither.
+fn is_about_tls(error: &tokio_postgres::Error) -> bool {
+    use std::error::Error as _;
+    let is_broken = |error: &io::Error| error.kind() != io::ErrorKind::InvalidData;
+    error.to_string().starts_with("error performing TLS handshake")
+        && !error.source().and_then(|source| source.downcast_ref()).is_some_and(is_broken)
 }
 
 /// What the server said, in one line. The error of the driver itself would show only that it is one.

@@ -28,7 +28,8 @@ static OWNERS: PerProcess<HashMap<StoreIdentity, Local<Arc<Owner>>>> = PerProces
 /// What stands for this process at one store.
 #[derive(Debug)]
 pub(super) struct Owner {
-    target: Arc<Target>,
+    /// How to connect: as the first of the present handles does.
+    target: Mutex<Arc<Target>>,
     schema: String,
     /// The handles of the store in this process.
     handles: AtomicUsize,
@@ -82,7 +83,7 @@ impl OwnerHandle {
         let known = owners.get(&identity).and_then(Local::get).cloned();
         let owner = known.unwrap_or_else(|| {
             let owner = Arc::new(Owner {
-                target: Arc::clone(target),
+                target: Mutex::new(Arc::clone(target)),
                 schema: schema.to_owned(),
                 handles: AtomicUsize::new(0),
                 session: Mutex::default(),
@@ -92,7 +93,9 @@ impl OwnerHandle {
             owners.insert(identity, Local::new(Arc::clone(&owner)));
             owner
         });
-        owner.handles.fetch_add(1, Ordering::SeqCst);
+        if owner.handles.fetch_add(1, Ordering::SeqCst) == 0 {
+            *owner.target() = Arc::clone(target);
+        }
         Self(owner)
     }
 }
@@ -131,7 +134,8 @@ impl Owner {
             return Ok(number);
         }
         let lost = self.session().take();
-        let session = pool::connect(&self.target, Notifies(Arc::clone(&self.waiters)), deadline).await?;
+        let target = Arc::clone(&self.target());
+        let session = pool::connect(&target, Notifies(Arc::clone(&self.waiters)), deadline).await?;
         let number = random();
         let begin = async {
             session.client.batch_execute(&format!("LISTEN \"record_store_{number}\"")).await?;
@@ -165,6 +169,10 @@ impl Owner {
     /// The number of this process, if there is a session.
     pub(super) fn present(&self) -> Option<i64> {
         self.session().as_ref().filter(|it| !it.session.is_closed()).map(|it| it.number)
+    }
+
+    fn target(&self) -> MutexGuard<'_, Arc<Target>> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn session(&self) -> MutexGuard<'_, Option<Arc<OwnerSession>>> {

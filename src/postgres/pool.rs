@@ -19,7 +19,7 @@ pub(super) struct Pool {
     permits: Arc<Semaphore>,
 }
 
-/// A connection for one call. It goes back to the pool only if the call says that it is clean.
+/// A connection for one call. It goes back to the pool, unless it is discarded.
 pub(super) struct Lease {
     session: Option<Session>,
     pool: Arc<Pool>,
@@ -89,8 +89,16 @@ pub(super) async fn connect(
 }
 
 impl Lease {
-    /// The call has ended, and nothing is on its way on the connection.
-    pub(super) fn give_back(mut self) {
+    /// Nobody knows what is on its way on the connection.
+    pub(super) fn discard(mut self) {
+        self.session = None;
+    }
+}
+
+impl Drop for Lease {
+    /// Gives the connection back. If a future was dropped, its query is still running, and the answer will be dropped:
+    /// the next query waits for it.
+    fn drop(&mut self) {
         if let Some(session) = self.session.take().filter(|session| !session.is_closed()) {
             self.pool.put(session);
         }
@@ -101,8 +109,8 @@ impl Deref for Lease {
     type Target = Session;
 
     fn deref(&self) -> &Session {
-        // `give_back` takes it, and consumes the lease.
-        #[expect(clippy::unwrap_used, reason = "only `give_back` takes it")]
+        // Only `discard` and the drop take it.
+        #[expect(clippy::unwrap_used, reason = "only what ends the lease takes it")]
         self.session.as_ref().unwrap()
     }
 }

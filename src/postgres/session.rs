@@ -72,7 +72,7 @@ async fn connect_to(
 ) -> Result<Session, Failure> {
     let wire = Wire::connect(host, port).await.map_err(|error| Failure::Unreachable(error.into()))?;
     let tls = match host {
-        Host::Tcp(name) => Connector::new(target, name).map_err(Failure::Unreachable)?,
+        Host::Tcp(name) => Connector::new(target, name).map_err(Failure::Insecure)?,
         Host::Unix(_) => None,
     };
     let mut config = target.config.clone();

@@ -32,27 +32,36 @@ impl Connector {
         if target.tls == TlsMode::Disable {
             return Ok(None);
         }
-        let provider = Arc::new(ring::default_provider());
-        let trust = match (target.tls, &target.roots) {
-            (TlsMode::VerifyFull, _) => Trust::Host,
-            // As libpq does it, for the sake of its users.
-            (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Trust::Root,
-            _ => Trust::Anyone,
-        };
-        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()?;
-        let roots = if trust == Trust::Anyone { None } else { Some(Arc::new(roots(target)?)) };
-        let chain = match roots {
-            Some(roots) => {
-                Some(WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?)
+        let config = match target.tls_config.get() {
+            Some(config) => Arc::clone(config),
+            None => {
+                let config = Arc::new(config(target)?);
+                Arc::clone(target.tls_config.get_or_init(|| config))
             }
-            None => None,
         };
-        let verifier = Arc::new(Verifier { provider, trust, chain });
-        let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
         let name = ServerName::try_from(host.to_owned())?;
-        Ok(Some(Self { connector: TlsConnector::from(Arc::new(config)), name }))
+        Ok(Some(Self { connector: TlsConnector::from(config), name }))
     }
+}
+
+fn config(target: &Target) -> Result<ClientConfig, BoxError> {
+    let provider = Arc::new(ring::default_provider());
+    let trust = match (target.tls, &target.roots) {
+        (TlsMode::VerifyFull, _) => Trust::Host,
+        // As libpq does it, for the sake of its users.
+        (TlsMode::VerifyCa, _) | (TlsMode::Require, Some(_)) => Trust::Root,
+        _ => Trust::Anyone,
+    };
+    let chain = if trust == Trust::Anyone {
+        None
+    } else {
+        let roots = Arc::new(roots(target)?);
+        Some(WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?)
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let verifier = Arc::new(Verifier { provider, trust, chain });
+    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
 fn roots(target: &Target) -> Result<RootCertStore, BoxError> {

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
+use rustls::ClientConfig;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
@@ -23,12 +25,13 @@ pub(super) enum TlsMode {
 }
 
 /// A server and a database, and how to reach them.
-#[derive(Clone)]
 pub(super) struct Target {
     pub(super) config: Config,
     pub(super) tls: TlsMode,
     /// A file of root certificates, in place of the system's.
     pub(super) roots: Option<PathBuf>,
+    /// Made of the two at the first connection: the roots of the system are many files.
+    pub(super) tls_config: OnceLock<Arc<ClientConfig>>,
     /// The parameter `schema`, which is this crate's own.
     pub(super) schema: Option<String>,
     /// For people: `host:port/database`.
@@ -105,7 +108,7 @@ impl Target {
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
         });
         let address = address(&config);
-        Ok(Self { config, tls, roots, schema, address })
+        Ok(Self { config, tls, roots, tls_config: OnceLock::new(), schema, address })
     }
 
     /// The hosts, each with its port.

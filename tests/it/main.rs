@@ -83,7 +83,9 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         kill_storm::ROLES,
         linearize::ROLES,
         #[cfg(feature = "postgres")]
-        postgres::ROLES,
+        postgres::opening::ROLES,
+        #[cfg(feature = "postgres")]
+        postgres::processes::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

@@ -1,7 +1,9 @@
 //! The store on a PostgreSQL server, on a server that these tests start themselves.
 
 mod conformance;
-mod processes;
+pub(crate) mod opening;
+pub(crate) mod processes;
+mod relay;
 mod server;
 mod sessions;
 
@@ -9,12 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use record_store::{PostgresOptions, PostgresRecordStore};
 use server::Server;
-
-use crate::support::children::Role;
-
-
-/// All roles of the children of these tests.
-pub(crate) const ROLES: &[Role] = processes::ROLES;
 
 /// The URL of a new store on the server that all tests share. `None`: there is no server program, and the test is
 /// skipped.

@@ -265,10 +265,8 @@ fn a_store_works_inside_of_a_runtime_and_may_be_dropped_there() {
                 assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, round);
             }
             let guard = store.lock("k", LockOptions::new()).unwrap();
-            let waits = store.read_with::<i32>(
-                "k",
-                ReadOptions::new().claim(named("other")).timeout(millis(20)),
-            );
+            let waits =
+                store.read_with::<i32>("k", ReadOptions::new().claim(named("other")).timeout(millis(20)));
             assert!(waits.unwrap_err().is_timeout());
             drop(guard);
             drop(store);

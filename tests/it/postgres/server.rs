@@ -73,6 +73,12 @@ impl Server {
         as_user(self.programs.join(program).as_os_str())
     }
 
+    /// A program from the path, as the user of the server.
+    #[expect(clippy::unused_self, reason = "only where there is a server")]
+    pub(crate) fn as_its_user(&self, program: &str) -> Command {
+        as_user(OsStr::new(program))
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
@@ -165,7 +171,8 @@ impl Server {
     fn processes(&self) -> Vec<rustix::process::Pid> {
         let pid = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid: i32 = pid.lines().next().unwrap().parse().unwrap();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let all = std::iter::once(pid).chain(children.split_whitespace().map(|child| child.parse().unwrap()));
         all.filter_map(rustix::process::Pid::from_raw).collect()
     }

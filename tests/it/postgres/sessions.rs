@@ -63,7 +63,8 @@ fn a_waiter_survives_the_end_of_all_sessions() {
     let store = open(&url);
     let guard = store.lock("k", as_named("holder")).unwrap();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| store.lock("k", LockOptions::new()).map(|guard| guard.release().unwrap()));
+        let waiter =
+            scope.spawn(|| store.lock("k", LockOptions::new()).map(|guard| guard.release().unwrap()));
         let reader = scope.spawn(|| store.read::<u8>("k"));
         let watcher = scope.spawn(|| store.wait_for_record("k", WaitOptions::new().timeout(PATIENCE)));
         std::thread::sleep(millis(200));
@@ -101,8 +102,8 @@ fn a_crash_and_a_restart_of_the_server_are_survived() {
 fn without_a_server_every_call_ends_in_time() {
     let Some(server) = own_server() else { return };
     let patience = Duration::from_secs(2);
-    let store =
-        PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience)).unwrap();
+    let store = PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience))
+        .unwrap();
     let guard = store.lock("held", LockOptions::new()).unwrap();
     server.stop();
     let start = Instant::now();
@@ -132,8 +133,8 @@ fn without_a_server_every_call_ends_in_time() {
 fn a_server_that_does_not_answer_is_given_up() {
     let Some(server) = own_server() else { return };
     let patience = Duration::from_secs(1);
-    let store =
-        PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience)).unwrap();
+    let store = PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(patience))
+        .unwrap();
     store.write("k", &1).unwrap();
     server.pause(true);
     let start = Instant::now();
@@ -223,7 +224,6 @@ fn a_stalled_latch_ends_no_call_late() {
     drop(stalled);
     guard.write(&1).unwrap();
     guard.release().unwrap();
-
 }
 
 fn with_cancellation(options: WriteOptions, wait: &WaitOptions) -> WriteOptions {
