@@ -10,7 +10,7 @@ use crate::{Error, Json, Key, LockGuard, LockOptions, ReadOptions, RecordStore, 
 
 /// A waiter queues this long for a lock that nobody seemed to hold, then it reads the record again. So as
 /// soon as the record is written, all waiters for it continue, not one after the other.
-const REREAD_INTERVAL: Duration = Duration::from_millis(5);
+pub(crate) const REREAD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The result of [`find_or_lock`]: the record, or the lock under which the caller computes it.
 pub(crate) enum Found<G> {

@@ -8,6 +8,7 @@ use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::{RecordStoreFuture, RecordStoreFutures};
 use crate::process::PerProcess;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -43,6 +44,13 @@ impl<T: Send + 'static> Outcome<T> {
             drop(permit);
         };
         thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)
+    }
+
+    /// Runs a future to its end, also if nobody receives the outcome.
+    pub(super) fn of_future(futures: &dyn RecordStoreFutures, call: RecordStoreFuture<'static, T>) -> Self {
+        let (sender, receiver) = oneshot::channel();
+        futures.spawn(Box::pin(async move { drop(sender.send(Ok(call.await))) }));
+        Self(receiver)
     }
 
     fn of(call: impl FnOnce() -> Result<T> + Send + 'static) -> (impl FnOnce() + Send + 'static, Self) {

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::pending::Acquisition;
-use super::{AsyncLockGuard, AsyncRecordStore};
-use crate::compute::{Found, GET_OR_COMPUTE, find_or_lock};
-use crate::{Error, IntoKey, Json, LockGuard, ReadOptions, RecordStore, Result, UpdateOptions};
+use super::{AsyncLockGuard, AsyncRecordStore, RecordStoreFutures, current_holder};
+use crate::compute::{Found, GET_OR_COMPUTE, REREAD_INTERVAL, find_or_lock};
+use crate::{Error, IntoKey, Json, Key, LockGuard, ReadOptions, RecordStore, Result, UpdateOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
@@ -65,7 +65,11 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
                 Found::Lock(guard) => Found::Lock(AsyncLockGuard::new(store, guard, &keys[0])),
             })
         };
-        let found = self.acquire(GET_OR_COMPUTE, keys, lock, Some(&self.queues), find_or_lock).await?;
+        let found = if let Some(futures) = self.store.futures_raw() {
+            self.find_or_lock(&*futures, &key, &options).await?
+        } else {
+            self.acquire(GET_OR_COMPUTE, keys, lock, Some(&self.queues), find_or_lock, None).await?
+        };
         let guard = match found {
             Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, &key)?),
             Found::Lock(guard) => guard,
@@ -76,6 +80,59 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let _ = guard.release().await;
         // The same as the other callers get: not every value survives JSON unchanged.
         Ok(json.decode_result(GET_OR_COMPUTE, &key)?)
+    }
+
+    /// As [`find_or_lock`] does it, with futures.
+    async fn find_or_lock(
+        &self,
+        futures: &dyn RecordStoreFutures,
+        key: &Key,
+        options: &UpdateOptions,
+    ) -> Result<Found<AsyncLockGuard<S>>> {
+        let start = Instant::now();
+        let (corrupt, lock) = (options.get_corrupt_records(), options.get_lock().clone());
+        let holder = lock.get_holder().cloned().unwrap_or_else(current_holder);
+        let lock = lock.holder(holder.clone());
+        let guard = loop {
+            let rest = lock.get_wait().since(start);
+            let left = rest.get_timeout();
+            let read =
+                self.read_json(futures, key, ReadOptions::new().wait(rest).claim(holder.clone())).await;
+            match read {
+                Ok(Some(json)) => return Ok(Found::Record(json)),
+                Ok(None) => {}
+                Err(error) if corrupt.recomputes(&error) => {}
+                Err(error) if error.is_timeout() => return Err(error.with_waited(start.elapsed())),
+                Err(error) => return Err(error),
+            }
+            let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
+            match self.lock(key, lock.clone().acquire_timeout(queue)).await {
+                Ok(guard) => break guard,
+                Err(error) if error.is_timeout() && left.is_none_or(|left| left > REREAD_INTERVAL) => {}
+                Err(error) if error.is_timeout() => return Err(error.with_waited(start.elapsed())),
+                Err(error) => return Err(error),
+            }
+        };
+        // Another caller may have computed it between the read and the acquisition.
+        let again = ReadOptions::new().wait(lock.get_wait().since(start)).claim(guard.token());
+        match self.read_json(futures, key, again).await {
+            Ok(Some(json)) => Ok(Found::Record(json)),
+            Ok(None) => Ok(Found::Lock(guard)),
+            Err(error) if corrupt.recomputes(&error) => {
+                crate::trace::recomputes(&error);
+                Ok(Found::Lock(guard))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_json(
+        &self,
+        futures: &dyn RecordStoreFutures,
+        key: &Key,
+        options: ReadOptions,
+    ) -> Result<Option<Json>> {
+        Ok(futures.read(key, options).await?.map(|record| record.json))
     }
 
     #[doc = same_as!("RecordStoreExt::update", "an acquisition until `f` returns, then a change")]

@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
 use super::AsyncRecordStore;
+use super::blocking::Outcome;
 use super::pending::Acquisition;
 use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
-use crate::{ReadOptions, TransactionRecord, WaitOptions, WriteOptions};
+use crate::{ReadOptions, RemoveOptions, TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
 /// [`LockGuard`] is to a thread: its operations are fenced, and the last guard of a holder releases.
@@ -89,28 +90,53 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     pub(super) async fn write_raw(&self, result: Json, options: WriteOptions) -> Result<()> {
         let result = Arc::new(result);
         let shared = Arc::clone(&result);
-        let written = self.short("write", move |guard| guard.write_raw(&shared, options)).await;
+        let written = match self.held.store.store.futures_raw() {
+            None => self.short("write", move |guard| guard.write_raw(&shared, options)).await,
+            Some(futures) => match self.held.guard.claim("write") {
+                Ok(claim) => futures.write(self.key(), &shared, options.claim(claim)).await,
+                Err(lost) => Err(lost),
+            },
+        };
         // Also if no thread could run it.
         written.map_err(|error| error.with_unstored(Json::clone(&result)))
     }
 
     #[doc = same_as!("LockGuard::remove", "a change")]
     pub async fn remove(&self) -> Result<bool> {
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            let claim = self.held.guard.claim("remove")?;
+            return futures.remove(self.key(), RemoveOptions::new().claim(claim)).await;
+        }
         self.short("remove", LockGuard::remove).await
     }
 
     #[doc = same_as!("LockGuard::renew", "a change")]
     pub async fn renew(&self) -> Result<()> {
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            let claim = self.held.guard.claim("renew")?;
+            let hold_timeout = self.held.guard.hold_timeout();
+            return futures.renew(self.key(), &claim, hold_timeout, WaitOptions::new()).await;
+        }
         self.short("renew", LockGuard::renew).await
     }
 
     #[doc = same_as!("LockGuard::remaining", "a read")]
     pub async fn remaining(&self) -> Result<Option<Duration>> {
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            return Ok(self.held.guard.info_by_futures(&*futures, "remaining").await?.remaining());
+        }
         self.short("remaining", LockGuard::remaining).await
     }
 
     #[doc = same_as!("LockGuard::is_held", "a read")]
     pub async fn is_held(&self) -> Result<bool> {
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            return match self.held.guard.info_by_futures(&*futures, "is_held").await {
+                Ok(_) => Ok(true),
+                Err(error) if error.is_lock_lost() => Ok(false),
+                Err(error) => Err(error),
+            };
+        }
         self.short("is_held", LockGuard::is_held).await
     }
 
@@ -124,6 +150,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
         self.held.acquisition.give_up();
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            // To its end, also if this future is dropped.
+            let held = Arc::clone(&self.held);
+            let by = Arc::clone(&futures);
+            let release = async move { held.guard.release_and_report_by_futures(&*by).await };
+            let mut outcome = Outcome::of_future(&*futures, Box::pin(release));
+            return outcome.receive("release_lock", Some(self.key())).await;
+        }
         self.short("release_lock", LockGuard::release_and_report).await
     }
 
@@ -141,7 +175,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     ) -> Result<T> {
         self.held.guard.claim(operation)?;
         let held = Arc::clone(&self.held);
-        self.held.store.short(operation, self.key(), move |_, _| work(&held.guard)).await
+        let mut outcome = Outcome::on_pool(move || work(&held.guard));
+        outcome.receive(operation, Some(self.key())).await
     }
 }
 
@@ -151,6 +186,13 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
             return;
         }
         self.held.acquisition.give_up();
+        if let Some(futures) = self.held.store.store.futures_raw() {
+            let (held, by) = (Arc::clone(&self.held), Arc::clone(&futures));
+            futures.spawn(Box::pin(async move {
+                let _ = held.guard.release_by_futures(&*by, WaitOptions::new()).await;
+            }));
+            return;
+        }
         // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
         if let Ok(runtime) = Handle::try_current() {
             let held = Arc::clone(&self.held);

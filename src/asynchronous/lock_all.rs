@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::slice;
+use std::sync::Arc;
 
+use super::pending::Acquisition;
 use super::{AsyncLockGuard, AsyncRecordStore};
 use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result};
 
@@ -28,12 +30,13 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         if keys.is_empty() {
             return Ok(AsyncLockGuards { guards: Vec::new() });
         }
-        let acquire = self.acquire("lock_all", &keys, options, None, |store, of, options, _| {
+        let blocking = |store: &Self, of: &[Arc<Acquisition>], options: LockOptions, _: bool| {
             let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
             let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
             let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
             Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
-        });
+        };
+        let acquire = self.acquire("lock_all", &keys, options, None, blocking, None);
         Ok(AsyncLockGuards { guards: acquire.await? })
     }
 }

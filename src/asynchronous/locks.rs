@@ -1,9 +1,12 @@
 //! The operations on locks.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::wait::{or_none, timeout};
-use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
+use super::pending::Acquisition;
+use super::wait::{ByFutures, or_none, timeout};
+use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore, RecordStoreFuture, RecordStoreFutures};
+use crate::locking::holds;
 use crate::{Claim, Holder, IntoKey, Key, LockGuard, LockInfo, LockOptions, LockToken};
 use crate::{RecordStore, RecordStoreExt, Result, WaitOptions};
 
@@ -15,8 +18,25 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::release_lock", "a change")]
     pub async fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
-        let claim = claim.into();
-        self.short("release_lock", key, move |store, key| store.release_lock(key, claim)).await
+        let (claim, identity) = (claim.into(), self.store.identity_raw());
+        let of = claim.clone();
+        self.short(
+            "release_lock",
+            key,
+            move |store, key| store.release_lock(key, claim),
+            move |futures, key| {
+                Box::pin(async move {
+                    // As the blocking method does.
+                    let known = identity.map(|store| holds::known(store, &key)).unwrap_or_default();
+                    futures.release_lock(&key, &of, WaitOptions::new()).await?;
+                    if let Some(store) = identity {
+                        holds::released_explicitly(store, &key, &known);
+                    }
+                    Ok(())
+                })
+            },
+        )
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::renew", "a change")]
@@ -27,7 +47,16 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
-        self.short("renew", key, move |store, key| store.renew(key, claim, hold_timeout)).await
+        let of = claim.clone();
+        self.short(
+            "renew",
+            key,
+            move |store, key| store.renew(key, claim, hold_timeout),
+            move |futures, key| {
+                Box::pin(async move { futures.renew(&key, &of, hold_timeout, WaitOptions::new()).await })
+            },
+        )
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::lock", "an acquisition", "The guard owns its store. Tasks get the lock \
@@ -36,7 +65,22 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     pub async fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<AsyncLockGuard<S>> {
         const OPERATION: &str = "acquire_lock";
         let key = [key.into_key()?];
-        self.acquire(OPERATION, &key, options, Some(&self.queues), |store, of, options, is_first| {
+        let by_futures: ByFutures<S, AsyncLockGuard<S>> = |store, futures, of, options, is_first| {
+            Box::pin(async move {
+                let (holder, key) = (of[0].holder(), of[0].key());
+                if !is_first && !store.queues.is_first(&(OPERATION, key.clone()), holder) {
+                    let info = futures.lock_info(key).await.ok().flatten();
+                    if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
+                        let holder = info.map(|info| info.holder().clone());
+                        return Err(timeout(OPERATION, key).with_holder(holder));
+                    }
+                }
+                let guard =
+                    LockGuard::acquire_by_futures(&store.store, &*futures, key.clone(), options).await?;
+                Ok(AsyncLockGuard::new(&store, guard, &of[0]))
+            })
+        };
+        let blocking = |store: &Self, of: &[Arc<Acquisition>], options: LockOptions, is_first: bool| {
             let (holder, key) = (of[0].holder(), of[0].key());
             // A task must not overtake those before it, unless its holder has the lock or the first turn.
             if !is_first && !store.queues.is_first(&(OPERATION, key.clone()), holder) {
@@ -49,8 +93,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
             }
             let guard = LockGuard::acquire_owned(&store.store, key.clone(), options)?;
             Ok(AsyncLockGuard::new(store, guard, &of[0]))
-        })
-        .await
+        };
+        self.acquire(OPERATION, &key, options, Some(&self.queues), blocking, Some(by_futures)).await
     }
 
     #[doc = same_as!("RecordStoreExt::try_lock", "an acquisition")]
@@ -79,22 +123,41 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let wait = |store: &S, key: &Key, options| {
             store.wait_for_lock_raw(key, options)?.then_some(()).ok_or_else(|| timeout(OPERATION, key))
         };
-        Ok(or_none(self.wait(OPERATION, &key.into_key()?, &options.into(), wait).await)?.is_some())
+        let by_futures = |futures: Arc<dyn RecordStoreFutures>, key: Key, options| {
+            let wait = async move {
+                let is_free = futures.wait_for_lock(&key, options).await?;
+                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, &key))
+            };
+            Box::pin(wait) as RecordStoreFuture<'static, _>
+        };
+        let (key, options) = (key.into_key()?, options.into());
+        Ok(or_none(self.wait(OPERATION, &key, &options, wait, by_futures).await)?.is_some())
     }
 
     #[doc = same_as!("RecordStoreExt::lock_info", "a read")]
     pub async fn lock_info(&self, key: impl IntoKey) -> Result<Option<LockInfo>> {
-        self.short("lock_info", key, S::lock_info_raw).await
+        self.short("lock_info", key, S::lock_info_raw, |futures, key| {
+            Box::pin(async move { futures.lock_info(&key).await })
+        })
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
     pub async fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.short("break_lock", key, |store, key| store.break_lock(key)).await
+        self.break_lock_of(key, None).await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock_by_token", "a change")]
     pub async fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.short("break_lock", key, move |store, key| store.break_lock_by_token(key, token)).await
+        self.break_lock_of(key, Some(token)).await
+    }
+
+    async fn break_lock_of(&self, key: impl IntoKey, token: Option<LockToken>) -> Result<bool> {
+        let by_break = move |store: &S, key: &Key| store.break_lock_raw(key, token, WaitOptions::new());
+        self.short("break_lock", key, by_break, move |futures, key| {
+            Box::pin(async move { futures.break_lock(&key, token, WaitOptions::new()).await })
+        })
+        .await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]

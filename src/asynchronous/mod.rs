@@ -28,6 +28,8 @@
 //! queue, and only the first one needs a thread. At most 64 such threads exist; further calls retry, at least
 //! every 50 ms.
 //!
+//! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them.
+//!
 //! # Cancel safety
 //!
 //! A future may be dropped at any await. The effect depends on the kind of operation, which each method
@@ -79,6 +81,7 @@ macro_rules! same_as {
 
 mod blocking;
 mod compute;
+mod futures;
 mod guard;
 mod listing;
 mod lock_all;
@@ -96,6 +99,8 @@ use crate::process::thread_id;
 use crate::{Holder, IntoKey, IsolationLevel, Key, RecordStore, Result};
 
 use blocking::Outcome;
+#[doc(hidden)]
+pub use futures::{RecordStoreFuture, RecordStoreFutures};
 pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
 pub use lock_all::AsyncLockGuards;
@@ -132,14 +137,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.store.supports_isolation_level_raw(level)
     }
 
-    /// Runs a short operation on the blocking pool.
+    /// Runs a short operation on the blocking pool or, if the store has it as a future, `by_futures`.
     async fn short<T: Send + 'static>(
         &self,
         operation: &'static str,
         key: impl IntoKey,
         work: impl FnOnce(&S, &Key) -> Result<T> + Send + 'static,
+        by_futures: impl FnOnce(Arc<dyn RecordStoreFutures>, Key) -> RecordStoreFuture<'static, T>,
     ) -> Result<T> {
         let (store, key) = (Arc::clone(&self.store), key.into_key()?);
+        if let Some(futures) = store.futures_raw() {
+            return by_futures(futures, key).await;
+        }
         let of = key.clone();
         Outcome::on_pool(move || work(&store, &of)).receive(operation, Some(&key)).await
     }

@@ -1,4 +1,4 @@
-//! The waits of futures: blocking calls that end when the future is dropped.
+//! The waits of futures: calls that end when the future is dropped.
 
 use std::convert::Infallible;
 use std::future::{pending, poll_fn, ready};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::blocking::{Outcome, permits};
 use super::pending::Acquisition;
 use super::queue::Queues;
-use super::{AsyncRecordStore, current_holder};
+use super::{AsyncRecordStore, RecordStoreFuture, RecordStoreFutures, current_holder};
 use crate::{Cancellation, Error, ErrorKind, Key, LockOptions, OnCancel, RecordStore, Result, WaitOptions};
 
 /// The first and the longest pause between the attempts of a call that has no thread yet.
@@ -32,9 +32,20 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         key: &Key,
         options: &WaitOptions,
         call: impl Fn(&S, &Key, WaitOptions) -> Result<T> + Send + Sync + 'static,
+        by_futures: impl Fn(Arc<dyn RecordStoreFutures>, Key, WaitOptions) -> RecordStoreFuture<'static, T>
+        + Send
+        + Sync
+        + 'static,
     ) -> Result<T> {
         let (store, of) = (Arc::clone(&self.store), key.clone());
-        let call: Call<T> = Arc::new(move |options, _| call(&store, &of, options));
+        let call = match store.futures_raw() {
+            None => Call::Blocking(Arc::new(move |options, _| call(&store, &of, options))),
+            Some(futures) => {
+                let of_call = Arc::clone(&futures);
+                let call = move |options, _| by_futures(Arc::clone(&of_call), of.clone(), options);
+                Call::Futures(futures, Arc::new(call))
+            }
+        };
         Wait::new(operation, key, options).run(ready(()), &call).await
     }
 
@@ -47,6 +58,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         options: LockOptions,
         queues: Option<&Queues>,
         call: impl Fn(&Self, &[Arc<Acquisition>], LockOptions, bool) -> Result<T> + Send + Sync + 'static,
+        by_futures: Option<ByFutures<S, T>>,
     ) -> Result<T> {
         let mut wait = Wait::new(operation, &keys[0], options.get_wait());
         let holder = options.get_holder().cloned().unwrap_or_else(current_holder);
@@ -60,8 +72,21 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         }
         wait.acquisitions.clone_from(&acquisitions);
         let (store, options) = (self.clone(), options.holder(holder.clone()));
-        let call: Call<T> =
-            Arc::new(move |wait, is_first| call(&store, &acquisitions, options.clone().wait(wait), is_first));
+        let call = match (by_futures, store.store.futures_raw()) {
+            (Some(by_futures), Some(futures)) => {
+                let of_call = Arc::clone(&futures);
+                Call::Futures(
+                    futures,
+                    Arc::new(move |wait, is_first| {
+                        let (futures, options) = (Arc::clone(&of_call), options.clone().wait(wait));
+                        by_futures(store.clone(), futures, acquisitions.clone(), options, is_first)
+                    }),
+                )
+            }
+            _ => Call::Blocking(Arc::new(move |wait, is_first| {
+                call(&store, &acquisitions, options.clone().wait(wait), is_first)
+            })),
+        };
         let Some(queues) = queues else { return wait.run(ready(()), &call).await };
         wait.run(queues.enter((operation, keys[0].clone()), &holder), &call).await
     }
@@ -79,8 +104,36 @@ pub(super) fn or_none<T>(outcome: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// A blocking call that can be repeated. `true`: it is the first in its queue.
-type Call<T> = Arc<dyn Fn(WaitOptions, bool) -> Result<T> + Send + Sync>;
+/// An acquisition by futures.
+pub(super) type ByFutures<S, T> = fn(
+    AsyncRecordStore<S>,
+    Arc<dyn RecordStoreFutures>,
+    Vec<Arc<Acquisition>>,
+    LockOptions,
+    bool,
+) -> RecordStoreFuture<'static, T>;
+
+/// A call that can be repeated. `true`: it is the first in its queue.
+enum Call<T> {
+    Blocking(Arc<dyn Fn(WaitOptions, bool) -> Result<T> + Send + Sync>),
+    Futures(
+        Arc<dyn RecordStoreFutures>,
+        Arc<dyn Fn(WaitOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync>,
+    ),
+}
+
+impl<T: Send + 'static> Call<T> {
+    /// Begins a call that does not wait.
+    fn attempt(&self, options: WaitOptions, is_first: bool) -> Outcome<T> {
+        match self {
+            Call::Blocking(call) => {
+                let call = Arc::clone(call);
+                Outcome::on_pool(move || call(options, is_first))
+            }
+            Call::Futures(futures, call) => Outcome::of_future(&**futures, call(options, is_first)),
+        }
+    }
+}
 
 /// One future's wait. If it is dropped, its calls end, and the locks that they acquire are given up.
 struct Wait {
@@ -130,11 +183,18 @@ impl Wait {
         call: &Call<T>,
     ) -> ControlFlow<Result<T>, Infallible> {
         let _turn = self.attempt_until(turn, call, false, [QUEUED_PAUSE; 2]).await?;
+        let call_on_thread = match call {
+            Call::Blocking(call) => call,
+            Call::Futures(..) => {
+                let mut outcome = call.attempt(self.options.since(self.start), true);
+                return ControlFlow::Break(outcome.receive(self.operation, Some(&self.key)).await);
+            }
+        };
         self.attempt(call, true).await?;
         let started = async {
             // The semaphore is never closed.
             let Ok(permit) = permits().acquire_owned().await else { return pending().await };
-            let (call, options) = (Arc::clone(call), self.options.since(self.start));
+            let (call, options) = (Arc::clone(call_on_thread), self.options.since(self.start));
             match Outcome::on_thread(permit, move || call(options, true)) {
                 Some(outcome) => outcome,
                 None => pending().await,
@@ -166,8 +226,7 @@ impl Wait {
     /// One attempt, on the blocking pool. `Continue`: the call would have to wait.
     async fn attempt<T: Send + 'static>(&self, call: &Call<T>, is_first: bool) -> ControlFlow<Result<T>> {
         let is_last = self.left().is_zero();
-        let (call, options) = (Arc::clone(call), self.options.clone().timeout(Duration::ZERO));
-        let mut outcome = Outcome::on_pool(move || call(options, is_first));
+        let mut outcome = call.attempt(self.options.clone().timeout(Duration::ZERO), is_first);
         match outcome.receive(self.operation, Some(&self.key)).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
             outcome => ControlFlow::Break(outcome),

@@ -11,6 +11,8 @@ use serde::de::DeserializeOwned;
 
 use super::holds::{self, Arrival, Entered};
 use super::keep_alive::KeepAlive;
+#[cfg(feature = "tokio")]
+use crate::asynchronous::RecordStoreFutures;
 use crate::process::ProcessId;
 use crate::trace;
 use crate::{
@@ -111,6 +113,11 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
             is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
             keep_alive: Mutex::new(None),
         })
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn hold_timeout(&self) -> Option<Duration> {
+        self.hold_timeout
     }
 
     /// The locked record's key.
@@ -382,6 +389,92 @@ fn acquire_and_count<S: RecordStore + ?Sized>(
             return Err(error.with_holder(options.resolve_holder()).with_waited(start.elapsed()));
         }
         std::thread::sleep(PAUSE);
+    }
+}
+
+/// The same by futures.
+#[cfg(feature = "tokio")]
+impl<S: RecordStore + ?Sized> LockGuard<'static, S> {
+    pub(crate) async fn acquire_by_futures(
+        store: &Arc<S>,
+        futures: &dyn RecordStoreFutures,
+        key: Key,
+        options: LockOptions,
+    ) -> Result<Self> {
+        const PAUSE: Duration = Duration::from_millis(1);
+        let (holder, hold_timeout) = (options.resolve_holder(), options.get_hold_timeout());
+        let options = options.holder(holder.clone());
+        let counted_in = store.identity_raw();
+        let (start, arrival) = (Instant::now(), counted_in.map(|store| Arrival::begin(store, &key)));
+        let acquired = loop {
+            let left = options.get_wait().since(start).get_timeout();
+            let acquired = futures.acquire_lock(&key, options.clone().acquire_timeout(left)).await?;
+            if arrival.as_ref().is_none_or(|arrival| arrival.enter(&acquired) == Entered::Counted) {
+                break acquired;
+            }
+            if options.get_acquire_timeout().is_some_and(|timeout| start.elapsed() >= timeout.max(PAUSE * 40))
+            {
+                let error = Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(&key);
+                return Err(error.with_holder(holder).with_waited(start.elapsed()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        Ok(Self {
+            store: StoreRef::Owned(Arc::clone(store)),
+            key,
+            holder,
+            token: acquired.token,
+            hold_timeout,
+            process: ProcessId::current(),
+            counted_in,
+            is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
+            keep_alive: Mutex::new(None),
+        })
+    }
+
+    pub(crate) async fn info_by_futures(
+        &self,
+        futures: &dyn RecordStoreFutures,
+        operation: &'static str,
+    ) -> Result<LockInfo> {
+        self.claim(operation)?;
+        match futures.lock_info(&self.key).await? {
+            Some(info) if info.token() == self.token => Ok(info),
+            _ => Err(self.lost(operation)),
+        }
+    }
+
+    pub(crate) async fn release_and_report_by_futures(&self, futures: &dyn RecordStoreFutures) -> Result<()> {
+        let is_last = match self.counted_in {
+            Some(store) => holds::is_only(store, &self.key, self.token),
+            None => !self.is_done.load(Ordering::Acquire),
+        };
+        let checked =
+            if is_last { Ok(()) } else { self.info_by_futures(futures, "release_lock").await.map(drop) };
+        let released = self.release_by_futures(futures, WaitOptions::new()).await;
+        checked.and(released)
+    }
+
+    pub(crate) async fn release_by_futures(
+        &self,
+        futures: &dyn RecordStoreFutures,
+        options: WaitOptions,
+    ) -> Result<()> {
+        let claim = self.claim("release_lock")?;
+        let is_done = self.is_done.swap(true, Ordering::AcqRel);
+        // Its thread may be waiting for the runtime that polls this future.
+        if let Some(keep_alive) = self.take_keep_alive() {
+            let _ = tokio::task::spawn_blocking(move || drop(keep_alive)).await;
+        }
+        if is_done {
+            return Ok(());
+        }
+        let release = futures.release_lock(&self.key, &claim, options);
+        let Some(store) = self.counted_in else { return release.await };
+        let Some(last) = holds::leave(store, &self.key, self.token) else { return Ok(()) };
+        let released = release.await;
+        last.end(released.as_ref().map_or_else(Error::is_lock_lost, |()| true));
+        released
     }
 }
 

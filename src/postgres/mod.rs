@@ -3,6 +3,8 @@
 mod core;
 mod engine;
 mod failure;
+#[cfg(feature = "tokio")]
+mod futures;
 mod limits;
 mod lock_errors;
 mod locks;
@@ -79,6 +81,18 @@ use crate::{Error, ErrorKind};
 pub struct PostgresRecordStore(Arc<Core>);
 
 impl PostgresRecordStore {
+    /// [`connect`](Self::connect) as a future, for programs on Tokio. Open stores are used as futures through
+    /// [`AsyncRecordStore`](crate::asynchronous::AsyncRecordStore): no call waits on a thread, except for
+    /// [`lock_all`](crate::asynchronous::AsyncRecordStore::lock_all), listings and keep-alives.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect`](Self::connect).
+    #[cfg(feature = "tokio")]
+    pub async fn connect_async(url: &str, options: PostgresOptions) -> Result<Self> {
+        Self::open(url, options).await
+    }
+
     /// Connects to a server, and makes the store if it is missing: a schema with a few tables and functions.
     ///
     /// The URL has the form `postgres://user:password@host:port/database?parameters`, several hosts separated by
@@ -143,6 +157,11 @@ impl PostgresRecordStore {
 impl RecordStore for PostgresRecordStore {
     fn identity_raw(&self) -> Option<StoreIdentity> {
         Some(self.0.identity())
+    }
+
+    #[cfg(feature = "tokio")]
+    fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+        Some(Arc::new(self.clone()))
     }
 
     fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {

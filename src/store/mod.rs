@@ -110,6 +110,13 @@ pub trait RecordStore: Debug + Send + Sync {
         None
     }
 
+    /// The operations as futures, if the store has them. Others run on threads.
+    #[cfg(feature = "tokio")]
+    #[doc(hidden)]
+    fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+        None
+    }
+
     /// Reads a record that was current at a moment within the call at which no other holder's lock was
     /// live. `Ok(None)`: there was no record. See [`RecordStoreExt::read_with`].
     ///
@@ -312,6 +319,10 @@ macro_rules! delegate {
         impl<S: RecordStore + ?Sized> RecordStore for $pointer {
             fn identity_raw(&self) -> Option<StoreIdentity> {
                 (**self).identity_raw()
+            }
+            #[cfg(feature = "tokio")]
+            fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+                (**self).futures_raw()
             }
             fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
                 (**self).read_raw(key, options)

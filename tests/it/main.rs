@@ -86,6 +86,10 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         postgres::opening::ROLES,
         #[cfg(feature = "postgres")]
         postgres::processes::ROLES,
+        #[cfg(feature = "postgres")]
+        postgres::storms::ROLES,
+        #[cfg(all(feature = "postgres", feature = "tokio"))]
+        postgres::asynchronous::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

@@ -21,8 +21,13 @@ type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
 
 fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
     let dir = tempdir().unwrap();
-    let stores: [Arc<dyn RecordStore>; 2] =
-        [Arc::new(open_with(dir.path(), Durability::Relaxed)), Arc::new(MemoryRecordStore::new())];
+    #[allow(unused_mut, reason = "only with the feature `postgres`")]
+    let mut stores: Vec<Arc<dyn RecordStore>> =
+        vec![Arc::new(open_with(dir.path(), Durability::Relaxed)), Arc::new(MemoryRecordStore::new())];
+    #[cfg(feature = "postgres")]
+    if let Some(url) = crate::postgres::new_url() {
+        stores.push(Arc::new(crate::postgres::open(&url)));
+    }
     for store in stores {
         single_threaded().block_on(check(AsyncRecordStore::new(store)));
     }

@@ -100,11 +100,20 @@ struct Assignment {
 /// A process: several threads work on one store handle.
 fn linearize(stage: &Stage) {
     let assignment: Assignment = stage.argument();
-    let store = open_with(&assignment.records, Durability::Relaxed);
-    work(&store, &assignment.logs, assignment.number, THREADS, assignment.calls_per_thread);
+    let store = open_store(&assignment.records);
+    work(&*store, &assignment.logs, assignment.number, THREADS, assignment.calls_per_thread);
     std::fs::write(&assignment.done, "").unwrap();
     // The parent has to know the earliest moment at which this process can be gone.
     stage.expect("go");
+}
+
+/// The store in a directory, or at the URL of a server.
+fn open_store(records: &Path) -> Box<dyn RecordStore> {
+    #[cfg(feature = "postgres")]
+    if let Some(url) = records.to_str().filter(|text| record_store::PostgresRecordStore::is_url(text)) {
+        return Box::new(crate::postgres::open(url));
+    }
+    Box::new(open_with(records, Durability::Relaxed))
 }
 
 fn work(store: &dyn RecordStore, logs: &Path, number: u64, threads: u64, calls: u64) {
@@ -122,6 +131,10 @@ struct Run {
     assignments: u64,
     kills: u64,
     stops: u64,
+    /// Where the store is: a directory, or the URL of a server.
+    records: PathBuf,
+    /// A server notices a death so much later. Until then it may still make a change that was sent to it.
+    notices_deaths_within: Duration,
 }
 
 struct Process {
@@ -136,7 +149,15 @@ impl Run {
         for name in ["records", "logs", "done"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        Self { directory, deaths: Deaths::new(), assignments: 0, kills: 0, stops: 0 }
+        Self {
+            records: directory.path().join("records"),
+            directory,
+            deaths: Deaths::new(),
+            assignments: 0,
+            kills: 0,
+            stops: 0,
+            notices_deaths_within: Duration::ZERO,
+        }
     }
 
     fn logs(&self) -> PathBuf {
@@ -146,7 +167,7 @@ impl Run {
     fn start_process(&mut self, calls_per_thread: u64) -> Process {
         self.assignments += 1;
         let assignment = Assignment {
-            records: self.directory.path().join("records"),
+            records: self.records.clone(),
             logs: self.logs(),
             done: self.directory.path().join("done").join(self.assignments.to_string()),
             number: self.assignments,
@@ -160,7 +181,8 @@ impl Run {
         let pid = process.child.pid().as_raw_pid().unsigned_abs();
         let earliest = now();
         how(process.child);
-        let known = self.deaths.insert(pid, Death { earliest, latest: now() });
+        let latest = now() + u64::try_from(self.notices_deaths_within.as_nanos()).unwrap();
+        let known = self.deaths.insert(pid, Death { earliest, latest });
         assert!(known.is_none(), "a process id was reused");
     }
 
@@ -277,7 +299,7 @@ fn assert_all_outcomes_occur(calls: &[Call]) {
 fn the_file_store_is_linearizable_across_processes() {
     let (start, mut totals) = (Instant::now(), Totals::default());
     for _ in 0..storm(RUNS) {
-        run_processes(&mut totals);
+        run_processes(Run::new(), CALLS_PER_THREAD, &mut totals);
     }
     totals.conclude("linearizable on files", start);
     // A run in which nothing happens proves nothing.
@@ -287,15 +309,29 @@ fn the_file_store_is_linearizable_across_processes() {
     assert!(totals.kills > 0 && totals.stops > 0, "nothing was disturbed");
 }
 
-fn run_processes(totals: &mut Totals) {
-    let mut run = Run::new();
-    let processes = (0..PROCESSES).map(|_| run.start_process(CALLS_PER_THREAD)).collect();
+fn run_processes(mut run: Run, calls_per_thread: u64, totals: &mut Totals) {
+    let processes = (0..PROCESSES).map(|_| run.start_process(calls_per_thread)).collect();
     run.disturb(processes);
     let calls = history::load(&run.logs(), None, &run.deaths);
     assert_all_outcomes_occur(&calls);
     totals.kills += run.kills;
     totals.stops += run.stops;
     totals.verify(calls, &Rules { deaths: run.deaths, ..Rules::default() });
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn the_store_on_a_server_is_linearizable_across_processes() {
+    let (start, mut totals) = (Instant::now(), Totals::default());
+    for _ in 0..storm(2) {
+        let Some(url) = crate::postgres::new_url() else { return };
+        let run = Run { records: url.into(), notices_deaths_within: Duration::from_secs(1), ..Run::new() };
+        run_processes(run, 500, &mut totals);
+    }
+    totals.conclude("linearizable on a server", start);
+    assert!(totals.operations >= 4_000, "{}", totals.operations);
+    assert!(totals.leases_expired > 0, "no lease expired");
+    assert!(totals.kills > 0 && totals.stops > 0, "nothing was disturbed");
 }
 
 /// The reference implementation obeys the rules, so the rules are not stricter than it.

@@ -1,11 +1,14 @@
 //! The store on a PostgreSQL server, on a server that these tests start themselves.
 
+#[cfg(feature = "tokio")]
+pub(crate) mod asynchronous;
 mod conformance;
 pub(crate) mod opening;
 pub(crate) mod processes;
 mod relay;
 mod server;
 mod sessions;
+pub(crate) mod storms;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +17,7 @@ use server::Server;
 
 /// The URL of a new store on the server that all tests share. `None`: there is no server program, and the test is
 /// skipped.
-fn new_url() -> Option<String> {
+pub(crate) fn new_url() -> Option<String> {
     Server::shared().map(new_url_on)
 }
 
@@ -24,6 +27,6 @@ fn new_url_on(server: &Server) -> String {
     format!("{}?schema=store_{}_{number}", server.url(), std::process::id())
 }
 
-fn open(url: &str) -> PostgresRecordStore {
+pub(crate) fn open(url: &str) -> PostgresRecordStore {
     PostgresRecordStore::connect(url, PostgresOptions::new()).unwrap()
 }

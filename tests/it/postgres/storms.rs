@@ -1,0 +1,136 @@
+//! Clients and the server are killed while they work. What was acknowledged stays.
+
+use std::time::{Duration, Instant};
+
+use record_store::{Error, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt};
+
+use super::new_url_on;
+use super::server::Server;
+use crate::support::children::{Child, Role, Stage};
+use crate::support::dice::Dice;
+use crate::support::{PATIENCE, millis, now, storm};
+
+pub(crate) const ROLES: &[Role] = &[("postgres: storm", work)];
+
+/// Counts under the lock of `count`, and writes growing numbers to a key of its own. Says what it attempts, and what
+/// was acknowledged.
+fn work(stage: &Stage) {
+    let (url, own, first): (String, String, u64) = stage.argument();
+    let options = PostgresOptions::new().patience(Duration::from_secs(20));
+    let store = PostgresRecordStore::connect(&url, options).unwrap();
+    for number in first.. {
+        stage.send(&format!("attempt {number}"));
+        acknowledge(stage, "wrote", number, store.write(&own, &number));
+        let count = |old: Option<u64>| Ok(old.unwrap_or(0) + 1);
+        acknowledge(stage, "counted", number, store.update("count", LockOptions::new(), count).map(drop));
+    }
+}
+
+fn acknowledge(stage: &Stage, what: &str, number: u64, outcome: Result<(), Error>) {
+    match outcome {
+        Ok(()) => stage.send(&format!("{what} {number}")),
+        // A lock that was lost changed nothing.
+        Err(error) if error.is_lock_lost() => {}
+        Err(error) if error.is_outcome_unknown() => stage.send(&format!("unknown {what} {number}")),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Io, "{error} {error:?}"),
+    }
+}
+
+/// What one of the workers has said.
+#[derive(Default)]
+struct Log {
+    attempted: u64,
+    wrote: u64,
+    counted: u64,
+    /// Increments that may or may not have been made.
+    uncertain: u64,
+    counts: bool,
+}
+
+impl Log {
+    fn read(&mut self, child: &mut Child) {
+        while let Some(line) = child.try_receive() {
+            let (what, number) = line.rsplit_once(' ').unwrap();
+            let number = number.parse().unwrap();
+            match what {
+                "attempt" => self.attempted = number,
+                "wrote" => (self.wrote, self.counts) = (number, true),
+                "unknown wrote" => self.counts = true,
+                "counted" => self.counted += 1,
+                "unknown counted" => self.uncertain += 1,
+                other => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_survives_kills_of_clients_and_of_the_server() {
+    const WORKERS: usize = 3;
+    let Some(server) = Server::new(&[]) else { return };
+    let url = new_url_on(&server);
+    let store =
+        PostgresRecordStore::connect(&url, PostgresOptions::new().patience(Duration::from_secs(20))).unwrap();
+    let start = |number: usize, first: u64| {
+        Child::start("postgres: storm", &(url.as_str(), format!("own {number}"), first))
+    };
+    let mut logs: Vec<Log> = (0..WORKERS).map(|_| Log::default()).collect();
+    let mut children: Vec<Child> = (0..WORKERS).map(|number| start(number, 1)).collect();
+    let mut dice = Dice::new(now());
+    let (mut clients, mut servers) = (0, 0);
+    let end = Instant::now() + Duration::from_secs(storm(8));
+    while Instant::now() < end || clients < 3 || servers < 2 {
+        std::thread::sleep(dice.time(millis(400)));
+        for (log, child) in logs.iter_mut().zip(&mut children) {
+            log.read(child);
+        }
+        if dice.once_in(4) {
+            server.kill();
+            server.start_again();
+            servers += 1;
+        } else if dice.once_in(2) {
+            server.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE application_name = 'record-store' AND random() < 0.5",
+            );
+        } else {
+            let number = dice.index(WORKERS);
+            let mut child = children.swap_remove(number);
+            child.signal(rustix::process::Signal::KILL);
+            std::thread::sleep(millis(20));
+            logs[number].read(&mut child);
+            // One write and one increment may have been under way.
+            logs[number].uncertain += 1;
+            child.kill();
+            let next = logs[number].attempted + 1;
+            children.push(start(number, next));
+            let last = children.len() - 1;
+            children.swap(number, last);
+            clients += 1;
+        }
+    }
+    for (number, mut child) in children.into_iter().enumerate() {
+        child.signal(rustix::process::Signal::KILL);
+        std::thread::sleep(millis(20));
+        logs[number].read(&mut child);
+        logs[number].uncertain += 1;
+        child.kill();
+    }
+    // All locks are free: their sessions are gone.
+    let guard = store.lock("count", LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+    let counted: u64 = logs.iter().map(|log| log.counted).sum();
+    let uncertain: u64 = logs.iter().map(|log| log.uncertain).sum();
+    let count = guard.read::<u64>().unwrap().unwrap().result;
+    assert!((counted..=counted + uncertain).contains(&count), "{count}: {counted} + at most {uncertain}");
+    for (number, log) in logs.iter().enumerate() {
+        let stored = store.read::<u64>(format!("own {number}")).unwrap().map_or(0, |record| record.result);
+        assert!(
+            (log.wrote..=log.attempted).contains(&stored),
+            "{stored}: {} to {}",
+            log.wrote,
+            log.attempted
+        );
+    }
+    assert!(counted > 20, "only {counted} increments");
+    println!("{counted} increments, {uncertain} uncertain, {clients} clients and {servers} servers killed");
+}
