@@ -286,7 +286,9 @@ impl RecordStore for MemoryRecordStore {
                 state
             }
         };
-        Ok(state.record(key).map(|record| record.raw.clone()))
+        let left = |end: Instant| end.saturating_duration_since(Instant::now());
+        let with_time = |record: &Record| record.raw.clone().with_time_left(record.expires.map(left));
+        Ok(state.record(key).map(with_time))
     }
 
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {

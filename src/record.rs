@@ -20,6 +20,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,7 @@ impl<R> TransactionRecord<R> {
     }
 }
 
-/// A record as stores return it: the text of its result, and its version.
+/// A record as stores return it: the text of its result, its version, and its time to live.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RawRecord {
@@ -58,13 +59,22 @@ pub struct RawRecord {
     pub json: Json,
     /// The version of the write.
     pub version: RecordVersion,
+    /// How much of its time to live was left when it was read. `None`: it does not expire.
+    pub time_left: Option<Duration>,
 }
 
 impl RawRecord {
-    /// A record from its parts.
+    /// A record from its parts, which does not expire.
     #[must_use]
     pub fn new(json: Json, version: RecordVersion) -> Self {
-        Self { json, version }
+        Self { json, version, time_left: None }
+    }
+
+    /// Sets how much of its time to live is left.
+    #[must_use]
+    pub fn with_time_left(mut self, time_left: impl Into<Option<Duration>>) -> Self {
+        self.time_left = time_left.into();
+        self
     }
 
     /// The record that a caller's `operation` returns.

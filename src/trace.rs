@@ -47,6 +47,45 @@ impl Waiting {
     }
 }
 
+/// [`Waiting`] of a future, which may go on on another thread: its span is entered only at its end.
+#[cfg(feature = "postgres")]
+pub(crate) struct WaitingFuture {
+    #[cfg(feature = "tracing")]
+    start: std::time::Instant,
+    #[cfg(feature = "tracing")]
+    span: tracing::Span,
+}
+
+#[cfg(feature = "postgres")]
+impl WaitingFuture {
+    pub(crate) fn begin(operation: &'static str, key: &Key, holder: Option<&Holder>) -> Self {
+        #[cfg(feature = "tracing")]
+        {
+            let holder = holder.map(Holder::name);
+            let span = tracing::debug_span!(target: TARGET, "wait", operation, key = key.as_str(), holder);
+            Self { start: std::time::Instant::now(), span }
+        }
+        #[cfg(not(feature = "tracing"))]
+        {
+            let _ = (operation, key, holder);
+            Self {}
+        }
+    }
+
+    pub(crate) fn end<T>(self, outcome: &Result<T>) {
+        #[cfg(feature = "tracing")]
+        {
+            let waited = self.start.elapsed();
+            self.span.in_scope(|| match outcome {
+                Ok(_) => tracing::debug!(target: TARGET, ?waited, "the wait is over"),
+                Err(error) => tracing::debug!(target: TARGET, ?waited, %error, "gave up"),
+            });
+        }
+        #[cfg(not(feature = "tracing"))]
+        let _ = (self, outcome);
+    }
+}
+
 /// A recovery after a power loss has changed files.
 pub(crate) fn recovered(recovery: &Recovery) {
     #[cfg(feature = "tracing")]

@@ -292,6 +292,10 @@ impl Error {
     ///
     /// With files that is so when the directory could not be synced: readers see the new state, but it
     /// may not survive a power loss.
+    /// With a server it is so when the connection broke, or the server did not answer in time, after the change was
+    /// sent. An acquisition that the same holder repeats finds the lock that the first attempt may have acquired. A
+    /// write may be repeated; with [`write_if_version`](crate::RecordStoreExt::write_if_version) it changes nothing that
+    /// somebody else has written since.
     #[must_use]
     pub fn is_outcome_unknown(&self) -> bool {
         self.0.outcome_unknown

@@ -94,7 +94,8 @@ impl Core {
         let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
         let here = Arc::new(Here { pool, owner });
         *core.here.lock() = Some(Local::new(Arc::clone(&here)));
-        let checked = until(Timer::at(deadline), core.check_sessions(&here, deadline)).await;
+        let check = retried(deadline, async || core.check_sessions(&here, deadline).await);
+        let checked = until(Timer::at(deadline), check).await;
         match checked {
             Some(Ok(())) => Ok(core),
             Some(Err(failure)) => Err(failure.into_error(context, &core.target.address)),
@@ -131,6 +132,8 @@ impl Core {
         if !one.client.query_one(&lives, &[&owner]).await?.get::<_, bool>(0)
             || Some(one.backend) == here.owner.backend()
         {
+            // Unless the session has just ended.
+            here.owner.check(owner).await?;
             return Err(Failure::pooler());
         }
         if let Some(two) = &two {

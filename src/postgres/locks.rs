@@ -14,7 +14,7 @@ use super::records::{Pages, key_in};
 use super::statements::Query;
 use super::status::Status;
 use super::waiting::{Wait, left, until_free};
-use crate::trace::{self, Waiting};
+use crate::trace::{self, WaitingFuture};
 use crate::{
     Acquired, Claim, ErrorKind, Holder, Key, Listing, LockInfo, LockOptions, LockState, LockToken, Result,
     WaitOptions,
@@ -82,7 +82,8 @@ async fn acquire_as(
                 let Some(wait) = wait.as_mut().filter(|_| !limits.is_over()) else {
                     break Err(limits.timed_out(in_the_way, context));
                 };
-                tracing.get_or_insert_with(|| Waiting::begin(context.operation, key, in_the_way.as_ref()));
+                tracing
+                    .get_or_insert_with(|| WaitingFuture::begin(context.operation, key, in_the_way.as_ref()));
                 let is_first = row.get::<_, Option<bool>>(5).unwrap_or(true);
                 let recheck = if is_first { RECHECK_INTERVAL } else { RECHECK_INTERVAL_BEHIND };
                 wait.sleep(limits, recheck, left(row.get(4))).await;

@@ -161,6 +161,14 @@ impl Owner {
         self.session().take_if(|session| session.number == number);
     }
 
+    /// Fails if the session of this number has ended.
+    pub(super) async fn check(&self, number: i64) -> Result<(), Failure> {
+        let session = self.session().clone().filter(|session| session.number == number);
+        let Some(session) = session else { return Err(Failure::Gone) };
+        session.session.client.query_one("SELECT pg_backend_pid()", &[]).await?;
+        Ok(())
+    }
+
     /// The process of the server that the session is connected to, if there is one.
     pub(super) fn backend(&self) -> Option<i32> {
         self.session().as_ref().map(|session| session.session.backend)

@@ -1,6 +1,7 @@
 //! Records: read, write, swap, remove, list.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_postgres::Row;
 
@@ -40,7 +41,7 @@ pub(super) async fn read(core: &Arc<Core>, key: &Key, options: ReadOptions) -> R
         match status {
             Status::Ok => return record(core, context, &row, 1),
             Status::Locked if limits.is_over() => {
-                return Err(limits.timed_out(Core::holder_in(&row, 3, 4), context));
+                return Err(limits.timed_out(Core::holder_in(&row, 4, 5), context));
             }
             Status::Locked => {
                 let Claim::Holder(holder) = &claim else {
@@ -60,10 +61,10 @@ async fn peek(core: &Arc<Core>, context: Context<'_>, limits: &Limits) -> Result
     let id = KeyId::of(key);
     let rows = core.call(context, limits, Repeat::Yes, Query::Peek, &[id.id()]).await?;
     let Some(row) = rows.first() else { return Ok((None, false)) };
-    Ok((record(core, context, row, 0)?, row.get(2)))
+    Ok((record(core, context, row, 0)?, row.get(3)))
 }
 
-/// The record in two columns: version and result.
+/// The record in three columns: version, result, and what is left of its time to live.
 fn record(core: &Arc<Core>, context: Context<'_>, row: &Row, first: usize) -> Result<Option<RawRecord>> {
     let (Some(version), Some(text)) =
         (row.get::<_, Option<i64>>(first), row.get::<_, Option<String>>(first + 1))
@@ -73,7 +74,9 @@ fn record(core: &Arc<Core>, context: Context<'_>, row: &Row, first: usize) -> Re
     let json = Json::parse(text).map_err(|error| {
         core.error(context, ErrorKind::CorruptRecord).with_detail("not a JSON value").with_source(error)
     })?;
-    Ok(Some(RawRecord::new(json, version_of(Some(version)))))
+    let left = row.get::<_, Option<i64>>(first + 2);
+    let left = left.map(|left| Duration::from_micros(u64::try_from(left).unwrap_or(0)));
+    Ok(Some(RawRecord::new(json, version_of(Some(version))).with_time_left(left)))
 }
 
 /// What `write` of the schema does.

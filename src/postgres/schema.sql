@@ -362,7 +362,7 @@ END $$;
 -- A lock that was found dead stays dead. So if the same one is there at a second look, nobody held the key then.
 CREATE FUNCTION {schema}.read(
     p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_ignores_lock boolean,
-    OUT status integer, OUT version bigint, OUT result text, OUT holder bytea, OUT bound boolean)
+    OUT status integer, OUT version bigint, OUT result text, OUT time_left bigint, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
     l {schema}.locks;
@@ -397,6 +397,7 @@ BEGIN
         version := NULL;
         result := NULL;
     END IF;
+    time_left := {schema}.left_until(expires_at);
 END $$;
 
 -- Waits until no lock is in the way: the caller is notified if the status is {LOCKED}. p_holder may be null.

@@ -54,7 +54,8 @@ impl Query {
         };
         match self {
             Self::Peek => format!(
-                "SELECT CASE WHEN {LIVES} THEN version END, CASE WHEN {LIVES} THEN result END, l.id IS NOT NULL \
+                "SELECT CASE WHEN {LIVES} THEN version END, CASE WHEN {LIVES} THEN result END, \
+                 {schema}.left_until(expires_at), l.id IS NOT NULL \
                  FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id) \
                  LEFT JOIN (SELECT id FROM {schema}.locks) l USING (id)"
             ),

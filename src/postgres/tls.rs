@@ -32,12 +32,11 @@ impl Connector {
         if target.tls == TlsMode::Disable {
             return Ok(None);
         }
-        let config = match target.tls_config.get() {
-            Some(config) => Arc::clone(config),
-            None => {
-                let config = Arc::new(config(target)?);
-                Arc::clone(target.tls_config.get_or_init(|| config))
-            }
+        let config = if let Some(config) = target.tls_config.get() {
+            Arc::clone(config)
+        } else {
+            let config = Arc::new(config(target)?);
+            Arc::clone(target.tls_config.get_or_init(|| config))
         };
         let name = ServerName::try_from(host.to_owned())?;
         Ok(Some(Self { connector: TlsConnector::from(config), name }))

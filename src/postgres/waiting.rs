@@ -14,7 +14,7 @@ use super::owner::Registered;
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
-use crate::trace::Waiting;
+use crate::trace::WaitingFuture;
 use crate::{Holder, Key, OnCancel, RecordVersion, Result};
 
 /// A call that may have to sleep, from its first sleep to its end.
@@ -103,7 +103,7 @@ pub(super) async fn until_free(
         Status::Locked => {
             let holder = Core::holder_in(&row, 1, 2);
             if !limits.is_over() {
-                let tracing = Waiting::begin(context.operation, wait.key, holder.as_ref());
+                let tracing = WaitingFuture::begin(context.operation, wait.key, holder.as_ref());
                 wait.sleep(limits, RECHECK_INTERVAL, left(row.get(3))).await;
                 tracing.end(&Ok(()));
             }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use record_store::{DamagedFile, FileSystemOptions, FileSystemRecordStore, Key, OpenMode};
 
+use crate::store::Store;
 use crate::style::printable;
 
 /// The files that were already moved aside at one moment.
@@ -42,16 +43,19 @@ impl Before {
 /// Prints, when it is dropped, where the files of a key are that were moved aside meanwhile.
 #[must_use = "it watches until it is dropped"]
 pub(crate) struct Damaged {
-    store: FileSystemRecordStore,
+    /// `None`: nothing is moved aside on a server.
+    store: Option<FileSystemRecordStore>,
     /// The names of the key's files. `None`: of all keys.
     names: Option<[String; 2]>,
     before: Before,
 }
 
 impl Damaged {
-    pub(crate) fn watch(store: &FileSystemRecordStore, key: Option<&Key>) -> Self {
+    pub(crate) fn watch(store: &Store, key: Option<&Key>) -> Self {
         let names = key.map(|key| [".json", ".lock"].map(|suffix| format!("{}{suffix}", key.file_stem())));
-        Self { store: store.clone(), names, before: Before::of(store) }
+        let store = store.files().cloned();
+        let before = store.as_ref().map_or(Before(Vec::new()), Before::of);
+        Self { store, names, before }
     }
 }
 
@@ -59,7 +63,9 @@ impl Drop for Damaged {
     fn drop(&mut self) {
         let is_meant =
             |file: &DamagedFile| self.names.as_ref().is_none_or(|names| names.contains(&file.original_name));
-        self.before.warn_of(&self.store, is_meant);
+        if let Some(store) = &self.store {
+            self.before.warn_of(store, is_meant);
+        }
     }
 }
 

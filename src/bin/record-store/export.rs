@@ -1,14 +1,17 @@
 //! `export`: writes all records as JSON Lines.
 
-use record_store::{Error, FileSystemRecordStore, Json, Key, ReadOptions, RecordStore, RecordStoreExt};
+use std::time::SystemTime;
+
+use record_store::{Error, Json, Key, ReadOptions, RecordStore, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::ExportArgs;
 use crate::damaged::warn;
 use crate::failure::Failure;
-use crate::format::json;
+use crate::format::{json, rfc3339};
 use crate::progress::Progress;
 use crate::records::open_to_read;
+use crate::store::Store;
 use crate::target::Target;
 
 pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
@@ -64,14 +67,21 @@ impl From<Failure> for Unexported {
     }
 }
 
-fn line(store: &FileSystemRecordStore, key: &Key, args: &ExportArgs) -> Result<Option<String>, Unexported> {
+fn line(store: &Store, key: &Key, args: &ExportArgs) -> Result<Option<String>, Unexported> {
     #[derive(Serialize)]
     struct Line<'a> {
         key: &'a str,
+        /// When its time to live ends. Before the result, which may be long.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
         result: &'a Json,
     }
     let record = store.read_raw(key, ReadOptions::new().timeout(args.wait))?;
-    let line = record.map(|record| json(&Line { key: key.as_str(), result: &record.json })).transpose()?;
+    let line = record.map(|record| {
+        let end = record.time_left.and_then(|left| SystemTime::now().checked_add(left));
+        json(&Line { key: key.as_str(), expires_at: end.map(rfc3339), result: &record.json })
+    });
+    let line = line.transpose()?;
     // JSON strings contain no raw line feed. A line feed between values is only white space.
     Ok(line.map(|line| line.replace(['\n', '\r'], " ")))
 }

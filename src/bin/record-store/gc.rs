@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::format::{count, json};
 use crate::output::Output;
 use crate::recovery;
+use crate::store::{self, Store};
 
 /// The counts of removed items. The field names are part of the JSON interface.
 #[derive(Serialize)]
@@ -33,6 +34,9 @@ impl Removed {
 }
 
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
+    if let Some(url) = store::url(&args.store.dir) {
+        return gc_on_server(url, args);
+    }
     let before = Before::open(&args.store.dir);
     let begun = SystemTime::now();
     let store = FileSystemOptions::new().mode(OpenMode::Existing).open(&args.store.dir)?;
@@ -41,11 +45,29 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let is_new = before.warn_of_new(&store) > 0;
     let cleared = if args.damaged && !is_new { store.clear_damaged()? } else { 0 };
     let damaged = args.damaged.then_some(cleared);
-    let watch = Damaged::watch(&store, None);
+    let watch = Damaged::watch(&Store::from(store.clone()), None);
     let swept = store.sweep()?;
     drop(watch);
     let removed = Removed { records: swept.records, locks: swept.locks, damaged };
+    print(&removed, args)
+}
+
+#[cfg(feature = "postgres")]
+fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
+    let (records, locks) = store::connect(url, false)?.sweep()?;
+    let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
+    // A server keeps no damaged files.
+    let damaged = args.damaged.then_some(0);
+    print(&Removed { records: number(records), locks: number(locks), damaged }, args)
+}
+
+#[cfg(not(feature = "postgres"))]
+fn gc_on_server(url: &str, _: &GcArgs) -> Result<(), Failure> {
+    store::connect(url, false).map(drop).map_err(Failure::from)
+}
+
+fn print(removed: &Removed, args: &GcArgs) -> Result<(), Failure> {
     let mut out = Output::open();
-    out.line(&if args.json { json(&removed)? } else { removed.to_text() })?;
+    out.line(&if args.json { json(removed)? } else { removed.to_text() })?;
     out.finish()
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use record_store::{FileSystemRecordStore, Json, Key, LockOptions, RecordStoreExt, WriteOptions};
+use record_store::{Json, Key, LockOptions, RecordStoreExt, WriteOptions};
 use serde::Deserialize;
 
 use crate::args::{Existing, ImportArgs};
@@ -13,6 +14,7 @@ use crate::damaged::Damaged;
 use crate::failure::{BAD_DATA, EXISTS, Failure};
 use crate::progress::Progress;
 use crate::records::{LATCH_TIMEOUT, open_to_write};
+use crate::store::Store;
 use crate::style::quoted;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
@@ -49,7 +51,7 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     outcome
 }
 
-fn open(args: &ImportArgs) -> Result<(FileSystemRecordStore, Damaged), Failure> {
+fn open(args: &ImportArgs) -> Result<(Store, Damaged), Failure> {
     let store = open_to_write(&args.store, &args.durability, args.adopt.mode())?;
     let damaged = Damaged::watch(&store, None);
     Ok((store, damaged))
@@ -59,11 +61,18 @@ fn open(args: &ImportArgs) -> Result<(FileSystemRecordStore, Damaged), Failure> 
 #[derive(Deserialize)]
 struct Line {
     key: Key,
+    #[serde(default)]
+    expires_at: Option<String>,
     result: Json,
 }
 
-fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> Result<(), Failure> {
-    let Line { key, result } = line;
+fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failure> {
+    let Line { key, expires_at, result } = line;
+    let time_to_live = match expires_at.as_deref().map(time_left).transpose()? {
+        // It has expired since it was exported, so there is nothing to import.
+        Some(Duration::ZERO) => return Ok(()),
+        time_to_live => time_to_live,
+    };
     // Do not wait for the lock of a record that would be skipped.
     if args.existing == Existing::Skip && store.exists(key)? {
         return Ok(());
@@ -71,7 +80,10 @@ fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> 
     // The lock makes the check and the write atomic.
     let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait.wait))?;
     if args.existing == Existing::Overwrite || !store.exists(key)? {
-        guard.write_with(result, WriteOptions::new().timeout(args.wait.wait.max(LATCH_TIMEOUT)))?;
+        guard.write_with(
+            result,
+            WriteOptions::new().time_to_live(time_to_live).timeout(args.wait.wait.max(LATCH_TIMEOUT)),
+        )?;
     } else if args.existing == Existing::Fail {
         let failure = Failure::new(EXISTS, format!("{} already has a record", quoted(key.as_str())));
         return Err(failure.advise("use --existing skip or --existing overwrite"));
@@ -79,6 +91,13 @@ fn import_one(store: &FileSystemRecordStore, line: &Line, args: &ImportArgs) -> 
     // The drop waits only briefly for the release. The lock ends with this process at the latest.
     drop(guard);
     Ok(())
+}
+
+/// How much of a time to live that ends at this time is left.
+fn time_left(end: &str) -> Result<Duration, Failure> {
+    let end = humantime::parse_rfc3339(end)
+        .map_err(|error| Failure::bad_data(&format!("{} is not a time", quoted(end)), &error))?;
+    Ok(end.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// The longest line: the largest record, and space for a key in which every character is escaped.

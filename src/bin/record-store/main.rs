@@ -16,6 +16,7 @@ mod records;
 mod recovery;
 mod run;
 mod signals;
+mod store;
 mod style;
 mod target;
 mod unlock;

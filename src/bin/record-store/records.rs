@@ -3,15 +3,13 @@
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
-use record_store::{
-    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Key, OpenMode, RecordStoreExt,
-    RemoveOptions,
-};
+use record_store::{Durability, ErrorKind, FileSystemOptions, Key, OpenMode, RecordStoreExt, RemoveOptions};
 
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
 use crate::damaged::{Before, Damaged};
 use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
 use crate::recovery;
+use crate::store::{self, Store};
 use crate::style::quoted;
 use crate::value::{Form, Value, read_to_end};
 
@@ -58,7 +56,7 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
 /// Makes a change that another holder's lock can refuse. Waits for that lock for at most `wait`. `attempt` gets
 /// the time that it may wait for a process in the middle of an operation.
 fn change<T>(
-    store: &FileSystemRecordStore,
+    store: &Store,
     key: &Key,
     wait: Duration,
     attempt: impl Fn(Duration) -> record_store::Result<T>,
@@ -75,14 +73,17 @@ fn change<T>(
     }
 }
 
-fn no_record(store: &FileSystemRecordStore, key: &Key) -> Failure {
-    Failure::new(NOT_FOUND, format!("no record {} ({})", quoted(key.as_str()), store.path().display()))
+fn no_record(store: &Store, key: &Key) -> Failure {
+    Failure::new(NOT_FOUND, format!("no record {} ({})", quoted(key.as_str()), store.place()))
         .advise("list the keys with ls")
 }
 
 /// Opens a store without changing anything in it.
-pub(crate) fn open_to_read(store: &StoreArgs) -> record_store::Result<FileSystemRecordStore> {
-    FileSystemOptions::new().mode(OpenMode::ReadOnly).open(&store.dir)
+pub(crate) fn open_to_read(store: &StoreArgs) -> record_store::Result<Store> {
+    if let Some(url) = store::url(&store.dir) {
+        return store::connect(url, false).map(Store::from);
+    }
+    FileSystemOptions::new().mode(OpenMode::ReadOnly).open(&store.dir).map(Store::from)
 }
 
 /// Opens a store, and prints what became of the files that dead processes have displaced.
@@ -90,12 +91,15 @@ pub(crate) fn open_to_write(
     store: &StoreArgs,
     durability: &DurabilityArgs,
     mode: OpenMode,
-) -> record_store::Result<FileSystemRecordStore> {
+) -> record_store::Result<Store> {
+    if let Some(url) = store::url(&store.dir) {
+        return store::connect(url, mode != OpenMode::Existing).map(Store::from);
+    }
     let durability = if durability.relaxed { Durability::Relaxed } else { Durability::Full };
     let before = Before::open(&store.dir);
     let begun = SystemTime::now();
     let opened = FileSystemOptions::new().mode(mode).durability(durability).open(&store.dir)?;
     recovery::report(&opened, begun);
     before.warn_of_new(&opened);
-    Ok(opened)
+    Ok(opened.into())
 }

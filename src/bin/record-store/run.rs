@@ -18,6 +18,7 @@ use crate::failure::{Failure, HOLD_EXCEEDED, concerns_file_of_key, signal_code};
 use crate::output::Output;
 use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
 use crate::signals::{Signals, exit_after};
+use crate::store::Store;
 use crate::value::{Form, Value};
 
 /// After a signal, the output is written for at most this time: its reader may have stopped.
@@ -77,14 +78,15 @@ enum Acquired {
 
 struct Lock {
     held: Held,
-    /// The command inherits the owner file, so that it keeps the lock if this process is killed.
-    owner: OwnedFd,
+    /// The command inherits the owner file, so that it keeps the lock if this process is killed. `None`: at a server,
+    /// a lock ends with the connection of this process.
+    owner: Option<OwnedFd>,
 }
 
 /// The lock, in the store that the result is written to.
 struct Held {
-    guard: LockGuard<'static, FileSystemRecordStore>,
-    store: Arc<FileSystemRecordStore>,
+    guard: LockGuard<'static, Store>,
+    store: Arc<Store>,
 }
 
 /// The end of the command. All that it printed is passed on, whatever became of it.
@@ -157,7 +159,7 @@ impl Run {
 
     /// Waits until the key is free and returns the stored result. All waiters read concurrently,
     /// instead of acquiring the lock one after the other.
-    fn await_unlocked(&self, store: &FileSystemRecordStore) -> Result<Option<Value>, Error> {
+    fn await_unlocked(&self, store: &Store) -> Result<Option<Value>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
             store.wait_for_lock(key, self.time_left())?;
@@ -180,7 +182,7 @@ impl Run {
     /// holder acquired the lock first.
     ///
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
-    fn try_acquire(&self, store: &Arc<FileSystemRecordStore>) -> Result<Option<Acquired>, Error> {
+    fn try_acquire(&self, store: &Arc<Store>) -> Result<Option<Acquired>, Error> {
         let timed_out = self.time_left() == Some(Duration::ZERO);
         let options = LockOptions::new().acquire_timeout(Duration::ZERO);
         let guard = match store.lock_owned(&self.args.record.key, options) {
@@ -199,7 +201,7 @@ impl Run {
                 Err(error) => return Err(error),
             }
         }
-        let owner = store.share_owner()?;
+        let owner = store.files().map(FileSystemRecordStore::share_owner).transpose()?;
         let held = Held { guard, store: Arc::clone(store) };
         Ok(Some(Acquired::Lock(Lock { held, owner })))
     }
@@ -208,7 +210,7 @@ impl Run {
     /// return happens while the command still runs.
     fn compute(&self, lock: Option<Lock>) -> Outcome {
         let (held, owner) = lock.map(|Lock { held, owner }| (held, owner)).unzip();
-        let command = match Running::start(&self.args.command, owner, &self.sender) {
+        let command = match Running::start(&self.args.command, owner.flatten(), &self.sender) {
             Ok(command) => command,
             Err(failure) => return Outcome::raw(vec![], failure, None),
         };

@@ -4,9 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::{
-    Error, ErrorKind, FileSystemRecordStore, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt,
-};
+use record_store::{Error, ErrorKind, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
 use crate::damaged::Damaged;
@@ -14,6 +12,7 @@ use crate::failure::{Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{age, duration, owner_cell, rfc3339};
 use crate::output::Output;
 use crate::records::open_to_write;
+use crate::store::Store;
 use crate::style::{Cell, Colour, printable, quoted, table};
 
 pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
@@ -44,11 +43,11 @@ enum Found {
 }
 
 impl Found {
-    fn read(store: &FileSystemRecordStore, key: &Key) -> Result<Self, Failure> {
+    fn read(store: &Store, key: &Key) -> Result<Self, Failure> {
         match store.lock_info(key) {
             Ok(Some(lock)) => Ok(Self::Lock(Box::new(lock))),
             Ok(None) => {
-                let dir = store.path().display();
+                let dir = store.place();
                 let message = format!("{} is not locked ({dir})", quoted(key.as_str()));
                 Err(Failure::new(NOT_FOUND, message).advise("list the locks with locks"))
             }
@@ -101,10 +100,13 @@ impl Found {
     }
 
     /// Releases the lock that was found. A lock that another holder acquired since then stays.
-    fn release(&self, store: &FileSystemRecordStore, key: &Key, wait: Duration) -> Result<(), Failure> {
+    fn release(&self, store: &Store, key: &Key, wait: Duration) -> Result<(), Failure> {
         let is_released = match self {
             Self::Lock(lock) => store.break_lock_raw(key, Some(lock.token()), wait.into())?,
-            Self::NoLock(_) => store.break_damaged_lock(key, wait)?,
+            Self::NoLock(_) => match store.files() {
+                Some(files) => files.break_damaged_lock(key, wait)?,
+                None => store.break_lock(key)?,
+            },
         };
         if is_released {
             return Ok(());

@@ -4,12 +4,12 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use record_store::{
-    Error, ErrorKind, FileSystemRecordStore, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt,
-    WriteOptions,
+    Error, ErrorKind, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt, WriteOptions,
 };
 
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::store::Store;
 
 /// The form of a result in input and output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Value {
     /// record.
     pub(crate) fn read(
         form: Form,
-        store: &FileSystemRecordStore,
+        store: &Store,
         key: &Key,
         timeout: Option<Duration>,
     ) -> Result<Option<Self>, Error> {
@@ -87,7 +87,7 @@ impl Value {
     /// Reads from the store as the holder of the lock. `timeout` ends a wait for a stopped process.
     pub(crate) fn read_locked(
         form: Form,
-        guard: &LockGuard<'_, FileSystemRecordStore>,
+        guard: &LockGuard<'_, Store>,
         timeout: Duration,
     ) -> Result<Option<Self>, Error> {
         let record = guard.read_with::<Json>(ReadOptions::new().timeout(timeout))?;
@@ -106,7 +106,7 @@ impl Value {
     /// Writes to the store as the holder of the lock.
     pub(crate) fn write_locked(
         &self,
-        guard: &LockGuard<'_, FileSystemRecordStore>,
+        guard: &LockGuard<'_, Store>,
         options: WriteOptions,
     ) -> Result<(), Error> {
         match self {
@@ -116,12 +116,7 @@ impl Value {
     }
 
     /// Writes to the store without a lock. Fails while another holder has the lock.
-    pub(crate) fn write(
-        &self,
-        store: &FileSystemRecordStore,
-        key: &Key,
-        options: WriteOptions,
-    ) -> Result<(), Error> {
+    pub(crate) fn write(&self, store: &Store, key: &Key, options: WriteOptions) -> Result<(), Error> {
         match self {
             Value::Json(json) => store.write_with(key, json, options),
             Value::Text(text) => store.write_with(key, text, options),

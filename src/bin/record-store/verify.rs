@@ -13,7 +13,7 @@ use crate::recovery;
 use crate::style::Colour;
 
 pub(crate) fn verify(args: &VerifyArgs) -> Result<(), Failure> {
-    let store = open_to_read(&args.store)?;
+    let store = open_to_read(&args.store)?.into_files("verify")?;
     let mut out = Output::open();
     let mut summary = Summary::default();
     let mut outcome = Ok(());

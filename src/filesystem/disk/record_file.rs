@@ -94,8 +94,10 @@ pub(crate) fn prove(
 pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<RawRecord>> {
     let Some(opened) = open(core, key, context)? else { return Ok(None) };
     let (record, expiry) = read(core, key, &opened, context)?;
-    let is_expired = expiry.is_some_and(|expiry| expiry.term(&Reading::now()) == Term::Over);
-    Ok((!is_expired).then_some(record))
+    Ok(match expiry.map(|expiry| expiry.term(&Reading::now())) {
+        Some(Term::Over) => None,
+        term => Some(record.with_time_left(term.and_then(Term::left))),
+    })
 }
 
 /// Fails if a record file of this size is over the limit.

@@ -68,13 +68,13 @@ fn attempt(
     let Some(opened) = record else { return Ok(Attempt::Done(None)) };
     let (record, expiry) = record_file::read(core, key, &opened, context)?;
     let Some(expiry) = expiry else { return Ok(Attempt::Done(Some(record))) };
-    Ok(if expiry.term(&before) == Term::Over {
-        Attempt::Done(None)
-    } else if expiry.term(&Reading::now()) == Term::Over {
+    if expiry.term(&before) == Term::Over {
+        return Ok(Attempt::Done(None));
+    }
+    Ok(match expiry.term(&Reading::now()) {
         // It expired during this attempt, before or after the check of the lock.
-        Attempt::Retry
-    } else {
-        Attempt::Done(Some(record))
+        Term::Over => Attempt::Retry,
+        term => Attempt::Done(Some(record.with_time_left(term.left()))),
     })
 }
 

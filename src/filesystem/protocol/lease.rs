@@ -26,6 +26,17 @@ pub(crate) enum Term {
     Unlimited,
 }
 
+impl Term {
+    /// What is left. `None`: it does not end.
+    pub(crate) fn left(self) -> Option<Duration> {
+        match self {
+            Term::Unlimited => None,
+            Term::Left(left) => Some(left),
+            Term::Over => Some(Duration::ZERO),
+        }
+    }
+}
+
 /// The kernel's statement about the process that acquired a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Liveness {

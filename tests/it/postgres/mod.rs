@@ -2,6 +2,8 @@
 
 #[cfg(feature = "tokio")]
 pub(crate) mod asynchronous;
+#[cfg(feature = "cli")]
+mod command_line;
 mod conformance;
 pub(crate) mod opening;
 pub(crate) mod processes;

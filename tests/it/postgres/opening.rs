@@ -48,8 +48,12 @@ fn open_at_once(stage: &Stage) {
 fn twenty_creators_at_once_make_one_store() {
     let Some(url) = new_url() else { return };
     let mut children: Vec<_> = (0..4).map(|_| Child::start("postgres: open at once", &url)).collect();
-    children.iter_mut().for_each(|child| child.expect("ready"));
-    children.iter_mut().for_each(|child| child.send("go"));
+    for child in &mut children {
+        child.expect("ready");
+    }
+    for child in &mut children {
+        child.send("go");
+    }
     for mut child in children {
         child.expect("done");
         child.finish();

@@ -101,8 +101,12 @@ fn no_increment_of_several_processes_is_lost() {
     let rounds = storm(40);
     let mut children: Vec<_> =
         (0..4).map(|_| Child::start("postgres: count", &(url.as_str(), rounds))).collect();
-    children.iter_mut().for_each(|child| child.expect("ready"));
-    children.iter_mut().for_each(|child| child.send("go"));
+    for child in &mut children {
+        child.expect("ready");
+    }
+    for child in &mut children {
+        child.send("go");
+    }
     for mut child in children {
         child.expect("done");
         child.finish();
@@ -121,7 +125,7 @@ fn wait(stage: &Stage) {
     store.acquire_lock("k", as_named(&name)).unwrap();
     stage.send("held");
     stage.expect("release");
-    store.release_lock("k", &named(&name)).unwrap();
+    store.release_lock("k", named(&name)).unwrap();
 }
 
 /// The number of waiters in the queue of the only key.
@@ -300,7 +304,7 @@ fn a_lock_that_was_acquired_without_a_guard_outlives_the_handle() {
     std::thread::sleep(millis(300));
     let again = open(&url);
     assert!(again.is_lock_holder("k", &Holder::current()).unwrap());
-    again.release_lock("k", &Holder::current()).unwrap();
+    again.release_lock("k", Holder::current()).unwrap();
     let schema = again.schema().to_owned();
     drop(again);
     // Without a lock, the session ends.

@@ -170,6 +170,8 @@ impl Drop for Stalled {
     }
 }
 
+type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
+
 #[test]
 fn a_stalled_latch_ends_no_call_late() {
     let Some(url) = new_url() else { return };
@@ -178,7 +180,6 @@ fn a_stalled_latch_ends_no_call_late() {
     let guard = store.lock("k", as_named("holder")).unwrap();
     let stalled = Stalled::of(server, &store, "k");
     let timeout = millis(300);
-    type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
     let (token, key) = (guard.token(), record_store::Key::new("k").unwrap());
     let raw: &dyn record_store::RecordStore = &store;
     let json = record_store::Json::parse("1").unwrap();

@@ -84,7 +84,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Selects the store.
 #[derive(Args)]
 pub(crate) struct StoreArgs {
-    /// The store's directory
+    /// The store's directory, or the URL of a PostgreSQL server
     #[arg(value_hint = ValueHint::DirPath)]
     pub(crate) dir: PathBuf,
 }

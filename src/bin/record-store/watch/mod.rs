@@ -28,7 +28,7 @@ use watcher::Watcher;
 const FRAME_INTERVAL: Duration = Duration::from_millis(40);
 
 pub(crate) fn watch(args: &WatchArgs) -> Result<(), Failure> {
-    let watcher = Watcher::new(open_to_read(&args.store)?, args.interval);
+    let watcher = Watcher::new(open_to_read(&args.store)?.into_files("watch")?, args.interval);
     if args.json || !io::stdout().is_terminal() { print(watcher, args.json) } else { draw(watcher) }
 }
 
