@@ -43,6 +43,7 @@
 //!          ├── MemoryRecordStore        threads of one process
 //!          ├── FileSystemRecordStore    processes of one host
 //!          │      operations ─ claims, leases, latches, owners ─ files, wait queue
+//!          ├── PostgresRecordStore      processes of several hosts (feature `postgres`)
 //!          └── your own store           `conformance` tests it
 //! ```
 //!
@@ -73,7 +74,8 @@
 //!
 //! # Limitations
 //!
-//! * Unix only, Linux first. One host: containers may share a directory, machines may not. No network file systems
+//! * Unix only, Linux first. One host: containers may share a directory, machines may not (the feature `postgres` has a
+//!   [store for several](guide::postgres)). No network file systems
 //!   and no FUSE: [`open`](FileSystemOptions::open) refuses them by name, unless the caller
 //!   [allows](FileSystemOptions::allow_any_file_system) them.
 //! * No protection from programs that remove old files: without its owner file, a process loses its locks. Keep a
@@ -114,6 +116,7 @@
 //! | `tracing` | spans and events for waits, takeovers, dead owners and lost locks |
 //! | `conformance` | the module `conformance`: the contract as a test suite for any store |
 //! | `cli` | the program `record-store` |
+//! | `postgres` | `PostgresRecordStore`: the same contract for several hosts, on a [PostgreSQL server](guide::postgres) |
 //!
 //! # For those who know Prefect
 //!

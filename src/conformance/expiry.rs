@@ -2,13 +2,15 @@
 
 use super::PATIENCE;
 use super::support::{LEASE, assert_matches, named, one_attempt, write_by};
-use crate::{LockOptions, ReadOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
+use crate::{Key, LockOptions, ReadOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
 
 checks! { "expiry":
     a_record_expires_on_time:
         "A record with a time to live exists until it expires, and then reads as absent, does not exist and is not listed.",
     each_write_sets_the_time_to_live:
         "Each write sets the time to live; a record that is written without one never expires.",
+    a_read_says_how_long_a_record_lives:
+        "A read says how much of a record's time to live is left, and that a record without one does not expire.",
     changes_treat_an_expired_record_as_absent:
         "`remove`, a swap and a computation treat an expired record as absent.",
     expiry_of_a_record_keeps_its_lock:
@@ -77,6 +79,20 @@ fn changes_treat_an_expired_record_as_absent(store: &dyn RecordStore) {
         Ok(3)
     });
     assert_matches!(updated, Ok(3));
+}
+
+fn a_read_says_how_long_a_record_lives(store: &dyn RecordStore) {
+    let key = Key::new("key").unwrap();
+    let left = |options| store.read_raw(&key, options).unwrap().unwrap().time_left;
+    store.write_with("key", &1, WriteOptions::new().time_to_live(PATIENCE * 100)).unwrap();
+    for options in [ReadOptions::new(), ReadOptions::new().ignore_lock()] {
+        let left = left(options).expect("the record expires");
+        assert!(left <= PATIENCE * 100 && left > PATIENCE * 90, "{left:?} are left");
+    }
+    let token = store.acquire_lock("key", one_attempt(&named("me"))).unwrap();
+    assert!(left(ReadOptions::new().claim(token)).is_some(), "a holder's read says nothing");
+    store.write_with("key", &2, write_by(token)).unwrap();
+    assert_matches!(left(ReadOptions::new().claim(token)), None);
 }
 
 fn expiry_of_a_record_keeps_its_lock(store: &dyn RecordStore) {

@@ -166,6 +166,41 @@ fn processes_get_the_lock_in_the_order_in_which_they_came() {
     assert!(store.try_lock("k", as_named("late")).unwrap().is_some());
 }
 
+/// Without a notification, they would notice only at their next check, after 250 ms.
+#[test]
+fn a_release_and_a_write_notify_those_that_wait() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let server = super::Server::shared().unwrap();
+    let waits: [(&str, &(dyn Fn() + Sync)); 3] = [
+        ("l", &|| drop(store.lock("k", as_named("next")).unwrap())),
+        ("f", &|| assert!(store.wait_for_lock("k", PATIENCE).unwrap())),
+        ("c", &|| assert!(store.wait_for_record("k", PATIENCE).unwrap())),
+    ];
+    for (kind, wait) in waits {
+        let round = || {
+            let guard = store.lock("k", as_named("first")).unwrap();
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| {
+                    wait();
+                    Instant::now()
+                });
+                let count = format!("SELECT count(*) FROM {}.waiters WHERE kind = '{kind}'", store.schema());
+                let start = Instant::now();
+                while server.sql(&count) == "0" {
+                    assert!(start.elapsed() < PATIENCE, "{kind}: nobody waits");
+                }
+                let changed = Instant::now();
+                guard.write(&1).unwrap();
+                guard.release().unwrap();
+                waiter.join().unwrap().saturating_duration_since(changed)
+            })
+        };
+        let shortest = (0..storm(8)).map(|_| round()).min().unwrap();
+        assert!(shortest < millis(60), "{kind}: {shortest:?}");
+    }
+}
+
 #[test]
 fn a_waiter_that_is_stopped_or_killed_holds_up_nobody_for_long() {
     let Some(url) = new_url() else { return };
