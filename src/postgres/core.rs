@@ -94,12 +94,13 @@ impl Core {
         let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
         let here = Arc::new(Here { pool, owner });
         *core.here.lock() = Some(Local::new(Arc::clone(&here)));
+        let deadline = Limits::none().network_deadline(core.options.patience);
         let check = retried(deadline, async || core.check_sessions(&here, deadline).await);
         let checked = until(Timer::at(deadline), check).await;
         match checked {
             Some(Ok(())) => Ok(core),
             Some(Err(failure)) => Err(failure.into_error(context, &core.target.address)),
-            None => Err(Failure::pooler().into_error(context, &core.target.address)),
+            None => Err(Failure::NoAnswer.into_error(context, &core.target.address)),
         }
     }
 

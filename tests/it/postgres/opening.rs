@@ -168,7 +168,7 @@ fn no_error_and_no_debug_text_has_the_password_in_it() {
     let start = Instant::now();
     let store = loop {
         // The new rules are read a moment later.
-        match PostgresRecordStore::connect(&url(SECRET, server.port()), impatient()) {
+        match PostgresRecordStore::connect(&url(SECRET, server.port()), PostgresOptions::new()) {
             Ok(store) => break store,
             Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
         }
