@@ -79,7 +79,11 @@ async fn acquire_as(
             }
             Status::Locked | Status::Behind => {
                 let in_the_way = Core::holder_in(&row, 2, 3);
-                let Some(wait) = wait.as_mut().filter(|_| !limits.is_over()) else {
+                if let Some(wait) = wait.as_mut().filter(|_| !waits) {
+                    // The server has removed the waiter.
+                    wait.is_queued = false;
+                }
+                let Some(wait) = wait.as_ref().filter(|_| waits) else {
                     break Err(limits.timed_out(in_the_way, context));
                 };
                 tracing
@@ -96,6 +100,9 @@ async fn acquire_as(
     };
     if let Some(tracing) = tracing {
         tracing.end(&outcome);
+    }
+    if let Some(wait) = wait {
+        wait.end().await;
     }
     outcome
 }

@@ -192,6 +192,9 @@ BEGIN
     IF status IS NOT NULL THEN
         IF p_waits AND own_number IS NULL THEN
             PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'l');
+        ELSIF NOT p_waits AND own_number IS NOT NULL THEN
+            -- The last attempt of a wait.
+            DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
         END IF;
         RETURN;
     END IF;

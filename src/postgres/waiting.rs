@@ -17,6 +17,9 @@ use super::status::Status;
 use crate::trace::WaitingFuture;
 use crate::{Holder, Key, OnCancel, RecordVersion, Result};
 
+/// A call that gives up waits this long for its waiter to be removed.
+const LEAVE_PATIENCE: Duration = Duration::from_millis(500);
+
 /// A call that may have to sleep, from its first sleep to its end.
 pub(super) struct Wait<'a> {
     core: &'a Arc<Core>,
@@ -40,6 +43,16 @@ impl<'a> Wait<'a> {
             cancellation.on_cancel(move || notify.notify_one())
         });
         Self { core, key, nonce, registered, is_queued: false, _on_cancel: on_cancel }
+    }
+
+    /// Leaves the queue before the call returns, so that the next call does not find an abandoned waiter ahead. If that
+    /// takes long, it goes on in the background.
+    pub(super) async fn end(mut self) {
+        if self.is_queued {
+            let leave = leave(Arc::clone(self.core), self.key.clone(), self.nonce);
+            let timer = Timer::at(Instant::now().checked_add(LEAVE_PATIENCE));
+            self.is_queued = until(timer, leave).await.is_none();
+        }
     }
 
     /// Sleeps until something may have happened, at most until `event`.
