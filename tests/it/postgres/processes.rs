@@ -156,6 +156,7 @@ fn processes_get_the_lock_in_the_order_in_which_they_came() {
         waiters.push(waiter);
     }
     guard.release().unwrap();
+    assert!(store.try_lock("k", as_named("early")).unwrap().is_none(), "a newcomer passes those that wait");
     for mut waiter in waiters {
         waiter.expect("held");
         // Nobody passes those that wait.
