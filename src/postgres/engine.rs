@@ -176,12 +176,12 @@ impl Future for Timer {
     }
 }
 
-/// The output of the future, or `None` if the timer is ready first.
-pub(super) async fn until<F: Future>(timer: Timer, future: F) -> Option<F::Output> {
-    let (mut timer, mut future) = (pin!(timer), pin!(future));
+/// The output of the future, or `None` if `end`, such as a timer, is ready first.
+pub(super) async fn until<F: Future>(end: impl Future<Output = ()>, future: F) -> Option<F::Output> {
+    let (mut end, mut future) = (pin!(end), pin!(future));
     std::future::poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+        Poll::Pending => end.as_mut().poll(context).map(|()| None),
     })
     .await
 }

@@ -58,6 +58,11 @@ impl Failure {
 
     /// The failure of the first step of a connection. `address` is not repeated in the error.
     pub(super) fn of_connect(error: tokio_postgres::Error) -> Self {
+    /// The server could not be reached in time.
+    pub(super) fn unreachable() -> Self {
+        Self::Unreachable(io::Error::from(io::ErrorKind::TimedOut).into())
+    }
+
         match error.code() {
             // A restart, or too many connections: it may end.
             Some(

@@ -148,9 +148,7 @@ impl Owner {
         };
         match until(Timer::at(deadline), begin).await {
             Some(outcome) => outcome?,
-            None => {
-                return Err(Failure::Unreachable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()));
-            }
+            None => return Err(Failure::unreachable()),
         }
         *self.session() = Some(Arc::new(OwnerSession { number, session }));
         Ok(number)

@@ -76,14 +76,13 @@ pub(super) async fn connect(
     deadline: Option<Instant>,
 ) -> Result<Session, Failure> {
     let engine = engine().map_err(|error| Failure::Unreachable(error.into()))?;
-    let mut task = engine.spawn(session::connect(Arc::clone(target), listener));
+    let mut task = engine.spawn(session::connect(Arc::clone(target), listener, deadline));
     match until(Timer::at(deadline), &mut task).await {
         Some(Ok(connected)) => connected,
         Some(Err(panicked)) => Err(Failure::Unreachable(panicked.into())),
         None => {
             task.abort();
-            let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            Err(Failure::Unreachable(error.into()))
+            Err(Failure::unreachable())
         }
     }
 }

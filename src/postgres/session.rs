@@ -2,6 +2,8 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OnceCell;
@@ -10,10 +12,11 @@ use tokio_postgres::tls::NoTls;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Row, Statement};
 
+use super::engine::{Timer, until};
 use super::failure::Failure;
 use super::statements::{self, Query};
 use super::tls::Connector;
-use super::url::Target;
+use super::url::{Endpoint, Target};
 use super::wire::Wire;
 use crate::ErrorKind;
 
@@ -52,26 +55,45 @@ impl Listener for NoListener {
     fn ended(&self) {}
 }
 
-/// Connects to the first host that answers and is no standby. Runs on the engine.
-pub(super) async fn connect(target: Arc<Target>, listener: impl Listener) -> Result<Session, Failure> {
-    let mut failure = Failure::Unreachable("there is no host".into());
-    for (host, port) in target.hosts() {
-        match connect_to(&target, &host, port, listener.clone()).await {
-            Ok(session) => return Ok(session),
-            Err(next) => failure = next,
+/// Connects to the first host that answers and is no standby, beginning with the one that was the last to do so. Runs on
+/// the engine.
+pub(super) async fn connect(
+    target: Arc<Target>,
+    listener: impl Listener,
+    deadline: Option<Instant>,
+) -> Result<Session, Failure> {
+    let hosts = target.hosts();
+    let first = target.last_host.load(Ordering::Relaxed);
+    let mut failure = None;
+    for tried in 0..hosts.len() {
+        let number = (first + tried) % hosts.len();
+        // A host that does not answer must leave time for the others.
+        let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
+        let share = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) / left);
+        let limit = share.into_iter().chain(target.config.get_connect_timeout().copied()).min();
+        let end = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let attempt = connect_to(&target, &hosts[number], listener.clone());
+        match until(Timer::at(end), attempt).await {
+            Some(Ok(session)) => {
+                target.last_host.store(number, Ordering::Relaxed);
+                return Ok(session);
+            }
+            // Of a standby and a host that cannot be reached, the latter may be the primary.
+            Some(Err(Failure::Standby)) if matches!(failure, Some(Failure::Unreachable(_))) => {}
+            Some(Err(next)) => failure = Some(next),
+            None => failure = Some(Failure::unreachable()),
         }
     }
-    Err(failure)
+    Err(failure.unwrap_or_else(Failure::unreachable))
 }
 
 async fn connect_to(
     target: &Target,
-    host: &Host,
-    port: u16,
+    endpoint: &Endpoint,
     listener: impl Listener,
 ) -> Result<Session, Failure> {
-    let wire = Wire::connect(host, port).await.map_err(|error| Failure::Unreachable(error.into()))?;
-    let tls = match host {
+    let wire = Wire::connect(endpoint).await.map_err(|error| Failure::Unreachable(error.into()))?;
+    let tls = match &endpoint.host {
         Host::Tcp(name) => Connector::new(target, name).map_err(Failure::Insecure)?,
         Host::Unix(_) => None,
     };

@@ -1,7 +1,9 @@
 //! The address of a server: what a URL says, and how the place is shown without its secrets.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use rustls::ClientConfig;
@@ -36,6 +38,18 @@ pub(super) struct Target {
     pub(super) schema: Option<String>,
     /// For people: `host:port/database`.
     pub(super) address: String,
+    /// The number of the host that a connection was made to last.
+    pub(super) last_host: AtomicUsize,
+}
+
+/// One of the hosts of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// For TLS it is the name that the certificate has to be of.
+    pub(super) host: Host,
+    /// `None`: the name has to be resolved.
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: u16,
 }
 
 /// Shows neither the user nor the password.
@@ -90,8 +104,15 @@ impl Target {
         let plain = format!("{base}?{}", others.join("&"));
         let mut config: Config =
             plain.parse().map_err(|_| invalid("the form is postgres://user:password@host:port/database"))?;
+        let addresses = config.get_hostaddrs().to_vec();
         if config.get_hosts().is_empty() {
-            config.host("localhost");
+            let names = addresses.iter().map(IpAddr::to_string).collect();
+            let names = if addresses.is_empty() { vec!["localhost".to_owned()] } else { names };
+            for name in names {
+                config.host(name);
+            }
+        } else if !addresses.is_empty() && addresses.len() != config.get_hosts().len() {
+            return Err(invalid("hostaddr has one address for each host"));
         }
         if config.get_password().is_none()
             && let Ok(password) = std::env::var("PGPASSWORD")
@@ -108,24 +129,29 @@ impl Target {
             TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
         });
         let address = address(&config);
-        Ok(Self { config, tls, roots, tls_config: OnceLock::new(), schema, address })
+        let last_host = AtomicUsize::new(0);
+        Ok(Self { config, tls, roots, tls_config: OnceLock::new(), schema, address, last_host })
     }
 
-    /// The hosts, each with its port.
-    pub(super) fn hosts(&self) -> Vec<(Host, u16)> {
+    pub(super) fn hosts(&self) -> Vec<Endpoint> {
         hosts(&self.config)
     }
 }
 
-fn hosts(config: &Config) -> Vec<(Host, u16)> {
-    let ports = config.get_ports();
+fn hosts(config: &Config) -> Vec<Endpoint> {
+    let (addresses, ports) = (config.get_hostaddrs(), config.get_ports());
     let port = |number| *ports.get(number).or(ports.first()).unwrap_or(&5432);
     let hosts = config.get_hosts().iter().enumerate();
-    hosts.map(|(number, host)| (host.clone(), port(number))).collect()
+    let endpoint = |(number, host): (usize, &Host)| Endpoint {
+        host: host.clone(),
+        address: addresses.get(number).copied(),
+        port: port(number),
+    };
+    hosts.map(endpoint).collect()
 }
 
 fn address(config: &Config) -> String {
-    let hosts = hosts(config).into_iter().map(|(host, port)| match host {
+    let hosts = hosts(config).into_iter().map(|Endpoint { host, port, .. }| match host {
         Host::Tcp(host) => format!("{host}:{port}"),
         Host::Unix(directory) => format!("{}:{port}", directory.display()),
     });
@@ -207,5 +233,16 @@ mod tests {
         let target = Target::parse("postgres://u@one,two:7000/db").unwrap();
         assert_eq!(target.address, "one:5432,two:7000/db");
         assert_eq!(Target::parse("postgres://u@/db?host=/run/pg").unwrap().address, "/run/pg:5432/db");
+    }
+
+    #[test]
+    fn an_address_is_used_in_the_place_of_a_name() {
+        let hosts = |url: &str| Target::parse(url).map(|target| target.hosts());
+        let address = Some(IpAddr::from([10, 0, 0, 7]));
+        let expected = Endpoint { host: Host::Tcp("db.example".into()), address, port: 5432 };
+        assert_eq!(hosts("postgres://u@db.example/db?hostaddr=10.0.0.7").unwrap(), [expected]);
+        let expected = Endpoint { host: Host::Tcp("10.0.0.7".into()), address, port: 7000 };
+        assert_eq!(hosts("postgres://u@/db?hostaddr=10.0.0.7&port=7000").unwrap(), [expected]);
+        assert!(hosts("postgres://u@one,two/db?hostaddr=10.0.0.7").is_err());
     }
 }

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
 
+use super::url::Endpoint;
 use crate::process::{Forks, ParentOnlySocket};
 
 /// A dead peer is noticed after 5 s + 3 × 2 s.
@@ -33,12 +34,16 @@ enum Socket {
 }
 
 impl Wire {
-    pub(super) async fn connect(host: &Host, port: u16) -> io::Result<Self> {
+    pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
+        let port = endpoint.port;
         loop {
             let forks = Forks::observe();
-            let socket = match host {
+            let socket = match &endpoint.host {
                 Host::Tcp(name) => {
-                    let stream = TcpStream::connect((name.as_str(), port)).await?;
+                    let stream = match endpoint.address {
+                        Some(address) => TcpStream::connect((address, port)).await?,
+                        None => TcpStream::connect((name.as_str(), port)).await?,
+                    };
                     set_options(stream.as_fd())?;
                     Socket::Tcp(stream)
                 }
