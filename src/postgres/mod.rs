@@ -143,8 +143,8 @@ impl PostgresRecordStore {
         self.0.schema.name()
     }
 
-    /// Removes expired records, and expired and abandoned locks. They count for nothing, but take up space until
-    /// they are written or acquired again. Returns how many records and locks were removed.
+    /// Removes expired records, expired and abandoned locks, and what waiters of dead processes have left. None of it has
+    /// an effect, but it takes up space. Returns how many records and locks were removed.
     ///
     /// # Errors
     ///

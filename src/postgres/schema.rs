@@ -71,10 +71,13 @@ pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Found, 
         Err(error) => return Err(error.into()),
     };
     let Some(row) = rows.first() else { return Ok(Found::Foreign) };
-    match row.get::<_, i32>(0) {
-        VERSION => Ok(Found::Store([row.get::<_, i64>(1), row.get::<_, i64>(2)].map(i64::cast_unsigned))),
-        version => Ok(Found::NewerVersion(version)),
-    }
+    // Nor is a table with columns of other types a store.
+    let number = |column| row.try_get::<_, i64>(column).map(i64::cast_unsigned);
+    Ok(match (row.try_get(0), number(1), number(2)) {
+        (Ok(VERSION), Ok(high), Ok(low)) => Found::Store([high, low]),
+        (Ok(VERSION) | Err(_), ..) => Found::Foreign,
+        (Ok(version), ..) => Found::NewerVersion(version),
+    })
 }
 
 /// Makes the store, unless another process has just made it.

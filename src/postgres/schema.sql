@@ -11,8 +11,11 @@ CREATE TABLE {schema}.store (
     low bigint NOT NULL
 );
 
--- Tokens and versions. Below 2^53, so that JSON carries them exactly.
+-- Tokens and versions. They begin with the time in microseconds: so those of a store that was dropped and made again
+-- are greater than all before, and a late claim is refused. Below 2^53, so that JSON carries them exactly.
 CREATE SEQUENCE {schema}.numbers AS bigint MAXVALUE 9007199254740991;
+SELECT pg_catalog.setval('{schema}.numbers',
+    (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000000)::bigint);
 
 -- The primary keys are SHA-256 of the key: a key may be longer than an entry of an index. bytea, because text
 -- has no NUL. The result is text and not jsonb, which would not give the same text back.

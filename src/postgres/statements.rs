@@ -83,7 +83,9 @@ impl Query {
             }
             Self::Sweep => format!(
                 "WITH r AS (DELETE FROM {schema}.records WHERE NOT {LIVES} RETURNING 1), \
-                 l AS (DELETE FROM {schema}.locks WHERE NOT {LIVES} OR bound AND NOT {schema}.lives(owner) RETURNING 1) \
+                 l AS (DELETE FROM {schema}.locks WHERE NOT {LIVES} OR bound AND NOT {schema}.lives(owner) RETURNING 1), \
+                 w AS (DELETE FROM {schema}.waiters WHERE (id, number) IN (SELECT id, number FROM {schema}.waiters \
+                 WHERE NOT {schema}.lives(owner) FOR UPDATE SKIP LOCKED)) \
                  SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM l)"
             ),
         }

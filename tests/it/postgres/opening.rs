@@ -8,8 +8,8 @@ use record_store::{Error, ErrorKind, PostgresOptions, PostgresRecordStore, Recor
 
 use super::server::{Server, free_port, url_at};
 use super::{new_url, open};
-use crate::support::PATIENCE;
 use crate::support::children::{Child, Role, Stage};
+use crate::support::{PATIENCE, as_named};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[("postgres: open at once", open_at_once)];
@@ -78,6 +78,11 @@ fn a_schema_that_is_no_store_of_this_version_is_refused() {
     let error = refused(&url, PostgresOptions::new().schema(format!("foreign_{schema}")));
     assert_eq!(error.kind(), ErrorKind::NotAStore, "{error}");
     assert!(error.to_string().contains("has other tables"), "{error}");
+    let table =
+        format!("CREATE TABLE typed_{schema}.store AS SELECT 'a'::text AS version, 'b' AS high, 'c' AS low");
+    server.sql(&format!("CREATE SCHEMA typed_{schema}; {table}"));
+    let error = refused(&url, PostgresOptions::new().schema(format!("typed_{schema}")));
+    assert_eq!(error.kind(), ErrorKind::NotAStore, "{error}");
     for name in ["", "a\"b", "pg_catalog"] {
         assert_eq!(refused(&url, PostgresOptions::new().schema(name)).kind(), ErrorKind::InvalidUrl);
     }
@@ -89,12 +94,38 @@ fn a_store_that_was_dropped_and_made_again_is_another_one() {
     let server = Server::shared().unwrap();
     let store = open(&url);
     store.write("k", &1).unwrap();
+    let guard = store.lock("held", as_named("job")).unwrap();
     server.sql(&format!("DROP SCHEMA {} CASCADE", store.schema()));
     let error = store.write("k", &2).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreRemoved, "{error}");
     let again = open(&url);
     assert!(again.read::<u8>("k").unwrap().is_none());
-    again.write("k", &3).unwrap();
+    // Numbers that were used again would let a late holder pass for the new one.
+    let new = again.lock("held", as_named("other")).unwrap();
+    assert!(new.token() > guard.token(), "{:?} after {:?}", new.token(), guard.token());
+    assert!(guard.write(&1).unwrap_err().is_lock_lost());
+    new.release().unwrap();
+}
+
+#[test]
+fn a_host_that_does_not_answer_leaves_time_for_the_others() {
+    let Some(url) = new_url() else { return };
+    // Connections to it are made by the kernel, and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hosts = format!("@127.0.0.1:{},", silent.local_addr().unwrap().port());
+    let options = PostgresOptions::new().patience(Duration::from_secs(4));
+    let start = Instant::now();
+    let store = abort_if_hung("an open", || PostgresRecordStore::connect(&url.replace('@', &hosts), options));
+    let store = store.unwrap();
+    store.write("k", &1).unwrap();
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[test]
+fn an_address_in_the_url_is_used_without_asking_for_the_name() {
+    let Some(url) = new_url() else { return };
+    let url = format!("{}&hostaddr=127.0.0.1", url.replace("@127.0.0.1", "@db.invalid"));
+    open(&url).write("k", &1).unwrap();
 }
 
 #[test]

@@ -228,6 +228,34 @@ fn a_waiter_that_is_stopped_or_killed_holds_up_nobody_for_long() {
 }
 
 #[test]
+fn a_sweep_removes_the_waiters_of_dead_processes() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let guard = store.lock("k", as_named("first")).unwrap();
+    let waiters: Vec<_> = (0..2)
+        .map(|number| {
+            let mut waiter = Child::start("postgres: wait", &(url.as_str(), format!("waiter {number}")));
+            waiter.expect("ready");
+            waiter.send("go");
+            until_queued(store.schema(), number + 1);
+            waiter
+        })
+        .collect();
+    let [killed, mut living] = <[Child; 2]>::try_from(waiters).ok().unwrap();
+    killed.kill();
+    let start = Instant::now();
+    while queued(store.schema()) != 1 {
+        // The server notices the death a moment later.
+        assert!(start.elapsed() < Duration::from_secs(10), "the waiter of the dead process stays");
+        assert_eq!(store.sweep().unwrap(), (0, 0));
+    }
+    guard.release().unwrap();
+    living.expect("held");
+    living.send("release");
+    living.finish();
+}
+
+#[test]
 fn an_idle_forked_child_does_not_keep_the_locks_of_its_killed_parent() {
     let Some(url) = new_url() else { return };
     let store = open(&url);
