@@ -259,7 +259,8 @@ fn with_outcome(error: Error, is_unknown: bool) -> Error {
     if is_unknown { error.with_unknown_outcome() } else { error }
 }
 
-/// Repeats while the server cannot be reached, until the deadline.
+/// Repeats while the server cannot be reached, until the deadline. A standby is refused at once: unlike in a call, there
+/// is no reason to expect that it becomes the primary.
 async fn retried<T>(
     deadline: Option<Instant>,
     attempt: impl AsyncFn() -> Result<T, Failure>,
@@ -267,7 +268,7 @@ async fn retried<T>(
     let mut pause = PAUSES[0];
     loop {
         let failure = match attempt().await {
-            Err(failure) if failure.is_temporary() => failure,
+            Err(failure) if failure.is_temporary() && !matches!(failure, Failure::Standby) => failure,
             outcome => return outcome,
         };
         let next = Instant::now() + pause;

@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Gone,
     /// The server could not be reached. Nothing was sent.
     Unreachable(Box<dyn std::error::Error + Send + Sync>),
+    /// The server is a standby. During a failover it may become the primary. Nothing was sent.
+    Standby,
     /// TLS is not possible as `sslmode` asks for it. Waiting does not help.
     Insecure(Box<dyn std::error::Error + Send + Sync>),
     /// The server, or the store on it, is not usable. Waiting does not help.
@@ -84,7 +86,7 @@ impl Failure {
 
     /// Whether it may be over if the same is done again. Only what changes nothing twice may be repeated.
     pub(super) fn is_temporary(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::NoAnswer | Self::Gone | Self::Unreachable(_))
+        matches!(self, Self::Lost(_) | Self::NoAnswer | Self::Gone | Self::Unreachable(_) | Self::Standby)
     }
 
     /// Whether only another session may succeed: after a failover this one is at a server that cannot be written.
@@ -119,6 +121,10 @@ impl Failure {
             Self::NoAnswer => io()
                 .with_detail("get the answer of the server in time")
                 .with_source(io::Error::from(io::ErrorKind::TimedOut)),
+            Self::Standby => context
+                .error(ErrorKind::UnsupportedServer)
+                .with_address(address)
+                .with_detail("it is a standby, which can neither be written nor be trusted to be up to date"),
             Self::Insecure(source) => io().with_detail("begin TLS with the server").with_source(source),
             Self::Unreachable(source) => io().with_detail("reach the server").with_source(source),
             Self::Unusable(kind, detail) if detail.is_empty() => context.error(kind).with_address(address),

@@ -133,8 +133,7 @@ where
     client.batch_execute(SETUP).await?;
     let row = client.query_one(statements::CHECK, &[]).await?;
     if row.get::<_, bool>(0) {
-        let detail = "it is a standby, which can neither be written nor be trusted to be up to date";
-        return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail.into()));
+        return Err(Failure::Standby);
     }
     if row.get::<_, &str>(1) != "UTF8" {
         let detail = format!("the encoding of the database is {}, and not UTF8", row.get::<_, &str>(1));
