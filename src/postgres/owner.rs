@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 use tokio_postgres::Notification;
+use tokio_postgres::types::ToSql;
 
 use super::engine::{Local, Timer, engine, until};
 use super::failure::Failure;
@@ -33,7 +34,11 @@ pub(super) struct Owner {
     schema: String,
     /// The handles of the store in this process.
     handles: AtomicUsize,
+    /// So many handles there have been.
+    opened: AtomicUsize,
     session: Mutex<Option<Arc<OwnerSession>>>,
+    /// The numbers of the sessions that this process has lost, and that the server may still take for living ones.
+    lost: Mutex<Vec<i64>>,
     /// Locked by the call that connects.
     connecting: tokio::sync::Mutex<()>,
     waiters: Arc<Waiters>,
@@ -86,13 +91,16 @@ impl OwnerHandle {
                 target: Mutex::new(Arc::clone(target)),
                 schema: schema.to_owned(),
                 handles: AtomicUsize::new(0),
+                opened: AtomicUsize::new(0),
                 session: Mutex::default(),
+                lost: Mutex::default(),
                 connecting: tokio::sync::Mutex::default(),
                 waiters: Arc::default(),
             });
             owners.insert(identity, Local::new(Arc::clone(&owner)));
             owner
         });
+        owner.opened.fetch_add(1, Ordering::SeqCst);
         if owner.handles.fetch_add(1, Ordering::SeqCst) == 0 {
             *owner.target() = Arc::clone(target);
         }
@@ -133,23 +141,31 @@ impl Owner {
         if let Some(number) = self.present() {
             return Ok(number);
         }
-        let lost = self.session().take();
+        if let Some(lost) = self.session().take() {
+            self.lost().push(lost.number);
+        }
+        let lost = self.lost().clone();
         let target = Arc::clone(&self.target());
         let session = pool::connect(&target, Notifies(Arc::clone(&self.waiters)), deadline).await?;
         let number = random();
         let begin = async {
             session.client.batch_execute(&format!("LISTEN \"record_store_{number}\"")).await?;
             session.client.query("SELECT pg_advisory_lock($1)", &[&number]).await?;
-            if let Some(lost) = lost {
-                // The server may not have noticed yet that the old session is gone.
-                session.client.query(END_SESSION_OF, &[&lost.number]).await?;
+            if !lost.is_empty() {
+                let ended = session.client.query(END_SESSIONS_OF, &[&lost]).await.map_err(Failure::from);
+                match ended {
+                    // Without the right to end them, they end when the server's keepalive gives up.
+                    Ok(_) | Err(Failure::Refused(_)) => {}
+                    Err(failure) => return Err(failure),
+                }
             }
-            Ok::<_, Failure>(())
+            Ok(())
         };
         match until(Timer::at(deadline), begin).await {
             Some(outcome) => outcome?,
             None => return Err(Failure::unreachable()),
         }
+        self.lost().retain(|number| !lost.contains(number));
         *self.session() = Some(Arc::new(OwnerSession { number, session }));
         Ok(number)
     }
@@ -181,18 +197,31 @@ impl Owner {
         self.target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lost(&self) -> MutexGuard<'_, Vec<i64>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn session(&self) -> MutexGuard<'_, Option<Arc<OwnerSession>>> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn end_if_unused(&self) {
         let _connecting = self.connecting.lock().await;
+        let opened = self.opened.load(Ordering::SeqCst);
         let session = self.session().clone();
         let Some(session) = session else { return };
-        let has_locks = session.session.query(Query::HasLocks, &self.schema, &[&session.number]).await;
-        let is_used = self.handles.load(Ordering::SeqCst) > 0;
-        if !is_used && has_locks.map_or(true, |rows| rows.is_empty()) {
-            *self.session() = None;
+        let number = [&session.number as &(dyn ToSql + Sync)];
+        let locks = session.session.query(Query::HasLocks, &self.schema, &number);
+        let has_locks = match until(Timer::at(Instant::now().checked_add(END_PATIENCE)), locks).await {
+            Some(Ok(rows)) => !rows.is_empty(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        // A handle counts before it looks for a session. So either it finds none, or it is noticed here.
+        let mut present = self.session();
+        let is_used = self.handles.load(Ordering::SeqCst) > 0 || self.opened.load(Ordering::SeqCst) != opened;
+        if !is_used && !has_locks {
+            present.take_if(|present| present.number == session.number);
         }
     }
 
@@ -204,11 +233,15 @@ impl Owner {
     }
 }
 
-/// The advisory lock of a number is the one whose two halves are its own.
-const END_SESSION_OF: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks \
-    WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND pid <> pg_backend_pid() \
+/// The last handle waits this long for the server to say whether locks depend on the session.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The advisory lock of a number is the one whose two halves are its own. Only the session that stood for this process
+/// has locked it exclusively: the others that share it are proving that this session is gone.
+const END_SESSIONS_OF: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND mode = 'ExclusiveLock' AND pid <> pg_backend_pid() \
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-    AND classid = ((($1::bigint >> 32) & 4294967295)::bigint)::oid AND objid = (($1::bigint & 4294967295))::oid";
+    AND (classid::bigint << 32 | objid::bigint) = ANY ($1::bigint[])";
 
 /// A sleeping call. It is no longer notified when this is dropped.
 #[derive(Debug)]

@@ -56,6 +56,47 @@ fn a_bound_lock_is_lost_with_its_session_and_the_guard_says_so() {
     }
 }
 
+/// Others share the number of a dead session while they take over its locks.
+#[test]
+fn a_process_that_connects_again_ends_only_its_own_lost_session() {
+    let Some(url) = new_url() else { return };
+    let (store, server) = (open(&url), Server::shared().unwrap());
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    let number = server.sql(&format!("SELECT owner FROM {}.locks", store.schema()));
+    let sessions = |what: &str| {
+        server.sql(&format!(
+            "SELECT {what} FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
+             AND (classid::bigint << 32 | objid::bigint) = {number}"
+        ))
+    };
+    assert_eq!(sessions("pg_terminate_backend(pid, 10000)"), "t");
+    let other = format!("SELECT pg_advisory_lock_shared({number}); SELECT 'shared'");
+    let mut other = server.psql(&other, "shared");
+    assert!(guard.release().unwrap_err().is_lock_lost());
+    drop(store.lock("k", LockOptions::new()).unwrap());
+    assert_eq!(sessions("mode"), "ShareLock", "the session of another process was ended");
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
+
+/// As in a failover: for a while there are only standbys.
+#[test]
+fn a_call_waits_until_a_standby_is_the_primary() {
+    let Some(server) = own_server() else { return };
+    let store = open(&new_url_on(&server));
+    store.write("k", &1).unwrap();
+    server.stop();
+    std::fs::write(server.data().join("standby.signal"), "").unwrap();
+    server.start_again();
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| store.write("k", &2));
+        std::thread::sleep(millis(500));
+        server.sql("SELECT pg_promote()");
+        write.join().unwrap().unwrap();
+    });
+    assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 2);
+}
+
 #[test]
 fn a_waiter_survives_the_end_of_all_sessions() {
     let Some(server) = own_server() else { return };
