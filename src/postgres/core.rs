@@ -1,6 +1,7 @@
 //! What all operations need: the connections of this process, and a way to call the server that always returns.
 
 use std::error::Error as StdError;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,9 @@ impl Core {
             }
             let may_repeat = !failure.is_outcome_unknown() || repeat == Repeat::Yes;
             is_unknown |= failure.is_outcome_unknown() && query.changes();
+            if failure.is_temporary() {
+                limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
+            }
             let next = Instant::now() + pause;
             if !failure.is_temporary() || !may_repeat || deadline.is_some_and(|deadline| next >= deadline) {
                 let error = failure.into_error(context, &self.target.address);
@@ -197,16 +201,22 @@ impl Core {
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, Failure> {
         let number = if parameters.iter().any(|parameter| matches!(parameter, Parameter::Owner)) {
-            here.owner.number(deadline).await?
+            limits
+                .answer(deadline, pin!(here.owner.number(deadline)))
+                .await
+                .ok_or_else(Failure::unreachable)??
         } else {
             // Without a session, this process has no bound locks.
             here.owner.present().unwrap_or_default()
         };
-        let lease = here.pool.lease(deadline).await?;
+        let lease = limits
+            .answer(deadline, pin!(here.pool.lease(deadline)))
+            .await
+            .ok_or_else(Failure::unreachable)??;
         let patience = limits.latch_patience();
         let filled: Vec<_> = parameters.iter().map(|it| it.filled(number, patience)).collect();
         let filled: Vec<_> = filled.iter().map(|it| it as &(dyn ToSql + Sync)).collect();
-        let outcome = until(Timer::at(deadline), lease.query(query, &self.quoted_schema, &filled)).await;
+        let outcome = limits.answer(deadline, pin!(lease.query(query, &self.quoted_schema, &filled))).await;
         match outcome {
             None => {
                 lease.discard();

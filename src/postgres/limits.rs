@@ -1,7 +1,12 @@
 //! When a call has to stop waiting.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+
+use super::engine::{Timer, until};
 use crate::{Cancellation, Error, ErrorKind, Holder, Key, Result, WaitOptions};
 
 /// The operation and its key, for errors to name.
@@ -34,7 +39,7 @@ const LATCH_GRACE: Duration = Duration::from_millis(100);
 /// A call tries to enter a latch for so long, and looks at its cancellation in between.
 const LATCH_SLICE: Duration = Duration::from_millis(250);
 
-/// Even a call that may not wait gives the network this long.
+/// Even a call that may not wait, or is cancelled, gives the network this long.
 const ROUND_TRIP_GRACE: Duration = Duration::from_secs(1);
 
 /// A sleeper checks again after this time: a death and the end of a lease notify nobody, and a notification may be
@@ -106,6 +111,28 @@ impl Limits {
                 Some(deadline.max(soonest)).min(latest.or(Some(deadline)))
             }
         }
+    }
+
+    /// The output of a future that the server answers. `None`: there was no answer until the deadline, or until a moment
+    /// after the cancellation. An answer that is on its way is worth that moment, because without it the outcome would
+    /// not be known.
+    pub(super) async fn answer<F: Future>(
+        &self,
+        deadline: Option<Instant>,
+        future: Pin<&mut F>,
+    ) -> Option<F::Output> {
+        let cancelled = Arc::new(Notify::new());
+        let _on_cancel = self.cancellation.as_ref().map(|cancellation| {
+            let notify = Arc::clone(&cancelled);
+            cancellation.on_cancel(move || notify.notify_one())
+        });
+        let end = async {
+            if until(Timer::at(deadline), cancelled.notified()).await.is_some() {
+                let soon = Instant::now().checked_add(ROUND_TRIP_GRACE);
+                Timer::at(soon.into_iter().chain(deadline).min()).await;
+            }
+        };
+        until(end, future).await
     }
 
     pub(super) fn check_cancelled(&self, context: Context<'_>) -> Result<()> {

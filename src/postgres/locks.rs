@@ -11,6 +11,7 @@ use super::core::{
 use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
 use super::lock_errors::{not_own, unexpected};
 use super::records::{Pages, key_in};
+use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
 use super::waiting::{Wait, left, until_free};
@@ -25,10 +26,12 @@ pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -
     let context = Context::new("acquire_lock", key);
     limits.check_cancelled(context)?;
     let holder = options.resolve_holder();
-    let nonce = core.unknown.nonce(key, &holder);
+    let unknown = core.unknown.take(key, &holder);
+    let nonce = unknown.unwrap_or_else(random);
     let acquired = acquire_as(core, context, &limits, &holder, nonce, options.get_hold_timeout()).await;
+    // An attempt that changed nothing leaves the outcome of the earlier one as unknown as it was.
     if let Err(error) = &acquired
-        && error.is_outcome_unknown()
+        && (unknown.is_some() || error.is_outcome_unknown())
     {
         core.unknown.remember(key, &holder, nonce);
     }

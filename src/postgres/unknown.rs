@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use super::schema::random;
 use crate::process::PerProcess;
 use crate::{Holder, Key};
 
@@ -13,12 +12,11 @@ use crate::{Holder, Key};
 pub(super) struct Unknown(PerProcess<HashMap<(Key, Holder), i64>>);
 
 impl Unknown {
-    /// The nonce of the acquisition that begins now.
-    pub(super) fn nonce(&self, key: &Key, holder: &Holder) -> i64 {
+    /// The nonce of the holder's last acquisition of the key, if its outcome is not known.
+    pub(super) fn take(&self, key: &Key, holder: &Holder) -> Option<i64> {
         let mut nonces = self.0.lock();
         // The usual case needs no copy of the two.
-        let known = if nonces.is_empty() { None } else { nonces.remove(&(key.clone(), holder.clone())) };
-        known.unwrap_or_else(random)
+        if nonces.is_empty() { None } else { nonces.remove(&(key.clone(), holder.clone())) }
     }
 
     pub(super) fn remember(&self, key: &Key, holder: &Holder, nonce: i64) {

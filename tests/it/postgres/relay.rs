@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Error, Expected, Json, Key, LockOptions, PostgresOptions, PostgresRecordStore, RecordStore,
+    Error, Expected, Holder, Json, Key, LockOptions, PostgresOptions, PostgresRecordStore, RecordStore,
     RecordStoreExt, RemoveOptions, Result, WriteOptions,
 };
 
@@ -31,8 +31,12 @@ struct State {
     /// Whether new connections are refused after the cut.
     stays_down: bool,
     is_down: bool,
+    /// Whether the server does not learn of the cut, as if the host of the client had vanished.
+    stays_open: bool,
     /// Whether everything is lost on the way, in both directions.
     swallows: bool,
+    /// Whether the answers of the server wait in the relay.
+    holds_answers: bool,
     delay: Duration,
 }
 
@@ -91,8 +95,11 @@ impl Relay {
 
 impl State {
     fn cut_all(&mut self) {
-        for stream in self.connections.drain(..).flatten() {
-            let _ = stream.shutdown(Shutdown::Both);
+        for [client, server] in self.connections.drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+            if !self.stays_open {
+                let _ = server.shutdown(Shutdown::Both);
+            }
         }
         self.cuts += 1;
         self.is_down = self.stays_down;
@@ -119,22 +126,28 @@ fn pump(direction: Direction, mut from: TcpStream, mut to: TcpStream, state: &Mu
             state.delay
         };
         std::thread::sleep(delay);
+        while direction == Direction::ToClient && state.lock().unwrap().holds_answers {
+            std::thread::sleep(millis(5));
+        }
         if to.write_all(&part[..length]).is_err() {
             break;
         }
     }
-    let _ = to.shutdown(Shutdown::Both);
-    let _ = from.shutdown(Shutdown::Both);
+    if !state.lock().unwrap().stays_open {
+        let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+    }
 }
 
-/// A store behind a relay, and the same one without it.
+/// A store behind a relay, and the same one without it. The session that stands for the process is behind the relay,
+/// because that handle is opened first.
 fn behind_a_relay(patience: Duration) -> Option<(Relay, PostgresRecordStore, PostgresRecordStore)> {
     let server = Server::shared()?;
-    let direct = open(&new_url()?);
+    let url = new_url()?;
     let relay = Relay::start(server.port());
-    let url = format!("{}?schema={}", url_at(relay.port), direct.schema());
-    let store = PostgresRecordStore::connect(&url, PostgresOptions::new().patience(patience)).unwrap();
-    Some((relay, store, direct))
+    let behind = url.replace(&url_at(server.port()), &url_at(relay.port));
+    let store = PostgresRecordStore::connect(&behind, PostgresOptions::new().patience(patience)).unwrap();
+    Some((relay, store, open(&url)))
 }
 
 /// The changes of a record, each with a check whether it was made.
@@ -243,6 +256,11 @@ fn an_acquisition_whose_answer_was_lost_is_found_again_and_released() {
         at_every_cut(&relay, stays_down, |place| {
             // A named holder: its lock outlives the session.
             let acquired = store.lock("k", as_named("job"));
+            if acquired.is_err() && stays_down {
+                // The server cannot be reached. That says nothing about the first attempt.
+                let again = store.lock("k", as_named("job").acquire_timeout(Duration::ZERO)).unwrap_err();
+                assert!(!again.is_outcome_unknown(), "{place}: {again}");
+            }
             let cut = relay.restore();
             let guard = match acquired {
                 Ok(guard) => guard,
@@ -283,6 +301,77 @@ fn a_network_that_swallows_everything_hangs_nothing() {
     store.write("k", &3).unwrap();
     assert_eq!(direct.read::<u8>("k").unwrap().unwrap().result, 3);
     until_free(&store, &direct);
+}
+
+/// The server still takes the old session for a living one, so the process ends it itself.
+#[test]
+fn a_process_that_was_cut_off_gets_its_own_lock_again() {
+    let Some((relay, store, _)) = behind_a_relay(Duration::from_secs(5)) else { return };
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    relay.set(|state| {
+        (state.stays_open, state.stays_down) = (true, true);
+        state.cut_all();
+    });
+    let once = || LockOptions::new().acquire_timeout(Duration::ZERO);
+    let error = store.lock("k", once()).unwrap_err();
+    assert_eq!(error.kind(), record_store::ErrorKind::Io, "{error}");
+    relay.restore();
+    store.lock("k", LockOptions::new().acquire_timeout(Duration::from_secs(3))).unwrap().release().unwrap();
+    assert!(guard.release().unwrap_err().is_lock_lost());
+}
+
+/// The last handle asks the server whether a lock depends on the session. The answer is old when it arrives.
+#[test]
+fn a_session_does_not_end_under_a_lock_that_was_acquired_meanwhile() {
+    let Some((relay, store, direct)) = behind_a_relay(PATIENCE) else { return };
+    let behind = format!("{}?schema={}", url_at(relay.port), store.schema());
+    let url = format!("{}?schema={}", Server::shared().unwrap().url(), store.schema());
+    // The question is prepared, and the session stays.
+    store.acquire_lock("first", LockOptions::new()).unwrap();
+    drop((store, direct));
+    std::thread::sleep(millis(300));
+    let store = open(&behind);
+    store.release_lock("first", Holder::current()).unwrap();
+    relay.set(|state| state.holds_answers = true);
+    drop(store);
+    std::thread::sleep(millis(300));
+    // Without a guard: the lock outlives the handle.
+    open(&url).acquire_lock("k", LockOptions::new()).unwrap();
+    relay.set(|state| state.holds_answers = false);
+    std::thread::sleep(millis(300));
+    open(&url).release_lock("k", Holder::current()).unwrap();
+}
+
+#[test]
+fn a_cancelled_call_does_not_wait_for_a_server_that_does_not_answer() {
+    let Some((relay, store, _)) = behind_a_relay(Duration::from_secs(8)) else { return };
+    store.write("k", &1).unwrap();
+    let guard = store.lock("held", as_named("job")).unwrap();
+    relay.set(|state| state.swallows = true);
+    let calls: [&(dyn Fn(&record_store::Cancellation) -> Result<()> + Sync); 3] = [
+        &|cancellation| store.write_with("k", &2, WriteOptions::new().cancellation(cancellation)),
+        &|cancellation| store.lock("k", as_named("job").cancellation(cancellation)).map(drop),
+        &|cancellation| {
+            let options = record_store::ReadOptions::new().cancellation(cancellation);
+            store.read_with::<u8>("k", options).map(drop)
+        },
+    ];
+    for (number, call) in calls.into_iter().enumerate() {
+        let cancellation = record_store::Cancellation::new();
+        let start = Instant::now();
+        let error = std::thread::scope(|scope| {
+            let called = scope.spawn(|| abort_if_hung("a cancelled call", || call(&cancellation)));
+            std::thread::sleep(millis(100));
+            cancellation.cancel();
+            called.join().unwrap().unwrap_err()
+        });
+        assert!(error.is_cancelled(), "call {number}: {error}");
+        assert_eq!(error.is_outcome_unknown(), number < 2, "call {number}: {error}");
+        assert!(start.elapsed() < Duration::from_secs(4), "call {number}: {:?}", start.elapsed());
+    }
+    relay.set(State::cut_all);
+    relay.restore();
+    guard.release().unwrap();
 }
 
 #[test]
