@@ -58,13 +58,13 @@ impl Failure {
         Self::Unusable(ErrorKind::UnsupportedServer, detail.into())
     }
 
-    /// The failure of the first step of a connection. `address` is not repeated in the error.
-    pub(super) fn of_connect(error: tokio_postgres::Error) -> Self {
     /// The server could not be reached in time.
     pub(super) fn unreachable() -> Self {
         Self::Unreachable(io::Error::from(io::ErrorKind::TimedOut).into())
     }
 
+    /// The failure of the first step of a connection. `address` is not repeated in the error.
+    pub(super) fn of_connect(error: tokio_postgres::Error) -> Self {
         match error.code() {
             // A restart, or too many connections: it may end.
             Some(
