@@ -234,9 +234,8 @@ fn together(table: &mut Table, url: &str) {
 }
 
 fn round(children: &mut [ChildProcess], calls: usize) {
-    use std::io::Write as _;
     for child in children.iter_mut() {
-        writeln!(child.input, "{calls}").expect("the child reads");
+        child.send(&calls.to_string());
     }
     for child in children {
         child.receive();
