@@ -1,4 +1,4 @@
-//! What all operations need: the connections of this process, and a way to call the server that always returns.
+//! The base of all operations: the connections of this process, and a way to call the server that always returns.
 
 use std::error::Error as StdError;
 use std::pin::pin;
@@ -20,7 +20,6 @@ use super::schema::{self, Found, SchemaName, StoreNumbers};
 use super::session::Session;
 use super::statements::Query;
 use super::status::Status;
-use super::unknown::Unknown;
 use super::url::Target;
 use crate::process::PerProcess;
 use crate::{Claim, Error, ErrorKind, Holder, Key, RecordVersion, Result, StoreIdentity};
@@ -34,11 +33,9 @@ pub(super) struct Core {
     pub(super) options: PostgresOptions,
     numbers: StoreNumbers,
     here: PerProcess<Option<Local<Arc<Here>>>>,
-    /// The acquisitions whose outcome is not known.
-    pub(super) unknown: Unknown,
 }
 
-/// What this process has of the store. A forked child has connections of its own.
+/// The connections of this process. A forked child has connections of its own.
 #[derive(Debug)]
 pub(super) struct Here {
     pub(super) pool: Arc<Pool>,
@@ -89,7 +86,6 @@ impl Core {
             options,
             numbers,
             here: PerProcess::new(),
-            unknown: Unknown::default(),
             target,
         };
         let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
@@ -389,7 +385,7 @@ pub(super) fn microseconds(time: Option<Duration>) -> Parameter<'static> {
     Parameter::Long(microseconds.and_then(|it| i64::try_from(it).ok()))
 }
 
-/// What the tables know a key by, and its latch.
+/// The id of a key in the tables, and its latch.
 #[derive(Debug)]
 pub(super) struct KeyId {
     id: [u8; 32],

@@ -66,7 +66,7 @@ std::thread_local! {
     static POLLED_BY: Cell<PolledBy> = const { Cell::new(PolledBy::Runtime) };
 }
 
-/// What polls the futures of this thread.
+/// The poller of the futures of this thread.
 #[derive(Clone, Copy)]
 enum PolledBy {
     Runtime,
@@ -94,7 +94,7 @@ pub(super) fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// What polls the futures of this thread again when this is dropped, also in a panic.
+/// Restores the earlier poller of the futures of this thread when it is dropped, also in a panic.
 struct Outer(PolledBy);
 
 impl Drop for Outer {

@@ -1,4 +1,4 @@
-//! What can go wrong between this process and the server, and what is known of the outcome then.
+//! The failures between this process and the server, and whether the outcome is known.
 
 use std::io;
 
@@ -142,7 +142,7 @@ fn is_about_tls(error: &tokio_postgres::Error) -> bool {
         && !error.source().and_then(|source| source.downcast_ref()).is_some_and(is_broken)
 }
 
-/// What the server said, in one line. The error of the driver itself would show only that it is one.
+/// The message of the server in one line. The error of the driver itself would show only that it is one.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 struct Refusal {

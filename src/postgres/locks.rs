@@ -26,14 +26,15 @@ pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -
     let context = Context::new("acquire_lock", key);
     limits.check_cancelled(context)?;
     let holder = options.resolve_holder();
-    let unknown = core.unknown.take(key, &holder);
+    let here = core.here();
+    let unknown = here.owner.unknown.take(key, &holder);
     let nonce = unknown.unwrap_or_else(random);
     let acquired = acquire_as(core, context, &limits, &holder, nonce, options.get_hold_timeout()).await;
     // An attempt that changed nothing leaves the outcome of the earlier one as unknown as it was.
     if let Err(error) = &acquired
         && (unknown.is_some() || error.is_outcome_unknown())
     {
-        core.unknown.remember(key, &holder, nonce);
+        here.owner.unknown.remember(key, &holder, nonce);
     }
     acquired
 }

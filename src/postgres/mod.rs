@@ -58,7 +58,7 @@ use crate::{Error, ErrorKind};
 /// # Ok::<(), record_store::Error>(())
 /// ```
 ///
-/// # What is different
+/// # Differences from files
 ///
 /// * **Time** is that of the server, for leases and times to live.
 /// * **Lost answers.** If the connection breaks after a change was sent, nobody can know whether it was made. The

@@ -19,6 +19,7 @@ use super::pool;
 use super::schema::random;
 use super::session::{Listener, Session};
 use super::statements::Query;
+use super::unknown::Unknown;
 use super::url::Target;
 use crate::StoreIdentity;
 use crate::process::PerProcess;
@@ -26,7 +27,7 @@ use crate::process::PerProcess;
 /// The owners of this process, one for each store. They stay, but only as empty ones.
 static OWNERS: PerProcess<HashMap<StoreIdentity, Local<Arc<Owner>>>> = PerProcess::new();
 
-/// What stands for this process at one store.
+/// The session of this process at one store, and all that depends on it.
 #[derive(Debug)]
 pub(super) struct Owner {
     /// How to connect: as the first of the present handles does.
@@ -42,6 +43,8 @@ pub(super) struct Owner {
     /// Locked by the call that connects.
     connecting: tokio::sync::Mutex<()>,
     waiters: Arc<Waiters>,
+    /// The acquisitions of this process whose outcome is not known, through any handle.
+    pub(super) unknown: Unknown,
 }
 
 #[derive(Debug)]
@@ -96,6 +99,7 @@ impl OwnerHandle {
                 lost: Mutex::default(),
                 connecting: tokio::sync::Mutex::default(),
                 waiters: Arc::default(),
+                unknown: Unknown::default(),
             });
             owners.insert(identity, Local::new(Arc::clone(&owner)));
             owner

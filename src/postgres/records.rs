@@ -79,7 +79,7 @@ fn record(core: &Arc<Core>, context: Context<'_>, row: &Row, first: usize) -> Re
     Ok(Some(RawRecord::new(json, version_of(Some(version))).with_time_left(left)))
 }
 
-/// What `write` of the schema does.
+/// The modes of `write` in the schema.
 #[derive(Clone, Copy)]
 enum Mode {
     Write,

@@ -39,7 +39,7 @@ impl SchemaName {
 /// The two numbers that identify a store, wherever its database is moved.
 pub(super) type StoreNumbers = [u64; 2];
 
-/// What is in the place of the store.
+/// The state of the schema before the open.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     Store(StoreNumbers),
@@ -97,7 +97,7 @@ async fn create_in_transaction(client: &Client, schema: &SchemaName) -> Result<F
         found => return Ok(found),
     }
     let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)";
-    // Who may make tables in an existing schema need not be allowed to make schemas.
+    // A role may have the right to make tables in an existing schema, and no right to make schemas.
     if !client.query_one(exists, &[&schema.name()]).await?.get::<_, bool>(0) {
         client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted())).await?;
     }

@@ -20,7 +20,7 @@ use super::url::{Endpoint, Target};
 use super::wire::Wire;
 use crate::ErrorKind;
 
-/// What a store relies on, and the server's side of the keepalive. Timeouts that the database or the role may set do not
+/// The settings that a store relies on, and the server's side of the keepalive. Timeouts that the database or the role may set do not
 /// end a session that is idle on purpose.
 const SETUP: &str = "SET search_path = pg_catalog; \
     SET default_transaction_isolation = 'read committed'; \
@@ -39,7 +39,7 @@ pub(super) struct Session {
     prepared: [OnceCell<Statement>; Query::COUNT],
 }
 
-/// What happens on a connection without being asked for.
+/// Receives the events of a connection.
 pub(super) trait Listener: Clone + Send + 'static {
     fn notified(&self, notification: &Notification);
     /// The connection has ended.

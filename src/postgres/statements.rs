@@ -1,6 +1,6 @@
 //! The queries, each prepared once for a connection.
 
-/// What every session has to be asked: standby, encoding, version of the server, number of its process.
+/// The checks of every session: standby, encoding, version of the server, number of its process.
 pub(super) const CHECK: &str = "SELECT pg_is_in_recovery(), current_setting('server_encoding'), \
     current_setting('server_version_num')::integer, pg_backend_pid()";
 

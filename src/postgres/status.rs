@@ -1,4 +1,4 @@
-//! What the functions of the schema answer.
+//! The answers of the functions of the schema.
 
 /// How a function ended. The numbers are part of the schema: they never change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -79,7 +79,7 @@ fn roots(target: &Target) -> Result<RootCertStore, BoxError> {
     Ok(roots)
 }
 
-/// What a certificate has to prove.
+/// The proof that a certificate has to give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
     Anyone,

@@ -1,4 +1,4 @@
-//! The address of a server: what a URL says, and how the place is shown without its secrets.
+//! The URL of a server, and how it is shown without its secrets.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -1,6 +1,6 @@
 //! Sleeping until the server notifies.
 //!
-//! Whatever wakes a call is a hint: it asks the server again. It also asks at the end of a lease or a time to live, and
+//! A notification is only a hint: the call asks the server again. It also asks at the end of a lease or a time to live, and
 //! now and then, because deaths notify nobody and a notification is lost with its connection.
 
 use std::sync::Arc;
@@ -163,7 +163,7 @@ pub(super) async fn until_changed(
     }
 }
 
-/// What is left of a lease, in microseconds, as a length of time. It has to be over when the call wakes.
+/// The rest of a lease in microseconds, as a length of time. It has to be over when the call wakes.
 pub(super) fn left(microseconds: Option<i64>) -> Option<Duration> {
     let left = Duration::from_micros(u64::try_from(microseconds?).unwrap_or(0));
     Some(left + Duration::from_micros(100))

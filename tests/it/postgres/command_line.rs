@@ -108,7 +108,7 @@ fn a_store_moves_to_a_server_and_back_with_its_times_to_live() {
     let lines = run(&["export", &url], "");
     run(&["import", &back], &lines);
     assert_eq!(records(&FileSystemRecordStore::open(Path::new(&back)).unwrap()), records(&files));
-    // What has expired between export and import is not imported.
+    // A record that has expired between export and import is not imported.
     run(&["import", &url], "{\"key\":\"old\",\"expires_at\":\"2001-01-01T00:00:00Z\",\"result\":1}");
     assert!(!store.exists("old").unwrap());
     drop(store.lock("k0", LockOptions::new()).unwrap());

@@ -1,4 +1,4 @@
-//! Clients and the server are killed while they work. What was acknowledged stays.
+//! Clients and the server are killed while they work. Acknowledged changes stay.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ fn acknowledge(stage: &Stage, what: &str, number: u64, outcome: Result<(), Error
     }
 }
 
-/// What one of the workers has said.
+/// The messages of one of the workers.
 #[derive(Default)]
 struct Log {
     attempted: u64,
