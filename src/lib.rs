@@ -174,6 +174,7 @@ compile_error!("record-store needs a Unix: it is built on flock");
 
 mod compute;
 mod error;
+mod eviction;
 mod filesystem;
 mod holder;
 mod json;
@@ -187,6 +188,7 @@ mod options;
 mod postgres;
 mod process;
 mod record;
+mod record_info;
 mod rfc3339;
 mod store;
 mod trace;
@@ -208,6 +210,7 @@ pub mod design {}
 pub mod guide;
 
 pub use error::{Error, ErrorKind, Place, Result};
+pub use eviction::{Evicted, EvictionPolicy};
 pub use filesystem::{Checked, DamagedFile, Durability, FileSystemOptions, FileSystemRecordStore};
 pub use filesystem::{Finding, OpenMode, Problem, Recovery, Swept, Verification};
 pub use holder::Holder;
@@ -224,6 +227,7 @@ pub use options::{CorruptRecords, LockOptions, ReadOptions, RemoveOptions, Updat
 pub use postgres::{PostgresOptions, PostgresRecordStore};
 pub use process::after_fork;
 pub use record::{RawRecord, TransactionRecord};
+pub use record_info::{ListOptions, RecordInfo};
 pub use store::ext::RecordStoreExt;
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};

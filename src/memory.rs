@@ -6,9 +6,11 @@ use std::ops::Bound;
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::eviction::{self, Candidate};
 use crate::process::PerProcess;
 use crate::trace;
 use crate::{Acquired, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing};
+use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockState, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion,
 };
@@ -78,6 +80,7 @@ struct State {
 #[derive(Debug)]
 struct Record {
     raw: RawRecord,
+    modified: SystemTime,
     /// `None`: it never expires.
     expires: Option<Instant>,
 }
@@ -126,6 +129,21 @@ impl Lock {
     }
 }
 
+impl Record {
+    fn time_left(&self) -> Option<Duration> {
+        self.expires.map(|end| end.saturating_duration_since(Instant::now()))
+    }
+
+    fn info(&self, key: &Key) -> RecordInfo {
+        RecordInfo::new(key.clone(), self.raw.version, self.size(), self.modified)
+            .with_time_left(self.time_left())
+    }
+
+    fn size(&self) -> u64 {
+        self.raw.json.as_str().len() as u64
+    }
+}
+
 impl State {
     /// The record, unless it has expired.
     fn record(&self, key: &Key) -> Option<&Record> {
@@ -136,7 +154,7 @@ impl State {
         let expires = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
         self.writes += 1;
         let raw = RawRecord::new(result.clone(), RecordVersion::new(self.writes));
-        self.records.insert(key.clone(), Record { raw, expires });
+        self.records.insert(key.clone(), Record { raw, modified: SystemTime::now(), expires });
     }
 
     fn version(&self, key: &Key) -> RecordVersion {
@@ -286,8 +304,7 @@ impl RecordStore for MemoryRecordStore {
                 state
             }
         };
-        let left = |end: Instant| end.saturating_duration_since(Instant::now());
-        let with_time = |record: &Record| record.raw.clone().with_time_left(record.expires.map(left));
+        let with_time = |record: &Record| record.raw.clone().with_time_left(record.time_left());
         Ok(state.record(key).map(with_time))
     }
 
@@ -355,6 +372,43 @@ impl RecordStore for MemoryRecordStore {
             let (key, _) = later.find(|(key, _)| state.record(key).is_some())?;
             Some((key.clone(), key.clone()))
         }))
+    }
+
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        Ok(self.listing(move |state, after| {
+            let is_selected = |key: &Key| key.as_str().starts_with(options.get_prefix());
+            let mut later = state.records.range::<Key, _>((after, Bound::Unbounded));
+            let (key, record) = later.find(|(key, _)| is_selected(key) && state.record(key).is_some())?;
+            let (info, is_asked) = (record.info(key), options.reads_results());
+            let info = if is_asked { info.with_result(record.raw.json.clone()) } else { info };
+            Some((key.clone(), info))
+        }))
+    }
+
+    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+        Ok(self.state().record(key).map(|record| record.info(key)))
+    }
+
+    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        let mut state = self.state();
+        let candidate = |(key, record): (&Key, &Record)| Candidate {
+            modified: record.modified,
+            size: record.size(),
+            record: key.clone(),
+        };
+        // In the order of their writes, also within one tick of the clock.
+        let mut records: Vec<_> = state.records.iter().collect();
+        records.sort_by_key(|(_, record)| record.raw.version.number());
+        let candidates = records.into_iter().map(candidate).collect();
+        let evicted = eviction::evict(policy, candidates, |key| {
+            let is_free = state.live(key, Instant::now()).is_none();
+            if is_free {
+                state.records.remove(key);
+            }
+            Ok(is_free)
+        });
+        state.changed.notify_all();
+        evicted
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

@@ -71,11 +71,13 @@ macro_rules! checks {
 
 mod cancellation;
 mod changes;
+mod eviction;
 mod expiry;
 mod fencing;
 mod guards;
 mod keys;
 mod leases;
+mod listing;
 mod lock_all;
 mod locks;
 mod records;
@@ -162,6 +164,8 @@ pub fn checks() -> &'static [Check] {
             watching::CHECKS,
             lock_all::CHECKS,
             transactions::CHECKS,
+            listing::CHECKS,
+            eviction::CHECKS,
         ]
         .concat()
     });

@@ -19,6 +19,7 @@ use crate::WriteOptions;
 use crate::{
     Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
 };
+use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions,
 };
@@ -293,6 +294,18 @@ impl RecordStore for FileSystemRecordStore {
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {
         self.0.explained(ops::keys::keys(&self.0))
+    }
+
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        self.0.explained(ops::records::records(&self.0, options))
+    }
+
+    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+        self.0.explained(ops::records::record_info(&self.0, key))
+    }
+
+    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        self.0.explained(ops::evict::evict(&self.0, policy))
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

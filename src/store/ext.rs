@@ -11,6 +11,7 @@ use crate::locking::holds;
 use crate::{
     Claim, Error, Expected, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards,
 };
+use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockToken, PendingTransaction, ReadOptions, RecordStore, RecordVersion,
     RecordWatch,
@@ -606,6 +607,58 @@ pub trait RecordStoreExt: RecordStore {
     /// identified; the listing continues after it.
     fn keys(&self) -> Result<Listing<'_, Key>> {
         self.keys_raw()
+    }
+
+    /// A description of every record that the options select, in no order: key, size, version, age, time to live and, if
+    /// asked for, the result. Not in Prefect.
+    ///
+    /// A stream, as [`keys`](RecordStoreExt::keys) is. Locks do not matter: each record is its last committed state.
+    /// A record that has expired is not listed.
+    ///
+    /// ```
+    /// use record_store::{ListOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// store.write("greeting", "hello")?;
+    /// for record in store.records(ListOptions::new())? {
+    ///     let record = record?;
+    ///     println!("{} has {} bytes", record.key(), record.size());
+    /// }
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`keys`](RecordStoreExt::keys). An item is also an error if that one record cannot be read.
+    fn records(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        self.records_raw(options)
+    }
+
+    /// A description of the record without its result: size, version, age and time to live. `None`: there is no record.
+    /// Locks do not matter. Not in Prefect.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::CorruptRecord`], [`ErrorKind::Io`] and similar if the record cannot be read.
+    fn record_info(&self, key: impl IntoKey) -> Result<Option<RecordInfo>> {
+        self.record_info_raw(&key.into_key()?)
+    }
+
+    /// Removes the records that were written the longest time ago, until the store is as small as the policy says. Not in
+    /// Prefect.
+    ///
+    /// A record that is locked is kept, whoever has the lock, and so is one that is written meanwhile, and one that was
+    /// written by hand: younger ones go in its place. A concurrent read finds the record or finds none, and is no error.
+    /// Expired records that were not swept yet count, too. Several processes may evict at the same time. The whole
+    /// directory is listed: call it now and then, not after each write.
+    ///
+    /// See [`EvictionPolicy`] for an example.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
+    fn evict(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        self.evict_raw(policy)
     }
 
     /// Every lock that the store knows of, in no order: who holds it, since when, until when. Not in

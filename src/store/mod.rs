@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::{
-    Acquired, Claim, Error, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
-    RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions,
+    Acquired, Claim, Error, Evicted, EvictionPolicy, Json, Key, ListOptions, LockInfo, LockOptions,
+    LockToken, RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, Result, WaitOptions,
+    WriteOptions,
 };
 #[cfg(doc)]
 use crate::{ErrorKind, RecordStoreExt};
@@ -216,6 +217,38 @@ pub trait RecordStore: Debug + Send + Sync {
         Err(unsupported("keys", None))
     }
 
+    /// A description of every record that the options select, in no order, as a stream. Ignores locks. See
+    /// [`RecordStoreExt::records`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::keys_raw`]. An item is also an error if that one record cannot be read.
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        let _ = options;
+        Err(unsupported("records", None))
+    }
+
+    /// A description of the record, without its result. Ignores locks. `Ok(None)`: there is none. See
+    /// [`RecordStoreExt::record_info`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`RecordStore::read_raw`], but it waits for no lock.
+    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+        Err(unsupported("record_info", Some(key)))
+    }
+
+    /// Removes the oldest records until the policy is kept, but none that is locked, and none that changes meanwhile.
+    /// See [`RecordStoreExt::evict`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
+    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        let _ = policy;
+        Err(unsupported("evict", None))
+    }
+
     /// Whether transactions of this level are possible. See
     /// [`RecordStoreExt::supports_isolation_level`].
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
@@ -358,6 +391,15 @@ macro_rules! delegate {
             }
             fn keys_raw(&self) -> Result<Listing<'_, Key>> {
                 (**self).keys_raw()
+            }
+            fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+                (**self).records_raw(options)
+            }
+            fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+                (**self).record_info_raw(key)
+            }
+            fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+                (**self).evict_raw(policy)
             }
             fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
                 (**self).supports_isolation_level_raw(level)

@@ -3,9 +3,9 @@
 use std::cell::Cell;
 
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key,
-    LockOptions, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore, RecordStoreExt,
-    RecordVersion, Result, WaitOptions, WriteOptions, conformance,
+    Durability, ErrorKind, EvictionPolicy, FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel,
+    Json, Key, ListOptions, LockOptions, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore,
+    RecordStoreExt, RecordVersion, Result, WaitOptions, WriteOptions, conformance,
 };
 
 use crate::watchdog::watch_test;
@@ -79,6 +79,9 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ("watch", Minimal.watch("key").err()),
         ("watch", Minimal.wait_for_record("key", WaitOptions::new()).err()),
         ("keys", Minimal.keys().err()),
+        ("records", Minimal.records(ListOptions::new()).err()),
+        ("record_info", Minimal.record_info("key").err()),
+        ("evict", Minimal.evict(&EvictionPolicy::new()).err()),
         ("acquire_lock", Minimal.acquire_lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.try_lock("key", LockOptions::new()).err()),

@@ -21,6 +21,7 @@ mod damaged_records;
 mod deaths;
 mod descriptors;
 mod disturbances;
+mod eviction;
 mod expiry;
 mod failing_calls;
 mod faults;
@@ -74,6 +75,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         deaths::ROLES,
         descriptors::ROLES,
         disturbances::ROLES,
+        eviction::ROLES,
         failing_calls::ROLES,
         foreign_files::ROLES,
         #[cfg(target_arch = "x86_64")]

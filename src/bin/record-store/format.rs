@@ -55,6 +55,18 @@ pub(crate) fn count<N: Copy + Display + PartialEq + From<u8>>(number: N, thing: 
     format!("{number} {thing}{plural}")
 }
 
+/// A number of bytes, such as `1.5 MiB`.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let power = bytes.max(1).ilog2() / 10;
+    let Some(unit) = (power as usize).checked_sub(1).and_then(|at| UNITS.get(at)) else {
+        return count(bytes, "byte");
+    };
+    // The tenths are rounded down.
+    let tenths = (u128::from(bytes) * 10) >> (10 * power);
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
+}
+
 /// The time that has passed since `time`. Zero if `time` is in the future, as after the clock was set
 /// back.
 pub(crate) fn age(time: SystemTime) -> String {
@@ -70,6 +82,12 @@ mod tests {
         let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
         assert_eq!(rfc3339(far), "9999-12-31T23:59:59.000Z");
         assert_eq!(rfc3339(SystemTime::UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn a_size_is_in_its_largest_unit() {
+        let texts = [0, 1, 1023, 1024, 1536, 5 << 20, u64::MAX].map(size);
+        assert_eq!(texts, ["0 bytes", "1 byte", "1023 bytes", "1.0 KiB", "1.5 KiB", "5.0 MiB", "15.9 EiB"]);
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::time::SystemTime;
 
-use record_store::{FileSystemOptions, OpenMode};
+use record_store::{Evicted, FileSystemOptions, OpenMode, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::GcArgs;
 use crate::damaged::{Before, Damaged};
-use crate::failure::Failure;
-use crate::format::{count, json};
+use crate::failure::{Failure, USAGE};
+use crate::format::{count, json, size};
 use crate::output::Output;
+use crate::records::open_to_read;
 use crate::recovery;
 use crate::store::{self, Store};
 
@@ -21,6 +22,25 @@ struct Removed {
     /// Only if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     damaged: Option<usize>,
+    /// Only with a limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evicted: Option<JsonEvicted>,
+}
+
+#[derive(Serialize)]
+struct JsonEvicted {
+    records: u64,
+    bytes: u64,
+    kept: u64,
+    records_left: u64,
+    bytes_left: u64,
+}
+
+impl From<Evicted> for JsonEvicted {
+    fn from(evicted: Evicted) -> Self {
+        let Evicted { records, bytes, kept, records_left, bytes_left, .. } = evicted;
+        Self { records, bytes, kept, records_left, bytes_left }
+    }
 }
 
 impl Removed {
@@ -33,9 +53,28 @@ impl Removed {
     }
 }
 
+impl JsonEvicted {
+    fn to_text(&self, is_dry_run: bool) -> String {
+        let sized = |records, bytes| format!("{} ({})", count(records, "record"), size(bytes));
+        let (gone, left) = (sized(self.records, self.bytes), sized(self.records_left, self.bytes_left));
+        let verb = if is_dry_run { "would be evicted" } else { "evicted" };
+        let kept =
+            if self.kept == 0 { String::new() } else { format!(", {} of them could not be", self.kept) };
+        format!("{gone} {verb}, {left} left{kept}")
+    }
+}
+
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     if let Some(url) = store::url(&args.store.dir) {
         return gc_on_server(url, args);
+    }
+    let policy = args.limits.policy();
+    if args.limits.dry_run {
+        let Some(policy) = policy else {
+            return Err(Failure::new(USAGE, "--dry-run needs --max-records, --max-size or --older-than"));
+        };
+        let evicted = open_to_read(&args.store)?.evict(&policy)?;
+        return print(&Removed { records: 0, locks: 0, damaged: None, evicted: Some(evicted.into()) }, args);
     }
     let before = Before::open(&args.store.dir);
     let begun = SystemTime::now();
@@ -48,17 +87,20 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let watch = Damaged::watch(&Store::from(store.clone()), None);
     let swept = store.sweep()?;
     drop(watch);
-    let removed = Removed { records: swept.records, locks: swept.locks, damaged };
+    let evicted = policy.map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
+    let removed = Removed { records: swept.records, locks: swept.locks, damaged, evicted };
     print(&removed, args)
 }
 
 #[cfg(feature = "postgres")]
 fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
-    let (records, locks) = store::connect(url, false)?.sweep()?;
+    let store = store::connect(url, false)?;
+    let evicted = args.limits.policy().map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
+    let (records, locks) = store.sweep()?;
     let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     // A server keeps no damaged files.
     let damaged = args.damaged.then_some(0);
-    print(&Removed { records: number(records), locks: number(locks), damaged }, args)
+    print(&Removed { records: number(records), locks: number(locks), damaged, evicted }, args)
 }
 
 #[cfg(not(feature = "postgres"))]
@@ -68,6 +110,15 @@ fn gc_on_server(url: &str, _: &GcArgs) -> Result<(), Failure> {
 
 fn print(removed: &Removed, args: &GcArgs) -> Result<(), Failure> {
     let mut out = Output::open();
-    out.line(&if args.json { json(removed)? } else { removed.to_text() })?;
+    if args.json {
+        out.line(&json(removed)?)?;
+    } else {
+        if !args.limits.dry_run {
+            out.line(&removed.to_text())?;
+        }
+        if let Some(evicted) = &removed.evicted {
+            out.line(&evicted.to_text(args.limits.dry_run))?;
+        }
+    }
     out.finish()
 }

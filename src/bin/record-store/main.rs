@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         Task::Put(args) => records::put(&args),
         Task::Rm(args) => records::rm(&args),
         Task::Ls(args) => list::keys(&args),
+        Task::Stat(args) => list::stat(&args),
         Task::Locks(args) => list::locks(&args),
         Task::Unlock(args) => unlock::unlock(&args),
         Task::Export(args) => export::export(&args),

@@ -73,7 +73,7 @@ fn change<T>(
     }
 }
 
-fn no_record(store: &Store, key: &Key) -> Failure {
+pub(crate) fn no_record(store: &Store, key: &Key) -> Failure {
     Failure::new(NOT_FOUND, format!("no record {} ({})", quoted(key.as_str()), store.place()))
         .advise("list the keys with ls")
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 #[cfg(feature = "postgres")]
 use record_store::PostgresRecordStore;
 use record_store::{
-    Acquired, Claim, Expected, FileSystemRecordStore, IsolationLevel, Json, Key, Listing, LockInfo,
-    LockOptions, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result,
-    StoreIdentity, WaitOptions, WriteOptions,
+    Acquired, Claim, Evicted, EvictionPolicy, Expected, FileSystemRecordStore, IsolationLevel, Json, Key,
+    ListOptions, Listing, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions, RecordInfo, RecordStore,
+    RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
 };
 
 use crate::failure::{Failure, USAGE};
@@ -123,6 +123,18 @@ impl RecordStore for Store {
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {
         self.inner.keys_raw()
+    }
+
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        self.inner.records_raw(options)
+    }
+
+    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+        self.inner.record_info_raw(key)
+    }
+
+    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        self.inner.evict_raw(policy)
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

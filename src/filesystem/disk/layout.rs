@@ -6,6 +6,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
@@ -332,6 +333,20 @@ pub(crate) fn irregular_type(kind: FileType) -> Option<&'static str> {
         FileType::Socket => Some("a socket"),
         _ => Some("a device"),
     }
+}
+
+/// When a file was written.
+#[allow(clippy::useless_conversion, reason = "the types of these fields differ between systems")]
+pub(crate) fn modified(stat: &Stat) -> SystemTime {
+    let (seconds, nanos) = (i64::from(stat.st_mtime), u64::try_from(stat.st_mtime_nsec).unwrap_or(0));
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let time = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(whole)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(whole)
+    };
+    let time = time.and_then(|time| time.checked_add(Duration::from_nanos(nanos)));
+    time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// The size of a file in bytes, as its metadata claims.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
+use record_store::EvictionPolicy;
 
 use super::{RecordArgs, StoreArgs, duration};
 
@@ -69,7 +70,11 @@ pub(crate) struct VerifyArgs {
     pub(crate) json: bool,
 }
 
-/// Remove expired records, stale locks and leftovers
+/// Remove expired records, stale locks and leftovers, and old records of a cache
+///
+/// With --max-records, --max-size or --older-than, removes the records that were written the longest time ago until the
+/// store is as small as that. Records that are locked, that were written by hand or that change meanwhile are
+/// kept; younger ones go in their place.
 ///
 /// Removes expired records, lock files without a live lock, and files that dead processes left
 /// behind. Live records and live locks are not touched, so this is safe while other processes use
@@ -79,7 +84,10 @@ pub(crate) struct VerifyArgs {
 #[command(after_help = "\
 Examples:
   record-store gc cache
-  record-store gc cache --json | jq .records")]
+  record-store gc cache --json | jq .records
+  record-store gc cache --max-size 2G --older-than 30d --dry-run
+
+In --json, evicted is an object with the fields records, bytes, kept, records_left and bytes_left")]
 pub(crate) struct GcArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -89,7 +97,73 @@ pub(crate) struct GcArgs {
     #[arg(long)]
     pub(crate) damaged: bool,
 
-    /// Print a JSON object with the fields records and locks, and damaged with --damaged
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+
+    /// Print a JSON object with the fields records and locks, damaged with --damaged, and evicted with a limit
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Selects how large the store may be.
+#[derive(Args)]
+pub(crate) struct LimitArgs {
+    /// Keep at most this many records
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other)]
+    max_records: Option<u64>,
+
+    /// Keep records of at most this size, all together: bytes, or with K, M, G or T powers of 1024, such as 500M
+    #[arg(long, value_name = "SIZE", value_hint = ValueHint::Other, value_parser = size)]
+    max_size: Option<u64>,
+
+    /// Keep no record that was written longer ago than this, such as 30d
+    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, value_parser = duration)]
+    older_than: Option<Duration>,
+
+    /// Remove nothing, and say what the limits would remove
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+impl LimitArgs {
+    /// `None`: there is no limit.
+    pub(crate) fn policy(&self) -> Option<EvictionPolicy> {
+        let policy = EvictionPolicy::new()
+            .max_records(self.max_records)
+            .max_bytes(self.max_size)
+            .older_than(self.older_than);
+        (policy != EvictionPolicy::new()).then(|| policy.dry_run(self.dry_run))
+    }
+}
+
+/// Parses a number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = match text[number.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1_u64 << 40,
+        _ => return Err("the unit is none of K, M, G and T".into()),
+    };
+    let count: u64 = number.parse().map_err(|_| "not a whole number of bytes, such as 500M".to_owned())?;
+    count.checked_mul(unit).ok_or_else(|| "too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_bytes_or_has_a_unit() {
+        for (text, bytes) in
+            [("0", 0), ("17", 17), ("1k", 1024), ("2MiB", 2 << 20), ("3G", 3 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5G", "1 G", "1X", "99999999T", "ä"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Definition of the command line arguments and their help.
 
+mod listing;
 mod maintenance;
 mod transfer;
 mod watch;
@@ -12,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use record_store::{Key, OpenMode, WriteOptions};
 
 use crate::style::{printable, shortened};
+pub(crate) use listing::{ListArgs, Sort, StatArgs};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 pub(crate) use watch::WatchArgs;
@@ -66,6 +68,7 @@ pub(crate) enum Task {
     Put(PutArgs),
     Rm(RmArgs),
     Ls(ListArgs),
+    Stat(StatArgs),
     Locks(LocksArgs),
     Unlock(UnlockArgs),
     Export(ExportArgs),
@@ -325,26 +328,6 @@ pub(crate) struct RmArgs {
 
     #[command(flatten)]
     pub(crate) durability: DurabilityArgs,
-}
-
-/// List the keys that have a record
-///
-/// Prints one key per line, in no particular order. On a terminal, control characters such as line
-/// feeds are escaped. Otherwise they are printed unchanged: use --json to distinguish a line feed in
-/// a key from the end of a line. If the key of a record cannot be determined, an error is printed to
-/// standard error, and the exit code is not 0.
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  record-store ls cache | sort
-  record-store ls cache --json | jq -r 'select(startswith(\"report/\"))'")]
-pub(crate) struct ListArgs {
-    #[command(flatten)]
-    pub(crate) store: StoreArgs,
-
-    /// Print each key as a JSON string
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 /// List the locks: key, holder, start and expiry

@@ -1,0 +1,206 @@
+//! Evicting records, so that a cache stays small: which ones, and what was done.
+
+use std::time::{Duration, SystemTime};
+
+/// How large a store may be, and how old its records. [`evict`](crate::RecordStoreExt::evict) removes the records that
+/// were written the longest time ago until all of it is so.
+///
+/// The default has no limit, and evicts nothing.
+///
+/// ```
+/// use record_store::{EvictionPolicy, MemoryRecordStore, RecordStoreExt};
+///
+/// let store = MemoryRecordStore::new();
+/// for number in 0..5 {
+///     store.write(format!("page {number}"), &number)?;
+/// }
+/// let evicted = store.evict(&EvictionPolicy::new().max_records(3))?;
+/// assert_eq!((evicted.records, evicted.records_left), (2, 3));
+/// assert!(store.exists("page 4")?);
+/// # Ok::<(), record_store::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "a policy does nothing until records are evicted with it"]
+pub struct EvictionPolicy {
+    max_records: Option<u64>,
+    max_bytes: Option<u64>,
+    older_than: Option<Duration>,
+    dry_run: bool,
+}
+
+impl EvictionPolicy {
+    /// No limit.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Keeps at most this many records.
+    pub fn max_records(mut self, records: impl Into<Option<u64>>) -> Self {
+        self.max_records = records.into();
+        self
+    }
+
+    /// Keeps records of at most this many bytes, all [sizes](crate::RecordInfo::size) together.
+    pub fn max_bytes(mut self, bytes: impl Into<Option<u64>>) -> Self {
+        self.max_bytes = bytes.into();
+        self
+    }
+
+    /// Keeps no record that was written longer ago than this.
+    pub fn older_than(mut self, age: impl Into<Option<Duration>>) -> Self {
+        self.older_than = age.into();
+        self
+    }
+
+    /// Only counts what would be evicted.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// The largest number of records. `None`: any.
+    #[must_use]
+    pub fn get_max_records(&self) -> Option<u64> {
+        self.max_records
+    }
+
+    /// The largest number of bytes. `None`: any.
+    #[must_use]
+    pub fn get_max_bytes(&self) -> Option<u64> {
+        self.max_bytes
+    }
+
+    /// The greatest age. `None`: any.
+    #[must_use]
+    pub fn get_older_than(&self) -> Option<Duration> {
+        self.older_than
+    }
+
+    /// Whether nothing is removed.
+    #[must_use]
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Whether the oldest record has to go, if this is what the store has. `age`: of that record.
+    #[must_use]
+    pub fn is_exceeded(&self, records: u64, bytes: u64, age: Duration) -> bool {
+        self.max_records.is_some_and(|most| records > most)
+            || self.max_bytes.is_some_and(|most| bytes > most)
+            || self.older_than.is_some_and(|oldest| age > oldest)
+    }
+}
+
+/// What an eviction did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// The records that were removed.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The records that should have been removed but were not: they are locked, were changed meanwhile, or were written
+    /// by hand.
+    pub kept: u64,
+    /// The records that are left.
+    pub records_left: u64,
+    /// Their bytes.
+    pub bytes_left: u64,
+}
+
+/// A record that may be evicted. `T` is how the store finds it.
+#[derive(Debug)]
+pub(crate) struct Candidate<T> {
+    pub(crate) modified: SystemTime,
+    pub(crate) size: u64,
+    pub(crate) record: T,
+}
+
+/// Evicts the oldest candidates with `remove`, which returns `false` if it left the record.
+pub(crate) fn evict<T, E>(
+    policy: &EvictionPolicy,
+    mut candidates: Vec<Candidate<T>>,
+    mut remove: impl FnMut(&T) -> Result<bool, E>,
+) -> Result<Evicted, E> {
+    candidates.sort_by_key(|candidate| candidate.modified);
+    let now = SystemTime::now();
+    let mut evicted = Evicted {
+        records_left: candidates.len() as u64,
+        bytes_left: candidates.iter().map(|candidate| candidate.size).sum(),
+        ..Evicted::default()
+    };
+    for Candidate { modified, size, record } in candidates {
+        // A record from the future, because the clock was set back, has no age.
+        let age = now.duration_since(modified).unwrap_or_default();
+        if !policy.is_exceeded(evicted.records_left, evicted.bytes_left, age) {
+            break;
+        }
+        if policy.is_dry_run() || remove(&record)? {
+            evicted.records += 1;
+            evicted.bytes += size;
+            evicted.records_left -= 1;
+            evicted.bytes_left -= size;
+        } else {
+            evicted.kept += 1;
+        }
+    }
+    Ok(evicted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    /// Records of these ages in seconds and of these sizes; their number is their name.
+    fn candidates(of: &[(u64, u64)]) -> Vec<Candidate<usize>> {
+        let candidate = |(record, &(age, size)): (usize, &(u64, u64))| Candidate {
+            modified: SystemTime::now() - Duration::from_secs(age),
+            size,
+            record,
+        };
+        of.iter().enumerate().map(candidate).collect()
+    }
+
+    fn removed(policy: &EvictionPolicy, of: &[(u64, u64)], kept: &[usize]) -> (Vec<usize>, Evicted) {
+        let mut removed = Vec::new();
+        let Ok(evicted) = evict(policy, candidates(of), |&record| {
+            let is_removed = !kept.contains(&record);
+            removed.extend(is_removed.then_some(record));
+            Ok::<_, Infallible>(is_removed)
+        });
+        (removed, evicted)
+    }
+
+    #[test]
+    fn the_oldest_go_first_until_every_limit_is_kept() {
+        let of = [(10, 5), (30, 5), (20, 100), (0, 5)];
+        let policy = EvictionPolicy::new;
+        assert_eq!(removed(&policy(), &of, &[]).0, []);
+        assert_eq!(removed(&policy().max_records(4).max_bytes(115), &of, &[]).0, []);
+        assert_eq!(removed(&policy().max_records(2), &of, &[]).0, [1, 2]);
+        assert_eq!(removed(&policy().max_bytes(109), &of, &[]).0, [1, 2]);
+        assert_eq!(removed(&policy().older_than(Duration::from_secs(15)), &of, &[]).0, [1, 2]);
+        assert_eq!(removed(&policy().max_records(0), &of, &[]).0, [1, 2, 0, 3]);
+        let evicted = removed(&policy().max_records(2), &of, &[]).1;
+        assert_eq!((evicted.records, evicted.bytes, evicted.kept), (2, 105, 0));
+        assert_eq!((evicted.records_left, evicted.bytes_left), (2, 10));
+    }
+
+    #[test]
+    fn a_younger_record_goes_in_the_place_of_one_that_is_kept() {
+        let (removed, evicted) =
+            removed(&EvictionPolicy::new().max_records(2), &[(9, 1), (8, 1), (7, 1), (6, 1)], &[0]);
+        assert_eq!(removed, [1, 2]);
+        assert_eq!((evicted.records, evicted.kept, evicted.records_left), (2, 1, 2));
+    }
+
+    #[test]
+    fn a_dry_run_removes_nothing_and_counts_the_same() {
+        let policy = EvictionPolicy::new().max_records(1).dry_run(true);
+        let (removed, evicted) = removed(&policy, &[(9, 3), (8, 4)], &[]);
+        assert_eq!(removed, []);
+        assert_eq!((evicted.records, evicted.bytes, evicted.records_left), (1, 3, 1));
+    }
+}

@@ -1,0 +1,85 @@
+//! Evicting the oldest records.
+
+use rustix::fs::Stat;
+
+use super::remove::take_away;
+use crate::eviction::{self, Candidate};
+use crate::filesystem::context::Context;
+use crate::filesystem::core::Core;
+use crate::filesystem::disk::layout::{self, Opened};
+use crate::filesystem::disk::names::{Entry, Names};
+use crate::filesystem::disk::{old_file, record_file, record_head};
+use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::limits::Limits;
+use crate::filesystem::protocol::owner::Owner;
+use crate::{Evicted, EvictionPolicy, Key, LockState, Result};
+
+pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
+    let context = Context::whole("evict");
+    if !policy.is_dry_run() {
+        core.check_writable(context)?;
+    }
+    let mut candidates = Vec::new();
+    for entry in Names::records(&core.layout, context)? {
+        // What is no record is not evicted.
+        let Ok(entry) = entry else { continue };
+        let name = entry.record_name();
+        let stat = layout::stat(&core.layout.dir, &name)
+            .map_err(|errno| context.io("stat the record", &core.layout.root().join(&name), errno))?;
+        if let Some(stat) = stat
+            && layout::irregular(&stat).is_none()
+        {
+            let (size, modified) = (layout::size(&stat), layout::modified(&stat));
+            candidates.push(Candidate { modified, size, record: (entry, stat) });
+        }
+    }
+    core.check_exists(context)?;
+    eviction::evict(policy, candidates, |(entry, stat)| evict_one(core, entry, stat))
+}
+
+/// Removes the record, unless it is locked or not the file that was found. `false`: it stays.
+fn evict_one(core: &Core, entry: &Entry, found: &Stat) -> Result<bool> {
+    let key = match entry {
+        Entry::Literal(key) => key.clone(),
+        // One without a key is no record, and one that is gone needs no eviction.
+        Entry::Hashed(name) => match record_file::key_inside(core, name, Context::whole("evict")) {
+            Ok(Some(key)) => key,
+            Ok(None) | Err(_) => return Ok(false),
+        },
+    };
+    let context = Context::new("evict", &key);
+    // Checked first without the latch: a locked record is the usual reason to leave one.
+    let Ok(Some(opened)) = record_file::open(core, &key, context) else { return Ok(false) };
+    if is_locked(core, &key, context) || !is_ours(core, &opened) || !is_unchanged(&opened.stat, found) {
+        return Ok(false);
+    }
+    drop(opened);
+    let here = Owner::here(&core.layout, context).ok();
+    let Some(latch) = core.enter_within(&key, &Limits::best_effort(), context)? else { return Ok(false) };
+    match old_file::stat(core, &key, context) {
+        Ok(Some(stat)) if is_unchanged(&stat, found) && !is_locked(core, &key, context) => {
+            take_away(core, &key, latch, stat, here.as_deref(), context)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Also if that cannot be determined.
+fn is_locked(core: &Core, key: &Key, context: Context<'_>) -> bool {
+    match snapshot(core, key, context) {
+        Ok(Snapshot::Lock(found)) => found.state == LockState::Held,
+        Ok(Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished) => false,
+        Err(_) => true,
+    }
+}
+
+/// Whether this library has written the file. What was written by hand is kept (I12), and so is a damaged file: it would
+/// only be moved.
+fn is_ours(core: &Core, opened: &Opened) -> bool {
+    record_head::read(opened, core.options.max_record_bytes).is_some_and(|head| head.version.is_some())
+}
+
+/// Every write publishes another file.
+fn is_unchanged(now: &Stat, found: &Stat) -> bool {
+    layout::is_same(now, found) && layout::modified(now) == layout::modified(found)
+}
