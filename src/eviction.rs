@@ -177,8 +177,8 @@ mod tests {
     fn the_oldest_go_first_until_every_limit_is_kept() {
         let of = [(10, 5), (30, 5), (20, 100), (0, 5)];
         let policy = EvictionPolicy::new;
-        assert_eq!(removed(&policy(), &of, &[]).0, []);
-        assert_eq!(removed(&policy().max_records(4).max_bytes(115), &of, &[]).0, []);
+        assert_eq!(removed(&policy(), &of, &[]).0, [0_usize; 0]);
+        assert_eq!(removed(&policy().max_records(4).max_bytes(115), &of, &[]).0, [0_usize; 0]);
         assert_eq!(removed(&policy().max_records(2), &of, &[]).0, [1, 2]);
         assert_eq!(removed(&policy().max_bytes(109), &of, &[]).0, [1, 2]);
         assert_eq!(removed(&policy().older_than(Duration::from_secs(15)), &of, &[]).0, [1, 2]);
@@ -200,7 +200,7 @@ mod tests {
     fn a_dry_run_removes_nothing_and_counts_the_same() {
         let policy = EvictionPolicy::new().max_records(1).dry_run(true);
         let (removed, evicted) = removed(&policy, &[(9, 3), (8, 4)], &[]);
-        assert_eq!(removed, []);
+        assert_eq!(removed, [0_usize; 0]);
         assert_eq!((evicted.records, evicted.bytes, evicted.records_left), (1, 3, 1));
     }
 }

@@ -56,7 +56,7 @@ fn a_policy_without_limits_evicts_nothing(store: &dyn RecordStore) {
         EvictionPolicy::new(),
         EvictionPolicy::new().max_records(2),
         EvictionPolicy::new().max_bytes(1 << 20),
-        EvictionPolicy::new().older_than(Duration::from_secs(3600)),
+        EvictionPolicy::new().older_than(Duration::from_hours(1)),
     ];
     for policy in kept {
         let evicted = store.evict(&policy).unwrap();

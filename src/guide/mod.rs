@@ -4,15 +4,16 @@
 //! 2. [Compute once](compute_once): many workers need a result, one of them computes it.
 //! 3. [Update](update): read, change and write a record without losing concurrent changes.
 //! 4. [Records that expire](expiry): caches and sessions.
-//! 5. [Waiting for a record](watching): sleep until another process changes it.
-//! 6. [Several keys](several_keys): acquire several locks without a deadlock.
-//! 7. [Transactions](transactions): commit or roll back a piece of work as a whole.
-//! 8. [Asynchronous programs](asynchronous), with the feature `tokio`.
-//! 9. [Observability](observing): spans and events, with the feature `tracing`.
-//! 10. [The command line](command_line), with the feature `cli`.
-//! 11. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
-//! 12. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
-//! 13. [When one host is not enough](postgres): the same store on a PostgreSQL server, with the feature `postgres`.
+//! 5. [A cache that stays small](eviction): remove the oldest records, and see what there is.
+//! 6. [Waiting for a record](watching): sleep until another process changes it.
+//! 7. [Several keys](several_keys): acquire several locks without a deadlock.
+//! 8. [Transactions](transactions): commit or roll back a piece of work as a whole.
+//! 9. [Asynchronous programs](asynchronous), with the feature `tokio`.
+//! 10. [Observability](observing): spans and events, with the feature `tracing`.
+//! 11. [The command line](command_line), with the feature `cli`.
+//! 12. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
+//! 13. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
+//! 14. [When one host is not enough](postgres): the same store on a PostgreSQL server, with the feature `postgres`.
 //!
 //! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
 //! seconds and prints what it did:
@@ -34,6 +35,9 @@ pub mod update {}
 
 #[doc = include_str!("expiry.md")]
 pub mod expiry {}
+
+#[doc = include_str!("eviction.md")]
+pub mod eviction {}
 
 #[doc = include_str!("watching.md")]
 pub mod watching {}

@@ -1,15 +1,16 @@
 //! A cache that stays small: eviction while other processes write, read and hold locks, and what it never touches.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use record_store::{
     Durability, ErrorKind, EvictionPolicy, FileSystemOptions, ListOptions, LockOptions, OpenMode,
-    RecordStoreExt,
+    RecordStoreExt, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{open, open_with, storm, tempdir};
+use crate::support::{millis, open, open_with, storm, tempdir};
 
 pub(crate) const ROLES: &[Role] =
     &[("fill a cache", fill), ("read a cache", read), ("hold and write in a cache", hold_and_write)];
@@ -125,6 +126,19 @@ fn what_was_not_written_by_the_store_is_never_evicted() {
     assert!(by_hand.exists() && damaged.exists() && dir.path().join("directory.json").exists());
     assert!(store.damaged().unwrap().is_empty());
     assert!(!store.exists("ours").unwrap());
+}
+
+#[test]
+fn an_expired_record_counts_until_it_is_evicted() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let expires_at_once = WriteOptions::new().time_to_live(Duration::from_nanos(1));
+    store.write_with("expired", &1, expires_at_once).unwrap();
+    std::thread::sleep(millis(15));
+    store.write("key", &1).unwrap();
+    let evicted = store.evict(&EvictionPolicy::new().max_records(1)).unwrap();
+    assert_eq!((evicted.records, evicted.kept, evicted.records_left), (1, 0, 1));
+    assert!(store.exists("key").unwrap());
 }
 
 #[test]

@@ -8,7 +8,8 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Opened};
 use crate::filesystem::disk::names::{Entry, Names};
-use crate::filesystem::disk::{old_file, record_file, record_head};
+use crate::filesystem::disk::old_file::{self, Was};
+use crate::filesystem::disk::{record_file, record_head};
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
@@ -58,7 +59,8 @@ fn evict_one(core: &Core, entry: &Entry, found: &Stat) -> Result<bool> {
     let Some(latch) = core.enter_within(&key, &Limits::best_effort(), context)? else { return Ok(false) };
     match old_file::stat(core, &key, context) {
         Ok(Some(stat)) if is_unchanged(&stat, found) && !is_locked(core, &key, context) => {
-            take_away(core, &key, latch, stat, here.as_deref(), context)
+            let was = take_away(core, &key, latch, stat, here.as_deref(), context)?;
+            Ok(was != Was::Damaged)
         }
         _ => Ok(false),
     }

@@ -27,6 +27,8 @@ pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<
     let here = Owner::here(&core.layout, context).ok();
     let latch = core.enter(key, &limits.for_latch(), context)?;
     admit(core, key, &claim, context)?;
+    // Read before the file is taken away: a record that expires later was removed.
+    let now = Reading::now();
     let stat = old_file::stat(core, key, context)?;
     let Some(stat) = stat else {
         drop(latch);
@@ -37,11 +39,14 @@ pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<
         }
         return Ok(false);
     };
-    take_away(core, key, latch, stat, here.as_deref(), context)
+    Ok(match take_away(core, key, latch, stat, here.as_deref(), context)? {
+        Was::Nothing => false,
+        Was::Record(proof) => proof.expiry.is_none_or(|expiry| expiry.term(&now) != Term::Over),
+        Was::Damaged => true,
+    })
 }
 
 /// Takes away the file in the place of the record. `stat`: what [`old_file::stat`] has just returned under the latch.
-/// `false`: it was gone, or a record that had expired.
 pub(super) fn take_away(
     core: &Core,
     key: &Key,
@@ -49,20 +54,14 @@ pub(super) fn take_away(
     stat: Stat,
     here: Option<&Owner>,
     context: Context<'_>,
-) -> Result<bool> {
-    // Read before the file is taken away: a record that expires later was removed.
-    let now = Reading::now();
+) -> Result<Was> {
     let told = tell(core, &latch, key, &stat, context)?;
     let remove = || old_file::remove(core, key, stat, here, context);
     let change = Change::make(core, key, told, false, context, remove)?;
     drop(latch);
-    let removed = match change.finish(None, context)? {
-        Was::Nothing => false,
-        Was::Record(proof) => proof.expiry.is_none_or(|expiry| expiry.term(&now) != Term::Over),
-        Was::Damaged => true,
-    };
+    let was = change.finish(None, context)?;
     core.checkpoint_if_full();
-    Ok(removed)
+    Ok(was)
 }
 
 /// Appends the frame that tells the removal, under the latch. It has a version of its own, so that a recovery knows which

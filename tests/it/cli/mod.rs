@@ -6,6 +6,7 @@ mod ending;
 mod expiry;
 mod killed;
 mod listing;
+mod listing_long;
 mod misplaced;
 mod printing;
 mod records;

@@ -4,6 +4,7 @@
 mod births;
 mod changes;
 mod ends;
+mod evictions;
 mod expiries;
 mod sweeps;
 #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
@@ -15,8 +16,8 @@ use std::time::Duration;
 
 use nix::libc;
 use record_store::{
-    Cancellation, Claim, Durability, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, ReadOptions,
-    RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
+    Cancellation, Claim, Durability, ErrorKind, EvictionPolicy, FileSystemRecordStore, LockGuard,
+    LockOptions, ReadOptions, RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
@@ -54,6 +55,8 @@ enum Operation {
     CompareAndSwap,
     Break,
     Sweep,
+    /// Keeps one record.
+    Evict,
     /// These claim by the name `holder`.
     RenewByHolder,
     ReleaseByHolder,
@@ -134,6 +137,10 @@ fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim
         }
         Operation::Sweep => {
             store.sweep()?;
+            "done"
+        }
+        Operation::Evict => {
+            store.evict(&EvictionPolicy::new().max_records(1))?;
             "done"
         }
         Operation::RenewByHolder => {
