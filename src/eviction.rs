@@ -91,7 +91,7 @@ impl EvictionPolicy {
     }
 }
 
-/// What an eviction did.
+/// The result of an eviction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Evicted {

@@ -67,7 +67,7 @@ fn read(stage: &Stage) {
     stage.send(&found.to_string());
 }
 
-/// What is written under a lock is there until the lock is released.
+/// A record that is written under a lock is there until the lock is released.
 fn hold_and_write(stage: &Stage) {
     let Task { dir, number, times } = stage.argument();
     let store = open_with(&dir, Durability::Relaxed);

@@ -22,7 +22,7 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
     }
     let mut candidates = Vec::new();
     for entry in Names::records(&core.layout, context)? {
-        // What is no record is not evicted.
+        // A file of another kind is not evicted.
         let Ok(entry) = entry else { continue };
         let name = entry.record_name();
         let stat = layout::stat(&core.layout.dir, &name)
@@ -75,8 +75,8 @@ fn is_locked(core: &Core, key: &Key, context: Context<'_>) -> bool {
     }
 }
 
-/// Whether this library has written the file. What was written by hand is kept (I12), and so is a damaged file: it would
-/// only be moved.
+/// Whether this library has written the file. A record that was written by hand is kept (I12), and
+/// so is a damaged file: it would only be moved.
 fn is_ours(core: &Core, opened: &Opened) -> bool {
     record_head::read(opened, core.options.max_record_bytes).is_some_and(|head| head.version.is_some())
 }
