@@ -8,7 +8,7 @@
 //! 6. [Several keys](several_keys): acquire several locks without a deadlock.
 //! 7. [Transactions](transactions): commit or roll back a piece of work as a whole.
 //! 8. [Asynchronous programs](asynchronous), with the feature `tokio`.
-//! 9. [Observability](observing): spans and events, with the feature `tracing`.
+//! 9. [Observability](observing): whom a call waits for; spans and events, with the feature `tracing`.
 //! 10. [The command line](command_line), with the feature `cli`.
 //! 11. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
 //! 12. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
