@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod records;
 mod recovery;
+mod remarks;
 mod run;
 mod signals;
 mod store;
@@ -23,6 +24,7 @@ mod unlock;
 mod usage;
 mod value;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::process::ExitCode;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(message) => return usage::print(message),
     };
+    remarks::choose(cli.progress);
     let outcome = match cli.task {
         Task::Run(args) => run::run(args),
         Task::Get(args) => records::get(&args),

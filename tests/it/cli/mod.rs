@@ -17,6 +17,7 @@ mod unlock;
 mod unstored;
 mod usage;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::fs;

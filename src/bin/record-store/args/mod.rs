@@ -1,6 +1,7 @@
 //! Definition of the command line arguments and their help.
 
 mod maintenance;
+mod progress;
 mod transfer;
 mod watch;
 
@@ -13,6 +14,7 @@ use record_store::{Key, OpenMode, WriteOptions};
 
 use crate::style::{printable, shortened};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
+pub(crate) use progress::ProgressArgs;
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 pub(crate) use watch::WatchArgs;
 
@@ -40,6 +42,9 @@ Exit codes:
 ///
 /// A record is a key and a JSON result. `run` computes a result once, even if several processes
 /// request it concurrently. The other subcommands read, change and list records and locks.
+///
+/// A command that waits for another holder's lock for more than a second says so on standard error: whom it
+/// waits for, and since when that holder has the lock. --quiet and --no-progress switch that off.
 #[derive(Parser)]
 #[command(
     name = "record-store",
@@ -55,6 +60,9 @@ Exit codes:
     )
 )]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+
     #[command(subcommand)]
     pub(crate) task: Task,
 }
