@@ -10,6 +10,8 @@ mod format;
 mod gc;
 mod import;
 mod list;
+mod man;
+mod names;
 mod output;
 mod progress;
 mod records;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Task::Gc(args) => gc::gc(&args),
         Task::Watch(args) => watch::watch(&args),
         Task::Completions(args) => completions::completions(&args),
+        Task::Man(args) => man::man(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

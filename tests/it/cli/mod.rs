@@ -6,6 +6,7 @@ mod ending;
 mod expiry;
 mod killed;
 mod listing;
+mod man;
 mod misplaced;
 mod printing;
 mod records;

@@ -82,6 +82,7 @@ pub(crate) enum Task {
     Gc(GcArgs),
     Watch(WatchArgs),
     Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Parses a length of time. The error may contain the text, which may be long.
@@ -391,6 +392,21 @@ Examples:
 pub(crate) struct CompletionsArgs {
     /// The shell that will run the script
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// Write the manual pages
+///
+/// Writes one page for this program and one for each subcommand into DIR, such as record-store.1 and
+/// record-store-run.1. Creates DIR if there is none, and replaces the pages that are there.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store man ~/.local/share/man/man1
+  man record-store-run")]
+pub(crate) struct ManArgs {
+    /// The directory to write to
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
 }
 
 #[cfg(test)]
