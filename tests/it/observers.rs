@@ -158,6 +158,8 @@ fn a_process_that_is_stopped_inside_a_latch_is_reported() {
     let (observer, reports) = observer(millis(30));
     // Without a timeout, too: otherwise it blocks in the system.
     thread::scope(|scope| {
+        // Left also by a panic.
+        let latch = latch;
         let writer = scope.spawn(|| store.write_with("k", &2, WriteOptions::new().observer(&observer)));
         let report = reports.recv_timeout(PATIENCE).unwrap();
         assert_eq!((report.operation(), report.lock()), ("write", None));
