@@ -57,7 +57,8 @@ where
 {
     let start = Instant::now();
     let (corrupt, options) = (options.get_corrupt_records(), options.get_lock());
-    let options = options.clone().holder(options.resolve_holder());
+    let wait = options.get_wait().of_call(start);
+    let options = options.clone().holder(options.resolve_holder()).wait(wait);
     let guard = loop {
         let rest = options.get_wait().since(start);
         let left = rest.get_timeout();

@@ -194,6 +194,7 @@ mod store;
 mod trace;
 mod transaction;
 mod version;
+mod waiting;
 mod watch;
 
 #[cfg(feature = "tokio")]
@@ -232,6 +233,7 @@ pub use store::ext::RecordStoreExt;
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use version::RecordVersion;
+pub use waiting::{WaitObserver, WaitReport};
 pub use watch::{RecordChange, RecordWatch};
 
 /// Runs the README's examples.

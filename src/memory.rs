@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::eviction::{self, Candidate};
 use crate::process::PerProcess;
 use crate::trace;
+use crate::waiting::{Obstacle, Reports};
 use crate::{Acquired, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing};
 use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
@@ -217,14 +218,17 @@ impl MemoryRecordStore {
 
     /// Sleeps between calls of `attempt` until it returns a value. While it cannot, it returns whose lock
     /// it waits for, if any, and when it has to be called again at the latest. `Ok(None)` at the timeout.
+    /// `in_the_way` describes the lock that is waited for.
     fn wait<T>(
         &self,
         operation: &'static str,
         key: &Key,
         options: &WaitOptions,
         mut attempt: impl FnMut(&State, Instant) -> Result<T, Option<Instant>>,
+        in_the_way: impl Fn(&State, Instant) -> Option<LockInfo>,
     ) -> Result<Option<(MutexGuard<'_, State>, T)>> {
         let start = Instant::now();
+        let reports = Reports::new(options, start);
         let _wakes = options.get_cancellation().map(|it| it.on_cancel(self.alarm()));
         // A deadline beyond the range of the clock is never reached.
         let deadline = options.get_timeout().and_then(|timeout| start.checked_add(timeout));
@@ -239,8 +243,22 @@ impl MemoryRecordStore {
             if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(None);
             }
+            let mut report_at = None;
+            if let Some(reports) = &reports
+                && let Some(lock) = in_the_way(&state, now)
+            {
+                let obstacle = Obstacle::lock(key, lock.holder(), Some(lock.token()));
+                report_at = reports.due_at(&obstacle);
+                if report_at.is_some_and(|at| at <= now) {
+                    // The observer may use the store.
+                    drop(state);
+                    reports.report(operation, obstacle, Some(lock));
+                    state = self.state();
+                    continue;
+                }
+            }
             let changed = Arc::clone(&state.changed);
-            state = match deadline.into_iter().chain(next_event).min() {
+            state = match deadline.into_iter().chain(next_event).chain(report_at).min() {
                 None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let pause = until.saturating_duration_since(now);
@@ -259,19 +277,20 @@ impl MemoryRecordStore {
         options: &WaitOptions,
     ) -> Result<MutexGuard<'_, State>> {
         let start = Instant::now();
-        let mut in_the_way = None;
+        let mut holder = None;
         let free = |state: &State, now| {
             let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
                 return Ok(());
             };
-            in_the_way = Some(lock.holder.clone());
+            holder = Some(lock.holder.clone());
             Err(lock.lease.as_ref().map(|lease| lease.end))
         };
-        match self.wait(operation, key, options, free)? {
+        let in_the_way = |state: &State, now| state.live(key, now).map(|lock| lock.info(key, now));
+        match self.wait(operation, key, options, free, in_the_way)? {
             Some((state, ())) => Ok(state),
             None => Err(Error::new(ErrorKind::LockTimeout, operation)
                 .with_key(key)
-                .with_holder(in_the_way)
+                .with_holder(holder)
                 .with_waited(start.elapsed())),
         }
     }
@@ -359,10 +378,11 @@ impl RecordStore for MemoryRecordStore {
         seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
-        let changed = self.wait("watch", key, &options, |state, _| match state.version(key) {
+        let attempt = |state: &State, _| match state.version(key) {
             version if version != seen => Ok(version),
             _ => Err(state.record(key).and_then(|record| record.expires)),
-        })?;
+        };
+        let changed = self.wait("watch", key, &options, attempt, |_, _| None)?;
         Ok(changed.map(|(_, version)| version))
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Cancellation, Claim, Error, Holder};
+use crate::waiting::Observed;
+use crate::{Cancellation, Claim, Error, Holder, WaitObserver};
 
 /// How long a call may wait, and what ends the wait early.
 ///
@@ -24,6 +25,7 @@ use crate::{Cancellation, Claim, Error, Holder};
 pub struct WaitOptions {
     timeout: Option<Duration>,
     cancellation: Option<Cancellation>,
+    observed: Option<Observed>,
 }
 
 impl WaitOptions {
@@ -45,6 +47,12 @@ impl WaitOptions {
         self
     }
 
+    /// Tells the observer whom the call waits for, if that takes long.
+    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+        self.observed = Some(Observed::new(observer));
+        self
+    }
+
     /// The longest wait. `None`: forever.
     #[must_use]
     pub fn get_timeout(&self) -> Option<Duration> {
@@ -56,12 +64,28 @@ impl WaitOptions {
     pub fn get_cancellation(&self) -> Option<&Cancellation> {
         self.cancellation.as_ref()
     }
+
+    /// The observer, if one was set.
+    #[must_use]
+    pub fn get_observer(&self) -> Option<&WaitObserver> {
+        self.observed.as_ref().map(Observed::observer)
+    }
 }
 
 impl WaitOptions {
+    /// These options for the steps of a call that began at `start`: to the observer, they are one call.
+    pub(crate) fn of_call(&self, start: Instant) -> Self {
+        let observed = self.observed.as_ref().map(|observed| observed.of_call(start));
+        Self { observed, ..self.clone() }
+    }
+
+    pub(crate) fn observed(&self) -> Option<&Observed> {
+        self.observed.as_ref()
+    }
+
     /// The rest of these options for a call that began at `start`.
     pub(crate) fn since(&self, start: Instant) -> Self {
-        self.clone().timeout(self.timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))
+        self.of_call(start).timeout(self.timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))
     }
 }
 
@@ -132,6 +156,12 @@ impl LockOptions {
         self
     }
 
+    /// Tells the observer whom the call waits for, if that takes long.
+    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+        self.wait = self.wait.observer(observer);
+        self
+    }
+
     /// The lease: after this time without [renewal](crate::LockGuard::renew) the lock is free for
     /// others, whatever its holder does. Suspended time counts. Within one boot of Linux, a stepped wall clock
     /// does not matter.
@@ -141,7 +171,6 @@ impl LockOptions {
         self
     }
 
-    #[cfg(feature = "tokio")]
     pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
         self.wait = wait;
         self
@@ -233,6 +262,12 @@ impl ReadOptions {
     /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
     pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
         self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// Tells the observer whom the call waits for, if that takes long.
+    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+        self.wait = self.wait.observer(observer);
         self
     }
 
@@ -330,6 +365,12 @@ impl WriteOptions {
         self
     }
 
+    /// Tells the observer whom the call waits for, if that takes long.
+    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+        self.wait = self.wait.observer(observer);
+        self
+    }
+
     /// How long to wait, and what ends the wait early.
     pub fn get_wait(&self) -> &WaitOptions {
         &self.wait
@@ -384,6 +425,12 @@ impl RemoveOptions {
     /// Gives up with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) as soon as this is cancelled.
     pub fn cancellation(mut self, cancellation: &Cancellation) -> Self {
         self.wait = self.wait.cancellation(cancellation);
+        self
+    }
+
+    /// Tells the observer whom the call waits for, if that takes long.
+    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+        self.wait = self.wait.observer(observer);
         self
     }
 

@@ -92,7 +92,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let start = Instant::now();
         let (corrupt, lock) = (options.get_corrupt_records(), options.get_lock().clone());
         let holder = lock.get_holder().cloned().unwrap_or_else(current_holder);
-        let lock = lock.holder(holder.clone());
+        let wait = lock.get_wait().of_call(start);
+        let lock = lock.holder(holder.clone()).wait(wait);
         let guard = loop {
             let rest = lock.get_wait().since(start);
             let left = rest.get_timeout();

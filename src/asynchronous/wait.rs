@@ -156,11 +156,12 @@ impl Wait {
             let cancellation = cancellation.clone();
             callers.on_cancel(move || cancellation.cancel())
         });
+        let start = Instant::now();
         Self {
             operation,
             key: key.clone(),
-            start: Instant::now(),
-            options: options.clone().cancellation(&cancellation),
+            start,
+            options: options.of_call(start).cancellation(&cancellation),
             cancellation,
             _chained: chained,
             acquisitions: Vec::new(),

@@ -9,7 +9,7 @@
 //! 7. [Several keys](several_keys): acquire several locks without a deadlock.
 //! 8. [Transactions](transactions): commit or roll back a piece of work as a whole.
 //! 9. [Asynchronous programs](asynchronous), with the feature `tokio`.
-//! 10. [Observability](observing): spans and events, with the feature `tracing`.
+//! 10. [Observability](observing): whom a call waits for; spans and events, with the feature `tracing`.
 //! 11. [The command line](command_line), with the feature `cli`.
 //! 12. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
 //! 13. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.

@@ -379,8 +379,8 @@ fn acquire_and_count<S: RecordStore + ?Sized>(
     let Some(identity) = counted_in else { return acquire(options.clone()) };
     let arrival = Arrival::begin(identity, key);
     loop {
-        let left = options.get_wait().since(start).get_timeout();
-        let acquired = acquire(options.clone().acquire_timeout(left))?;
+        let rest = options.get_wait().since(start);
+        let acquired = acquire(options.clone().wait(rest))?;
         if arrival.enter(&acquired) == Entered::Counted {
             return Ok(acquired);
         }
@@ -407,8 +407,8 @@ impl<S: RecordStore + ?Sized> LockGuard<'static, S> {
         let counted_in = store.identity_raw();
         let (start, arrival) = (Instant::now(), counted_in.map(|store| Arrival::begin(store, &key)));
         let acquired = loop {
-            let left = options.get_wait().since(start).get_timeout();
-            let acquired = futures.acquire_lock(&key, options.clone().acquire_timeout(left)).await?;
+            let rest = options.get_wait().since(start);
+            let acquired = futures.acquire_lock(&key, options.clone().wait(rest)).await?;
             if arrival.as_ref().is_none_or(|arrival| arrival.enter(&acquired) == Entered::Counted) {
                 break acquired;
             }

@@ -25,7 +25,9 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
     ) -> Result<Self> {
         keys.sort_unstable();
         keys.dedup();
-        let mut acquisition = Acquisition { options, start: Instant::now(), guards: Vec::new() };
+        let start = Instant::now();
+        let options = &options.clone().wait(options.get_wait().of_call(start));
+        let mut acquisition = Acquisition { options, start, guards: Vec::new() };
         let mut futile = 0;
         loop {
             let Err(lost) = acquisition.attempt(&keys, &lock)? else {

@@ -413,3 +413,11 @@ pub(super) fn key_bytes(key: &Key) -> Parameter<'_> {
 pub(super) fn version_of(number: Option<i64>) -> RecordVersion {
     number.map_or(RecordVersion::ABSENT, |number| RecordVersion::new(number.cast_unsigned()))
 }
+
+/// The key in a column.
+pub(super) fn key_in(core: &Arc<Core>, context: Context<'_>, row: &Row, column: usize) -> Result<Key> {
+    let text = String::from_utf8(row.get(column)).map_err(|error| {
+        core.error(context, ErrorKind::CorruptStore).with_detail("a key is not UTF-8").with_source(error)
+    })?;
+    Key::new(text)
+}

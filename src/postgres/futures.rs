@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::engine::engine;
-use super::{PostgresRecordStore, locks, records};
+use super::{PostgresRecordStore, lock_info, locks, records};
 use crate::asynchronous::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
     Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
@@ -87,7 +87,7 @@ impl RecordStoreFutures for PostgresRecordStore {
     }
 
     fn lock_info<'a>(&'a self, key: &'a Key) -> RecordStoreFuture<'a, Option<LockInfo>> {
-        Box::pin(locks::lock_info(&self.0, key))
+        Box::pin(lock_info::lock_info(&self.0, key))
     }
 
     fn wait_for_lock<'a>(&'a self, key: &'a Key, options: WaitOptions) -> RecordStoreFuture<'a, bool> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::engine::{Timer, until};
+use crate::waiting::Reports;
 use crate::{Cancellation, Error, ErrorKind, Holder, Key, Result, WaitOptions};
 
 /// The operation and its key, for errors to name.
@@ -56,6 +57,7 @@ pub(super) struct Limits {
     /// `None`: never. A time beyond the range of the clock is never, too.
     deadline: Option<Instant>,
     cancellation: Option<Cancellation>,
+    reports: Option<Reports>,
 }
 
 impl Limits {
@@ -66,6 +68,7 @@ impl Limits {
             start,
             deadline: options.get_timeout().and_then(|timeout| start.checked_add(timeout)),
             cancellation: options.get_cancellation().cloned(),
+            reports: Reports::new(options, start),
         }
     }
 
@@ -76,6 +79,11 @@ impl Limits {
 
     pub(super) fn cancellation(&self) -> Option<&Cancellation> {
         self.cancellation.as_ref()
+    }
+
+    /// `None`: nobody observes the call.
+    pub(super) fn reports(&self) -> Option<&Reports> {
+        self.reports.as_ref()
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {

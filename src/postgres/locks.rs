@@ -1,7 +1,7 @@
 //! Locks: acquire, renew, release, break, describe, list.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio_postgres::Row;
 
@@ -10,11 +10,12 @@ use super::core::{
 };
 use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
 use super::lock_errors::{not_own, unexpected};
-use super::records::{Pages, key_in};
+use super::lock_info::{info_in, live_lock};
+use super::records::Pages;
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
-use super::waiting::{Wait, left, until_free};
+use super::waiting::{Wait, left, report, until_free};
 use crate::trace::{self, WaitingFuture};
 use crate::{
     Acquired, Claim, ErrorKind, Holder, Key, Listing, LockInfo, LockOptions, LockState, LockToken, Result,
@@ -94,7 +95,8 @@ async fn acquire_as(
                     .get_or_insert_with(|| WaitingFuture::begin(context.operation, key, in_the_way.as_ref()));
                 let is_first = row.get::<_, Option<bool>>(5).unwrap_or(true);
                 let recheck = if is_first { RECHECK_INTERVAL } else { RECHECK_INTERVAL_BEHIND };
-                wait.sleep(limits, recheck, left(row.get(4))).await;
+                let until_report = report(core, context, limits, in_the_way.as_ref()).await;
+                wait.sleep(limits, recheck.min(until_report), left(row.get(4))).await;
             }
             status => break Err(unexpected(core, context, status)),
         }
@@ -171,7 +173,7 @@ pub(super) async fn break_lock(
 pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOptions) -> Result<bool> {
     let (limits, context) = (Limits::new(&options), Context::new("wait_for_lock", key));
     limits.check_cancelled(context)?;
-    if lock_info_of(core, context, &limits).await?.is_none() {
+    if live_lock(core, context, &limits).await?.is_none() {
         return Ok(true);
     }
     let mut wait = Wait::new(core, key, &limits);
@@ -182,57 +184,13 @@ pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOpti
         limits.check_cancelled(context)?;
         if limits.is_over() {
             // It may have become free during the last sleep.
-            return Ok(lock_info_of(core, context, &limits).await?.is_none());
+            return Ok(live_lock(core, context, &limits).await?.is_none());
         }
     }
-}
-
-pub(super) async fn lock_info(core: &Arc<Core>, key: &Key) -> Result<Option<LockInfo>> {
-    lock_info_of(core, Context::new("lock_info", key), &Limits::none()).await
-}
-
-/// The live lock.
-async fn lock_info_of(core: &Arc<Core>, context: Context<'_>, limits: &Limits) -> Result<Option<LockInfo>> {
-    let Some(key) = context.key else { return Ok(None) };
-    let id = KeyId::of(key);
-    let rows = core.call(context, limits, Repeat::Yes, Query::LockInfo, &[id.id()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let info = info_in(core, context, row, core.here().owner.present())?;
-    Ok(Some(info).filter(|info| info.state() == LockState::Held))
 }
 
 pub(super) fn locks(core: &Arc<Core>) -> Result<Listing<'_, LockInfo>> {
     let pages = Pages { core, query: Query::Locks, after: Some(Vec::new()), id: 9 };
     let own = core.here().owner.present();
     Ok(Box::new(pages.begin("locks")?.map(move |row| info_in(core, Context::whole("locks"), &row?, own))))
-}
-
-fn info_in(core: &Arc<Core>, context: Context<'_>, row: &Row, own: Option<i64>) -> Result<LockInfo> {
-    let corrupt = || core.error(context, ErrorKind::CorruptLock).with_detail("no valid holder");
-    let key = key_in(core, context, row, 0)?;
-    let holder = Core::holder_in(row, 1, 2).ok_or_else(corrupt)?;
-    let token = LockToken::new(row.get::<_, i64>(3).cast_unsigned());
-    let (owner, is_alive) = (row.get::<_, i64>(4), row.get::<_, bool>(8));
-    let left = row.get::<_, Option<i64>>(7);
-    let state = match left {
-        Some(left) if left <= 0 => LockState::Expired,
-        _ if holder.is_process_bound() && !is_alive => LockState::Abandoned,
-        _ => LockState::Held,
-    };
-    let info = LockInfo::new(key, holder, token, time(row.get(5)))
-        .with_state(state)
-        .with_owner(Some(is_alive), own == Some(owner));
-    Ok(match (row.get::<_, Option<i64>>(6), left) {
-        (Some(end), Some(left)) => {
-            info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
-        }
-        _ => info,
-    })
-}
-
-/// A time in microseconds since 1970.
-fn time(microseconds: i64) -> SystemTime {
-    let since = Duration::from_micros(microseconds.unsigned_abs());
-    let time = if microseconds < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
-    time.unwrap_or(UNIX_EPOCH)
 }

@@ -7,6 +7,7 @@ mod failure;
 mod futures;
 mod limits;
 mod lock_errors;
+mod lock_info;
 mod locks;
 mod options;
 mod owner;
@@ -230,7 +231,7 @@ impl RecordStore for PostgresRecordStore {
     }
 
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
-        block_on(locks::lock_info(&self.0, key))
+        block_on(lock_info::lock_info(&self.0, key))
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {

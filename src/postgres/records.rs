@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::core::{Core, KeyId, Parameter, Repeat, claim_parameters, key_bytes, microseconds, version_of};
+use super::core::{
+    Core, KeyId, Parameter, Repeat, claim_parameters, key_bytes, key_in, microseconds, version_of,
+};
 use super::engine::block_on;
 use super::limits::{Context, Limits};
 use super::lock_errors::refused;
@@ -223,14 +225,6 @@ pub(super) fn keys(core: &Arc<Core>) -> Result<Listing<'_, Key>> {
         let row = row?;
         key_in(core, Context::whole("keys"), &row, 1)
     })))
-}
-
-/// The key in a column.
-pub(super) fn key_in(core: &Arc<Core>, context: Context<'_>, row: &Row, column: usize) -> Result<Key> {
-    let text = String::from_utf8(row.get(column)).map_err(|error| {
-        core.error(context, ErrorKind::CorruptStore).with_detail("a key is not UTF-8").with_source(error)
-    })?;
-    Key::new(text)
 }
 
 /// A listing, one page after the other, so that it holds no snapshot and no memory for long.

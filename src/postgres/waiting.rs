@@ -10,11 +10,13 @@ use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters, version_of}
 use super::engine::{Timer, engine, until};
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::lock_errors::unexpected;
+use super::lock_info::live_lock;
 use super::owner::Registered;
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
 use crate::trace::WaitingFuture;
+use crate::waiting::Obstacle;
 use crate::{Holder, Key, OnCancel, RecordVersion, Result};
 
 /// A call that gives up waits this long for its waiter to be removed.
@@ -117,13 +119,37 @@ pub(super) async fn until_free(
             let holder = Core::holder_in(&row, 1, 2);
             if !limits.is_over() {
                 let tracing = WaitingFuture::begin(context.operation, wait.key, holder.as_ref());
-                wait.sleep(limits, RECHECK_INTERVAL, left(row.get(3))).await;
+                let until_report = report(core, context, limits, holder.as_ref()).await;
+                wait.sleep(limits, RECHECK_INTERVAL.min(until_report), left(row.get(3))).await;
                 tracing.end(&Ok(()));
             }
             Ok(false)
         }
         status => Err(unexpected(core, context, status)),
     }
+}
+
+/// Reports the lock that is in the way, if it is time: that takes a round trip. Returns how long it is until then.
+pub(super) async fn report(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+    holder: Option<&Holder>,
+) -> Duration {
+    let (Some(reports), Some(key), Some(holder)) = (limits.reports(), context.key, holder) else {
+        return Duration::MAX;
+    };
+    // The answer to a call that has to wait does not have the token.
+    let obstacle = Obstacle::lock(key, holder, None);
+    let Some(at) = reports.due_at(&obstacle) else { return Duration::MAX };
+    let left = at.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        let lock = live_lock(core, context, limits).await.ok().flatten();
+        let Some(lock) = lock.filter(|lock| lock.holder() == holder) else { return RECHECK_INTERVAL };
+        reports.report(context.operation, obstacle, Some(lock));
+        return Duration::MAX;
+    }
+    left
 }
 
 /// Waits until the record has another version. `None` at the timeout.

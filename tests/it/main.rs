@@ -37,6 +37,7 @@ mod kill_storm;
 mod linearize;
 mod log_files;
 mod model;
+mod observers;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(target_arch = "x86_64")]

@@ -1,13 +1,12 @@
 //! The files that a change has moved aside, because they were in the place of a record or a lock and were
 //! neither.
 
-use std::io::{self, Write as _};
 use std::path::Path;
 
 use record_store::{DamagedFile, FileSystemOptions, FileSystemRecordStore, Key, OpenMode};
 
+use crate::remarks::remark;
 use crate::store::Store;
-use crate::style::printable;
 
 /// The files that were already moved aside at one moment.
 pub(crate) struct Before(Vec<DamagedFile>);
@@ -71,6 +70,5 @@ impl Drop for Damaged {
 
 /// Prints a warning on standard error.
 pub(crate) fn warn(message: &str) {
-    // Ignores write errors, because standard error may be closed.
-    let _ = writeln!(io::stderr(), "record-store: warning: {}", printable(message));
+    remark(&format!("warning: {message}"));
 }

@@ -13,6 +13,7 @@ use crate::progress::Progress;
 use crate::records::open_to_read;
 use crate::store::Store;
 use crate::target::Target;
+use crate::waiting::waiting;
 
 pub(crate) fn export(args: &ExportArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.store)?;
@@ -76,7 +77,9 @@ fn line(store: &Store, key: &Key, args: &ExportArgs) -> Result<Option<String>, U
         expires_at: Option<String>,
         result: &'a Json,
     }
-    let record = store.read_raw(key, ReadOptions::new().timeout(args.wait))?;
+    let options = ReadOptions::new().timeout(args.wait);
+    let record =
+        waiting(|observer| store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer)))?;
     let line = record.map(|record| {
         let end = record.time_left.and_then(|left| SystemTime::now().checked_add(left));
         json(&Line { key: key.as_str(), expires_at: end.map(rfc3339), result: &record.json })

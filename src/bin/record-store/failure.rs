@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use record_store::{Error, ErrorKind};
 
+use crate::remarks::remark;
 use crate::style::{printable, quoted};
 
 /// The reason why this program exits with a code other than 0. A closed output pipe is also a
@@ -114,6 +115,13 @@ impl Failure {
             let _ = writeln!(io::stderr(), "record-store: {}", printable(&message));
         }
         self
+    }
+
+    /// Prints the message of what is no failure, unless nothing but errors is wanted.
+    pub(crate) fn remarked(self) {
+        if let Some(message) = self.message {
+            remark(&message);
+        }
     }
 
     /// Prints the message, unless it is already printed, and returns the exit code.

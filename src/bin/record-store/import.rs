@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::records::{LATCH_TIMEOUT, open_to_write};
 use crate::store::Store;
 use crate::style::quoted;
+use crate::waiting::waiting;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
     let mut lines = Lines::open(args.file.as_deref())?;
@@ -78,12 +79,15 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
         return Ok(());
     }
     // The lock makes the check and the write atomic.
-    let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait.wait))?;
+    let options = LockOptions::new().acquire_timeout(args.wait.wait);
+    let guard =
+        waiting(|observer| store.lock(key, observer.into_iter().fold(options, LockOptions::observer)))?;
     if args.existing == Existing::Overwrite || !store.exists(key)? {
-        guard.write_with(
-            result,
-            WriteOptions::new().time_to_live(time_to_live).timeout(args.wait.wait.max(LATCH_TIMEOUT)),
-        )?;
+        let timeout = args.wait.wait.max(LATCH_TIMEOUT);
+        let options = WriteOptions::new().time_to_live(time_to_live).timeout(timeout);
+        waiting(|observer| {
+            guard.write_with(result, observer.into_iter().fold(options, WriteOptions::observer))
+        })?;
     } else if args.existing == Existing::Fail {
         let failure = Failure::new(EXISTS, format!("{} already has a record", quoted(key.as_str())));
         return Err(failure.advise("use --existing skip or --existing overwrite"));

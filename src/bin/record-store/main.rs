@@ -10,10 +10,13 @@ mod format;
 mod gc;
 mod import;
 mod list;
+mod man;
+mod names;
 mod output;
 mod progress;
 mod records;
 mod recovery;
+mod remarks;
 mod run;
 mod signals;
 mod store;
@@ -23,6 +26,7 @@ mod unlock;
 mod usage;
 mod value;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::process::ExitCode;
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(message) => return usage::print(message),
     };
+    remarks::choose(cli.progress);
     let outcome = match cli.task {
         Task::Run(args) => run::run(args),
         Task::Get(args) => records::get(&args),
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         Task::Gc(args) => gc::gc(&args),
         Task::Watch(args) => watch::watch(&args),
         Task::Completions(args) => completions::completions(&args),
+        Task::Man(args) => man::man(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,11 +1,12 @@
 //! A progress bar for long tasks, drawn on a terminal.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use rustix::termios::tcgetwinsize;
 
 use crate::format::count;
+use crate::remarks::draws_progress;
 use crate::style::fit;
 
 /// A task that is shorter than this shows no progress.
@@ -17,7 +18,7 @@ const MAX_BAR: usize = 32;
 const MIN_BAR: usize = 7;
 
 pub(crate) struct Progress {
-    /// Standard error is a terminal.
+    /// Standard error is a terminal, and the user wants to see progress.
     visible: bool,
     /// The size of the whole task, if known.
     total: Option<u64>,
@@ -27,10 +28,9 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts the progress of a task with `total` parts. Calls `total` only if standard error is a
-    /// terminal.
+    /// Starts the progress of a task with `total` parts. Calls `total` only if the progress is shown.
     pub(crate) fn start(total: impl FnOnce() -> Option<u64>) -> Self {
-        let visible = io::stderr().is_terminal();
+        let visible = draws_progress();
         let total = if visible { total().filter(|total| *total > 0) } else { None };
         let started = Instant::now();
         Self { visible, total, started, next_draw: started + DELAY, drawn: false }
@@ -67,7 +67,7 @@ impl Drop for Progress {
 }
 
 /// The width of the terminal. It may change at any time.
-fn columns() -> usize {
+pub(crate) fn columns() -> usize {
     let size = tcgetwinsize(io::stderr()).ok().filter(|size| size.ws_col > 0);
     size.map_or(80, |size| size.ws_col.into())
 }

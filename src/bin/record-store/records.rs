@@ -12,6 +12,7 @@ use crate::recovery;
 use crate::store::{self, Store};
 use crate::style::quoted;
 use crate::value::{Form, Value, read_to_end};
+use crate::waiting::{wait_for_lock, waiting};
 
 /// A change waits at least this long for a process that is in the middle of an operation on the same key. That
 /// takes microseconds, unless the process is stopped.
@@ -48,7 +49,10 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     let store = open_to_write(&args.record.store, &args.durability, OpenMode::Existing)?;
     let _damaged = Damaged::watch(&store, Some(key));
     let removed = change(&store, key, args.wait.wait, |timeout| {
-        store.remove_with(key, RemoveOptions::new().timeout(timeout))
+        let options = RemoveOptions::new().timeout(timeout);
+        waiting(|observer| {
+            store.remove_with(key, observer.into_iter().fold(options, RemoveOptions::observer))
+        })
     })?;
     if removed { Ok(()) } else { Err(no_record(&store, key)) }
 }
@@ -66,7 +70,7 @@ fn change<T>(
         let left = wait.saturating_sub(start.elapsed());
         match attempt(left.max(LATCH_TIMEOUT)) {
             Err(error) if error.kind() == ErrorKind::Locked && !left.is_zero() => {
-                store.wait_for_lock(key, left)?;
+                wait_for_lock(store, key, Some(left))?;
             }
             outcome => return outcome,
         }

@@ -20,6 +20,7 @@ use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
 use crate::signals::{Signals, exit_after};
 use crate::store::Store;
 use crate::value::{Form, Value};
+use crate::waiting::wait_for_lock;
 
 /// After a signal, the output is written for at most this time: its reader may have stopped.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,7 +37,7 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
             return Err(Failure::from(error).advise("add --run-anyway to run the command without the store"));
         }
         Err(error) => {
-            let _ = Failure::from(error).at("running the command without the store").printed();
+            Failure::from(error).at("running the command without the store").remarked();
             run.signals.defer();
             run.compute(None)
         }
@@ -162,7 +163,7 @@ impl Run {
     fn await_unlocked(&self, store: &Store) -> Result<Option<Value>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
-            store.wait_for_lock(key, self.time_left())?;
+            wait_for_lock(store, key, self.time_left())?;
             return Ok(None);
         }
         match Value::read(self.form, store, key, self.time_left()) {
@@ -263,7 +264,7 @@ impl Run {
         let what = if error.is_outcome_unknown() { MAYBE_NOT_STORED } else { NOT_STORED };
         let failure = Failure::from(error).at(what);
         if is_optional {
-            let _ = failure.printed();
+            failure.remarked();
             return None;
         }
         Some(failure)

@@ -19,6 +19,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::command::Event;
 use crate::failure::signal_code;
+use crate::waiting::clear_before_exit;
 
 /// SIGINT and SIGQUIT are included because the terminal sends them, on Ctrl-C and Ctrl-\, only to the
 /// foreground process group, and the command has its own process group.
@@ -54,6 +55,7 @@ impl Signals {
                 let mut mode = lock(&shared_mode);
                 // The receiver lives as long as the program.
                 if *mode == Mode::Exit || events.send(Event::Signal(signal)).is_err() {
+                    clear_before_exit();
                     std::process::exit(signal_code(signal).into());
                 }
                 if let Mode::DeferOne(timeout) = *mode {

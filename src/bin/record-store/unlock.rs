@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::{Error, ErrorKind, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt};
+use record_store::{Error, ErrorKind, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt, WaitOptions};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
 use crate::damaged::Damaged;
@@ -14,6 +14,7 @@ use crate::output::Output;
 use crate::records::open_to_write;
 use crate::store::Store;
 use crate::style::{Cell, Colour, printable, quoted, table};
+use crate::waiting::waiting;
 
 pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     let key = &args.record.key;
@@ -102,7 +103,10 @@ impl Found {
     /// Releases the lock that was found. A lock that another holder acquired since then stays.
     fn release(&self, store: &Store, key: &Key, wait: Duration) -> Result<(), Failure> {
         let is_released = match self {
-            Self::Lock(lock) => store.break_lock_raw(key, Some(lock.token()), wait.into())?,
+            Self::Lock(lock) => waiting(|observer| {
+                let options = observer.into_iter().fold(WaitOptions::from(wait), WaitOptions::observer);
+                store.break_lock_raw(key, Some(lock.token()), options)
+            })?,
             Self::NoLock(_) => match store.files() {
                 Some(files) => files.break_damaged_lock(key, wait)?,
                 None => store.break_lock(key)?,

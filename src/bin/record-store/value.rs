@@ -10,6 +10,7 @@ use record_store::{
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::store::Store;
+use crate::waiting::waiting;
 
 /// The form of a result in input and output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,10 @@ impl Value {
         key: &Key,
         timeout: Option<Duration>,
     ) -> Result<Option<Self>, Error> {
-        let record = store.read_raw(key, ReadOptions::new().timeout(timeout))?;
+        let options = ReadOptions::new().timeout(timeout);
+        let record = waiting(|observer| {
+            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
+        })?;
         record.map(|record| Self::from_json(form, key, record.json)).transpose()
     }
 
@@ -90,7 +94,10 @@ impl Value {
         guard: &LockGuard<'_, Store>,
         timeout: Duration,
     ) -> Result<Option<Self>, Error> {
-        let record = guard.read_with::<Json>(ReadOptions::new().timeout(timeout))?;
+        let options = ReadOptions::new().timeout(timeout);
+        let record = waiting(|observer| {
+            guard.read_with::<Json>(observer.into_iter().fold(options, ReadOptions::observer))
+        })?;
         record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
     }
 
@@ -109,18 +116,24 @@ impl Value {
         guard: &LockGuard<'_, Store>,
         options: WriteOptions,
     ) -> Result<(), Error> {
-        match self {
-            Value::Json(json) => guard.write_with(json, options),
-            Value::Text(text) => guard.write_with(text, options),
-        }
+        waiting(|observer| {
+            let options = observer.into_iter().fold(options, WriteOptions::observer);
+            match self {
+                Value::Json(json) => guard.write_with(json, options),
+                Value::Text(text) => guard.write_with(text, options),
+            }
+        })
     }
 
     /// Writes to the store without a lock. Fails while another holder has the lock.
     pub(crate) fn write(&self, store: &Store, key: &Key, options: WriteOptions) -> Result<(), Error> {
-        match self {
-            Value::Json(json) => store.write_with(key, json, options),
-            Value::Text(text) => store.write_with(key, text, options),
-        }
+        waiting(|observer| {
+            let options = observer.into_iter().fold(options, WriteOptions::observer);
+            match self {
+                Value::Json(json) => store.write_with(key, json, options),
+                Value::Text(text) => store.write_with(key, text, options),
+            }
+        })
     }
 
     /// Prints JSON with a line feed, and text byte for byte.

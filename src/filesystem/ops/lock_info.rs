@@ -9,7 +9,7 @@ use crate::{Key, LockInfo, LockState, Result};
 pub(crate) fn lock_info(core: &Core, key: &Key) -> Result<Option<LockInfo>> {
     let context = Context::new("lock_info", key);
     match snapshot(core, key, context)? {
-        Snapshot::Lock(found) if found.state == LockState::Held => Ok(Some(info(core, *found))),
+        Snapshot::Lock(found) if found.state == LockState::Held => Ok(Some(info(core, &found))),
         // Every lock looks stale if only the private directory was removed, with the owner files in it.
         Snapshot::Lock(_) | Snapshot::Unfinished | Snapshot::Blank | Snapshot::Absent => {
             core.check_exists(context).map(|()| None)

@@ -42,7 +42,7 @@ pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Resu
             None => context.error(ErrorKind::CorruptLock).with_detail(MISNAMED),
         }
         .with_path(path())),
-        Snapshot::Lock(found) => Ok(Some(info(core, *found))),
+        Snapshot::Lock(found) => Ok(Some(info(core, &found))),
         Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => Ok(None),
     }
 }

@@ -1,14 +1,15 @@
 //! Waiting until a key is free: attempts, and sleep between them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::protocol::access::{Found, is_unchanged};
+use crate::filesystem::protocol::access::{Found, info, is_unchanged};
 use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::{Limits, RECHECK_INTERVAL};
 use crate::filesystem::wait_queue::{DeathReports, Waiter};
 use crate::trace::Waiting;
+use crate::waiting::Obstacle;
 use crate::{Error, Holder, Key, OnCancel, Result};
 
 /// After this many sleeps the whole state is checked, the owner of the lock included.
@@ -119,6 +120,7 @@ fn repeat<T>(
         if stage.advance(core, key, role, limits, context)? {
             continue;
         }
+        let report_at = report(core, key, found.as_deref(), limits, context);
         let (version, sleeps) = match (&stage, found) {
             (Stage::Reporting(_, Some(_)), Some(found)) => (Some(found.version), SLEEPS_PER_CHECK),
             (Stage::Reporting(..), _) => (None, 1),
@@ -133,16 +135,36 @@ fn repeat<T>(
         let max_sleep = core.events.max_sleep(limits.cancellation().is_some());
         // While deaths are reported, it is enough most of the time that the lock file is the same.
         for _ in 0..sleeps {
-            let nap = limits.cap(pause.min(max_sleep));
+            let until_report = report_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let nap = limits.cap(until_report.into_iter().fold(pause.min(max_sleep), Duration::min));
             pause -= nap.min(pause);
             let is_woken = core.events.sleep(observed, nap, attempts);
-            let is_over = limits.is_over() || limits.is_cancelled();
+            let is_due = report_at.is_some_and(|at| at <= Instant::now());
+            let is_over = limits.is_over() || limits.is_cancelled() || is_due;
             let is_same = version.is_some_and(|version| is_unchanged(core, key, version));
             if is_woken || pause.is_zero() || is_over || !is_same {
                 break;
             }
         }
     }
+}
+
+/// Reports the lock that is in the way, if it is time. Otherwise returns when it will be.
+fn report(
+    core: &Core,
+    key: &Key,
+    found: Option<&Found>,
+    limits: &Limits,
+    context: Context<'_>,
+) -> Option<Instant> {
+    let (reports, found) = (limits.reports()?, found?);
+    let obstacle = Obstacle::lock(key, &found.lock.holder, Some(found.lock.token));
+    let at = reports.due_at(&obstacle)?;
+    if at > Instant::now() {
+        return Some(at);
+    }
+    reports.report(context.operation, obstacle, Some(info(core, found)));
+    None
 }
 
 impl Stage {

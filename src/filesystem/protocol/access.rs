@@ -210,20 +210,20 @@ pub(crate) fn is_unchanged(core: &Core, key: &Key, version: Version) -> bool {
 }
 
 /// The description of a lock for users.
-pub(crate) fn info(core: &Core, found: Found) -> LockInfo {
+pub(crate) fn info(core: &Core, found: &Found) -> LockInfo {
     let Found { lock, state, term, version: _ } = found;
-    let alive = match liveness(core, &lock) {
+    let alive = match liveness(core, lock) {
         Liveness::Alive => Some(true),
         Liveness::Dead => Some(false),
         Liveness::Unknown => None,
     };
     let here = is_owner_here(core, &lock.owner);
-    let info = LockInfo::new(lock.key, lock.holder, lock.token, lock.acquired_at)
-        .with_state(state)
+    let info = LockInfo::new(lock.key.clone(), lock.holder.clone(), lock.token, lock.acquired_at)
+        .with_state(*state)
         .with_owner(alive, here);
     let left = match term {
         Term::Unlimited => return info,
-        Term::Left(left) => left,
+        Term::Left(left) => *left,
         Term::Over => Duration::ZERO,
     };
     info.with_expiry(lock.lease.expires_at.unwrap_or(SystemTime::UNIX_EPOCH), left)

@@ -206,7 +206,8 @@ impl Latch {
                 continue;
             }
             let locked = file.with(|file| {
-                lock_within(file, limits).map_err(|error| flock_failed(file, error, &path(), context))
+                lock_within(file, limits, context)
+                    .map_err(|error| flock_failed(file, error, &path(), context))
             });
             if !locked.unwrap_or(Ok(false))? {
                 return Ok(None);
@@ -336,7 +337,7 @@ fn parse_count(text: &[u8]) -> u64 {
 }
 
 /// Acquires the exclusive `flock`. `false`: a limit was reached first.
-fn lock_within(file: &File, limits: &Limits) -> io::Result<bool> {
+fn lock_within(file: &File, limits: &Limits, context: Context<'_>) -> io::Result<bool> {
     let mut pause = MIN_PAUSE;
     loop {
         if try_exclusive(file)? {
@@ -347,6 +348,9 @@ fn lock_within(file: &File, limits: &Limits) -> io::Result<bool> {
         }
         if limits.is_over() || limits.is_cancelled() {
             return Ok(false);
+        }
+        if let (Some(reports), Some(key)) = (limits.reports(), context.key) {
+            reports.report_process(context.operation, key);
         }
         std::thread::sleep(limits.cap(pause));
         pause = (pause * 2).min(MAX_PAUSE);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::filesystem::context::Context;
+use crate::waiting::Reports;
 use crate::{Cancellation, Error, ErrorKind, Holder, Result, WaitOptions};
 
 /// A latch is held for microseconds. Even a call that may not wait gives it this long: only a stopped
@@ -16,13 +17,14 @@ pub(crate) const RECHECK_INTERVAL: Duration = Duration::from_millis(250);
 #[cfg(record_store_no_recheck)]
 pub(crate) const RECHECK_INTERVAL: Duration = Duration::from_secs(u32::MAX as u64);
 
-/// The deadline and the cancellation of one call.
+/// The deadline, the cancellation and the observer of one call.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     start: Instant,
     /// `None`: never. A time beyond the range of the clock is never, too.
     deadline: Option<Instant>,
     cancellation: Option<Cancellation>,
+    reports: Option<Reports>,
 }
 
 impl Limits {
@@ -33,6 +35,7 @@ impl Limits {
             start,
             deadline: options.get_timeout().and_then(|timeout| start.checked_add(timeout)),
             cancellation: options.get_cancellation().cloned(),
+            reports: Reports::new(options, start),
         }
     }
 
@@ -51,8 +54,14 @@ impl Limits {
         self.cancellation.as_ref()
     }
 
+    /// `None`: nobody observes the call.
+    pub(crate) fn reports(&self) -> Option<&Reports> {
+        self.reports.as_ref()
+    }
+
+    /// Whether nothing can happen to the call while it blocks.
     pub(crate) fn is_unlimited(&self) -> bool {
-        self.deadline.is_none() && self.cancellation.is_none()
+        self.deadline.is_none() && self.cancellation.is_none() && self.reports.is_none()
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {

@@ -3,7 +3,7 @@
 use super::terminal::Terminal;
 use super::*;
 
-const SUBCOMMANDS: [&str; 13] = [
+pub(super) const SUBCOMMANDS: [&str; 14] = [
     "run",
     "get",
     "put",
@@ -17,6 +17,7 @@ const SUBCOMMANDS: [&str; 13] = [
     "gc",
     "watch",
     "completions",
+    "man",
 ];
 
 /// The text before Tab, and the arguments of the program after it.

@@ -7,6 +7,7 @@ mod expiry;
 mod killed;
 mod listing;
 mod listing_long;
+mod man;
 mod misplaced;
 mod printing;
 mod records;
@@ -18,6 +19,7 @@ mod unlock;
 mod unstored;
 mod usage;
 mod verify;
+mod waiting;
 mod watch;
 
 use std::fs;

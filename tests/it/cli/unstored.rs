@@ -133,7 +133,12 @@ fn a_process_that_is_stopped_in_an_operation_delays_the_output_only_briefly() {
     scratch.wait_for_file("begun");
     let stopped = scratch.enter_latch("k");
     scratch.touch("go");
-    let message = assert_unstored(&run.output(), 75, b"1\n");
+    let mut ended = run.output();
+    let messages = String::from_utf8(ended.stderr.clone()).unwrap();
+    let (waiting, rest) = messages.split_once('\n').unwrap();
+    assert!(waiting.contains("waiting for \"k\": another process is stopped"), "{waiting}");
+    ended.stderr = rest.into();
+    let message = assert_unstored(&ended, 75, b"1\n");
     assert!(message.contains("within 5.") && message.contains("--wait"), "{message}");
     drop(stopped);
     // The lock could not be released either, but ended with its process.

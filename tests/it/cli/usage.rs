@@ -30,6 +30,38 @@ fn help_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
+fn what_other_programs_call_a_subcommand_is_suggested() {
+    let scratch = Scratch::new();
+    for (name, subcommand) in [
+        ("del", "rm"),
+        ("delete", "rm"),
+        ("SET", "put"),
+        ("list", "ls"),
+        ("cat", "get"),
+        ("show", "get"),
+        ("fsck", "verify"),
+        ("exec", "run"),
+        ("manual", "man"),
+    ] {
+        let message = assert_usage(&output(&mut scratch.cli(name, &["k"])));
+        assert!(message.starts_with(&format!("error: unrecognized subcommand '{name}'\n")), "{message}");
+        assert!(message.contains(&format!(", use '{subcommand}'\n")), "{message}");
+        // Something else looks similar.
+        assert_eq!(message.matches("tip:").count(), 1, "{message}");
+    }
+    // A typing error.
+    let message = assert_usage(&output(&mut scratch.cli("verfy", &[])));
+    assert!(message.contains("similar subcommand exists: 'verify'"), "{message}");
+}
+
+#[track_caller]
+fn assert_usage(output: &Output) -> String {
+    assert_code(output, 2);
+    assert_eq!(output.stdout, b"");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
 fn messages_shorten_and_escape_what_was_typed() {
     let scratch = Scratch::new();
     let long = ("ä".repeat(10_000), "ä".repeat(40));

@@ -2,6 +2,7 @@
 
 mod listing;
 mod maintenance;
+mod progress;
 mod transfer;
 mod watch;
 
@@ -15,6 +16,7 @@ use record_store::{Key, OpenMode, WriteOptions};
 use crate::style::{printable, shortened};
 pub(crate) use listing::{ListArgs, Sort, StatArgs};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
+pub(crate) use progress::ProgressArgs;
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 pub(crate) use watch::WatchArgs;
 
@@ -42,6 +44,9 @@ Exit codes:
 ///
 /// A record is a key and a JSON result. `run` computes a result once, even if several processes
 /// request it concurrently. The other subcommands read, change and list records and locks.
+///
+/// A command that waits for another holder's lock for more than a second says so on standard error: whom it
+/// waits for, and since when that holder has the lock. --quiet and --no-progress switch that off.
 #[derive(Parser)]
 #[command(
     name = "record-store",
@@ -57,6 +62,9 @@ Exit codes:
     )
 )]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) progress: ProgressArgs,
+
     #[command(subcommand)]
     pub(crate) task: Task,
 }
@@ -77,6 +85,7 @@ pub(crate) enum Task {
     Gc(GcArgs),
     Watch(WatchArgs),
     Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Parses a length of time. The error may contain the text, which may be long.
@@ -366,6 +375,21 @@ Examples:
 pub(crate) struct CompletionsArgs {
     /// The shell that will run the script
     pub(crate) shell: clap_complete::Shell,
+}
+
+/// Write the manual pages
+///
+/// Writes one page for this program and one for each subcommand into DIR, such as record-store.1 and
+/// record-store-run.1. Creates DIR if there is none, and replaces the pages that are there.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  record-store man ~/.local/share/man/man1
+  man record-store-run")]
+pub(crate) struct ManArgs {
+    /// The directory to write to
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub(crate) dir: PathBuf,
 }
 
 #[cfg(test)]

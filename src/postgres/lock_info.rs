@@ -1,0 +1,65 @@
+//! Describing locks.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_postgres::Row;
+
+use super::core::{Core, KeyId, Repeat, key_in};
+use super::limits::{Context, Limits};
+use super::statements::Query;
+use crate::{ErrorKind, Key, LockInfo, LockState, LockToken, Result};
+
+pub(super) async fn lock_info(core: &Arc<Core>, key: &Key) -> Result<Option<LockInfo>> {
+    live_lock(core, Context::new("lock_info", key), &Limits::none()).await
+}
+
+/// The live lock.
+pub(super) async fn live_lock(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    limits: &Limits,
+) -> Result<Option<LockInfo>> {
+    let Some(key) = context.key else { return Ok(None) };
+    let id = KeyId::of(key);
+    let rows = core.call(context, limits, Repeat::Yes, Query::LockInfo, &[id.id()]).await?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let info = info_in(core, context, row, core.here().owner.present())?;
+    Ok(Some(info).filter(|info| info.state() == LockState::Held))
+}
+
+/// The lock in a row.
+pub(super) fn info_in(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    row: &Row,
+    own: Option<i64>,
+) -> Result<LockInfo> {
+    let corrupt = || core.error(context, ErrorKind::CorruptLock).with_detail("no valid holder");
+    let key = key_in(core, context, row, 0)?;
+    let holder = Core::holder_in(row, 1, 2).ok_or_else(corrupt)?;
+    let token = LockToken::new(row.get::<_, i64>(3).cast_unsigned());
+    let (owner, is_alive) = (row.get::<_, i64>(4), row.get::<_, bool>(8));
+    let left = row.get::<_, Option<i64>>(7);
+    let state = match left {
+        Some(left) if left <= 0 => LockState::Expired,
+        _ if holder.is_process_bound() && !is_alive => LockState::Abandoned,
+        _ => LockState::Held,
+    };
+    let info = LockInfo::new(key, holder, token, time(row.get(5)))
+        .with_state(state)
+        .with_owner(Some(is_alive), own == Some(owner));
+    Ok(match (row.get::<_, Option<i64>>(6), left) {
+        (Some(end), Some(left)) => {
+            info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
+        }
+        _ => info,
+    })
+}
+
+/// A time in microseconds since 1970.
+fn time(microseconds: i64) -> SystemTime {
+    let since = Duration::from_micros(microseconds.unsigned_abs());
+    let time = if microseconds < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
+    time.unwrap_or(UNIX_EPOCH)
+}
