@@ -6,6 +6,7 @@ use std::path::Path;
 
 use record_store::{DamagedFile, FileSystemOptions, FileSystemRecordStore, Key, OpenMode};
 
+use crate::quiet;
 use crate::store::Store;
 use crate::style::printable;
 
@@ -69,8 +70,11 @@ impl Drop for Damaged {
     }
 }
 
-/// Prints a warning on standard error.
+/// Prints a warning on standard error, unless only errors are wanted.
 pub(crate) fn warn(message: &str) {
+    if quiet::is_quiet() {
+        return;
+    }
     // Ignores write errors, because standard error may be closed.
     let _ = writeln!(io::stderr(), "record-store: warning: {}", printable(message));
 }

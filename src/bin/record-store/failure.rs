@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use record_store::{Error, ErrorKind};
 
+use crate::quiet;
 use crate::style::{printable, quoted};
 
 /// The reason why this program exits with a code other than 0. A closed output pipe is also a
@@ -24,7 +25,7 @@ pub(crate) const NOT_FOUND: u8 = 1;
 /// clap exits with the same code.
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const BAD_DATA: u8 = 65;
-/// `import` found a key that already has a record.
+/// The record is not as required, so nothing was written.
 pub(crate) const EXISTS: u8 = 73;
 const IO: u8 = 74;
 pub(crate) const LOCKED: u8 = 75;
@@ -100,6 +101,12 @@ impl Failure {
         self
     }
 
+    /// Replaces the exit code.
+    pub(crate) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
     /// Adds the position of the failure to the message.
     pub(crate) fn at(mut self, position: &str) -> Self {
         self.message = self.message.map(|message| format!("{position}: {message}"));
@@ -114,6 +121,13 @@ impl Failure {
             let _ = writeln!(io::stderr(), "record-store: {}", printable(&message));
         }
         self
+    }
+
+    /// Prints the message of what turns out to be no failure, unless only errors are wanted.
+    pub(crate) fn warn(self) {
+        if !quiet::is_quiet() {
+            let _ = self.printed();
+        }
     }
 
     /// Prints the message, unless it is already printed, and returns the exit code.

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use record_store::{Json, Key, LockOptions, RecordStoreExt, WriteOptions};
+use record_store::{Json, Key, LockGuard, LockOptions, RecordStoreExt, WriteOptions};
 use serde::Deserialize;
 
 use crate::args::{Existing, ImportArgs};
@@ -18,7 +18,7 @@ use crate::store::Store;
 use crate::style::quoted;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
-    let mut lines = Lines::open(args.file.as_deref())?;
+    let mut lines = Lines::open(args.copy.file.as_deref())?;
     let size = lines.size;
     let mut progress = Progress::start(|| size);
     let mut outcome = Ok(());
@@ -52,7 +52,7 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
 }
 
 fn open(args: &ImportArgs) -> Result<(Store, Damaged), Failure> {
-    let store = open_to_write(&args.store, &args.durability, args.adopt.mode())?;
+    let store = open_to_write(&args.copy.store, &args.durability, args.adopt.mode())?;
     let damaged = Damaged::watch(&store, None);
     Ok((store, damaged))
 }
@@ -78,11 +78,13 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
         return Ok(());
     }
     // The lock makes the check and the write atomic.
-    let guard = store.lock(key, LockOptions::new().acquire_timeout(args.wait.wait))?;
+    let guard = acquire(store, key, args.wait.wait)?;
     if args.existing == Existing::Overwrite || !store.exists(key)? {
         guard.write_with(
             result,
-            WriteOptions::new().time_to_live(time_to_live).timeout(args.wait.wait.max(LATCH_TIMEOUT)),
+            WriteOptions::new()
+                .time_to_live(time_to_live)
+                .timeout(args.wait.wait.unwrap_or_default().max(LATCH_TIMEOUT)),
         )?;
     } else if args.existing == Existing::Fail {
         let failure = Failure::new(EXISTS, format!("{} already has a record", quoted(key.as_str())));
@@ -91,6 +93,24 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
     // The drop waits only briefly for the release. The lock ends with this process at the latest.
     drop(guard);
     Ok(())
+}
+
+/// Acquires the lock. Waits for another holder for at most `wait`, or forever, and for a process that is stopped in
+/// the middle of an operation at most [`LATCH_TIMEOUT`], if that is longer.
+fn acquire<'a>(
+    store: &'a Store,
+    key: &Key,
+    wait: Option<Duration>,
+) -> record_store::Result<LockGuard<'a, Store>> {
+    if wait.is_some() {
+        return store.lock(key, LockOptions::new().acquire_timeout(wait));
+    }
+    loop {
+        match store.lock(key, LockOptions::new().acquire_timeout(LATCH_TIMEOUT)) {
+            Err(error) if error.is_timeout() && error.holder().is_some() => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// How much of a time to live that ends at this time is left.

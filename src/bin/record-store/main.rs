@@ -4,17 +4,22 @@ mod args;
 mod command;
 mod completions;
 mod damaged;
+mod duration;
 mod export;
 mod failure;
 mod format;
 mod gc;
 mod import;
 mod list;
+mod lock;
 mod output;
 mod progress;
+mod quiet;
 mod records;
 mod recovery;
+mod renew;
 mod run;
+mod runner;
 mod signals;
 mod store;
 mod style;
@@ -22,6 +27,7 @@ mod target;
 mod unlock;
 mod usage;
 mod value;
+mod variables;
 mod verify;
 mod watch;
 
@@ -36,13 +42,16 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(message) => return usage::print(message),
     };
+    quiet::set(cli.quiet);
     let outcome = match cli.task {
         Task::Run(args) => run::run(args),
+        Task::Lock(args) => lock::lock(&args),
         Task::Get(args) => records::get(&args),
         Task::Put(args) => records::put(&args),
         Task::Rm(args) => records::rm(&args),
         Task::Ls(args) => list::keys(&args),
         Task::Locks(args) => list::locks(&args),
+        Task::Renew(args) => renew::renew(&args),
         Task::Unlock(args) => unlock::unlock(&args),
         Task::Export(args) => export::export(&args),
         Task::Import(args) => import::import(&args),

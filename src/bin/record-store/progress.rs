@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::termios::tcgetwinsize;
 
 use crate::format::count;
+use crate::quiet;
 use crate::style::fit;
 
 /// A task that is shorter than this shows no progress.
@@ -17,7 +18,7 @@ const MAX_BAR: usize = 32;
 const MIN_BAR: usize = 7;
 
 pub(crate) struct Progress {
-    /// Standard error is a terminal.
+    /// Standard error is a terminal, and not only errors are wanted.
     visible: bool,
     /// The size of the whole task, if known.
     total: Option<u64>,
@@ -27,10 +28,10 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Starts the progress of a task with `total` parts. Calls `total` only if standard error is a
-    /// terminal.
+    /// Starts the progress of a task with `total` parts. Calls `total` only if it is
+    /// shown.
     pub(crate) fn start(total: impl FnOnce() -> Option<u64>) -> Self {
-        let visible = io::stderr().is_terminal();
+        let visible = io::stderr().is_terminal() && !quiet::is_quiet();
         let total = if visible { total().filter(|total| *total > 0) } else { None };
         let started = Instant::now();
         Self { visible, total, started, next_draw: started + DELAY, drawn: false }

@@ -6,11 +6,12 @@ use std::time::SystemTime;
 use record_store::{FileSystemRecordStore, Recovery};
 
 use crate::format::count;
+use crate::quiet;
 
 /// Prints a line on standard error if this process has recovered the store, which it began to open then.
 pub(crate) fn report(store: &FileSystemRecordStore, begun: SystemTime) {
     let Ok(Some(recovery)) = store.last_recovery() else { return };
-    if recovery.at >= begun {
+    if recovery.at >= begun && !quiet::is_quiet() {
         // Ignores write errors, because standard error may be closed.
         let _ =
             writeln!(io::stderr(), "record-store: recovered from the commit log: {}", describe(&recovery));

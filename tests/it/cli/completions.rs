@@ -3,13 +3,15 @@
 use super::terminal::Terminal;
 use super::*;
 
-const SUBCOMMANDS: [&str; 13] = [
+const SUBCOMMANDS: [&str; 15] = [
     "run",
+    "lock",
     "get",
     "put",
     "rm",
     "ls",
     "locks",
+    "renew",
     "unlock",
     "export",
     "import",
