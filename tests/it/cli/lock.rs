@@ -220,3 +220,20 @@ fn on_a_terminal_the_command_reads_keys_and_handles_ctrl_c() {
     assert!(raw.contains("caught") && status.code() == Some(128 + 15), "{raw}");
     assert_free(&scratch);
 }
+
+#[test]
+fn on_a_terminal_the_hold_time_ends_the_command_and_not_its_caller() {
+    let scratch = Scratch::new();
+    // The shell, the program and the command are one process group.
+    let program = env!("CARGO_BIN_EXE_record-store");
+    let script = format!(
+        "trap 'echo hit' TERM; {program} lock store k --hold 300ms -- sh -c 'while :; do sleep 0.01; done'
+        echo \"ended $?\""
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).current_dir(scratch.0.path());
+    let (status, raw) = Terminal::start(&shell).end();
+    assert!(raw.contains("ended 124") && !raw.contains("hit"), "{raw}");
+    assert!(status.success());
+    assert_free(&scratch);
+}
