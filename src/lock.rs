@@ -56,6 +56,27 @@ pub enum Claim {
     /// lost lease it is refused with [`ErrorKind::LockLost`](crate::ErrorKind::LockLost), even if the
     /// key is free again.
     Token(LockToken),
+    /// "The process that made this acquisition gave me its token." Valid as a claim by token is, but in every
+    /// process, also if the lock is bound to the one that acquired it: for a command that a holder starts. A claim by
+    /// [`Token`](Claim::Token) is not valid there, so that a forked child cannot use its parent's lock by mistake.
+    ///
+    /// ```
+    /// use record_store::{Claim, FileSystemRecordStore, LockOptions, LockToken, RecordStoreExt, WriteOptions};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let store = FileSystemRecordStore::open(dir.path())?;
+    /// let guard = store.lock("report", LockOptions::new())?;
+    /// let token = guard.token().get(); // for the environment of a command
+    /// // In the command:
+    /// let claim = Claim::Delegated(LockToken::new(token));
+    /// store.write_with("report", "done", WriteOptions::new().claim(claim.clone()))?;
+    /// # drop(guard);
+    /// // Once the lock is released or lost:
+    /// let late = store.write_with("report", "late", WriteOptions::new().claim(claim));
+    /// assert!(late.unwrap_err().is_lock_lost());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    Delegated(LockToken),
 }
 
 impl Claim {

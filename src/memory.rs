@@ -169,8 +169,8 @@ impl State {
     /// Whether a record may be read or changed on this claim.
     fn admit(&self, operation: &'static str, key: &Key, claim: &Claim) -> Result<()> {
         match (claim, self.live(key, Instant::now())) {
-            (Claim::Token(token), Some(lock)) if lock.token == *token => Ok(()),
-            (Claim::Token(token), _) => Err(lost(operation, key, *token)),
+            (Claim::Token(token) | Claim::Delegated(token), Some(lock)) if lock.token == *token => Ok(()),
+            (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(operation, key, *token)),
             (Claim::Holder(holder), Some(lock)) if lock.holder != *holder => {
                 Err(Error::new(ErrorKind::Locked, operation).with_key(key).with_holder(lock.holder.clone()))
             }
@@ -183,8 +183,8 @@ impl State {
         let now = Instant::now();
         let live = self.locks.get_mut(key).filter(|lock| lock.is_live(now));
         match (claim, live) {
-            (Claim::Token(token), Some(lock)) if lock.token == *token => Ok(lock),
-            (Claim::Token(token), _) => Err(lost(operation, key, *token)),
+            (Claim::Token(token) | Claim::Delegated(token), Some(lock)) if lock.token == *token => Ok(lock),
+            (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(operation, key, *token)),
             (Claim::Holder(holder), Some(lock)) if lock.holder == *holder => Ok(lock),
             (Claim::Holder(holder), Some(lock)) => Err(Error::new(ErrorKind::NotLockHolder, operation)
                 .with_key(key)
@@ -316,7 +316,7 @@ impl RecordStore for MemoryRecordStore {
             Claim::Holder(holder) => {
                 self.wait_while_locked("read", key, Some(&holder), options.get_wait())?
             }
-            claim @ Claim::Token(_) => {
+            claim @ (Claim::Token(_) | Claim::Delegated(_)) => {
                 check_cancelled("read", key, options.get_wait())?;
                 let state = self.state();
                 state.admit("read", key, &claim)?;

@@ -3,11 +3,11 @@
 use super::support::{
     assert_matches, expired_lock, long_lease, named, one_attempt, read_by, remove_by, result_of, write_by,
 };
-use crate::{Key, LockToken, RecordStore, RecordStoreExt};
+use crate::{Claim, Key, LockToken, RecordStore, RecordStoreExt};
 
 checks! { "fencing":
     a_live_token_is_accepted:
-        "The token of a live lock can read, write, remove, renew and release.",
+        "The token of a live lock can read, write, remove, renew and release. So can a process that was given it.",
     a_token_is_refused_after_expiry:
         "Once its lease has expired, a token is refused with `LockLost` and changes nothing, even while the key is free.",
     a_token_is_refused_after_a_takeover:
@@ -20,18 +20,24 @@ checks! { "fencing":
         "A token that was never issued is refused with `LockLost`, whether or not the key is locked.",
 }
 
-/// Asserts that every operation with this token is refused and changes nothing.
+/// Asserts that every operation with this token is refused and changes nothing, whoever claims it.
 fn assert_lost(store: &dyn RecordStore, key: &str, lost: LockToken) {
+    for claim in [Claim::Token(lost), Claim::Delegated(lost)] {
+        assert_refused(store, key, lost, &claim);
+    }
+}
+
+fn assert_refused(store: &dyn RecordStore, key: &str, lost: LockToken, claim: &Claim) {
     let before = store.lock_info(key).unwrap();
     let reader = before.as_ref().map_or_else(|| named("reader"), |info| info.holder().clone());
     let record = result_of(store, key, &reader);
 
     let outcomes = [
-        ("read", store.read_with::<i64>(key, read_by(lost)).map(drop)),
-        ("write", store.write_with(key, &-1, write_by(lost))),
-        ("remove", store.remove_with(key, remove_by(lost)).map(drop)),
-        ("renew", store.renew(key, lost, None)),
-        ("release_lock", store.release_lock(key, lost)),
+        ("read", store.read_with::<i64>(key, read_by(claim.clone())).map(drop)),
+        ("write", store.write_with(key, &-1, write_by(claim.clone()))),
+        ("remove", store.remove_with(key, remove_by(claim.clone())).map(drop)),
+        ("renew", store.renew(key, claim.clone(), None)),
+        ("release_lock", store.release_lock(key, claim.clone())),
     ];
     for (method, outcome) in outcomes {
         match outcome {
@@ -52,20 +58,23 @@ fn assert_lost(store: &dyn RecordStore, key: &str, lost: LockToken) {
 
 fn a_live_token_is_accepted(store: &dyn RecordStore) {
     let me = named("me");
-    let token = store.acquire_lock("key", one_attempt(&me)).unwrap();
-    assert_matches!(store.read_with::<i64>("key", read_by(token)), Ok(None));
-    store.write_with("key", &1, write_by(token)).unwrap();
-    assert_eq!(store.read_with::<i64>("key", read_by(token)).unwrap().unwrap().result, 1);
-    assert!(store.remove_with("key", remove_by(token)).unwrap());
-    assert!(!store.remove_with("key", remove_by(token)).unwrap());
-    store.write_with("key", &2, write_by(token)).unwrap();
-    store.renew("key", token, super::PATIENCE).unwrap();
-    // Acquiring again as the same holder does not start a new acquisition.
-    store.acquire_lock("key", one_attempt(&me)).unwrap();
-    store.write_with("key", &3, write_by(token)).unwrap();
-    store.release_lock("key", token).unwrap();
-    assert!(!store.is_locked("key").unwrap());
-    assert_eq!(result_of(store, "key", &me), Some(3));
+    for claim in [Claim::Token, Claim::Delegated] {
+        let token = claim(store.acquire_lock("key", one_attempt(&me)).unwrap());
+        assert_matches!(store.read_with::<i64>("key", read_by(token.clone())), Ok(None));
+        store.write_with("key", &1, write_by(token.clone())).unwrap();
+        assert_eq!(store.read_with::<i64>("key", read_by(token.clone())).unwrap().unwrap().result, 1);
+        assert!(store.remove_with("key", remove_by(token.clone())).unwrap());
+        assert!(!store.remove_with("key", remove_by(token.clone())).unwrap());
+        store.write_with("key", &2, write_by(token.clone())).unwrap();
+        store.renew("key", token.clone(), super::PATIENCE).unwrap();
+        // Acquiring again as the same holder does not start a new acquisition.
+        store.acquire_lock("key", one_attempt(&me)).unwrap();
+        store.write_with("key", &3, write_by(token.clone())).unwrap();
+        store.release_lock("key", token).unwrap();
+        assert!(!store.is_locked("key").unwrap());
+        assert_eq!(result_of(store, "key", &me), Some(3));
+        store.remove("key").unwrap();
+    }
 }
 
 fn a_token_is_refused_after_expiry(store: &dyn RecordStore) {

@@ -361,7 +361,7 @@ pub(super) fn claim_parameters(claim: &Claim) -> [Parameter<'_>; 4] {
             let [name, bound] = holder_parameters(holder);
             [name, bound, Parameter::OwnerIfKnown, Parameter::Long(None)]
         }
-        Claim::Token(token) => {
+        Claim::Token(token) | Claim::Delegated(token) => {
             // No token is that large.
             let number = i64::try_from(token.get()).unwrap_or(i64::MAX);
             [

@@ -15,7 +15,7 @@ pub(super) fn refused(
     holder: Option<Holder>,
 ) -> Error {
     match (status, claim) {
-        (Status::Lost, Claim::Token(token)) => {
+        (Status::Lost, Claim::Token(token) | Claim::Delegated(token)) => {
             trace::lost(context.error(ErrorKind::LockLost).with_token(*token))
         }
         (Status::Locked, _) => context.error(ErrorKind::Locked).with_holder(holder),
@@ -32,7 +32,7 @@ pub(super) fn not_own(
     holder: Option<Holder>,
 ) -> Error {
     match (status, claim) {
-        (Status::Lost, Claim::Token(token)) => {
+        (Status::Lost, Claim::Token(token) | Claim::Delegated(token)) => {
             trace::lost(context.error(ErrorKind::LockLost).with_token(*token))
         }
         (Status::NotLocked, _) => context.error(ErrorKind::NotLocked),

@@ -92,7 +92,8 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 /// A *lock* is live from its acquisition until it is released or broken, until its lease expires or, if
 /// its holder is bound to a process, until that process is gone. At no moment are two locks of one key
 /// live. A [`Claim`] by holder is valid while no other holder's lock is live. A claim by token is valid
-/// only while the lock of exactly that acquisition is live.
+/// only while the lock of exactly that acquisition is live: [`Claim::Token`] in the process that made it,
+/// [`Claim::Delegated`] in every process.
 ///
 /// An operation that returns an error has changed nothing, unless
 /// [`is_outcome_unknown`](Error::is_outcome_unknown) says otherwise.

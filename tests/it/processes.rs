@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use record_store::{
     Claim, Durability, Error, ErrorKind, Expected, FileSystemRecordStore, Holder, Json, Key, LockGuard,
-    LockOptions, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
+    LockOptions, LockToken, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, WaitOptions,
+    WriteOptions,
 };
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -279,6 +280,12 @@ fn fork(stage: &Stage) {
                 );
                 assert!(store.remove_with("bound", RemoveOptions::new().claim(claim)).is_err());
             }
+            // Only a claim that says that it comes from another process is valid here.
+            let delegated = |token: LockToken| WriteOptions::new().claim(Claim::Delegated(token));
+            let other = LockToken::new(bound.token().get() + 1);
+            assert!(store.write_with("bound", "child", delegated(other)).unwrap_err().is_lock_lost());
+            store.write_with("bound", "delegated", delegated(bound.token())).unwrap();
+            store.renew("bound", Claim::Delegated(bound.token()), None).unwrap();
             assert!(!store.is_lock_holder("bound", &own).unwrap());
             assert!(store.acquire_lock("bound", zero.clone()).unwrap_err().is_timeout());
             assert!(store.acquire_lock("bound", zero.clone().holder(own)).unwrap_err().is_timeout());

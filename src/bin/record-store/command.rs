@@ -1,5 +1,4 @@
-//! The command of `run`: starts it in its own process group, monitors it and terminates it if
-//! necessary.
+//! The command of `run` and `lock`: starts it, monitors it and terminates it if necessary.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, PipeReader, Read};
@@ -12,10 +11,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
+use signal_hook::consts::signal::{SIGINT, SIGQUIT};
 
 use crate::failure::{Failure, USAGE};
 use crate::value::{self, MAX_BYTES};
+use crate::variables::Variables;
 
 /// The time between SIGTERM and SIGKILL.
 const TERM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,11 +46,23 @@ pub(crate) enum Ended {
     Failed(Failure),
 }
 
+/// A command to start.
+pub(crate) struct Task<'a> {
+    pub(crate) command_line: &'a [OsString],
+    /// The command and its descendants inherit this. This process closes its own copy.
+    pub(crate) owner: Option<OwnedFd>,
+    /// `None`: without a lock.
+    pub(crate) variables: Option<Variables<'a>>,
+    /// Whether its standard output is captured. Otherwise it has the streams of this program.
+    pub(crate) captures: bool,
+}
+
 /// A running command.
 pub(crate) struct Running {
     child: Child,
-    /// The command's process group. The system does not reuse its number before the child is reaped.
-    group: Pid,
+    /// The command's process group. The system does not reuse its number before the child is reaped. `None`: it shares
+    /// the terminal and the group of this program.
+    group: Option<Pid>,
     output: Output,
     exited: bool,
     all_ended: bool,
@@ -62,12 +75,10 @@ pub(crate) struct Running {
 struct Output(Arc<Mutex<Vec<u8>>>);
 
 impl Running {
-    /// Starts the command. It and its descendants inherit `owner`. This process closes its own copy.
-    pub(crate) fn start(
-        command_line: &[OsString],
-        owner: Option<OwnedFd>,
-        events: &Sender<Event>,
-    ) -> Result<Self, Failure> {
+    /// Starts the command. It is in a process group of its own, unless it needs the terminal: the system stops a
+    /// background process group that reads from there.
+    pub(crate) fn start(task: Task<'_>, events: &Sender<Event>) -> Result<Self, Failure> {
+        let Task { command_line, owner, variables, captures } = task;
         let Some((program, arguments)) = command_line.split_first() else {
             return Err(Failure::new(USAGE, "no command"));
         };
@@ -76,16 +87,24 @@ impl Running {
         let (reader, writer) = io::pipe().map_err(failed)?;
         let inherited = inheritable(&writer).map_err(failed)?;
         let mut command = Command::new(program);
-        command.args(arguments).stdout(Stdio::piped()).process_group(0);
-        if io::stdin().is_terminal() {
-            // The system stops a background process group that reads from the terminal.
-            command.stdin(Stdio::null());
+        command.args(arguments);
+        Variables::set(variables, &mut command);
+        let has_terminal = io::stdin().is_terminal();
+        let has_group = captures || !has_terminal;
+        if has_group {
+            command.process_group(0);
+        }
+        if captures {
+            command.stdout(Stdio::piped());
+            if has_terminal {
+                command.stdin(Stdio::null());
+            }
         }
         let child = command.spawn().map_err(|error| Failure::spawn(program, &error))?;
         drop((writer, inherited, owner));
-        let group = Pid::from_child(&child);
-        let output = Output::default();
-        let mut running = Self { child, group, output, exited: false, all_ended: false, output_ended: false };
+        let group = has_group.then(|| Pid::from_child(&child));
+        let (output, output_ended) = (Output::default(), !captures);
+        let mut running = Self { child, group, output, exited: false, all_ended: false, output_ended };
         if let Err(error) = running.monitor(reader, events) {
             running.signal(Signal::KILL);
             let _ = running.child.wait();
@@ -105,11 +124,11 @@ impl Running {
             let output = self.output.clone();
             spawn(Box::new(move || Event::Output(output.read(stdout))))?;
         }
-        let group = self.group;
+        let pid = Pid::from_child(&self.child);
         spawn(Box::new(move || {
-            // NOWAIT keeps the zombie, so that the number of the group is not reused.
+            // NOWAIT keeps the zombie, so that the number is not reused.
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-            while matches!(waitid(WaitId::Pid(group), options), Err(Errno::INTR)) {}
+            while matches!(waitid(WaitId::Pid(pid), options), Err(Errno::INTR)) {}
             Event::Exited
         }))?;
         spawn(Box::new(move || {
@@ -152,12 +171,15 @@ impl Running {
                 self.output_ended = true;
                 return outcome.err().map(|error| Ended::Failed(Failure::command_output(&error)));
             }
+            // The terminal has sent it to the command, too, which decides what it means, as under a shell.
+            Event::Signal(SIGINT | SIGQUIT) if self.group.is_none() => {}
             Event::Signal(signal) => return Some(Ended::Signalled(signal)),
         }
         None
     }
 
-    /// Terminates the whole process group, first with SIGTERM and then with SIGKILL.
+    /// Terminates the whole process group, or the command alone if it shares the group of this program, first with
+    /// SIGTERM and then with SIGKILL.
     fn terminate(&mut self, events: &Receiver<Event>) {
         self.signal(Signal::TERM);
         // A stopped process handles SIGTERM only after SIGCONT.
@@ -182,7 +204,10 @@ impl Running {
 
     fn signal(&self, signal: Signal) {
         // An error means that no process is left, which is the desired state.
-        let _ = kill_process_group(self.group, signal);
+        let _ = match self.group {
+            Some(group) => kill_process_group(group, signal),
+            None => kill_process(Pid::from_child(&self.child), signal),
+        };
     }
 }
 

@@ -1,6 +1,6 @@
 //! `completions`: prints a completion script for a shell.
 
-use clap::CommandFactory;
+use clap::{Command, CommandFactory};
 use clap_complete::{Shell, generate};
 
 use crate::args::{Cli, CompletionsArgs};
@@ -21,7 +21,18 @@ fn script(shell: Shell) -> String {
     const NAME_FOR_BASH: &str = "record_store";
     let name = if shell == Shell::Bash { NAME_FOR_BASH } else { NAME };
     let mut script = Vec::new();
-    generate(shell, &mut Cli::command(), name, &mut script);
+    generate(shell, &mut command(), name, &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     script.replace(&format!(" -o default {NAME_FOR_BASH}\n"), &format!(" -o default {NAME}\n"))
+}
+
+/// The command for the generator. In the scripts for zsh, arguments that may be left out would be taken for parts of the
+/// command that `run` and `lock` start.
+fn command() -> Command {
+    Cli::command().mut_subcommands(|task| {
+        task.mut_args(|arg| {
+            let is_place = ["dir", "key"].contains(&arg.get_id().as_str());
+            if is_place { arg.required(true) } else { arg }
+        })
+    })
 }

@@ -68,7 +68,7 @@ impl Drop for Damaged {
     }
 }
 
-/// Prints a warning on standard error.
+/// Prints a warning on standard error, unless only errors are wanted.
 pub(crate) fn warn(message: &str) {
     remark(&format!("warning: {message}"));
 }

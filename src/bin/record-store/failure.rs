@@ -25,7 +25,7 @@ pub(crate) const NOT_FOUND: u8 = 1;
 /// clap exits with the same code.
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const BAD_DATA: u8 = 65;
-/// `import` found a key that already has a record.
+/// The record is not as required, so nothing was written.
 pub(crate) const EXISTS: u8 = 73;
 const IO: u8 = 74;
 pub(crate) const LOCKED: u8 = 75;
@@ -98,6 +98,12 @@ impl Failure {
     /// Adds what the user can do to the end of the message.
     pub(crate) fn advise(mut self, advice: &str) -> Self {
         self.message = self.message.map(|message| advised(message, Some(advice)));
+        self
+    }
+
+    /// Replaces the exit code.
+    pub(crate) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
         self
     }
 

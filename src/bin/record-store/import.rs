@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use record_store::{Json, Key, LockOptions, RecordStoreExt, WriteOptions};
+use record_store::{Json, Key, LockGuard, LockOptions, RecordStoreExt, WriteOptions};
 use serde::Deserialize;
 
 use crate::args::{Existing, ImportArgs};
@@ -19,7 +19,7 @@ use crate::style::quoted;
 use crate::waiting::waiting;
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
-    let mut lines = Lines::open(args.file.as_deref())?;
+    let mut lines = Lines::open(args.copy.file.as_deref())?;
     let size = lines.size;
     let mut progress = Progress::start(|| size);
     let mut outcome = Ok(());
@@ -53,7 +53,7 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Failure> {
 }
 
 fn open(args: &ImportArgs) -> Result<(Store, Damaged), Failure> {
-    let store = open_to_write(&args.store, &args.durability, args.adopt.mode())?;
+    let store = open_to_write(&args.copy.store, &args.durability, args.adopt.mode())?;
     let damaged = Damaged::watch(&store, None);
     Ok((store, damaged))
 }
@@ -79,11 +79,9 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
         return Ok(());
     }
     // The lock makes the check and the write atomic.
-    let options = LockOptions::new().acquire_timeout(args.wait.wait);
-    let guard =
-        waiting(|observer| store.lock(key, observer.into_iter().fold(options, LockOptions::observer)))?;
+    let guard = acquire(store, key, args.wait.wait)?;
     if args.existing == Existing::Overwrite || !store.exists(key)? {
-        let timeout = args.wait.wait.max(LATCH_TIMEOUT);
+        let timeout = args.wait.wait.unwrap_or_default().max(LATCH_TIMEOUT);
         let options = WriteOptions::new().time_to_live(time_to_live).timeout(timeout);
         waiting(|observer| {
             guard.write_with(result, observer.into_iter().fold(options, WriteOptions::observer))
@@ -95,6 +93,27 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
     // The drop waits only briefly for the release. The lock ends with this process at the latest.
     drop(guard);
     Ok(())
+}
+
+/// Acquires the lock. Waits for another holder for at most `wait`, or forever, and for a process that is stopped in
+/// the middle of an operation at most [`LATCH_TIMEOUT`], if that is longer.
+fn acquire<'a>(
+    store: &'a Store,
+    key: &Key,
+    wait: Option<Duration>,
+) -> record_store::Result<LockGuard<'a, Store>> {
+    waiting(|observer| {
+        let options = observer.into_iter().fold(LockOptions::new(), LockOptions::observer);
+        if wait.is_some() {
+            return store.lock(key, options.acquire_timeout(wait));
+        }
+        loop {
+            match store.lock(key, options.clone().acquire_timeout(LATCH_TIMEOUT)) {
+                Err(error) if error.is_timeout() && error.holder().is_some() => {}
+                outcome => return outcome,
+            }
+        }
+    })
 }
 
 /// How much of a time to live that ends at this time is left.

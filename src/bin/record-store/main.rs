@@ -4,12 +4,14 @@ mod args;
 mod command;
 mod completions;
 mod damaged;
+mod duration;
 mod export;
 mod failure;
 mod format;
 mod gc;
 mod import;
 mod list;
+mod lock;
 mod man;
 mod names;
 mod output;
@@ -17,7 +19,9 @@ mod progress;
 mod records;
 mod recovery;
 mod remarks;
+mod renew;
 mod run;
+mod runner;
 mod signals;
 mod store;
 mod style;
@@ -25,6 +29,7 @@ mod target;
 mod unlock;
 mod usage;
 mod value;
+mod variables;
 mod verify;
 mod waiting;
 mod watch;
@@ -43,12 +48,14 @@ fn main() -> ExitCode {
     remarks::choose(cli.progress);
     let outcome = match cli.task {
         Task::Run(args) => run::run(args),
+        Task::Lock(args) => lock::lock(&args),
         Task::Get(args) => records::get(&args),
         Task::Put(args) => records::put(&args),
         Task::Rm(args) => records::rm(&args),
         Task::Ls(args) => list::keys(&args),
         Task::Stat(args) => list::stat(&args),
         Task::Locks(args) => list::locks(&args),
+        Task::Renew(args) => renew::renew(&args),
         Task::Unlock(args) => unlock::unlock(&args),
         Task::Export(args) => export::export(&args),
         Task::Import(args) => import::import(&args),

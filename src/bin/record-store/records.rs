@@ -3,15 +3,21 @@
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
-use record_store::{Durability, ErrorKind, FileSystemOptions, Key, OpenMode, RecordStoreExt, RemoveOptions};
+use record_store::{
+    Durability, ErrorKind, FileSystemOptions, Json, Key, OpenMode, ReadOptions, RecordStore, RecordStoreExt,
+    RecordVersion, RemoveOptions,
+};
+use serde::Serialize;
 
 use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
 use crate::damaged::{Before, Damaged};
-use crate::failure::{BAD_DATA, Failure, NOT_FOUND};
+use crate::failure::{BAD_DATA, EXISTS, Failure, NOT_FOUND};
+use crate::format::{json, rfc3339};
+use crate::output::Output;
 use crate::recovery;
 use crate::store::{self, Store};
 use crate::style::quoted;
-use crate::value::{Form, Value, read_to_end};
+use crate::value::{Condition, Form, Value, read_to_end};
 use crate::waiting::{wait_for_lock, waiting};
 
 /// A change waits at least this long for a process that is in the middle of an operation on the same key. That
@@ -21,10 +27,37 @@ pub(crate) const LATCH_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     let key = &args.record.key;
     let store = open_to_read(&args.record.store)?;
-    match Value::read(Form::of(args.text), &store, key, args.wait)? {
-        Some(value) => value.print(),
-        None => Err(no_record(&store, key)),
+    let options = ReadOptions::new().timeout(args.wait.wait).claim(args.token.claim());
+    let Some(record) = store.read_raw(key, options)? else { return Err(no_record(&store, key)) };
+    if !args.json {
+        return Value::from_json(Form::of(args.text), key, record.json)?.print();
     }
+    let mut out = Output::open();
+    out.line(&json_line(key, Some(record.version), record.time_left, &record.json)?)?;
+    out.finish()
+}
+
+/// A record on one line, as `export` and `get --json` print it. The field names are part of the JSON interface.
+pub(crate) fn json_line(
+    key: &Key,
+    version: Option<RecordVersion>,
+    time_left: Option<Duration>,
+    result: &Json,
+) -> Result<String, Failure> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        key: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version: Option<RecordVersion>,
+        /// When its time to live ends. Before the result, which may be long.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_at: Option<String>,
+        result: &'a Json,
+    }
+    let end = time_left.and_then(|left| SystemTime::now().checked_add(left));
+    let line = json(&Line { key: key.as_str(), version, expires_at: end.map(rfc3339), result })?;
+    // JSON strings contain no raw line feed. A line feed between values is only white space.
+    Ok(line.replace(['\n', '\r'], " "))
 }
 
 pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
@@ -38,10 +71,27 @@ pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
     let key = &args.record.key;
     let store = open_to_write(&args.record.store, &args.durability, args.adopt.mode())?;
     let _damaged = Damaged::watch(&store, Some(key));
-    change(&store, key, args.wait.wait, |timeout| {
-        value.write(&store, key, args.expiry.options().timeout(timeout))
+    let condition = match args.if_version {
+        Some(number) => Condition::Version(RecordVersion::new(number)),
+        None if args.if_absent => Condition::Absent,
+        None => Condition::Nothing,
+    };
+    let is_written = change(&store, key, args.wait.wait, |timeout| {
+        let options = args.expiry.options().timeout(timeout).claim(args.token.claim());
+        value.write(&store, key, condition, options)
     })?;
-    Ok(())
+    if is_written { Ok(()) } else { Err(not_as_required(&store, key, args)) }
+}
+
+/// Nothing was written, because the record is not as --if-absent or --if-version requires it.
+fn not_as_required(store: &Store, key: &Key, args: &PutArgs) -> Failure {
+    let (key, place) = (quoted(key.as_str()), store.place());
+    match args.if_version {
+        Some(version) => Failure::new(EXISTS, format!("{key} does not have the version {version} ({place})"))
+            .advise("read it again with get --json"),
+        None => Failure::new(EXISTS, format!("{key} already has a record ({place})"))
+            .advise("leave out --if-absent to replace it"),
+    }
 }
 
 pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
@@ -49,7 +99,7 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     let store = open_to_write(&args.record.store, &args.durability, OpenMode::Existing)?;
     let _damaged = Damaged::watch(&store, Some(key));
     let removed = change(&store, key, args.wait.wait, |timeout| {
-        let options = RemoveOptions::new().timeout(timeout);
+        let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
         waiting(|observer| {
             store.remove_with(key, observer.into_iter().fold(options, RemoveOptions::observer))
         })
@@ -57,20 +107,20 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     if removed { Ok(()) } else { Err(no_record(&store, key)) }
 }
 
-/// Makes a change that another holder's lock can refuse. Waits for that lock for at most `wait`. `attempt` gets
-/// the time that it may wait for a process in the middle of an operation.
+/// Makes a change that another holder's lock can refuse. Waits for that lock for at most `wait`, or forever.
+/// `attempt` gets the time that it may wait for a process in the middle of an operation.
 fn change<T>(
     store: &Store,
     key: &Key,
-    wait: Duration,
+    wait: Option<Duration>,
     attempt: impl Fn(Duration) -> record_store::Result<T>,
 ) -> record_store::Result<T> {
     let start = Instant::now();
     loop {
-        let left = wait.saturating_sub(start.elapsed());
-        match attempt(left.max(LATCH_TIMEOUT)) {
-            Err(error) if error.kind() == ErrorKind::Locked && !left.is_zero() => {
-                wait_for_lock(store, key, Some(left))?;
+        let left = wait.map(|wait| wait.saturating_sub(start.elapsed()));
+        match attempt(left.unwrap_or_default().max(LATCH_TIMEOUT)) {
+            Err(error) if error.kind() == ErrorKind::Locked && left != Some(Duration::ZERO) => {
+                wait_for_lock(store, key, left)?;
             }
             outcome => return outcome,
         }

@@ -1,25 +1,21 @@
 //! `run`: runs a command once per key, across all processes.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use record_store::{
-    CorruptRecords, Error, ErrorKind, FileSystemRecordStore, LockGuard, LockOptions, RecordStoreExt,
-};
+use record_store::{CorruptRecords, Error, ErrorKind, LockOptions, RecordStoreExt};
 
 use crate::args::RunArgs;
-use crate::command::{Ended, Event, Running};
+use crate::command::{Running, Task};
 use crate::damaged::{Damaged, warn};
-use crate::failure::{Failure, HOLD_EXCEEDED, concerns_file_of_key, signal_code};
+use crate::failure::{Failure, concerns_file_of_key, signal_code};
 use crate::output::Output;
 use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
-use crate::signals::{Signals, exit_after};
+use crate::runner::{Held, Runner};
+use crate::signals::exit_after;
 use crate::store::Store;
 use crate::value::{Form, Value};
+use crate::variables::Variables;
 use crate::waiting::wait_for_lock;
 
 /// After a signal, the output is written for at most this time: its reader may have stopped.
@@ -30,15 +26,13 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
     let outcome = match run.acquire() {
         Ok(Acquired::Result(value)) => return value.print(),
         Ok(Acquired::Lock(lock)) => run.compute(Some(lock)),
-        // Of several attempts, the error knows only the last one.
-        Err(error) if error.is_timeout() => return Err(error.with_waited(run.started.elapsed()).into()),
-        Err(error) if !is_unusable(&error) => return Err(error.into()),
+        Err(error) if !is_unusable(&error) => return Err(run.runner.with_waited(error).into()),
         Err(error) if !run.args.run_anyway => {
             return Err(Failure::from(error).advise("add --run-anyway to run the command without the store"));
         }
         Err(error) => {
             Failure::from(error).at("running the command without the store").remarked();
-            run.signals.defer();
+            run.runner.signals.defer();
             run.compute(None)
         }
     };
@@ -63,10 +57,7 @@ fn is_unusable(error: &Error) -> bool {
 struct Run {
     args: RunArgs,
     form: Form,
-    started: Instant,
-    signals: Signals,
-    sender: Sender<Event>,
-    events: Receiver<Event>,
+    runner: Runner,
 }
 
 /// The state of the key.
@@ -74,20 +65,7 @@ enum Acquired {
     /// A stored result.
     Result(Value),
     /// No result, so this process computes it.
-    Lock(Lock),
-}
-
-struct Lock {
-    held: Held,
-    /// The command inherits the owner file, so that it keeps the lock if this process is killed. `None`: at a server,
-    /// a lock ends with the connection of this process.
-    owner: Option<OwnedFd>,
-}
-
-/// The lock, in the store that the result is written to.
-struct Held {
-    guard: LockGuard<'static, Store>,
-    store: Arc<Store>,
+    Lock(Held),
 }
 
 /// The end of the command. All that it printed is passed on, whatever became of it.
@@ -110,11 +88,8 @@ enum Printed {
 
 impl Run {
     fn new(args: RunArgs) -> Result<Self, Failure> {
-        let (sender, events) = channel();
-        let signals = Signals::watch(sender.clone())
-            .map_err(|error| Failure::io("cannot watch for signals", &error))?;
-        let form = Form::of(args.text);
-        Ok(Self { args, form, started: Instant::now(), signals, sender, events })
+        let (form, runner) = (Form::of(args.text), Runner::new(args.wait.wait)?);
+        Ok(Self { args, form, runner })
     }
 
     /// Reads the stored result, or acquires the lock. Signals are deferred while the lock is held.
@@ -128,14 +103,14 @@ impl Run {
             if let Some(value) = self.await_unlocked(&store)? {
                 return Ok(Acquired::Result(value));
             }
-            self.signals.defer();
+            self.runner.signals.defer();
             let acquired = self.try_acquire(&store);
             if let Ok(Some(lock @ Acquired::Lock(_))) = acquired {
                 return Ok(lock);
             }
-            self.signals.stop_deferring();
+            self.runner.signals.stop_deferring();
             // A signal has priority over any outcome, because the user requested termination.
-            if let Some(signal) = self.deferred_signal() {
+            if let Some(signal) = self.runner.deferred_signal() {
                 std::process::exit(signal_code(signal).into());
             }
             if let Some(acquired) = acquired? {
@@ -163,10 +138,10 @@ impl Run {
     fn await_unlocked(&self, store: &Store) -> Result<Option<Value>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
-            wait_for_lock(store, key, self.time_left())?;
+            wait_for_lock(store, key, self.runner.time_left())?;
             return Ok(None);
         }
-        match Value::read(self.form, store, key, self.time_left()) {
+        match Value::read(self.form, store, key, self.runner.time_left()) {
             Err(error) if self.recomputes(&error) => Ok(None),
             read => read,
         }
@@ -184,7 +159,7 @@ impl Run {
     ///
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
     fn try_acquire(&self, store: &Arc<Store>) -> Result<Option<Acquired>, Error> {
-        let timed_out = self.time_left() == Some(Duration::ZERO);
+        let timed_out = self.runner.time_left() == Some(Duration::ZERO);
         let options = LockOptions::new().acquire_timeout(Duration::ZERO);
         let guard = match store.lock_owned(&self.args.record.key, options) {
             Ok(guard) => guard,
@@ -202,41 +177,27 @@ impl Run {
                 Err(error) => return Err(error),
             }
         }
-        let owner = store.files().map(FileSystemRecordStore::share_owner).transpose()?;
-        let held = Held { guard, store: Arc::clone(store) };
-        Ok(Some(Acquired::Lock(Lock { held, owner })))
+        Ok(Some(Acquired::Lock(Held::new(guard, store)?)))
     }
 
     /// Runs the command and stores its output, if there is a lock. Every return releases the lock, and no
     /// return happens while the command still runs.
-    fn compute(&self, lock: Option<Lock>) -> Outcome {
-        let (held, owner) = lock.map(|Lock { held, owner }| (held, owner)).unzip();
-        let command = match Running::start(&self.args.command, owner.flatten(), &self.sender) {
+    fn compute(&self, mut held: Option<Held>) -> Outcome {
+        let task = Task {
+            command_line: &self.args.command,
+            owner: held.as_mut().and_then(Held::take_owner),
+            variables: held.as_ref().map(|held| Variables::new(held, &self.args.record.store.dir)),
+            captures: true,
+        };
+        let command = match Running::start(task, &self.runner.sender) {
             Ok(command) => command,
             Err(failure) => return Outcome::raw(vec![], failure, None),
         };
-        let (ended, output) = command.finish(&self.events, self.args.hold);
-        // A command that ended without output has said itself why, and nothing is lost.
-        let is_silent = output.is_empty();
-        let (failure, signal) = match ended {
-            Ended::Exited(status) if status.success() => return self.store(held, output),
-            Ended::Exited(status) if is_silent => (Failure::silent(exit_code(status)), None),
-            Ended::Exited(status) => {
-                (Failure::new(exit_code(status), format!("the command failed ({status})")), None)
-            }
-            Ended::HoldExceeded => {
-                let limit = self.args.hold.unwrap_or_default();
-                let message = format!("the command was terminated after {limit:?}");
-                (Failure::new(HOLD_EXCEEDED, message).advise("give it more time with --hold"), None)
-            }
-            Ended::Signalled(signal) if is_silent => (Failure::signal(signal), Some(signal)),
-            Ended::Signalled(signal) => {
-                let message = format!("the command was terminated because of signal {signal}");
-                (Failure::new(signal_code(signal), message), Some(signal))
-            }
-            Ended::Failed(failure) => (failure, None),
-        };
-        Outcome::raw(output, failure, signal)
+        let (ended, output) = command.finish(&self.runner.events, self.args.hold);
+        match ended.failure(output.is_empty(), self.args.hold) {
+            (None, _) => self.store(held, output),
+            (Some(failure), signal) => Outcome::raw(output, failure, signal),
+        }
     }
 
     /// Stores the output of a command that has succeeded, and releases the lock.
@@ -245,9 +206,9 @@ impl Run {
             Ok(value) => value,
             Err(failure) => return Outcome::raw(output, failure, None),
         };
-        let timeout = self.args.wait.unwrap_or_default().max(LATCH_TIMEOUT);
+        let timeout = self.args.wait.wait.unwrap_or_default().max(LATCH_TIMEOUT);
         let options = self.args.expiry.options().timeout(timeout);
-        let stored = held.as_ref().map_or(Ok(()), |Held { guard, store }| {
+        let stored = held.as_ref().map_or(Ok(()), |Held { guard, store, .. }| {
             let _damaged = Damaged::watch(store, Some(guard.key()));
             value.write_locked(guard, options)
         });
@@ -269,18 +230,6 @@ impl Run {
         }
         Some(failure)
     }
-
-    fn time_left(&self) -> Option<Duration> {
-        self.args.wait.map(|wait| wait.saturating_sub(self.started.elapsed()))
-    }
-
-    /// A signal that arrived while signals were deferred.
-    fn deferred_signal(&self) -> Option<i32> {
-        self.events.try_iter().find_map(|event| match event {
-            Event::Signal(signal) => Some(signal),
-            _ => None,
-        })
-    }
 }
 
 impl Outcome {
@@ -293,11 +242,11 @@ impl Outcome {
     /// Prints the output, and why it is not stored. A signal, during the command or after it, decides the exit
     /// code: the user requested termination. The output is printed nevertheless, because nobody else has it.
     fn print(mut self, run: &Run) -> Result<(), Failure> {
-        run.signals.defer_one(PRINT_TIMEOUT);
-        let mut signal = self.signal.or_else(|| run.deferred_signal());
+        run.runner.signals.defer_one(PRINT_TIMEOUT);
+        let mut signal = self.signal.or_else(|| run.runner.deferred_signal());
         if let Some(signal) = signal {
             // The next signal is the second one.
-            run.signals.stop_deferring();
+            run.runner.signals.stop_deferring();
             exit_after(PRINT_TIMEOUT, signal);
             // This program may end before the whole output is printed.
             self.failure = self.failure.map(Failure::printed);
@@ -306,7 +255,7 @@ impl Outcome {
             Printed::Result(value) => value.print(),
             Printed::Raw(bytes) => print(bytes),
         };
-        signal = signal.or_else(|| run.deferred_signal());
+        signal = signal.or_else(|| run.runner.deferred_signal());
         match (self.failure, signal.map(Failure::signal)) {
             (None, None) => printed,
             (Some(failure), None) | (None, Some(failure)) => Err(report_all([printed], failure)),
@@ -327,13 +276,4 @@ fn print(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = Output::open();
     out.write(bytes)?;
     out.finish()
-}
-
-/// The exit code of a failed command, as a shell shows it.
-fn exit_code(status: ExitStatus) -> u8 {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
-        (None, Some(signal)) => signal_code(signal),
-        (None, None) => u8::MAX,
-    }
 }

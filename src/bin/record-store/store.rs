@@ -62,6 +62,21 @@ pub(crate) fn url(dir: &Path) -> Option<&str> {
     dir.to_str().filter(|text| text.starts_with("postgres://") || text.starts_with("postgresql://"))
 }
 
+/// The URL of a server without its password, in both places where it may stand.
+pub(crate) fn without_password(url: &str) -> String {
+    let (base, query) = url.split_once('?').unwrap_or((url, ""));
+    let (scheme, rest) = base.split_once("://").unwrap_or(("", base));
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    let (user, host) = authority
+        .rsplit_once('@')
+        .map_or(("", authority), |(info, host)| (info.split_once(':').map_or(info, |(user, _)| user), host));
+    let at = if user.is_empty() { "" } else { "@" };
+    let parameters: Vec<_> =
+        query.split('&').filter(|it| !it.is_empty() && !it.starts_with("password=")).collect();
+    let mark = if parameters.is_empty() { "" } else { "?" };
+    format!("{scheme}://{user}{at}{host}{path}{mark}{}", parameters.join("&"))
+}
+
 /// Opens the store on a server.
 #[cfg(feature = "postgres")]
 pub(crate) fn connect(url: &str, creates: bool) -> Result<PostgresRecordStore> {
@@ -173,5 +188,26 @@ impl RecordStore for Store {
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         self.inner.locks_raw()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_without_its_password_is_otherwise_the_same() {
+        for (url, expected) in [
+            ("postgres://u:s3cr3t@h:6432/db?schema=jobs", "postgres://u@h:6432/db?schema=jobs"),
+            ("postgres://u:s3%3Acr%40t@h/db", "postgres://u@h/db"),
+            ("postgres://u:s3:cr3t@h/db", "postgres://u@h/db"),
+            ("postgresql://:s3cr3t@h", "postgresql://h"),
+            ("postgres://h/db?password=s3cr3t", "postgres://h/db"),
+            ("postgres://u@h/db?a=1&password=s3cr3t&b=2", "postgres://u@h/db?a=1&b=2"),
+            ("postgres://u@h,i:1/db?schema=x", "postgres://u@h,i:1/db?schema=x"),
+            ("postgres://", "postgres://"),
+        ] {
+            assert_eq!(without_password(url), expected);
+        }
     }
 }

@@ -4,8 +4,10 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use record_store::{
-    Error, ErrorKind, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt, WriteOptions,
+    Error, ErrorKind, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt, RecordVersion,
+    WriteOptions,
 };
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -30,6 +32,30 @@ impl Form {
 pub(crate) enum Value {
     Json(Json),
     Text(String),
+}
+
+/// What a write requires of the record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Condition {
+    Nothing,
+    Absent,
+    Version(RecordVersion),
+}
+
+impl Condition {
+    fn write<R: Serialize + ?Sized>(
+        self,
+        store: &Store,
+        key: &Key,
+        result: &R,
+        options: WriteOptions,
+    ) -> Result<bool, Error> {
+        match self {
+            Self::Nothing => store.write_with(key, result, options).map(|()| true),
+            Self::Absent => store.write_if_absent(key, result, options),
+            Self::Version(version) => store.write_if_version(key, version, result, options),
+        }
+    }
 }
 
 /// The advice for input that is not text.
@@ -101,7 +127,7 @@ impl Value {
         record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
     }
 
-    fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, Error> {
+    pub(crate) fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, Error> {
         match form {
             Form::Json => Ok(Value::Json(json)),
             Form::Text => serde_json::from_str(json.as_str())
@@ -125,13 +151,20 @@ impl Value {
         })
     }
 
-    /// Writes to the store without a lock. Fails while another holder has the lock.
-    pub(crate) fn write(&self, store: &Store, key: &Key, options: WriteOptions) -> Result<(), Error> {
+    /// Writes to the store under this condition, and returns whether it was met. Fails while another holder has the
+    /// lock.
+    pub(crate) fn write(
+        &self,
+        store: &Store,
+        key: &Key,
+        condition: Condition,
+        options: WriteOptions,
+    ) -> Result<bool, Error> {
         waiting(|observer| {
             let options = observer.into_iter().fold(options, WriteOptions::observer);
             match self {
-                Value::Json(json) => store.write_with(key, json, options),
-                Value::Text(text) => store.write_with(key, text, options),
+                Value::Json(json) => condition.write(store, key, json, options),
+                Value::Text(text) => condition.write(store, key, text, options),
             }
         })
     }

@@ -77,11 +77,13 @@ impl LockFile {
 
     /// Whether this lock, live or not, is the one that the claim is about. A lock that is bound to a
     /// process belongs to nobody in another process, even if names and numbers agree: that may be a forked
-    /// child, or process 1 of the next container. `is_here` says whether an owner file is this process's.
+    /// child, or process 1 of the next container. The exception is a claim that says that it comes from elsewhere.
+    /// `is_here` says whether an owner file is this process's.
     pub(crate) fn is_claimed_by(&self, claim: &Claim, is_here: impl FnOnce(&str) -> bool) -> bool {
         let is_named = match claim {
             Claim::Holder(holder) => self.holder == *holder,
             Claim::Token(token) => self.token == *token,
+            Claim::Delegated(token) => return self.token == *token,
         };
         is_named && (!self.holder.is_process_bound() || is_here(&self.owner))
     }
@@ -337,6 +339,11 @@ mod tests {
             assert!(matches(&bound, &claim, here));
             assert!(!matches(&bound, &claim, elsewhere), "another process of the same name");
             assert!(!matches(&bound, &claim, None));
+        }
+        let delegated = |number| Claim::Delegated(LockToken::new(number));
+        for holder in [&bound, &named] {
+            assert!(matches(holder, &delegated(7), elsewhere) && matches(holder, &delegated(7), None));
+            assert!(!matches(holder, &delegated(6), here));
         }
     }
 }

@@ -47,7 +47,7 @@ fn attempt(
     let is_lock_stale = match (claim, access(core, key, claim, context)?) {
         (_, Access::Mine(_)) => false,
         (Claim::Holder(_), Access::Free(snapshot)) => matches!(snapshot, Snapshot::Lock(_)),
-        (Claim::Token(token), _) => return Err(lost(core, key, *token, context)),
+        (Claim::Token(token) | Claim::Delegated(token), _) => return Err(lost(core, key, *token, context)),
         (Claim::Holder(_), Access::Other(found)) => return Ok(Attempt::Held(found)),
     };
     let mut latch = None;
@@ -98,7 +98,7 @@ fn recheck_under_latch(
     };
     let is_valid = match (claim, access(core, key, claim, context)?) {
         (_, Access::Mine(_)) | (Claim::Holder(_), Access::Free(_)) => true,
-        (Claim::Token(_), _) | (_, Access::Other(_)) => false,
+        (Claim::Token(_) | Claim::Delegated(_), _) | (_, Access::Other(_)) => false,
     };
     Ok(is_valid.then_some(latch))
 }

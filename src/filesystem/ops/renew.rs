@@ -110,7 +110,7 @@ pub(super) fn own_lock(
     let path = || core.layout.lock_path(key);
     match (claim, access) {
         (_, Access::Mine(found)) => Ok(found.lock),
-        (Claim::Token(token), _) => Err(lost(core, key, *token, context)),
+        (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(core, key, *token, context)),
         (Claim::Holder(_), Access::Free(_)) => Err(context.error(ErrorKind::NotLocked).with_path(path())),
         (Claim::Holder(holder), Access::Other(found)) => Err(context
             .error(ErrorKind::NotLockHolder)

@@ -79,7 +79,7 @@ impl Snapshot {
 pub(crate) fn admit(core: &Core, key: &Key, claim: &Claim, context: Context<'_>) -> Result<()> {
     match (claim, access(core, key, claim, context)?) {
         (_, Access::Mine(_)) | (Claim::Holder(_), Access::Free(_)) => Ok(()),
-        (Claim::Token(token), _) => Err(lost(core, key, *token, context)),
+        (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(core, key, *token, context)),
         (Claim::Holder(_), Access::Other(found)) => Err(context
             .error(ErrorKind::Locked)
             .with_holder(found.lock.holder)
@@ -90,7 +90,7 @@ pub(crate) fn admit(core: &Core, key: &Key, claim: &Claim, context: Context<'_>)
 /// The access that the claim has now.
 pub(crate) fn access(core: &Core, key: &Key, claim: &Claim, context: Context<'_>) -> Result<Access> {
     let expected = match claim {
-        Claim::Token(_) => Expected::Lock,
+        Claim::Token(_) | Claim::Delegated(_) => Expected::Lock,
         Claim::Holder(_) => Expected::Absent,
     };
     Ok(match retry_torn_read(Snapshot::Unfinished, || snapshot_once(core, key, expected, context))? {

@@ -3,13 +3,16 @@
 use super::terminal::Terminal;
 use super::*;
 
-pub(super) const SUBCOMMANDS: [&str; 14] = [
+pub(super) const SUBCOMMANDS: [&str; 17] = [
     "run",
+    "lock",
     "get",
     "put",
     "rm",
     "ls",
+    "stat",
     "locks",
+    "renew",
     "unlock",
     "export",
     "import",

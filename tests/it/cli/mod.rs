@@ -7,11 +7,13 @@ mod expiry;
 mod killed;
 mod listing;
 mod listing_long;
+mod lock;
 mod man;
 mod misplaced;
 mod printing;
 mod records;
 mod run;
+mod scripts;
 mod stuck;
 mod terminal;
 mod transfer;
@@ -60,8 +62,15 @@ impl Scratch {
     fn cli(&self, subcommand: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
         command.arg(subcommand).arg(self.store()).args(arguments).current_dir(self.0.path());
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).env_remove("RECORD_STORE_DIR");
         with_default_signals(&mut command);
+        command
+    }
+
+    /// `record-store lock STORE ARGUMENTS… -- sh -c SCRIPT`.
+    fn lock(&self, arguments: &[&str], script: &str) -> Command {
+        let mut command = self.cli("lock", arguments);
+        command.args(["--", "sh", "-c", script]);
         command
     }
 

@@ -47,11 +47,12 @@ fn get_rm_ls_and_locks_do_not_create_a_store() {
 }
 
 #[test]
-fn get_waits_for_a_locked_record_but_put_and_rm_fail() {
+fn get_put_and_rm_wait_for_a_locked_record() {
     let scratch = Scratch::new();
     let store = scratch.open();
     let guard = store.lock("k", LockOptions::new().holder(Holder::named("night job").unwrap())).unwrap();
-    for refused in [feed(&mut scratch.cli("put", &["k"]), b"1"), output(&mut scratch.cli("rm", &["k"]))] {
+    let once = ["k", "--wait", "0"];
+    for refused in [feed(&mut scratch.cli("put", &once), b"1"), output(&mut scratch.cli("rm", &once))] {
         let message = assert_fails(&refused, 75);
         assert!(message.contains("night job") && message.ends_with("release it with unlock\n"), "{message}");
     }
@@ -61,6 +62,21 @@ fn get_waits_for_a_locked_record_but_put_and_rm_fail() {
     assert!(waiter.is_running());
     guard.release().unwrap();
     assert_prints(&waiter.output(), "\"done\"\n");
+    // The default is the same for each command.
+    fs::write(scratch.path("lines"), "{\"key\":\"k\",\"result\":2}\n").unwrap();
+    for (subcommand, arguments) in [("put", &["k", "--text"][..]), ("import", &["lines"]), ("rm", &["k"])] {
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        guard.remove().unwrap();
+        let mut waiter = Background::start(&mut scratch.cli(subcommand, arguments));
+        scratch.wait_until_opened(&mut waiter);
+        guard.write("for rm").unwrap();
+        if subcommand == "import" {
+            guard.remove().unwrap();
+        }
+        guard.release().unwrap();
+        assert_prints(&waiter.output(), "");
+    }
+    assert!(!store.exists("k").unwrap());
 }
 
 #[test]
@@ -130,9 +146,21 @@ fn every_subcommand_has_help_with_examples() {
         assert_code(&printed, 0);
         String::from_utf8(printed.stdout).unwrap()
     };
-    for subcommand in
-        ["run", "get", "put", "rm", "ls", "locks", "unlock", "export", "import", "verify", "completions"]
-    {
+    for subcommand in [
+        "run",
+        "lock",
+        "get",
+        "put",
+        "rm",
+        "ls",
+        "locks",
+        "renew",
+        "unlock",
+        "export",
+        "import",
+        "verify",
+        "completions",
+    ] {
         assert!(help(&[subcommand]).contains("Examples:\n"), "{subcommand}");
         assert!(help(&[]).contains(&format!("\n  {subcommand} ")), "{subcommand}");
     }

@@ -28,7 +28,7 @@ fn commands_give_up_on_a_process_that_is_stopped_in_an_operation() {
         ("rm", vec!["k"], true),
         ("unlock", vec!["k", "--force"], true),
         ("unlock", vec!["k", "--force", "--wait", "0"], false),
-        ("import", vec!["lines", "--existing", "overwrite"], false),
+        ("import", vec!["lines", "--existing", "overwrite", "--wait", "0"], false),
         ("run", vec!["k", "--refresh", "--wait", "10ms", "--", "echo", "3"], false),
     ]
     .map(|(subcommand, arguments, says_so)| {
@@ -48,6 +48,17 @@ fn commands_give_up_on_a_process_that_is_stopped_in_an_operation() {
         fs::read_to_string(scratch.store().join("k.json")).unwrap().matches("\"result\":1").count(),
         1
     );
+}
+
+#[test]
+fn import_waits_for_a_lock_but_gives_up_on_a_stopped_process() {
+    let scratch = Scratch::new();
+    scratch.open();
+    fs::write(scratch.path("lines"), "{\"key\":\"k\",\"result\":2}\n").unwrap();
+    let _stopped = scratch.enter_latch("k");
+    let start = Instant::now();
+    assert!(assert_fails(&output(&mut scratch.cli("import", &["lines"])), 75).contains("--wait"));
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -42,7 +42,10 @@ impl Terminal {
         session.arg("--ctty").arg(command.get_program()).args(command.get_args());
         session.env("TERM", "xterm").env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env_remove("CI");
         for (name, value) in command.get_envs() {
-            session.env(name, value.unwrap());
+            match value {
+                Some(value) => session.env(name, value),
+                None => session.env_remove(name),
+            };
         }
         session.current_dir(command.get_current_dir().unwrap());
         super::with_default_signals(&mut session);

@@ -208,7 +208,7 @@ fn a_locked_record_is_not_imported() {
     let guard = store.lock("a", job()).unwrap();
     let lines = b"{\"key\":\"a\",\"result\":1}\n{\"key\":\"b\",\"result\":2}\n";
     for existing in ["fail", "skip", "overwrite"] {
-        let arguments = ["--keep-going", "--existing", existing];
+        let arguments = ["--keep-going", "--existing", existing, "--wait", "0"];
         let output = feed(&mut scratch.cli("import", &arguments), lines);
         assert_code(&output, 75);
         let message = String::from_utf8(output.stderr).unwrap();

@@ -113,3 +113,31 @@ fn a_store_moves_to_a_server_and_back_with_its_times_to_live() {
     assert!(!store.exists("old").unwrap());
     drop(store.lock("k0", LockOptions::new()).unwrap());
 }
+
+#[test]
+fn the_command_of_lock_finds_a_url_without_its_password() {
+    let Some(url) = new_url() else { return };
+    let secret = url.replace("postgres@", "postgres:s3cr3t@");
+    assert_ne!(secret, url);
+    let program = env!("CARGO_BIN_EXE_record-store");
+    let script = format!(
+        "echo \"$RECORD_STORE_DIR $RECORD_STORE_KEY\"; echo 7 | {program} put k --token $RECORD_STORE_TOKEN;
+        echo 8 | {program} put k --wait 0; exit 5"
+    );
+    let locked = |command: &mut Command| {
+        let ended = output(command.env_remove("PGPASSWORD"));
+        assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stderr));
+        // The second one has no token.
+        assert!(String::from_utf8_lossy(&ended.stderr).contains("locked"));
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let command = ["k", "--", "sh", "-c", &script];
+    let passed = locked(&mut cli(&[&["lock", &secret], &command[..]].concat()));
+    assert_eq!(passed, format!("{url} k\n"));
+    assert_eq!(run(&["get", &url, "k"], ""), "7\n");
+    // It has the password already.
+    let mut lock = cli(&[&["lock"], &command[..]].concat());
+    assert_eq!(locked(lock.env("RECORD_STORE_DIR", &secret)), format!("{secret} k\n"));
+    // Its token is worth nothing any more.
+    assert_eq!(output(&mut cli(&["renew", &url, "k", "--token", "1"])).status.code(), Some(75));
+}

@@ -22,6 +22,7 @@ use super::{RecordArgs, StoreArgs, duration};
 /// moved to .store/damaged: no process can acquire the lock while it is there. A lock that was acquired since
 /// then stays. A directory is not moved, and neither is the lock of a key that differs only in case.
 #[derive(Args)]
+#[command(override_usage = "record-store unlock [OPTIONS] [DIR] <KEY>")]
 #[command(after_help = "\
 Examples:
   record-store unlock cache report

@@ -1,7 +1,9 @@
 //! Definition of the command line arguments and their help.
 
 mod listing;
+mod locking;
 mod maintenance;
+mod place;
 mod progress;
 mod transfer;
 mod watch;
@@ -11,11 +13,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
-use record_store::{Key, OpenMode, WriteOptions};
+use record_store::{Claim, LockToken, OpenMode, WriteOptions};
 
-use crate::style::{printable, shortened};
+use crate::duration::parse as duration;
 pub(crate) use listing::{ListArgs, Sort, StatArgs};
+pub(crate) use locking::{LockArgs, RenewArgs};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
+pub(crate) use place::{CopyArgs, RecordArgs, StoreArgs};
 pub(crate) use progress::ProgressArgs;
 pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
 pub(crate) use watch::WatchArgs;
@@ -29,21 +33,27 @@ Exit codes:
   1      no such record or lock, or no store in DIR
   2      invalid usage
   65     invalid JSON or text, or a corrupt file in the store
-  73     import: a key already has a record
+  73     nothing written: put --if-absent: there is a record; put --if-version: it has
+         another version; import: a key already has a record
   74     I/O error
-  75     locked by another holder, or still locked after --wait; run: the lock was lost
-  124    run: the command took longer than --hold
-  126    run: the command could not be executed
-  127    run: the command was not found
-  128+n  run: terminated by signal n
-  other  run: the exit code of the command"
+  75     still locked after --wait, or the lock was lost; lock: see --conflict-exit-code
+  124    run, lock: the command took longer than --hold
+  126    run, lock: the command could not be executed
+  127    run, lock: the command was not found
+  128+n  run, lock: terminated by signal n
+  other  run, lock: the exit code of the command"
     };
 }
 
 /// JSON records and crash-safe locks in one directory, shared by the processes of one host.
 ///
 /// A record is a key and a JSON result. `run` computes a result once, even if several processes
-/// request it concurrently. The other subcommands read, change and list records and locks.
+/// request it concurrently. `lock` runs a command while no other one runs under the same lock. The other
+/// subcommands read, change and list records and locks.
+///
+/// If the store is always the same, set `RECORD_STORE_DIR` to its directory or URL and leave out DIR. The
+/// variable never changes the meaning of a command line that names a store: `get cache report` reads the
+/// record "report" of "cache", whatever the variable says, and `get report` that of the variable's store.
 ///
 /// A command that waits for another holder's lock for more than a second says so on standard error: whom it
 /// waits for, and since when that holder has the lock. --quiet and --no-progress switch that off.
@@ -55,7 +65,10 @@ Exit codes:
         "Examples:
   record-store run cache weather -- curl -s https://example.org/weather.json
   record-store get cache weather
+  record-store lock cache deploy -- ./deploy.sh
   record-store locks cache
+
+A length of time is a number and a unit: ms, s, m (minutes), h, d or w, as in 90s or '1h 30m'.
 
 ",
         exit_codes!()
@@ -72,12 +85,14 @@ pub(crate) struct Cli {
 #[derive(Subcommand)]
 pub(crate) enum Task {
     Run(RunArgs),
+    Lock(LockArgs),
     Get(GetArgs),
     Put(PutArgs),
     Rm(RmArgs),
     Ls(ListArgs),
     Stat(StatArgs),
     Locks(LocksArgs),
+    Renew(RenewArgs),
     Unlock(UnlockArgs),
     Export(ExportArgs),
     Import(ImportArgs),
@@ -88,30 +103,6 @@ pub(crate) enum Task {
     Man(ManArgs),
 }
 
-/// Parses a length of time. The error may contain the text, which may be long.
-fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| shortened(&printable(&error.to_string())).into_owned())
-}
-
-/// Selects the store.
-#[derive(Args)]
-pub(crate) struct StoreArgs {
-    /// The store's directory, or the URL of a PostgreSQL server
-    #[arg(value_hint = ValueHint::DirPath)]
-    pub(crate) dir: PathBuf,
-}
-
-/// Selects one record of a store.
-#[derive(Args)]
-pub(crate) struct RecordArgs {
-    #[command(flatten)]
-    pub(crate) store: StoreArgs,
-
-    /// The record's key: any text that is not empty
-    #[arg(value_parser = |text: &str| Key::new(text), value_hint = ValueHint::Other)]
-    pub(crate) key: Key,
-}
-
 /// Selects the durability of a change.
 #[derive(Args)]
 pub(crate) struct DurabilityArgs {
@@ -120,13 +111,26 @@ pub(crate) struct DurabilityArgs {
     pub(crate) relaxed: bool,
 }
 
-/// Selects how long a change waits.
+/// Selects how long to wait for a lock. The default is the same for all subcommands.
 #[derive(Args)]
 pub(crate) struct WaitArgs {
-    /// Maximum time to wait for another holder's lock, such as 5s or 2m
-    #[arg(long, value_name = "TIME", value_hint = ValueHint::Other)]
-    #[arg(value_parser = duration, default_value = "0s")]
-    pub(crate) wait: Duration,
+    /// Maximum time to wait for another holder's lock, such as 5s or 2m, or 0 [default: forever]
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
+    pub(crate) wait: Option<Duration>,
+}
+
+/// Selects the lock under which a record is read or changed.
+#[derive(Args)]
+pub(crate) struct TokenArgs {
+    /// Act under the lock with this token, as in `RECORD_STORE_TOKEN`: fails if that lock was lost
+    #[arg(long, value_name = "N", value_hint = ValueHint::Other)]
+    pub(crate) token: Option<LockToken>,
+}
+
+impl TokenArgs {
+    pub(crate) fn claim(&self) -> Claim {
+        self.token.map_or_else(Claim::current, Claim::Delegated)
+    }
 }
 
 /// Selects where a store may be created.
@@ -184,8 +188,11 @@ impl ExpiryArgs {
 /// through an inherited file descriptor, with a number of 1000 or above if the limit of open files
 /// allows it. A program that closes all file descriptors it does not know releases the lock early.
 ///
-/// The command must not request the same key: it would wait for its own lock, which is a deadlock.
+/// The command finds the store, the key and the token of the lock in `RECORD_STORE_DIR` (an absolute path; a
+/// URL without its password), `RECORD_STORE_KEY` and `RECORD_STORE_TOKEN`. It must not request the same key
+/// without --token: it would wait for its own lock, which is a deadlock.
 #[derive(Args)]
+#[command(override_usage = "record-store run [OPTIONS] [DIR] <KEY> -- <CMD>...")]
 #[command(after_long_help = concat!(
     "Examples:
   # Two concurrent shells: one runs the command, both print the result.
@@ -211,9 +218,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) record: RecordArgs,
 
-    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
-    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 
     /// Terminate the command after this time [default: never]
     ///
@@ -266,34 +272,50 @@ pub(crate) struct RunArgs {
 ///
 /// Waits while another holder has the key's lock. Changes nothing in the store.
 #[derive(Args)]
+#[command(override_usage = "record-store get [OPTIONS] [DIR] <KEY>")]
 #[command(after_help = "\
 Examples:
   record-store get cache report | jq .total
+  record-store get cache report --json | jq .version
   record-store get cache host --text
   record-store get cache report --wait 0s || echo 'not stored, or locked'")]
 pub(crate) struct GetArgs {
     #[command(flatten)]
     pub(crate) record: RecordArgs,
 
-    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
-    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 
     /// The result is a JSON string: print it unquoted
     #[arg(long)]
     pub(crate) text: bool,
+
+    /// Print one object with the fields key, version, `expires_at` (left out: never) and result
+    #[arg(long, conflicts_with = "text")]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) token: TokenArgs,
 }
 
 /// Store standard input as a record's result
 ///
-/// Fails while another holder has the key's lock, at once or after --wait. Creates the store if there
-/// is none.
+/// Waits while another holder has the key's lock. Creates the store if there is none.
+///
+/// With --if-absent or --if-version, the comparison and the change are one atomic step. If the record is not
+/// as required, nothing is written, and the exit code is 73.
 ///
 /// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
 /// or after --wait if that is longer.
 #[derive(Args)]
+#[command(override_usage = "record-store put [OPTIONS] [DIR] <KEY>")]
 #[command(after_help = "\
 Examples:
+  # Add 1 to a counter, unless it was changed meanwhile.
+  counter=$(record-store get cache hits --json)
+  echo \"$counter\" | jq '.result + 1' |
+    record-store put cache hits --if-version \"$(echo \"$counter\" | jq .version)\"
+
   echo '{\"total\": 12}' | record-store put cache report
   uname -n | record-store put cache host --text")]
 pub(crate) struct PutArgs {
@@ -307,6 +329,17 @@ pub(crate) struct PutArgs {
     #[arg(long)]
     pub(crate) text: bool,
 
+    /// Write only if there is no record. Otherwise the exit code is 73
+    #[arg(long)]
+    pub(crate) if_absent: bool,
+
+    /// Write only if the record has this version, as `get --json` prints it. Otherwise the exit code is 73
+    #[arg(long, value_name = "V", conflicts_with = "if_absent", value_hint = ValueHint::Other)]
+    pub(crate) if_version: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) token: TokenArgs,
+
     #[command(flatten)]
     pub(crate) expiry: ExpiryArgs,
 
@@ -319,11 +352,12 @@ pub(crate) struct PutArgs {
 
 /// Remove a record
 ///
-/// Fails while another holder has the key's lock, at once or after --wait.
+/// Waits while another holder has the key's lock.
 ///
 /// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
 /// or after --wait if that is longer.
 #[derive(Args)]
+#[command(override_usage = "record-store rm [OPTIONS] [DIR] <KEY>")]
 #[command(after_help = "\
 Examples:
   record-store rm cache report
@@ -334,6 +368,9 @@ pub(crate) struct RmArgs {
 
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
+
+    #[command(flatten)]
+    pub(crate) token: TokenArgs,
 
     #[command(flatten)]
     pub(crate) durability: DurabilityArgs,

@@ -1,11 +1,8 @@
 //! Arguments of `export` and `import`, which copy a store to and from one file.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use clap::{Args, ValueEnum};
 
-use clap::{Args, ValueEnum, ValueHint};
-
-use super::{AdoptArgs, DurabilityArgs, StoreArgs, WaitArgs, duration};
+use super::{AdoptArgs, CopyArgs, DurabilityArgs, WaitArgs};
 
 /// Write all records as JSON Lines
 ///
@@ -29,15 +26,10 @@ Examples:
   record-store export cache --wait 0s --keep-going > all-but-the-locked.jsonl")]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
+    pub(crate) copy: CopyArgs,
 
-    /// The file to write, or - for standard output [default: -]
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(crate) file: Option<PathBuf>,
-
-    /// Maximum time to wait for another holder's lock, such as 5s or 2m [default: forever]
-    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
-    pub(crate) wait: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) wait: WaitArgs,
 
     /// Skip records that cannot be read
     #[arg(long)]
@@ -49,7 +41,7 @@ pub(crate) struct ExportArgs {
 /// Each line is an object with the fields key and result, as `export` writes them. Other fields and
 /// empty lines are ignored. Creates the store if there is none.
 ///
-/// Each record is stored under its lock. This fails while another holder has that lock. The first
+/// Each record is stored under its lock. This waits while another holder has that lock. The first
 /// line that cannot be stored stops the import and is reported; the lines before it are stored. With
 /// --keep-going, every such line is reported, the other lines are stored, and the exit code is that
 /// of the first failed line.
@@ -61,11 +53,7 @@ Examples:
   record-store export cache | record-store import copy")]
 pub(crate) struct ImportArgs {
     #[command(flatten)]
-    pub(crate) store: StoreArgs,
-
-    /// The file to read, or - for standard input [default: -]
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) copy: CopyArgs,
 
     /// How to treat keys that already have a record
     #[arg(long, value_enum, default_value_t, value_name = "ACTION")]

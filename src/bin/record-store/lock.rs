@@ -1,0 +1,70 @@
+//! `lock`: runs a command under a key's lock, and stores nothing.
+
+use std::sync::Arc;
+
+use record_store::{Error, LockOptions, RecordStoreExt};
+
+use crate::args::{DurabilityArgs, LockArgs};
+use crate::command::{Running, Task};
+use crate::failure::Failure;
+use crate::records::open_to_write;
+use crate::runner::{Held, Runner};
+use crate::variables::Variables;
+
+pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
+    let runner = Runner::new(args.wait.wait)?;
+    let held = match acquire(args, &runner) {
+        Err(error) if error.is_timeout() => {
+            return Err(Failure::from(runner.with_waited(error)).with_code(args.conflict_exit_code));
+        }
+        held => held?,
+    };
+    let outcome = run(args, &runner, held);
+    // A signal that arrived at the end has priority, because the user requested termination.
+    match (outcome, runner.deferred_signal()) {
+        (outcome, None) => outcome,
+        (outcome, Some(signal)) => {
+            let _ = outcome.map_err(Failure::printed);
+            Err(Failure::signal(signal))
+        }
+    }
+}
+
+/// Waits for the lock. A signal ends the wait, and is deferred from then on.
+fn acquire(args: &LockArgs, runner: &Runner) -> Result<Held, Error> {
+    let store = &args.record.store;
+    let store = Arc::new(open_to_write(store, &DurabilityArgs { relaxed: false }, args.adopt.mode())?);
+    let options = LockOptions::new().acquire_timeout(runner.time_left());
+    let guard = store.lock_owned(&args.record.key, options)?;
+    // A signal before this ends the program, and with it the lock.
+    runner.signals.defer();
+    Held::new(guard, &store)
+}
+
+/// Runs the command. Every return releases the lock, and no return happens while the command still runs.
+fn run(args: &LockArgs, runner: &Runner, mut held: Held) -> Result<(), Failure> {
+    let task = Task {
+        command_line: &args.command,
+        owner: held.take_owner(),
+        variables: Some(Variables::new(&held, &args.record.store.dir)),
+        captures: false,
+    };
+    let (ended, _) = Running::start(task, &runner.sender)?.finish(&runner.events, args.hold);
+    let lost = held.guard.remaining().map_err(|error| {
+        let what = if error.is_lock_lost() {
+            "the lock was lost while the command ran"
+        } else {
+            "the lock may have been lost while the command ran"
+        };
+        Failure::from(error).at(what)
+    });
+    // The drop waits only briefly for the release. The lock ends with this process at the latest.
+    drop(held);
+    match ended.failure(true, args.hold) {
+        (None, _) => lost.map(drop),
+        (Some(failure), _) => {
+            let _ = lost.map_err(Failure::printed);
+            Err(failure)
+        }
+    }
+}
