@@ -19,15 +19,8 @@ pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
         }
         held => held?,
     };
-    let outcome = run(args, &runner, held);
-    // A signal that arrived at the end has priority, because the user requested termination.
-    match (outcome, runner.deferred_signal()) {
-        (outcome, None) => outcome,
-        (outcome, Some(signal)) => {
-            let _ = outcome.map_err(Failure::printed);
-            Err(Failure::signal(signal))
-        }
-    }
+    // A signal that arrives when the command has ended changes nothing: this program is about to end.
+    run(args, &runner, held)
 }
 
 /// Waits for the lock. A signal ends the wait, and is deferred from then on.
