@@ -36,7 +36,7 @@ fn every_wait_reports_the_lock_that_is_in_the_way_once() {
         let info = store.lock_info("k").unwrap().unwrap();
         let (observer, reports) = observer(AFTER);
         // Longer than the pause between two checks.
-        let limit = millis(400);
+        let limit = millis(600);
         let lock = LockOptions::new().acquire_timeout(limit).observer(&observer);
         let read = ReadOptions::new().timeout(limit).observer(&observer);
         let wait = WaitOptions::new().timeout(limit).observer(&observer);
@@ -56,6 +56,23 @@ fn every_wait_reports_the_lock_that_is_in_the_way_once() {
         assert!(reports.try_recv().is_err(), "{store:?}");
         store.release_lock("k", named("editor")).unwrap();
     });
+}
+
+/// A sleeper checks the lock every 250 ms anyway.
+#[test]
+fn a_sleeper_wakes_for_its_report() {
+    let dir = tempdir().unwrap();
+    for store in [&open(dir.path()) as &dyn RecordStore, &MemoryRecordStore::new()] {
+        let _guard = store.lock("k", as_named("editor")).unwrap();
+        let (observer, reports) = observer(millis(30));
+        let wait = WaitOptions::new().timeout(millis(200)).observer(&observer);
+        // On a busy machine, it may wake too late.
+        let reported = (0..20).any(|_| {
+            assert!(!store.wait_for_lock("k", wait.clone()).unwrap());
+            reports.try_recv().is_ok()
+        });
+        assert!(reported, "{store:?}");
+    }
 }
 
 #[test]

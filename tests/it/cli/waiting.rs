@@ -32,13 +32,14 @@ fn a_command_that_waits_says_for_whom_and_since_when() {
     let guard = editor(&store);
     let since = humantime::format_rfc3339_millis(store.lock_info("k").unwrap().unwrap().acquired_at());
     fs::write(scratch.path("lines"), "{\"key\":\"k\",\"result\":2}\n").unwrap();
+    // One that says nothing fails.
     let waits = ["k", "--wait", "1m"];
     // All at the same time.
     let mut commands = [
-        ("get", vec!["k"]),
-        ("export", vec![]),
-        ("run", vec!["k", "--", "echo", "3"]),
-        ("run", vec!["k", "--refresh", "--", "echo", "3"]),
+        ("get", waits.to_vec()),
+        ("export", vec!["--wait", "1m"]),
+        ("run", [&waits[..], &["--", "echo", "3"]].concat()),
+        ("run", [&waits[..], &["--refresh", "--", "echo", "3"]].concat()),
         ("put", waits.to_vec()),
         ("rm", waits.to_vec()),
         ("import", vec!["lines", "--wait", "1m", "--existing", "skip"]),
