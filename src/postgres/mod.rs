@@ -98,7 +98,7 @@ impl PostgresRecordStore {
     ///
     /// The URL has the form `postgres://user:password@host:port/database?parameters`, several hosts separated by
     /// commas. Of the parameters of libpq, `sslmode`, `sslrootcert`, `application_name`, `options`, `host`, `hostaddr`,
-    /// `port`, `user`, `password`, `dbname` and `channel_binding` are supported; `schema` is the same as
+    /// `port`, `user`, `password`, `dbname`, `connect_timeout` and `channel_binding` are supported; `schema` is the same as
     /// [`PostgresOptions::schema`]. Special characters in a password are percent-encoded. Without a password, the
     /// environment variable `PGPASSWORD` is used. With `sslmode=verify-full` the connection is encrypted and the
     /// server's certificate is verified, by the roots of the system or the file `sslrootcert`; `prefer`, the default,

@@ -450,9 +450,8 @@ BEGIN
     END IF;
 END $$;
 
--- Gives up a wait and, if p_releases, the lock that it may have acquired in the meantime.
-CREATE FUNCTION {schema}.leave(
-    p_id bytea, p_hash integer, p_nonce bigint, p_releases boolean, p_patience integer) RETURNS void
+-- Gives up a wait.
+CREATE FUNCTION {schema}.leave(p_id bytea, p_hash integer, p_nonce bigint, p_patience integer) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     was_notified boolean;
@@ -462,10 +461,7 @@ BEGIN
     DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce
         RETURNING t.notified_at IS NOT NULL INTO was_notified;
     SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    IF p_releases AND l.nonce = p_nonce THEN
-        DELETE FROM {schema}.locks t WHERE t.id = p_id;
-        PERFORM {schema}.notify_free(p_id);
-    ELSIF was_notified AND NOT {schema}.is_live(l) THEN
+    IF was_notified AND NOT {schema}.is_live(l) THEN
         -- The next one has its turn.
         PERFORM {schema}.notify_free(p_id);
     END IF;

@@ -71,7 +71,7 @@ impl Query {
             Self::LockInfo => format!("SELECT {INFO} WHERE l.id = $1").replace("{schema}", schema),
             Self::AwaitFree => call("await_free", 7),
             Self::AwaitChange => call("await_change", 6),
-            Self::Leave => call("leave", 5),
+            Self::Leave => call("leave", 4),
             Self::Keys => format!(
                 "SELECT id, key FROM {schema}.records WHERE id > $1 AND {LIVES} ORDER BY id LIMIT 500"
             ),

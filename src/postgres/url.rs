@@ -74,6 +74,9 @@ impl Target {
         let Some((_, rest)) = url.split_once("://").filter(|_| is_url(url)) else {
             return Err(invalid("it begins with postgres:// or postgresql://"));
         };
+        if rest.contains("%00") {
+            return Err(invalid("it has a character NUL"));
+        }
         if rest.matches('@').count() > 1 || rest.contains(['#', ' ']) {
             return Err(invalid("special characters in it, such as @ and /, are percent-encoded"));
         }
@@ -219,6 +222,7 @@ mod tests {
             "postgres://u:s3cr3t@host/db?s3cr3t=1",
             "postgres://u:s3cr3t@host/db?sslmode=s3cr3t",
             "postgres://u:s3%ffcr3t@[host/db",
+            "postgres://u:s3cr3t%00@host/db",
             "mysql://u:s3cr3t@host/db",
         ] {
             let error = Target::parse(url).unwrap_err();

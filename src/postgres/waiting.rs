@@ -28,7 +28,7 @@ pub(super) struct Wait<'a> {
     key: &'a Key,
     pub(super) nonce: i64,
     registered: Registered,
-    /// Whether the server may have a waiter of this nonce, or a lock, that nobody wants any more.
+    /// Whether the server may have a waiter of this nonce.
     pub(super) is_queued: bool,
     _on_cancel: Option<OnCancel>,
 }
@@ -82,8 +82,7 @@ impl Drop for Wait<'_> {
 /// Leaves the queue. If that fails, the waiter is passed over after a second.
 async fn leave(core: Arc<Core>, key: Key, nonce: i64) {
     let id = KeyId::of(&key);
-    let parameters =
-        [id.id(), id.latch(), Parameter::Long(Some(nonce)), Parameter::Flag(false), Parameter::Patience];
+    let parameters = [id.id(), id.latch(), Parameter::Long(Some(nonce)), Parameter::Patience];
     let context = Context::new("leave", &key);
     let _ = core.call(context, &Limits::none(), Repeat::Yes, Query::Leave, &parameters).await;
 }

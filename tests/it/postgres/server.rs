@@ -38,9 +38,7 @@ impl Server {
     /// A server of one test, with options of `initdb`.
     pub(crate) fn with_initdb(options: &[&str], settings: &[&str]) -> Option<Self> {
         let Some(programs) = programs() else {
-            assert!(std::env::var_os("CI").is_none(), "no PostgreSQL server is installed");
-            // `eprintln` would be captured.
-            let _ = writeln!(std::io::stderr(), "SKIPPED: no PostgreSQL server is installed");
+            skip("a PostgreSQL server");
             return None;
         };
         let server = Self::prepared(programs);
@@ -225,6 +223,22 @@ fn programs() -> Option<PathBuf> {
     let found = all.find(|dir| has_server(dir))?;
     // Beside the programs themselves are those that a link leads to only one of.
     Some(found.join("postgres").canonicalize().unwrap().parent().unwrap().to_owned())
+}
+
+/// Whether a program that only one test needs is in the path. Otherwise the test is skipped.
+pub(crate) fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = std::env::split_paths(&path).any(|dir| dir.join(name).exists());
+    if !has {
+        skip(name);
+    }
+    has
+}
+
+fn skip(missing: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{missing} is not installed");
+    // `eprintln` would be captured.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {missing} is not installed");
 }
 
 /// A program, as a user that may run a server.
