@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::records::open_to_write;
 use crate::runner::{Held, Runner};
 use crate::variables::Variables;
+use crate::waiting::waiting;
 
 pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
     let runner = Runner::new(args.wait.wait)?;
@@ -28,7 +29,9 @@ fn acquire(args: &LockArgs, runner: &Runner) -> Result<Held, Error> {
     let store = &args.record.store;
     let store = Arc::new(open_to_write(store, &DurabilityArgs { relaxed: false }, args.adopt.mode())?);
     let options = LockOptions::new().acquire_timeout(runner.time_left());
-    let guard = store.lock_owned(&args.record.key, options)?;
+    let guard = waiting(|observer| {
+        store.lock_owned(&args.record.key, observer.into_iter().fold(options, LockOptions::observer))
+    })?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();
     Held::new(guard, &store)
