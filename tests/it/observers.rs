@@ -1,13 +1,13 @@
 //! Observers of waits: whom a call waits for, in each store.
 
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    ErrorKind, LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, WaitObserver,
-    WaitOptions, WaitReport, WriteOptions,
+    LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, WaitObserver, WaitOptions,
+    WaitReport, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -204,7 +204,11 @@ fn a_panic_of_an_observer_leaves_the_queue() {
 #[cfg(feature = "tokio")]
 #[test]
 fn a_future_reports_too() {
+    use std::sync::Arc;
+
+    use record_store::ErrorKind;
     use record_store::asynchronous::AsyncRecordStore;
+
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let dir = tempdir().unwrap();
     #[allow(unused_mut, reason = "only with the feature `postgres`")]
