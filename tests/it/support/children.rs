@@ -278,7 +278,9 @@ impl Child {
         let tasks = format!("/proc/{}/task", self.pid().as_raw_pid());
         let mut threads: Vec<i32> =
             super::names_in(tasks.as_ref()).iter().map(|name| name.parse().unwrap()).collect();
-        threads.sort_unstable();
+        // In the order of their creation: the numbers begin again after the greatest one.
+        let main = self.pid().as_raw_pid();
+        threads.sort_unstable_by_key(|thread| (*thread < main, *thread));
         // The first thread is the main thread of the test runner. The second one runs the role.
         threads[1]
     }
