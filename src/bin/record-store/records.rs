@@ -28,7 +28,9 @@ pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     let key = &args.record.key;
     let store = open_to_read(&args.record.store)?;
     let options = ReadOptions::new().timeout(args.wait.wait).claim(args.token.claim());
-    let Some(record) = store.read_raw(key, options)? else { return Err(no_record(&store, key)) };
+    let record =
+        waiting(|observer| store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer)))?;
+    let Some(record) = record else { return Err(no_record(&store, key)) };
     if !args.json {
         return Value::from_json(Form::of(args.text), key, record.json)?.print();
     }

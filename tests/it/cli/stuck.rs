@@ -57,7 +57,11 @@ fn import_waits_for_a_lock_but_gives_up_on_a_stopped_process() {
     fs::write(scratch.path("lines"), "{\"key\":\"k\",\"result\":2}\n").unwrap();
     let _stopped = scratch.enter_latch("k");
     let start = Instant::now();
-    assert!(assert_fails(&output(&mut scratch.cli("import", &["lines"])), 75).contains("--wait"));
+    let import = output(&mut scratch.cli("import", &["lines"]));
+    assert_code(&import, 75);
+    let message = String::from_utf8(import.stderr).unwrap();
+    let lines: Vec<_> = message.lines().collect();
+    assert!(lines.len() == 2 && lines[0] == STOPPED && lines[1].contains("--wait"), "{message}");
     assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
 }
 

@@ -40,6 +40,7 @@ fn a_command_that_waits_says_for_whom_and_since_when() {
         ("export", vec!["--wait", "1m"]),
         ("run", [&waits[..], &["--", "echo", "3"]].concat()),
         ("run", [&waits[..], &["--refresh", "--", "echo", "3"]].concat()),
+        ("lock", [&waits[..], &["--", "echo", "3"]].concat()),
         ("put", waits.to_vec()),
         ("rm", waits.to_vec()),
         ("import", vec!["lines", "--wait", "1m", "--existing", "skip"]),
