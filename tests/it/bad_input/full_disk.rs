@@ -30,7 +30,16 @@ impl SmallDisk {
     }
 
     fn make_room(&self) {
-        fs::remove_file(self.at.path().join("filler")).unwrap();
+        let filler = self.at.path().join("filler");
+        let size = fs::metadata(&filler).unwrap().len();
+        fs::remove_file(filler).unwrap();
+        // A process that another test has just forked may have the file open until it executes its program.
+        let free = || rustix::fs::statvfs(self.at.path()).map(|disk| disk.f_bfree * disk.f_frsize).unwrap();
+        abort_if_hung("the room is not free", || {
+            while free() < size {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
     }
 }
 
