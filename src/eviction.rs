@@ -116,11 +116,22 @@ pub(crate) struct Candidate<T> {
     pub(crate) record: T,
 }
 
-/// Evicts the oldest candidates with `remove`, which returns `false` if it left the record.
+/// What became of a candidate that has to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It was removed or, in a dry run, would have been.
+    Evicted,
+    /// Somebody else has removed it.
+    Gone,
+    /// It is locked, was changed meanwhile, or is not of this library.
+    Kept,
+}
+
+/// Evicts the oldest candidates with `attempt`, which removes nothing in a dry run.
 pub(crate) fn evict<T, E>(
     policy: &EvictionPolicy,
     mut candidates: Vec<Candidate<T>>,
-    mut remove: impl FnMut(&T) -> Result<bool, E>,
+    mut attempt: impl FnMut(&T) -> Result<Outcome, E>,
 ) -> Result<Evicted, E> {
     candidates.sort_by_key(|candidate| candidate.modified);
     let now = SystemTime::now();
@@ -135,14 +146,20 @@ pub(crate) fn evict<T, E>(
         if !policy.is_exceeded(evicted.records_left, evicted.bytes_left, age) {
             break;
         }
-        if policy.is_dry_run() || remove(&record)? {
-            evicted.records += 1;
-            evicted.bytes += size;
-            evicted.records_left -= 1;
-            evicted.bytes_left -= size;
-        } else {
-            evicted.kept += 1;
+        let outcome = attempt(&record)?;
+        match outcome {
+            Outcome::Evicted => {
+                evicted.records += 1;
+                evicted.bytes += size;
+            }
+            Outcome::Gone => {}
+            Outcome::Kept => {
+                evicted.kept += 1;
+                continue;
+            }
         }
+        evicted.records_left -= 1;
+        evicted.bytes_left -= size;
     }
     Ok(evicted)
 }
@@ -163,44 +180,50 @@ mod tests {
         of.iter().enumerate().map(candidate).collect()
     }
 
-    fn removed(policy: &EvictionPolicy, of: &[(u64, u64)], kept: &[usize]) -> (Vec<usize>, Evicted) {
-        let mut removed = Vec::new();
-        let Ok(evicted) = evict(policy, candidates(of), |&record| {
-            let is_removed = !kept.contains(&record);
-            removed.extend(is_removed.then_some(record));
-            Ok::<_, Infallible>(is_removed)
+    /// Evicts, with these outcomes for some of the records. Returns the ones that were evicted, and the result.
+    fn evicted(
+        policy: &EvictionPolicy,
+        of: &[(u64, u64)],
+        others: &[(usize, Outcome)],
+    ) -> (Vec<usize>, Evicted) {
+        let mut evicted = Vec::new();
+        let Ok(result) = evict(policy, candidates(of), |record| {
+            let other = others.iter().find(|(other, _)| other == record);
+            let outcome = other.map_or(Outcome::Evicted, |(_, outcome)| *outcome);
+            evicted.extend((outcome == Outcome::Evicted).then_some(*record));
+            Ok::<_, Infallible>(outcome)
         });
-        (removed, evicted)
+        (evicted, result)
     }
 
     #[test]
     fn the_oldest_go_first_until_every_limit_is_kept() {
         let of = [(10, 5), (30, 5), (20, 100), (0, 5)];
         let policy = EvictionPolicy::new;
-        assert_eq!(removed(&policy(), &of, &[]).0, [0_usize; 0]);
-        assert_eq!(removed(&policy().max_records(4).max_bytes(115), &of, &[]).0, [0_usize; 0]);
-        assert_eq!(removed(&policy().max_records(2), &of, &[]).0, [1, 2]);
-        assert_eq!(removed(&policy().max_bytes(109), &of, &[]).0, [1, 2]);
-        assert_eq!(removed(&policy().older_than(Duration::from_secs(15)), &of, &[]).0, [1, 2]);
-        assert_eq!(removed(&policy().max_records(0), &of, &[]).0, [1, 2, 0, 3]);
-        let evicted = removed(&policy().max_records(2), &of, &[]).1;
-        assert_eq!((evicted.records, evicted.bytes, evicted.kept), (2, 105, 0));
-        assert_eq!((evicted.records_left, evicted.bytes_left), (2, 10));
+        assert_eq!(evicted(&policy(), &of, &[]).0, [0_usize; 0]);
+        assert_eq!(evicted(&policy().max_records(4).max_bytes(115), &of, &[]).0, [0_usize; 0]);
+        assert_eq!(evicted(&policy().max_records(2), &of, &[]).0, [1, 2]);
+        assert_eq!(evicted(&policy().max_bytes(109), &of, &[]).0, [1, 2]);
+        assert_eq!(evicted(&policy().older_than(Duration::from_secs(15)), &of, &[]).0, [1, 2]);
+        assert_eq!(evicted(&policy().max_records(0), &of, &[]).0, [1, 2, 0, 3]);
+        let result = evicted(&policy().max_records(2), &of, &[]).1;
+        assert_eq!((result.records, result.bytes, result.kept), (2, 105, 0));
+        assert_eq!((result.records_left, result.bytes_left), (2, 10));
     }
 
     #[test]
     fn a_younger_record_goes_in_the_place_of_one_that_is_kept() {
-        let (removed, evicted) =
-            removed(&EvictionPolicy::new().max_records(2), &[(9, 1), (8, 1), (7, 1), (6, 1)], &[0]);
-        assert_eq!(removed, [1, 2]);
-        assert_eq!((evicted.records, evicted.kept, evicted.records_left), (2, 1, 2));
+        let policy = EvictionPolicy::new().max_records(2);
+        let (evicted, result) = evicted(&policy, &[(9, 1), (8, 1), (7, 1), (6, 1)], &[(0, Outcome::Kept)]);
+        assert_eq!(evicted, [1, 2]);
+        assert_eq!((result.records, result.kept, result.records_left), (2, 1, 2));
     }
 
     #[test]
-    fn a_dry_run_removes_nothing_and_counts_the_same() {
-        let policy = EvictionPolicy::new().max_records(1).dry_run(true);
-        let (removed, evicted) = removed(&policy, &[(9, 3), (8, 4)], &[]);
-        assert_eq!(removed, [0_usize; 0]);
-        assert_eq!((evicted.records, evicted.bytes, evicted.records_left), (1, 3, 1));
+    fn no_younger_record_goes_in_the_place_of_one_that_is_gone() {
+        let policy = EvictionPolicy::new().max_records(2);
+        let (evicted, result) = evicted(&policy, &[(9, 1), (8, 1), (7, 1), (6, 1)], &[(0, Outcome::Gone)]);
+        assert_eq!(evicted, [1]);
+        assert_eq!((result.records, result.kept, result.records_left), (1, 0, 2));
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Bound;
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::eviction::{self, Candidate};
+use crate::eviction::{self, Candidate, Outcome};
 use crate::process::PerProcess;
 use crate::trace;
 use crate::waiting::{Obstacle, Reports};
@@ -421,11 +421,13 @@ impl RecordStore for MemoryRecordStore {
         records.sort_by_key(|(_, record)| record.raw.version.number());
         let candidates = records.into_iter().map(candidate).collect();
         let evicted = eviction::evict(policy, candidates, |key| {
-            let is_free = state.live(key, Instant::now()).is_none();
-            if is_free {
+            if state.live(key, Instant::now()).is_some() {
+                return Ok(Outcome::Kept);
+            }
+            if !policy.is_dry_run() {
                 state.records.remove(key);
             }
-            Ok(is_free)
+            Ok(Outcome::Evicted)
         });
         state.changed.notify_all();
         evicted

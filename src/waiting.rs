@@ -80,7 +80,7 @@ impl fmt::Debug for WaitObserver {
     }
 }
 
-/// What a call waits for, at one moment. Its text is one line for people.
+/// The reason why a call waits, at one moment. Its text is one line for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitReport {
     operation: &'static str,
@@ -154,11 +154,11 @@ pub(crate) struct Observed {
 #[derive(Debug)]
 struct Call {
     start: Instant,
-    /// What was reported last, and when.
+    /// The last report, and its time.
     reported: Mutex<Option<(Obstacle, Instant)>>,
 }
 
-/// What a call waits for, for comparison.
+/// The lock or the process that a call waits for, to compare it with the last one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Obstacle {
     pub(crate) key: Key,

@@ -73,8 +73,10 @@ fn a_locked_record_is_kept(store: &dyn RecordStore) {
     let mine = store.lock("mine", LockOptions::new()).unwrap();
     let expired = store.lock("expired", short_lease(&named("late"))).unwrap();
     sleep(LEASE * 2);
+    let dry = store.evict(&EvictionPolicy::new().max_records(2).dry_run(true)).unwrap();
     let evicted = store.evict(&EvictionPolicy::new().max_records(2)).unwrap();
     assert_eq!((evicted.records, evicted.kept, evicted.records_left), (2, 2, 2));
+    assert_eq!(dry, evicted, "a dry run counts the same");
     assert_eq!(present(store), ["mine", "others"]);
     drop((expired, mine, other));
     assert_eq!(store.evict(&EvictionPolicy::new().max_records(0)).unwrap().records, 2);

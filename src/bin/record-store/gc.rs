@@ -58,22 +58,28 @@ impl JsonEvicted {
         let sized = |records, bytes| format!("{} ({})", count(records, "record"), size(bytes));
         let (gone, left) = (sized(self.records, self.bytes), sized(self.records_left, self.bytes_left));
         let verb = if is_dry_run { "would be evicted" } else { "evicted" };
-        let kept =
-            if self.kept == 0 { String::new() } else { format!(", {} of them could not be", self.kept) };
+        let kept = match self.kept {
+            0 => String::new(),
+            kept => format!(
+                "; {} kept: locked, changed meanwhile, or not written by the store",
+                count(kept, "older record")
+            ),
+        };
         format!("{gone} {verb}, {left} left{kept}")
     }
 }
 
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
+    let policy = args.limits.policy();
+    // Before anything is opened: nothing must be removed.
+    if args.limits.dry_run && policy.is_none() {
+        return Err(Failure::new(USAGE, "--dry-run needs --max-records, --max-size or --older-than"));
+    }
     if let Some(url) = store::url(&args.store.dir) {
         return gc_on_server(url, args);
     }
-    let policy = args.limits.policy();
-    if args.limits.dry_run {
-        let Some(policy) = policy else {
-            return Err(Failure::new(USAGE, "--dry-run needs --max-records, --max-size or --older-than"));
-        };
-        let evicted = open_to_read(&args.store)?.evict(&policy)?;
+    if let Some(policy) = policy.as_ref().filter(|policy| policy.is_dry_run()) {
+        let evicted = open_to_read(&args.store)?.evict(policy)?;
         return print(&Removed { records: 0, locks: 0, damaged: None, evicted: Some(evicted.into()) }, args);
     }
     let before = Before::open(&args.store.dir);

@@ -1,4 +1,4 @@
-//! What other programs call the subcommands.
+//! The names that other programs have for the subcommands.
 
 /// The subcommand that does what the name means elsewhere, and what it does.
 pub(crate) fn usual(name: &str) -> Option<(&'static str, &'static str)> {

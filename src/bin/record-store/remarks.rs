@@ -1,4 +1,4 @@
-//! What this program says on standard error beside its errors.
+//! The messages on standard error that are no errors.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! What `run` and `lock` have in common: the limits of their waits, the lock of their command, and its end.
+//! The common parts of `run` and `lock`: the limits of their waits, the lock of their command, and its end.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;

@@ -34,7 +34,7 @@ pub(crate) enum Value {
     Text(String),
 }
 
-/// What a write requires of the record.
+/// The condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Condition {
     Nothing,

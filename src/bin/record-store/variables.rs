@@ -1,4 +1,4 @@
-//! What the commands of `run` and `lock` find in their environment.
+//! The environment variables for the commands of `run` and `lock`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;

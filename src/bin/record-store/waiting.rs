@@ -132,7 +132,7 @@ fn is_in_background() -> bool {
     matches!(tcgetpgrp(io::stderr()), Ok(foreground) if foreground != getpgrp())
 }
 
-/// The line of a terminal. What is cut off first stands at the end.
+/// The line of a terminal. The least important part is at the end, where a narrow terminal cuts it off.
 fn text(report: &WaitReport, waited: Duration) -> String {
     let (waited, key) = (duration(waited), quoted(report.key().as_str()));
     match report.lock() {

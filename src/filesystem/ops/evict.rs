@@ -3,7 +3,7 @@
 use rustix::fs::Stat;
 
 use super::remove::take_away;
-use crate::eviction::{self, Candidate};
+use crate::eviction::{self, Candidate, Outcome};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Opened};
@@ -35,35 +35,48 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
         }
     }
     core.check_exists(context)?;
-    eviction::evict(policy, candidates, |(entry, stat)| evict_one(core, entry, stat))
+    eviction::evict(policy, candidates, |(entry, stat)| evict_one(core, entry, stat, policy.is_dry_run()))
 }
 
-/// Removes the record, unless it is locked or not the file that was found. `false`: it stays.
-fn evict_one(core: &Core, entry: &Entry, found: &Stat) -> Result<bool> {
+/// Removes the record, unless it is locked or not the file that was found.
+fn evict_one(core: &Core, entry: &Entry, found: &Stat, is_dry_run: bool) -> Result<Outcome> {
     let key = match entry {
         Entry::Literal(key) => key.clone(),
-        // One without a key is no record, and one that is gone needs no eviction.
         Entry::Hashed(name) => match record_file::key_inside(core, name, Context::whole("evict")) {
             Ok(Some(key)) => key,
-            Ok(None) | Err(_) => return Ok(false),
+            Ok(None) => return Ok(Outcome::Gone),
+            // One without a key is no record.
+            Err(_) => return Ok(Outcome::Kept),
         },
     };
     let context = Context::new("evict", &key);
     // Checked first without the latch: a locked record is the usual reason to leave one.
-    let Ok(Some(opened)) = record_file::open(core, &key, context) else { return Ok(false) };
+    let opened = match record_file::open(core, &key, context) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(Outcome::Gone),
+        Err(_) => return Ok(Outcome::Kept),
+    };
     if is_locked(core, &key, context) || !is_ours(core, &opened) || !is_unchanged(&opened.stat, found) {
-        return Ok(false);
+        return Ok(Outcome::Kept);
     }
     drop(opened);
-    let here = Owner::here(&core.layout, context).ok();
-    let Some(latch) = core.enter_within(&key, &Limits::best_effort(), context)? else { return Ok(false) };
-    match old_file::stat(core, &key, context) {
-        Ok(Some(stat)) if is_unchanged(&stat, found) && !is_locked(core, &key, context) => {
-            let was = take_away(core, &key, latch, stat, here.as_deref(), context)?;
-            Ok(was != Was::Damaged)
-        }
-        _ => Ok(false),
+    if is_dry_run {
+        return Ok(Outcome::Evicted);
     }
+    let here = Owner::here(&core.layout, context).ok();
+    let Some(latch) = core.enter_within(&key, &Limits::best_effort(), context)? else {
+        return Ok(Outcome::Kept);
+    };
+    let stat = match old_file::stat(core, &key, context) {
+        Ok(Some(stat)) if is_unchanged(&stat, found) && !is_locked(core, &key, context) => stat,
+        Ok(None) => return Ok(Outcome::Gone),
+        Ok(Some(_)) | Err(_) => return Ok(Outcome::Kept),
+    };
+    Ok(match take_away(core, &key, latch, stat, here.as_deref(), context)? {
+        Was::Record(_) => Outcome::Evicted,
+        Was::Nothing => Outcome::Gone,
+        Was::Damaged => Outcome::Kept,
+    })
 }
 
 /// Also if that cannot be determined.

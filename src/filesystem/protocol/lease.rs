@@ -27,7 +27,7 @@ pub(crate) enum Term {
 }
 
 impl Term {
-    /// What is left. `None`: it does not end.
+    /// The time that is left. `None`: it does not end.
     pub(crate) fn left(self) -> Option<Duration> {
         match self {
             Term::Unlimited => None,

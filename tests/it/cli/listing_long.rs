@@ -107,6 +107,8 @@ fn gc_evicts_the_oldest_records_of_a_cache() {
     guard.release().unwrap();
     let done = text(&output(&mut scratch.cli("gc", &["--older-than", "0s"])));
     assert!(done.contains("1 record (") && done.contains(") evicted, 0 records (0 bytes) left"), "{done}");
-    let usage = output(&mut scratch.cli("gc", &["--dry-run"]));
-    assert_code(&usage, 2);
+    for place in [scratch.store().to_str().unwrap(), "postgres://localhost:1/none"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
+        assert_code(&output(command.args(["gc", place, "--dry-run"])), 2);
+    }
 }

@@ -1,4 +1,4 @@
-//! What scripts need: variables for the command, tokens, conditions, a default directory and `--quiet`.
+//! The options for scripts: variables for the command, tokens, conditions, a default directory and `--quiet`.
 
 use record_store::{LockOptions, RecordStoreExt};
 

@@ -46,3 +46,23 @@ fn an_eviction_removes_no_record_that_is_locked_meanwhile() {
         outcome
     });
 }
+
+/// Two processes that evict at the same time remove as many records as one.
+#[test]
+fn an_eviction_takes_no_other_record_for_one_that_is_removed_meanwhile() {
+    at_every_later_step(Operation::Evict, write_the_oldest, |store, key, mut actor, step| {
+        actor.advance(step);
+        let evicted = actor.run_beside(|| store.evict(&EvictionPolicy::new().max_records(1)).unwrap());
+        let is_in_latch = actor.helped;
+        let outcome = actor.finish();
+        assert_eq!(outcome.answer, "done", "{}", outcome.position);
+        assert!(!store.exists(key).unwrap(), "{}", outcome.position);
+        // While a process is stopped in the latch, nobody can know that it removes the record.
+        if !is_in_latch {
+            assert_eq!((evicted.kept, evicted.records_left), (0, 1), "{}", outcome.position);
+            let left = store.read::<String>(YOUNGEST).unwrap().map(|record| record.result);
+            assert_eq!(left.as_deref(), Some("stays"), "{}", outcome.position);
+        }
+        outcome
+    });
+}

@@ -1,6 +1,6 @@
 //! The arguments that select a store, a record of it, or a file beside it.
 //!
-//! The number of arguments alone says whether the store's directory is among them. What the environment contains
+//! The number of arguments alone says whether the store's directory is among them. The environment
 //! never changes the meaning of a command line that is complete without it: a variable that is set only makes
 //! valid what would be an error without it.
 
