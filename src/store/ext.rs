@@ -78,7 +78,8 @@ pub trait RecordStoreExt: RecordStore {
     /// represent the result, such as a float that is not finite; [`ErrorKind::RecordTooLarge`];
     /// [`ErrorKind::Io`]. The old record stays, unless [`Error::is_outcome_unknown`].
     fn write<R: Serialize + ?Sized>(&self, key: impl IntoKey, result: &R) -> Result<()> {
-        self.write_with(key, result, WriteOptions::new())
+        let key = key.into_key()?;
+        self.write_raw(&key, &Json::encode_result("write", &key, result)?, WriteOptions::new())
     }
 
     /// [`write`](RecordStoreExt::write) with options: a claim, by holder or by token, or a time to live.

@@ -10,16 +10,12 @@ use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::layout::{self, Layout, Opened, Refusal};
-use super::publish::{self, Displaced, Staged};
+use super::publish::{self, Displaced};
 use super::record_file::{self, Proof};
-use super::record_head;
 use super::torn_record;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
-use crate::filesystem::protocol::clock::Reading;
-use crate::filesystem::protocol::lease::Term;
-use crate::filesystem::protocol::owner::Owner;
 use crate::trace;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -41,182 +37,6 @@ pub(crate) enum Was {
     Record(Proof),
     /// Something else. It is in `.store/damaged/` or, if it could not be moved there, where it is swept.
     Damaged,
-}
-
-/// Publishes a staged record, under the latch. `stat`: what [`stat`] has just returned, under the latch too. If the log
-/// tells the record, the staged file may not be synced.
-pub(crate) fn replace(
-    core: &Core,
-    mut staged: Staged<'_>,
-    key: &Key,
-    mut stat: Option<Stat>,
-    is_logged: bool,
-    context: Context<'_>,
-) -> Result<Old> {
-    let name = layout::record_name(key);
-    if stat.is_none() {
-        if is_logged && let Ok(second) = staged.publish_linked(&name) {
-            return Ok(Old::Linked(second));
-        }
-        if !is_logged && staged.publish_new(&name, context)? {
-            return Ok(Old::Examined(Was::Nothing));
-        }
-        // Another program has just created it.
-        stat = self::stat(core, key, context)?;
-    }
-    if let Some(stat) = stat
-        && let Some(displaced) = staged.exchange(&name, stat)
-    {
-        return Ok(Old::Displaced(displaced));
-    }
-    if is_logged {
-        // Nothing keeps the old file, so the new one has to be on the disk before.
-        staged.sync(context)?;
-    }
-    for _ in 0..MAX_ATTEMPTS {
-        if let Some(was) = replace_in_place(core, &mut staged, key, context)? {
-            return Ok(Old::Examined(was));
-        }
-    }
-    Err(too_busy(core, &name, context))
-}
-
-/// Another program puts one file after another in the place of a record. Give up after this many.
-const MAX_ATTEMPTS: usize = 100;
-
-fn too_busy(core: &Core, name: &str, context: Context<'_>) -> Error {
-    context.io("replace the old record", &core.layout.root().join(name), Errno::BUSY)
-}
-
-/// Publishes a staged record where files cannot be exchanged, under the latch. `None`: another program has just put
-/// another file there.
-fn replace_in_place(
-    core: &Core,
-    staged: &mut Staged<'_>,
-    key: &Key,
-    context: Context<'_>,
-) -> Result<Option<Was>> {
-    let name = &layout::record_name(key);
-    let found = match examine(core, name, context)? {
-        InPlace::Nothing => return Ok(staged.publish_new(name, context)?.then_some(Was::Nothing)),
-        InPlace::Record(proof, stat) => {
-            let is_published = staged.rename_over_examined(name, &stat, context)?;
-            return Ok(is_published.then_some(Was::Record(proof)));
-        }
-        InPlace::Other(found) => found,
-    };
-    // A directory may have appeared.
-    stat(core, key, context)?;
-    let layout = &core.layout;
-    let kept = publish::move_to_damaged(layout, (&layout.dir, name), name, core.options.durability)
-        .map_err(|errno| context.io("move aside", &layout.root().join(name), errno))?;
-    let published = staged.publish_new(name, context);
-    // A change that fails has changed nothing.
-    if published.is_err() && publish::put_back(layout, &kept, name) {
-        return published.map(|_| None);
-    }
-    trace::set_aside(&layout.private_path(&kept), &found);
-    Ok(published?.then_some(Was::Damaged))
-}
-
-/// Takes away the file in the place of a record, under the latch. `stat`: what [`stat`] has just returned. `here` is this process's owner, if it has one:
-/// on a full disk it may have none, and no file can be displaced, but a record can still be removed.
-pub(crate) fn remove(
-    core: &Core,
-    key: &Key,
-    stat: Stat,
-    here: Option<&Owner>,
-    context: Context<'_>,
-) -> Result<Old> {
-    let name = layout::record_name(key);
-    if let Some(here) = here
-        && let Ok(displaced) = publish::displace(&core.layout, &here.name, &name, stat)
-    {
-        return Ok(displaced.map_or(Old::Examined(Was::Nothing), Old::Displaced));
-    }
-    for _ in 0..MAX_ATTEMPTS {
-        let was = match examine(core, &name, context)? {
-            InPlace::Nothing => Was::Nothing,
-            InPlace::Record(proof, stat) => {
-                if !publish::remove_examined(&core.layout, &name, &stat, context)? {
-                    continue;
-                }
-                Was::Record(proof)
-            }
-            InPlace::Other(found) => {
-                self::stat(core, key, context)?;
-                set_aside(core, &name, &found, context).map(|()| Was::Damaged)?
-            }
-        };
-        return Ok(Old::Examined(was));
-    }
-    Err(too_busy(core, &name, context))
-}
-
-/// Removes an expired record, under the latch. `false`: there is none.
-///
-/// Another program knows no latch. If it puts a file there after the record was read, that file stays.
-pub(crate) fn remove_expired(
-    core: &Core,
-    name: &str,
-    here: Option<&Owner>,
-    context: Context<'_>,
-) -> Result<bool> {
-    let layout = &core.layout;
-    let expired = match examine(core, name, context) {
-        Ok(InPlace::Record(Proof { expiry: Some(expiry), .. }, stat))
-            if expiry.term(&Reading::now()) == Term::Over =>
-        {
-            stat
-        }
-        _ => return Ok(false),
-    };
-    let Some(here) = here else { return publish::remove_examined(layout, name, &expired, context) };
-    let displaced = match publish::displace(layout, &here.name, name, *expired) {
-        Ok(Some(displaced)) => displaced.name,
-        Ok(None) => return Ok(false),
-        Err(_) => return publish::remove_examined(layout, name, &expired, context),
-    };
-    let stat = layout::stat(&layout.private, &displaced);
-    if matches!(stat, Ok(Some(stat)) if layout::is_same(&stat, &expired)) {
-        let removed = publish::remove_staged(layout, &displaced, context).map(|()| true);
-        return removed.inspect_err(|_| {
-            publish::put_back(layout, &displaced, name);
-        });
-    }
-    if !publish::put_back(layout, &displaced, name) {
-        let kept = publish::set_aside(layout, (&layout.private, &displaced), name, core.options.durability);
-        let path = kept.map_err(|errno| context.io("move aside", &layout.private_path(&displaced), errno))?;
-        trace::set_aside(&path, &record_file::corrupt(REPLACED, context));
-    }
-    Ok(false)
-}
-
-const REPLACED: &str = "another program has put it in the place of an expired record";
-
-/// Takes a change back, under the latch, as long as nobody has changed the record again. `version`: that of the new
-/// record, if there is one. `false`: that is not possible.
-pub(crate) fn restore(core: &Core, key: &Key, old: &Old, version: Option<u64>) -> bool {
-    let (layout, name) = (&core.layout, layout::record_name(key));
-    let opened = layout::open_existing(&layout.dir, &name);
-    let limit = core.options.max_record_bytes;
-    let now = opened.map(|opened| opened.and_then(|opened| record_head::read(&opened, limit)?.version));
-    if now.ok() != Some(version) {
-        return false;
-    }
-    match (old, version) {
-        (Old::Displaced(displaced), Some(_)) => {
-            // The staged name is that of the new record now.
-            publish::exchange_back(layout, &displaced.name, &name).is_ok()
-                && publish::remove_private(&layout.private, &displaced.name)
-        }
-        (Old::Displaced(displaced), None) => publish::put_back(layout, &displaced.name, &name),
-        (Old::Linked(second), _) => {
-            publish::remove_private(&layout.dir, &name) && publish::remove_private(&layout.private, second)
-        }
-        (Old::Examined(Was::Nothing), None) => true,
-        (Old::Examined(_), _) => false,
-    }
 }
 
 impl Old {
@@ -349,6 +169,13 @@ fn open(layout: &Layout, displaced: &Displaced) -> Result<Opened, Refusal> {
     }
 }
 
+/// Another program puts one file after another in the place of a record. Give up after this many.
+pub(crate) const MAX_ATTEMPTS: usize = 100;
+
+pub(crate) fn too_busy(core: &Core, name: &str, context: Context<'_>) -> Error {
+    context.io("replace the old record", &core.layout.root().join(name), Errno::BUSY)
+}
+
 /// The metadata of the file in the place of the record. A directory is refused: it is not moved.
 pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Stat>> {
     match record_file::stat(core, key, context)? {
@@ -360,7 +187,7 @@ pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Optio
 }
 
 /// A file that was examined in the place of a record.
-enum InPlace {
+pub(crate) enum InPlace {
     Nothing,
     /// The record.
     Record(Proof, Box<Stat>),
@@ -369,7 +196,7 @@ enum InPlace {
 }
 
 /// Examines the file in the place of a record there, under the latch.
-fn examine(core: &Core, name: &str, context: Context<'_>) -> Result<InPlace> {
+pub(crate) fn examine(core: &Core, name: &str, context: Context<'_>) -> Result<InPlace> {
     let layout = &core.layout;
     let path = || layout.root().join(name);
     let proof = layout::open_existing(&layout.dir, name)

@@ -2,8 +2,8 @@
 
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::old_file::{self, Old, Was};
-use crate::filesystem::disk::publish;
+use crate::filesystem::disk::old_file::{Old, Was};
+use crate::filesystem::disk::{layout, publish, record_head};
 use crate::filesystem::log::{Appended, Unsynced};
 use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::limits::Limits;
@@ -22,16 +22,16 @@ pub(super) struct Change<'a> {
 }
 
 impl<'a> Change<'a> {
-    /// Makes a change that the log was told, under the latch. If that fails, the log is told so.
-    pub(super) fn make(
+    /// The change was made with this outcome, under the latch. After an error the log is told so.
+    pub(super) fn settle(
         core: &'a Core,
         key: &'a Key,
         told: Option<Appended<'a>>,
         is_large: bool,
+        outcome: Result<Old>,
         context: Context<'_>,
-        make: impl FnOnce() -> Result<Old>,
     ) -> Result<Self> {
-        let (old, told) = Appended::settle(told, make(), context)?;
+        let (old, told) = Appended::settle(told, outcome, context)?;
         Ok(Self { core, key, told, old, is_large })
     }
 
@@ -86,7 +86,7 @@ fn take_back(
 ) -> Error {
     let taken_back = || -> Result<bool> {
         let Some(_latch) = core.enter_within(key, &Limits::best_effort(), context)? else { return Ok(false) };
-        if !old_file::restore(core, key, old, version) {
+        if !restore(core, key, old, version) {
             return Ok(false);
         }
         publish::sync_records(&core.layout, Durability::Full, context)?;
@@ -95,4 +95,29 @@ fn take_back(
     let is_back = taken_back().unwrap_or(false);
     core.events.changed(key);
     if is_back { error } else { error.with_unknown_outcome() }
+}
+
+/// Takes a change back, under the latch, as long as nobody has changed the record again. `version`: that of the new
+/// record, if there is one. `false`: that is not possible.
+fn restore(core: &Core, key: &Key, old: &Old, version: Option<u64>) -> bool {
+    let (layout, name) = (&core.layout, layout::record_name(key));
+    let opened = layout::open_existing(&layout.dir, &name);
+    let limit = core.options.max_record_bytes;
+    let now = opened.map(|opened| opened.and_then(|opened| record_head::read(&opened, limit)?.version));
+    if now.ok() != Some(version) {
+        return false;
+    }
+    match (old, version) {
+        (Old::Displaced(displaced), Some(_)) => {
+            // The staged name is that of the new record now.
+            publish::exchange_back(layout, &displaced.name, &name).is_ok()
+                && publish::remove_private(&layout.private, &displaced.name)
+        }
+        (Old::Displaced(displaced), None) => publish::put_back(layout, &displaced.name, &name),
+        (Old::Linked(second), _) => {
+            publish::remove_private(&layout.dir, &name) && publish::remove_private(&layout.private, second)
+        }
+        (Old::Examined(Was::Nothing), None) => true,
+        (Old::Examined(_), _) => false,
+    }
 }

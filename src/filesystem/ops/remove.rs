@@ -5,8 +5,9 @@ use rustix::fs::Stat;
 use super::change::Change;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::old_file::{self, Was};
-use crate::filesystem::disk::publish;
+use crate::filesystem::disk::old_file::{self, InPlace, MAX_ATTEMPTS, Old, Was, too_busy};
+use crate::filesystem::disk::record_file::Proof;
+use crate::filesystem::disk::{layout, publish, record_file};
 use crate::filesystem::log::{Appended, Frame, Kind};
 use crate::filesystem::protocol::access::admit;
 use crate::filesystem::protocol::clock::Reading;
@@ -15,7 +16,7 @@ use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
 use crate::filesystem::protocol::version_choice;
-use crate::{Key, RemoveOptions, Result};
+use crate::{Key, RemoveOptions, Result, trace};
 
 /// `false`: there was no record.
 pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<bool> {
@@ -56,8 +57,8 @@ pub(super) fn take_away(
     context: Context<'_>,
 ) -> Result<Was> {
     let told = tell(core, &latch, key, &stat, context)?;
-    let remove = || old_file::remove(core, key, stat, here, context);
-    let change = Change::make(core, key, told, false, context, remove)?;
+    let displaced = displace(core, key, stat, here, context);
+    let change = Change::settle(core, key, told, false, displaced, context)?;
     drop(latch);
     let was = change.finish(None, context)?;
     core.checkpoint_if_full();
@@ -78,3 +79,72 @@ fn tell<'a>(
     let version = version_choice::give(core, latch, key, Some(stat), chosen, context)?;
     log.append(latch, &core.options, key, &Frame::new(Kind::Removed, version, key, &[]), context).map(Some)
 }
+
+/// Takes away the file in the place of a record, under the latch. `here` is this process's owner, if it has one: on a full
+/// disk it may have none, and no file can be displaced, but a record can still be removed.
+fn displace(core: &Core, key: &Key, stat: Stat, here: Option<&Owner>, context: Context<'_>) -> Result<Old> {
+    let name = layout::record_name(key);
+    if let Some(here) = here
+        && let Ok(displaced) = publish::displace(&core.layout, &here.name, &name, stat)
+    {
+        return Ok(displaced.map_or(Old::Examined(Was::Nothing), Old::Displaced));
+    }
+    for _ in 0..MAX_ATTEMPTS {
+        let was = match old_file::examine(core, &name, context)? {
+            InPlace::Nothing => Was::Nothing,
+            InPlace::Record(proof, stat) => {
+                if !publish::remove_examined(&core.layout, &name, &stat, context)? {
+                    continue;
+                }
+                Was::Record(proof)
+            }
+            InPlace::Other(found) => {
+                old_file::stat(core, key, context)?;
+                old_file::set_aside(core, &name, &found, context).map(|()| Was::Damaged)?
+            }
+        };
+        return Ok(Old::Examined(was));
+    }
+    Err(too_busy(core, &name, context))
+}
+
+/// Removes an expired record, under the latch. `false`: there is none.
+///
+/// Another program knows no latch. If it puts a file there after the record was read, that file stays.
+pub(super) fn remove_expired(
+    core: &Core,
+    name: &str,
+    here: Option<&Owner>,
+    context: Context<'_>,
+) -> Result<bool> {
+    let layout = &core.layout;
+    let expired = match old_file::examine(core, name, context) {
+        Ok(InPlace::Record(Proof { expiry: Some(expiry), .. }, stat))
+            if expiry.term(&Reading::now()) == Term::Over =>
+        {
+            stat
+        }
+        _ => return Ok(false),
+    };
+    let Some(here) = here else { return publish::remove_examined(layout, name, &expired, context) };
+    let displaced = match publish::displace(layout, &here.name, name, *expired) {
+        Ok(Some(displaced)) => displaced.name,
+        Ok(None) => return Ok(false),
+        Err(_) => return publish::remove_examined(layout, name, &expired, context),
+    };
+    let stat = layout::stat(&layout.private, &displaced);
+    if matches!(stat, Ok(Some(stat)) if layout::is_same(&stat, &expired)) {
+        let removed = publish::remove_staged(layout, &displaced, context).map(|()| true);
+        return removed.inspect_err(|_| {
+            publish::put_back(layout, &displaced, name);
+        });
+    }
+    if !publish::put_back(layout, &displaced, name) {
+        let kept = publish::set_aside(layout, (&layout.private, &displaced), name, core.options.durability);
+        let path = kept.map_err(|errno| context.io("move aside", &layout.private_path(&displaced), errno))?;
+        trace::set_aside(&path, &record_file::corrupt(REPLACED, context));
+    }
+    Ok(false)
+}
+
+const REPLACED: &str = "another program has put it in the place of an expired record";

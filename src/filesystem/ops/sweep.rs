@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::blank_locks;
 use super::lock_change::LockChange;
 use super::locks::lock_inside;
+use super::remove::remove_expired;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, STAGED, TMP};
@@ -254,7 +255,7 @@ fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
             let here = here.get_or_insert_with(|| Owner::here(&core.layout, context).ok()).as_deref();
             let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
             // It may have been written again meanwhile.
-            swept += usize::from(old_file::remove_expired(core, &name, here, context)?);
+            swept += usize::from(remove_expired(core, &name, here, context)?);
         }
     }
     Ok(swept)

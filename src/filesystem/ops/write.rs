@@ -1,10 +1,13 @@
 //! Writing a record, unconditionally or by compare-and-swap.
 
+use rustix::fs::Stat;
+
 use super::change::Change;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::publish::Staged;
-use crate::filesystem::disk::{expiry, layout, old_file, record_file};
+use crate::filesystem::disk::old_file::{self, InPlace, MAX_ATTEMPTS, Old, Was, too_busy};
+use crate::filesystem::disk::publish::{self, Staged};
+use crate::filesystem::disk::{expiry, layout, record_file};
 use crate::filesystem::log::{self, Appended, Frame, Kind};
 use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::access::admit;
@@ -12,12 +15,12 @@ use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
 use crate::filesystem::protocol::version_choice;
-use crate::record;
 use crate::{Claim, Expected, Json, Key, Result, WriteOptions};
+use crate::{record, trace};
 
 pub(crate) fn write(core: &Core, key: &Key, result: &Json, options: &WriteOptions) -> Result<()> {
     let context = Context::new("write", key);
-    publish_record(core, key, result, &options.resolve_claim(), options, context, || Ok(true)).map(|_| ())
+    write_if(core, key, result, &options.resolve_claim(), options, context, || Ok(true)).map(|_| ())
 }
 
 pub(crate) fn compare_and_swap(
@@ -40,7 +43,7 @@ pub(crate) fn compare_and_swap(
     // Checked first without the latch, because staging a record that will not be published is expensive.
     core.check_writable(context)?;
     admit(core, key, &claim, context)?;
-    if is_expected()? && publish_record(core, key, result, &claim, options, context, is_expected)? {
+    if is_expected()? && write_if(core, key, result, &claim, options, context, is_expected)? {
         return Ok(true);
     }
     core.wait_until_durable(key, context)?;
@@ -49,7 +52,7 @@ pub(crate) fn compare_and_swap(
 
 /// Stages the record, and only then enters the latch to check the claim and to publish (I2, I3): slow steps are done
 /// before and after. `false`: the condition, checked under the latch, does not hold.
-fn publish_record(
+fn write_if(
     core: &Core,
     key: &Key,
     result: &Json,
@@ -61,63 +64,61 @@ fn publish_record(
     core.check_writable(context)?;
     let limits = Limits::new(options.get_wait());
     limits.check_cancelled(context)?;
-    let layout = &core.layout;
-    let expiry = options.get_time_to_live().and_then(expiry::starting);
-    if expiry.is_some() {
-        expiry::announce(layout, context)?;
-    }
-    let chosen = version_choice::choose(core, key);
-    let text = record::to_text(key, chosen, result, expiry.as_ref());
-    record_file::check_size(core, key, text.len() as u64, context)?;
-    let here = Owner::here(layout, context)?;
-    let mut record = Staging::new(core, key, (chosen, text), &here.name, context)?;
+    let mut record = StagedRecord::new(core, key, result, options, context)?;
     let latch = core.enter(key, &limits.for_latch(), context)?;
     admit(core, key, claim, context)?;
     if !condition()? {
         return Ok(false);
     }
     let stat = old_file::stat(core, key, context)?;
-    let version = version_choice::give(core, &latch, key, stat.as_ref(), chosen, context)?;
-    if version != chosen {
-        record.rewrite(version, record::to_text(key, version, result, expiry.as_ref()), context)?;
-    }
-    let told = record.tell(&latch, version, context)?;
-    let (is_told, is_large) = (told.is_some(), record.is_large());
-    let staged = record.staged;
-    let replace = || old_file::replace(core, staged, key, stat, is_told, context);
-    let change = Change::make(core, key, told, is_large, context, replace)?;
+    record.give_version(&latch, stat.as_ref(), context)?;
+    let told = record.tell(&latch, context)?;
+    let (version, is_large) = (record.version, record.is_large());
+    let replaced = record.replace(stat, told.is_some(), context);
+    let change = Change::settle(core, key, told, is_large, replaced, context)?;
     drop(latch);
     change.finish(Some(version), context)?;
     core.checkpoint_if_full();
     Ok(true)
 }
 
-/// A staged record.
-struct Staging<'a> {
+/// A record that is complete in a file that nobody can see yet.
+struct StagedRecord<'a> {
     core: &'a Core,
     key: &'a Key,
+    result: &'a Json,
+    expiry: Option<Json>,
+    version: u64,
     text: Vec<u8>,
-    staged: Staged<'a>,
+    file: Staged<'a>,
     /// Whether the file itself is synced, because the log does not tell its text.
     durability: Durability,
 }
 
-impl<'a> Staging<'a> {
+impl<'a> StagedRecord<'a> {
     fn new(
         core: &'a Core,
         key: &'a Key,
-        (version, text): (u64, Vec<u8>),
-        owner: &str,
+        result: &'a Json,
+        options: &WriteOptions,
         context: Context<'_>,
     ) -> Result<Self> {
+        let layout = &core.layout;
+        let expiry = options.get_time_to_live().and_then(expiry::starting);
+        if expiry.is_some() {
+            expiry::announce(layout, context)?;
+        }
+        let version = version_choice::choose(core, key);
+        let text = record::to_text(key, version, result, expiry.as_ref());
+        record_file::check_size(core, key, text.len() as u64, context)?;
         let durability = match core.log {
             Some(_) if text.len() > log::MAX_TEXT => Durability::Full,
             Some(_) => Durability::Relaxed,
             None => core.options.durability,
         };
-        let name = layout::record_name(key);
-        let staged = Staged::for_record(&core.layout, owner, &name, (version, &text), durability, context)?;
-        Ok(Self { core, key, text, staged, durability })
+        let (here, name) = (Owner::here(layout, context)?, layout::record_name(key));
+        let file = Staged::for_record(layout, &here.name, &name, (version, &text), durability, context)?;
+        Ok(Self { core, key, result, expiry, version, text, file, durability })
     }
 
     /// Whether the record is too large for the log.
@@ -125,38 +126,93 @@ impl<'a> Staging<'a> {
         self.core.log.is_some() && self.text.len() > log::MAX_TEXT
     }
 
-    /// Replaces the text by one with another version.
-    fn rewrite(&mut self, version: u64, text: Vec<u8>, context: Context<'_>) -> Result<()> {
-        record_file::check_size(self.core, self.key, text.len() as u64, context)?;
-        self.staged.rewrite((version, &text), self.durability, context)?;
-        self.text = text;
+    /// Confirms the version, under the latch. If another write was faster, the record is staged again with the next one.
+    fn give_version(&mut self, latch: &Latch, stat: Option<&Stat>, context: Context<'_>) -> Result<()> {
+        let Self { core, key, .. } = *self;
+        let version = version_choice::give(core, latch, key, stat, self.version, context)?;
+        if version != self.version {
+            let text = record::to_text(key, version, self.result, self.expiry.as_ref());
+            record_file::check_size(core, key, text.len() as u64, context)?;
+            self.file.rewrite((version, &text), self.durability, context)?;
+            (self.version, self.text) = (version, text);
+        }
         Ok(())
     }
 
     /// Appends the frame that tells the record, under the latch. `None`: the store has no log.
-    fn tell(&mut self, latch: &Latch, version: u64, context: Context<'_>) -> Result<Option<Appended<'a>>> {
-        let Some(log) = &self.core.log else { return Ok(None) };
-        let (_layout, key) = (&self.core.layout, self.key);
-        if !self.is_large() {
-            return log
-                .append(
-                    latch,
-                    &self.core.options,
-                    key,
-                    &Frame::new(Kind::Record, version, key, &self.text),
-                    context,
-                )
-                .map(Some);
-        }
-        // The frame tells only where the text is, so that name has to be on the disk before.
-        let name = self.staged.name_on_disk(&layout::record_name(key), context)?;
-        log.append(
-            latch,
-            &self.core.options,
-            key,
-            &Frame::new(Kind::Large, version, key, name.as_bytes()),
-            context,
-        )
-        .map(Some)
+    fn tell(&mut self, latch: &Latch, context: Context<'_>) -> Result<Option<Appended<'a>>> {
+        let Self { core, key, version, .. } = *self;
+        let Some(log) = &core.log else { return Ok(None) };
+        let frame = if self.is_large() {
+            // The frame tells only where the text is, so that name has to be on the disk before.
+            let name = self.file.name_on_disk(&layout::record_name(key), context)?;
+            Frame::new(Kind::Large, version, key, name.as_bytes())
+        } else {
+            Frame::new(Kind::Record, version, key, &self.text)
+        };
+        log.append(latch, &core.options, key, &frame, context).map(Some)
     }
+
+    /// Puts the file in the place of the record, under the latch. `stat`: what [`old_file::stat`] has just returned, under
+    /// the latch too. If the log tells the record, the file may not be synced.
+    fn replace(self, mut stat: Option<Stat>, is_told: bool, context: Context<'_>) -> Result<Old> {
+        let Self { core, key, mut file, .. } = self;
+        let name = layout::record_name(key);
+        if stat.is_none() {
+            if is_told && let Ok(second) = file.publish_linked(&name) {
+                return Ok(Old::Linked(second));
+            }
+            if !is_told && file.publish_new(&name, context)? {
+                return Ok(Old::Examined(Was::Nothing));
+            }
+            // Another program has just created it.
+            stat = old_file::stat(core, key, context)?;
+        }
+        if let Some(stat) = stat
+            && let Some(displaced) = file.exchange(&name, stat)
+        {
+            return Ok(Old::Displaced(displaced));
+        }
+        if is_told {
+            // Nothing keeps the old file, so the new one has to be on the disk before.
+            file.sync(context)?;
+        }
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(was) = replace_examined(core, &mut file, key, context)? {
+                return Ok(Old::Examined(was));
+            }
+        }
+        Err(too_busy(core, &name, context))
+    }
+}
+
+/// Publishes a staged record where files cannot be exchanged, under the latch. `None`: another program has just put
+/// another file there.
+fn replace_examined(
+    core: &Core,
+    file: &mut Staged<'_>,
+    key: &Key,
+    context: Context<'_>,
+) -> Result<Option<Was>> {
+    let name = &layout::record_name(key);
+    let found = match old_file::examine(core, name, context)? {
+        InPlace::Nothing => return Ok(file.publish_new(name, context)?.then_some(Was::Nothing)),
+        InPlace::Record(proof, stat) => {
+            let is_published = file.rename_over_examined(name, &stat, context)?;
+            return Ok(is_published.then_some(Was::Record(proof)));
+        }
+        InPlace::Other(found) => found,
+    };
+    // A directory may have appeared.
+    old_file::stat(core, key, context)?;
+    let layout = &core.layout;
+    let kept = publish::move_to_damaged(layout, (&layout.dir, name), name, core.options.durability)
+        .map_err(|errno| context.io("move aside", &layout.root().join(name), errno))?;
+    let published = file.publish_new(name, context);
+    // A change that fails has changed nothing.
+    if published.is_err() && publish::put_back(layout, &kept, name) {
+        return published.map(|_| None);
+    }
+    trace::set_aside(&layout.private_path(&kept), &found);
+    Ok(published?.then_some(Was::Damaged))
 }

@@ -6,7 +6,6 @@ use rustix::io::Errno;
 #[cfg(target_os = "linux")]
 use super::rename::exchange;
 use super::rename::move_new;
-use super::stage::Staged;
 use super::staged_name::{as_displaced, unique_name};
 use crate::filesystem::disk::layout::Layout;
 
@@ -20,25 +19,6 @@ pub(crate) struct Displaced {
     pub(crate) original: String,
     /// Its metadata in the store's directory, a moment before.
     pub(crate) stat: Option<Stat>,
-}
-
-impl Staged<'_> {
-    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
-    /// file system does not support it.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
-        self.name_for(name).ok()?;
-        let private = &self.layout.private;
-        exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
-        let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
-        Some(Displaced { name: staged, original, stat: Some(old) })
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    #[allow(clippy::unused_self, reason = "as on Linux")]
-    pub(crate) fn exchange(&mut self, _name: &str, _old: Stat) -> Option<Displaced> {
-        None
-    }
 }
 
 /// Displaces the file in the place of a record. `None`: there is none.

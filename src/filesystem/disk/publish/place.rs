@@ -3,6 +3,7 @@
 use rustix::fs::{AtFlags, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::displace::Displaced;
 #[cfg(target_os = "linux")]
 use super::rename::exchange;
 use super::rename::{MAX_NAME_ATTEMPTS, is_current, move_new, rename_new};
@@ -56,6 +57,23 @@ impl Staged<'_> {
         let dir = layout.open_private_dir(STAGED).map_err(failed)?;
         retry_on_intr(|| rustix::fs::fsync(&dir)).map_err(failed)?;
         Ok(&self.name)
+    }
+
+    /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
+    /// file system does not support it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+        self.name_for(name).ok()?;
+        let private = &self.layout.private;
+        exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
+        let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
+        Some(Displaced { name: staged, original, stat: Some(old) })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[allow(clippy::unused_self, reason = "as on Linux")]
+    pub(crate) fn exchange(&mut self, _name: &str, _old: Stat) -> Option<Displaced> {
+        None
     }
 
     /// Renames the file over the one in the place of the record, which the caller has examined. `false`: another
