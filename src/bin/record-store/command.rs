@@ -55,6 +55,8 @@ pub(crate) struct Task<'a> {
     pub(crate) variables: Option<Variables<'a>>,
     /// Whether its standard output is captured. Otherwise it has the streams of this program.
     pub(crate) captures: bool,
+    /// Also gets the captured output, at once.
+    pub(crate) tee: Option<Sender<Vec<u8>>>,
 }
 
 /// A running command.
@@ -72,13 +74,19 @@ pub(crate) struct Running {
 /// The output of the command so far. Shared with the thread that reads it, so that a command that never
 /// closes its output loses nothing.
 #[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
+struct Output(Arc<Mutex<Captured>>);
+
+#[derive(Default)]
+struct Captured {
+    bytes: Vec<u8>,
+    tee: Option<Sender<Vec<u8>>>,
+}
 
 impl Running {
     /// Starts the command. It is in a process group of its own, unless it needs the terminal: the system stops a
     /// background process group that reads from there.
     pub(crate) fn start(task: Task<'_>, events: &Sender<Event>) -> Result<Self, Failure> {
-        let Task { command_line, owner, variables, captures } = task;
+        let Task { command_line, owner, variables, captures, tee } = task;
         let Some((program, arguments)) = command_line.split_first() else {
             return Err(Failure::new(USAGE, "no command"));
         };
@@ -103,7 +111,7 @@ impl Running {
         let child = command.spawn().map_err(|error| Failure::spawn(program, &error))?;
         drop((writer, inherited, owner));
         let group = has_group.then(|| Pid::from_child(&child));
-        let (output, output_ended) = (Output::default(), !captures);
+        let (output, output_ended) = (Output::new(tee), !captures);
         let mut running = Self { child, group, output, exited: false, all_ended: false, output_ended };
         if let Err(error) = running.monitor(reader, events) {
             running.signal(Signal::KILL);
@@ -212,6 +220,10 @@ impl Running {
 }
 
 impl Output {
+    fn new(tee: Option<Sender<Vec<u8>>>) -> Self {
+        Self(Arc::new(Mutex::new(Captured { bytes: Vec::new(), tee })))
+    }
+
     /// Reads to the end. An output that is too large for a record is an error.
     fn read(&self, mut from: impl Read) -> io::Result<()> {
         let mut buffer = vec![0; 64 * 1024];
@@ -222,17 +234,20 @@ impl Output {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            output.extend_from_slice(&buffer[..length]);
-            if output.len() as u64 > MAX_BYTES {
+            let part = &buffer[..length];
+            let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            captured.bytes.extend_from_slice(part);
+            // It is gone if the output cannot be printed, which is reported at the end.
+            captured.tee.as_ref().map(|tee| tee.send(part.to_vec()));
+            if captured.bytes.len() as u64 > MAX_BYTES {
                 return Err(value::too_large());
             }
         }
     }
 
-    /// Takes what was read so far.
+    /// Takes what was read so far. No more is sent to the tee.
     fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)).bytes
     }
 }
 

@@ -7,14 +7,18 @@ use record_store::{Error, LockOptions, RecordStoreExt};
 use crate::args::{DurabilityArgs, LockArgs};
 use crate::command::{Running, Task};
 use crate::failure::Failure;
+use crate::own_lock::refuse_own_lock;
 use crate::records::open_to_write;
 use crate::runner::{Held, Runner};
+use crate::store::Store;
 use crate::variables::Variables;
 use crate::waiting::waiting;
 
 pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
     let runner = Runner::new(args.wait.wait)?;
-    let held = match acquire(args, &runner) {
+    let store = Arc::new(open(args)?);
+    refuse_own_lock(&store, &args.record.key, None)?;
+    let held = match acquire(args, &store, &runner) {
         Err(error) if error.is_timeout() => {
             return Err(Failure::from(runner.with_waited(error)).with_code(args.conflict_exit_code));
         }
@@ -24,17 +28,19 @@ pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
     run(args, &runner, held)
 }
 
+fn open(args: &LockArgs) -> Result<Store, Error> {
+    open_to_write(&args.record.store, &DurabilityArgs { relaxed: false }, args.adopt.mode())
+}
+
 /// Waits for the lock. A signal ends the wait, and is deferred from then on.
-fn acquire(args: &LockArgs, runner: &Runner) -> Result<Held, Error> {
-    let store = &args.record.store;
-    let store = Arc::new(open_to_write(store, &DurabilityArgs { relaxed: false }, args.adopt.mode())?);
+fn acquire(args: &LockArgs, store: &Arc<Store>, runner: &Runner) -> Result<Held, Error> {
     let options = LockOptions::new().acquire_timeout(runner.time_left());
     let guard = waiting(|observer| {
         store.lock_owned(&args.record.key, observer.into_iter().fold(options, LockOptions::observer))
     })?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();
-    Held::new(guard, &store)
+    Held::new(guard, store)
 }
 
 /// Runs the command. Every return releases the lock, and no return happens while the command still runs.
@@ -44,6 +50,7 @@ fn run(args: &LockArgs, runner: &Runner, mut held: Held) -> Result<(), Failure> 
         owner: held.take_owner(),
         variables: Some(Variables::new(&held, &args.record.store.dir)),
         captures: false,
+        tee: None,
     };
     let (ended, _) = Running::start(task, &runner.sender)?.finish(&runner.events, args.hold);
     let lost = held.guard.remaining().map_err(|error| {

@@ -1,23 +1,25 @@
-//! `get`, `put` and `rm`: read, write or remove one record.
+//! `get`, `put` and `rm`: read, write and remove records.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, Json, Key, OpenMode, ReadOptions, RecordStore, RecordStoreExt,
-    RecordVersion, RemoveOptions,
+    Durability, ErrorKind, FileSystemOptions, Json, Key, LockToken, OpenMode, ReadOptions, RecordStore,
+    RecordStoreExt, RecordVersion, RemoveOptions,
 };
 use serde::Serialize;
 
-use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, StoreArgs};
+use crate::args::{DurabilityArgs, GetArgs, PutArgs, RmArgs, Selection, StoreArgs};
+use crate::confirm::{confirmed, is_interactive};
 use crate::damaged::{Before, Damaged};
-use crate::failure::{BAD_DATA, EXISTS, Failure, NOT_FOUND};
+use crate::failure::{BAD_DATA, EXISTS, Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{json, rfc3339};
 use crate::output::Output;
+use crate::own_lock::refuse_own_lock;
 use crate::recovery;
 use crate::store::{self, Store};
 use crate::style::quoted;
-use crate::value::{Condition, Form, Value, read_to_end};
+use crate::value::{Condition, Stored, Value, read_to_end};
 use crate::waiting::{wait_for_lock, waiting};
 
 /// A change waits at least this long for a process that is in the middle of an operation on the same key. That
@@ -25,18 +27,58 @@ use crate::waiting::{wait_for_lock, waiting};
 pub(crate) const LATCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
-    let key = &args.record.key;
-    let store = open_to_read(&args.record.store)?;
-    let options = ReadOptions::new().timeout(args.wait.wait).claim(args.token.claim());
-    let record =
-        waiting(|observer| store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer)))?;
-    let Some(record) = record else { return Err(no_record(&store, key)) };
-    if !args.json {
-        return Value::from_json(Form::of(args.text), key, record.json)?.print();
-    }
+    check_token(args.token.token, args.records.keys.len() == 1)?;
+    let store = open_to_read(&args.records.store)?;
+    let limit = Limit::new(args.wait.wait);
     let mut out = Output::open();
-    out.line(&json_line(key, Some(record.version), record.time_left, &record.json)?)?;
-    out.finish()
+    for_each(&args.records.keys, |key| {
+        refuse_own_lock(&store, key, args.token.token)?;
+        let options = ReadOptions::new().timeout(limit.left()).claim(args.token.claim());
+        let record = waiting(|observer| {
+            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
+        })?;
+        let Some(record) = record else { return Err(no_record(&store, key)) };
+        if args.json {
+            return out.line(&json_line(key, Some(record.version), record.time_left, &record.json)?);
+        }
+        Stored::new(args.form.form(), key, record)?.value.write_to(&mut out)
+    })
+    .and(out.finish())
+}
+
+fn check_token(token: Option<LockToken>, is_single: bool) -> Result<(), Failure> {
+    if token.is_none() || is_single {
+        return Ok(());
+    }
+    Err(Failure::new(USAGE, "a token is that of one key's lock").advise("give one key, or leave out --token"))
+}
+
+/// Does all of it, also after a failure. The last failure is returned, and those before it are printed.
+fn for_each(keys: &[Key], mut work: impl FnMut(&Key) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut outcome = Ok(());
+    for key in keys {
+        if let Err(failure) = work(key) {
+            let _ = std::mem::replace(&mut outcome, Err(failure)).map_err(Failure::printed);
+        }
+    }
+    outcome
+}
+
+/// The time that a command may wait, all in all. `None`: for ever.
+#[derive(Clone, Copy)]
+struct Limit {
+    wait: Option<Duration>,
+    start: Instant,
+}
+
+impl Limit {
+    fn new(wait: Option<Duration>) -> Self {
+        Self { wait, start: Instant::now() }
+    }
+
+    fn left(self) -> Option<Duration> {
+        self.wait.map(|wait| wait.saturating_sub(self.start.elapsed()))
+    }
 }
 
 /// A record on one line, as `export` and `get --json` print it. The field names are part of the JSON interface.
@@ -68,7 +110,7 @@ pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
         io::ErrorKind::FileTooLarge => Failure::new(BAD_DATA, format!("standard input: {error}")),
         _ => Failure::io("cannot read standard input", &error),
     })?;
-    let value = Value::parse(Form::of(args.text), &input, "standard input")?;
+    let value = Value::parse(args.form.form(), &input, "standard input")?;
     drop(input);
     let key = &args.record.key;
     let store = open_to_write(&args.record.store, &args.durability, args.adopt.mode())?;
@@ -78,7 +120,8 @@ pub(crate) fn put(args: &PutArgs) -> Result<(), Failure> {
         None if args.if_absent => Condition::Absent,
         None => Condition::Nothing,
     };
-    let is_written = change(&store, key, args.wait.wait, |timeout| {
+    refuse_own_lock(&store, key, args.token.token)?;
+    let is_written = change(&store, key, Limit::new(args.wait.wait), |timeout| {
         let options = args.expiry.options().timeout(timeout).claim(args.token.claim());
         value.write(&store, key, condition, options)
     })?;
@@ -97,29 +140,65 @@ fn not_as_required(store: &Store, key: &Key, args: &PutArgs) -> Failure {
 }
 
 pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
-    let key = &args.record.key;
-    let store = open_to_write(&args.record.store, &args.durability, OpenMode::Existing)?;
-    let _damaged = Damaged::watch(&store, Some(key));
-    let removed = change(&store, key, args.wait.wait, |timeout| {
-        let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
-        waiting(|observer| {
-            store.remove_with(key, observer.into_iter().fold(options, RemoveOptions::observer))
-        })
-    })?;
-    if removed { Ok(()) } else { Err(no_record(&store, key)) }
+    let is_single = matches!(&args.records.selection, Selection::Keys(keys) if keys.len() == 1);
+    check_token(args.token.token, is_single)?;
+    let store = open_to_write(&args.records.store, &args.durability, OpenMode::Existing)?;
+    let limit = Limit::new(args.wait.wait);
+    let keys = match &args.records.selection {
+        Selection::Keys(keys) => keys,
+        Selection::Prefix(prefix) => &matching(&store, prefix)?,
+    };
+    if let Selection::Prefix(prefix) = &args.records.selection
+        && !args.force
+        && is_interactive()
+        && !confirmed(&removal_question(keys.len(), prefix))?
+    {
+        return Err(Failure::new(LOCKED, "nothing was removed"));
+    }
+    for_each(keys, |key| {
+        refuse_own_lock(&store, key, args.token.token)?;
+        let _damaged = Damaged::watch(&store, Some(key));
+        let is_removed = change(&store, key, limit, |timeout| {
+            let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
+            waiting(|observer| {
+                store.remove_with(key, observer.into_iter().fold(options, RemoveOptions::observer))
+            })
+        })?;
+        match &args.records.selection {
+            Selection::Keys(_) if !is_removed => Err(no_record(&store, key)),
+            // Somebody else has removed it since it was listed.
+            Selection::Keys(_) | Selection::Prefix(_) => Ok(()),
+        }
+    })
 }
 
-/// Makes a change that another holder's lock can refuse. Waits for that lock for at most `wait`, or forever.
-/// `attempt` gets the time that it may wait for a process in the middle of an operation.
+/// The keys of the records whose keys begin with this text. None is a failure.
+fn matching(store: &Store, prefix: &str) -> Result<Vec<Key>, Failure> {
+    let keys = store.keys()?.filter(|key| !matches!(key, Ok(key) if !key.as_str().starts_with(prefix)));
+    let keys: Vec<_> = keys.collect::<record_store::Result<_>>()?;
+    if keys.is_empty() {
+        let message = format!("no record whose key begins with {} ({})", quoted(prefix), store.place());
+        return Err(Failure::new(NOT_FOUND, message).advise("list the keys with ls"));
+    }
+    Ok(keys)
+}
+
+fn removal_question(count: usize, prefix: &str) -> String {
+    let records = if count == 1 { "the record whose key begins" } else { "records whose keys begin" };
+    let count = if count == 1 { String::new() } else { format!("{count} ") };
+    format!("Remove {count}{records} with {}?", quoted(prefix))
+}
+
+/// Makes a change that another holder's lock can refuse. Waits for that lock until the limit. `attempt` gets the time
+/// that it may wait for a process in the middle of an operation.
 fn change<T>(
     store: &Store,
     key: &Key,
-    wait: Option<Duration>,
+    limit: Limit,
     attempt: impl Fn(Duration) -> record_store::Result<T>,
 ) -> record_store::Result<T> {
-    let start = Instant::now();
     loop {
-        let left = wait.map(|wait| wait.saturating_sub(start.elapsed()));
+        let left = limit.left();
         match attempt(left.unwrap_or_default().max(LATCH_TIMEOUT)) {
             Err(error) if error.kind() == ErrorKind::Locked && left != Some(Duration::ZERO) => {
                 wait_for_lock(store, key, left)?;

@@ -1,21 +1,26 @@
 //! `run`: runs a command once per key, across all processes.
 
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use record_store::{CorruptRecords, Error, ErrorKind, LockOptions, RecordStoreExt};
+use record_store::{CorruptRecords, Error, ErrorKind, LockOptions, OpenMode, ReadOptions, RecordStoreExt};
 
-use crate::args::RunArgs;
+use crate::args::{RecordArgs, RunArgs};
 use crate::command::{Running, Task};
 use crate::damaged::{Damaged, warn};
 use crate::failure::{Failure, concerns_file_of_key, signal_code};
 use crate::output::Output;
+use crate::own_lock::refuse_own_lock;
 use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
+use crate::remarks::remark;
 use crate::runner::{Held, Runner};
 use crate::signals::exit_after;
 use crate::store::Store;
-use crate::value::{Form, Value};
-use crate::variables::Variables;
+use crate::style::quoted;
+use crate::tee::Tee;
+use crate::value::{Condition, Form, Stored, Value};
+use crate::variables::{Variables, own_token};
 use crate::waiting::wait_for_lock;
 
 /// After a signal, the output is written for at most this time: its reader may have stopped.
@@ -23,8 +28,16 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
     let run = Run::new(args)?;
-    let outcome = match run.acquire() {
-        Ok(Acquired::Result(value)) => return value.print(),
+    let acquired = match run.read_now().map_err(Failure::from)? {
+        Some(stored) => Ok(Acquired::Result(stored)),
+        None => run.refuse_own_lock().map(|()| run.acquire())?,
+    };
+    let outcome = match acquired {
+        Ok(Acquired::Result(stored)) => {
+            let printed = stored.value.print();
+            run.keep_alive(&stored);
+            return printed;
+        }
         Ok(Acquired::Lock(lock)) => run.compute(Some(lock)),
         Err(error) if !is_unusable(&error) => return Err(run.runner.with_waited(error).into()),
         Err(error) if !run.args.run_anyway => {
@@ -63,7 +76,7 @@ struct Run {
 /// The state of the key.
 enum Acquired {
     /// A stored result.
-    Result(Value),
+    Result(Stored),
     /// No result, so this process computes it.
     Lock(Held),
 }
@@ -84,24 +97,32 @@ enum Printed {
     Result(Value),
     /// Printed byte for byte: it is incomplete or not what can be stored.
     Raw(Vec<u8>),
+    /// Printed while the command runs.
+    Teed(Tee),
 }
 
 impl Run {
     fn new(args: RunArgs) -> Result<Self, Failure> {
-        let (form, runner) = (Form::of(args.text), Runner::new(args.wait.wait)?);
+        let (form, runner) = (args.form.form(), Runner::new(args.wait.wait)?);
         Ok(Self { args, form, runner })
     }
 
-    /// Reads the stored result, or acquires the lock. Signals are deferred while the lock is held.
-    fn acquire(&self) -> Result<Acquired, Error> {
-        if let Some(value) = self.read_now()? {
-            return Ok(Acquired::Result(value));
+    fn refuse_own_lock(&self) -> Result<(), Failure> {
+        let RecordArgs { store, key } = &self.args.record;
+        match own_token(key).and_then(|_| open_to_read(store).ok()) {
+            Some(store) => refuse_own_lock(&store, key, None),
+            None => Ok(()),
         }
+    }
+
+    /// Acquires the lock, or reads the result that another caller stores meanwhile. Signals are deferred while the lock
+    /// is held.
+    fn acquire(&self) -> Result<Acquired, Error> {
         let mode = self.args.adopt.mode();
         let store = Arc::new(open_to_write(&self.args.record.store, &self.args.durability, mode)?);
         loop {
-            if let Some(value) = self.await_unlocked(&store)? {
-                return Ok(Acquired::Result(value));
+            if let Some(stored) = self.await_unlocked(&store)? {
+                return Ok(Acquired::Result(stored));
             }
             self.runner.signals.defer();
             let acquired = self.try_acquire(&store);
@@ -121,13 +142,13 @@ impl Run {
 
     /// Reads the stored result without waiting. This needs only read permission. If the store cannot be
     /// opened, this returns `None`: the next step creates the store or reports the error.
-    fn read_now(&self) -> Result<Option<Value>, Error> {
+    fn read_now(&self) -> Result<Option<Stored>, Error> {
         let record = &self.args.record;
         if self.args.refresh {
             return Ok(None);
         }
         let Ok(store) = open_to_read(&record.store) else { return Ok(None) };
-        match Value::read(self.form, &store, &record.key, Some(Duration::ZERO)) {
+        match Stored::read(self.form, &store, &record.key, ReadOptions::new().timeout(Duration::ZERO)) {
             Err(error) if error.is_timeout() || self.recomputes(&error) => Ok(None),
             read => read,
         }
@@ -135,15 +156,37 @@ impl Run {
 
     /// Waits until the key is free and returns the stored result. All waiters read concurrently,
     /// instead of acquiring the lock one after the other.
-    fn await_unlocked(&self, store: &Store) -> Result<Option<Value>, Error> {
+    fn await_unlocked(&self, store: &Store) -> Result<Option<Stored>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
             wait_for_lock(store, key, self.runner.time_left())?;
             return Ok(None);
         }
-        match Value::read(self.form, store, key, self.runner.time_left()) {
+        let options = ReadOptions::new().timeout(self.runner.time_left());
+        match Stored::read(self.form, store, key, options) {
             Err(error) if self.recomputes(&error) => Ok(None),
             read => read,
+        }
+    }
+
+    /// Does with the time to live of a stored result what the options say.
+    fn keep_alive(&self, stored: &Stored) {
+        let (args, key) = (&self.args, &self.args.record.key);
+        if args.refresh_ttl {
+            let options = args.expiry.options().timeout(LATCH_TIMEOUT);
+            let restarted = open_to_write(&args.record.store, &args.durability, OpenMode::Existing)
+                // If the record is another one by now, it is left alone.
+                .and_then(|store| {
+                    stored.value.write(&store, key, Condition::Version(stored.version), options)
+                });
+            if let Err(error) = restarted {
+                Failure::from(error).at("the time to live was not restarted").remarked();
+            }
+        } else if args.expiry.ttl.is_some() && stored.time_left.is_none() {
+            remark(&format!(
+                "the result stored for {} has no time to live, and --ttl does not give it one; add --refresh-ttl for that",
+                quoted(key.as_str())
+            ));
         }
     }
 
@@ -168,8 +211,9 @@ impl Run {
         };
         if !self.args.refresh {
             // Signals are deferred, so they cannot end the read.
-            match Value::read_locked(self.form, &guard, LATCH_TIMEOUT) {
-                Ok(Some(value)) => return Ok(Some(Acquired::Result(value))),
+            let options = ReadOptions::new().claim(guard.token()).timeout(LATCH_TIMEOUT);
+            match Stored::read(self.form, store, guard.key(), options) {
+                Ok(Some(stored)) => return Ok(Some(Acquired::Result(stored))),
                 Ok(None) => {}
                 Err(error) if self.recomputes(&error) => {
                     warn(&format!("{}; running the command again", Failure::problem(&error)));
@@ -182,12 +226,23 @@ impl Run {
 
     /// Runs the command and stores its output, if there is a lock. Every return releases the lock, and no
     /// return happens while the command still runs.
-    fn compute(&self, mut held: Option<Held>) -> Outcome {
+    fn compute(&self, held: Option<Held>) -> Outcome {
+        if !self.args.tee {
+            return self.run(held, None);
+        }
+        match Tee::start() {
+            Ok((sender, tee)) => Outcome { printed: Printed::Teed(tee), ..self.run(held, Some(sender)) },
+            Err(failure) => Outcome::raw(vec![], failure, None),
+        }
+    }
+
+    fn run(&self, mut held: Option<Held>, tee: Option<Sender<Vec<u8>>>) -> Outcome {
         let task = Task {
             command_line: &self.args.command,
             owner: held.as_mut().and_then(Held::take_owner),
             variables: held.as_ref().map(|held| Variables::new(held, &self.args.record.store.dir)),
             captures: true,
+            tee,
         };
         let command = match Running::start(task, &self.runner.sender) {
             Ok(command) => command,
@@ -251,9 +306,10 @@ impl Outcome {
             // This program may end before the whole output is printed.
             self.failure = self.failure.map(Failure::printed);
         }
-        let printed = match &self.printed {
+        let printed = match self.printed {
             Printed::Result(value) => value.print(),
-            Printed::Raw(bytes) => print(bytes),
+            Printed::Raw(bytes) => print(&bytes),
+            Printed::Teed(tee) => tee.finish(),
         };
         signal = signal.or_else(|| run.runner.deferred_signal());
         match (self.failure, signal.map(Failure::signal)) {

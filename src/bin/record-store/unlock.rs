@@ -1,12 +1,12 @@
 //! `unlock`: releases another holder's lock.
 
-use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
 use record_store::{Error, ErrorKind, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt, WaitOptions};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
+use crate::confirm::{confirmed, is_interactive};
 use crate::damaged::Damaged;
 use crate::failure::{Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{age, duration, owner_cell, rfc3339};
@@ -22,15 +22,14 @@ pub(crate) fn unlock(args: &UnlockArgs) -> Result<(), Failure> {
     let store = open_to_write(&args.record.store, &durability, OpenMode::Existing)?;
     let found = Found::read(&store, key)?;
     let mut out = Output::open();
-    let interactive = out.is_terminal() && io::stdin().is_terminal();
-    if !args.force && !interactive {
+    if !args.force && !is_interactive() {
         return Err(Failure::new(USAGE, found.summary(key)).advise(found.advice()));
     }
     out.lines(&table(&found.rows(key), out.style()))?;
-    if !args.force && !confirmed(&mut out)? {
+    out.flush()?;
+    if !args.force && !confirmed("Release this lock?")? {
         return Err(Failure::new(LOCKED, format!("{} stays locked", quoted(key.as_str()))));
     }
-    out.flush()?;
     let _damaged = Damaged::watch(&store, Some(key));
     found.release(&store, key, args.wait)?;
     out.finish()
@@ -138,17 +137,4 @@ fn is_no_lock(error: &Error) -> bool {
 
 fn is_directory(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
-}
-
-fn confirmed(out: &mut Output) -> Result<bool, Failure> {
-    out.write(b"Release this lock? [y/N] ")?;
-    out.flush()?;
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    read.map_err(|error| Failure::io("cannot read standard input", &error))?;
-    if !answer.ends_with('\n') {
-        // After the end of input (Ctrl-D), the cursor is still behind the question.
-        out.line("")?;
-    }
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }

@@ -1,13 +1,16 @@
-//! A result as shells use it: JSON or plain text.
+//! A result as shells use it: JSON, plain text or any bytes.
 
+use std::borrow::Cow;
+use std::error::Error as StdError;
 use std::io::{self, Read};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use record_store::{
-    Error, ErrorKind, Json, Key, LockGuard, ReadOptions, RecordStore, RecordStoreExt, RecordVersion,
-    WriteOptions,
+    Error, ErrorKind, Json, Key, LockGuard, RawRecord, ReadOptions, RecordStore, RecordStoreExt,
+    RecordVersion, WriteOptions,
 };
-use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -20,18 +23,44 @@ pub(crate) enum Form {
     Json,
     /// A JSON string in the store, and its unquoted text in input and output.
     Text,
-}
-
-impl Form {
-    pub(crate) fn of(text: bool) -> Self {
-        if text { Form::Text } else { Form::Json }
-    }
+    /// Base64 in a JSON string in the store, and the bytes in input and output.
+    Bytes,
 }
 
 #[derive(Debug)]
 pub(crate) enum Value {
     Json(Json),
     Text(String),
+    Bytes(Vec<u8>),
+}
+
+/// A result in the store.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) value: Value,
+    pub(crate) version: RecordVersion,
+    /// `None`: it does not expire.
+    pub(crate) time_left: Option<Duration>,
+}
+
+impl Stored {
+    pub(crate) fn new(form: Form, key: &Key, record: RawRecord) -> Result<Self, Error> {
+        let RawRecord { version, time_left, .. } = record;
+        Ok(Self { value: Value::from_json(form, key, record.json)?, version, time_left })
+    }
+
+    /// Reads from the store. Waits while another holder has the lock. `None`: there is no record.
+    pub(crate) fn read(
+        form: Form,
+        store: &Store,
+        key: &Key,
+        options: ReadOptions,
+    ) -> Result<Option<Self>, Error> {
+        let record = waiting(|observer| {
+            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
+        })?;
+        record.map(|record| Self::new(form, key, record)).transpose()
+    }
 }
 
 /// The condition of a write.
@@ -43,13 +72,7 @@ pub(crate) enum Condition {
 }
 
 impl Condition {
-    fn write<R: Serialize + ?Sized>(
-        self,
-        store: &Store,
-        key: &Key,
-        result: &R,
-        options: WriteOptions,
-    ) -> Result<bool, Error> {
+    fn write(self, store: &Store, key: &Key, result: &Json, options: WriteOptions) -> Result<bool, Error> {
         match self {
             Self::Nothing => store.write_with(key, result, options).map(|()| true),
             Self::Absent => store.write_if_absent(key, result, options),
@@ -59,7 +82,7 @@ impl Condition {
 }
 
 /// The advice for input that is not text.
-const ENCODE: &str = "encode it as text, for example with base64, and store it with --text";
+const ENCODE: &str = "store it with --bytes";
 
 /// The largest accepted input: the size limit of a record.
 pub(crate) const MAX_BYTES: u64 = 1 << 30;
@@ -96,43 +119,29 @@ impl Value {
                     Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(ENCODE)
                 })
             }
+            Form::Bytes => Ok(Value::Bytes(bytes.to_vec())),
         }
     }
 
-    /// Reads from the store. Waits while another holder has the lock. Returns `None` if there is no
-    /// record.
-    pub(crate) fn read(
-        form: Form,
-        store: &Store,
-        key: &Key,
-        timeout: Option<Duration>,
-    ) -> Result<Option<Self>, Error> {
-        let options = ReadOptions::new().timeout(timeout);
-        let record = waiting(|observer| {
-            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
-        })?;
-        record.map(|record| Self::from_json(form, key, record.json)).transpose()
+    fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, Error> {
+        let failed = |error: Box<dyn StdError + Send + Sync>| {
+            Error::new(ErrorKind::Decode, "read").with_key(key).with_source(error)
+        };
+        let text = || serde_json::from_str::<String>(json.as_str()).map_err(|error| failed(error.into()));
+        Ok(match form {
+            Form::Json => Value::Json(json),
+            Form::Text => Value::Text(text()?),
+            Form::Bytes => Value::Bytes(BASE64.decode(text()?).map_err(|error| failed(error.into()))?),
+        })
     }
 
-    /// Reads from the store as the holder of the lock. `timeout` ends a wait for a stopped process.
-    pub(crate) fn read_locked(
-        form: Form,
-        guard: &LockGuard<'_, Store>,
-        timeout: Duration,
-    ) -> Result<Option<Self>, Error> {
-        let options = ReadOptions::new().timeout(timeout);
-        let record = waiting(|observer| {
-            guard.read_with::<Json>(observer.into_iter().fold(options, ReadOptions::observer))
-        })?;
-        record.map(|record| Self::from_json(form, guard.key(), record.result)).transpose()
-    }
-
-    pub(crate) fn from_json(form: Form, key: &Key, json: Json) -> Result<Self, Error> {
-        match form {
-            Form::Json => Ok(Value::Json(json)),
-            Form::Text => serde_json::from_str(json.as_str())
-                .map(Value::Text)
-                .map_err(|error| Error::new(ErrorKind::Decode, "read").with_key(key).with_source(error)),
+    /// What is stored.
+    fn to_json(&self) -> Result<Cow<'_, Json>, Error> {
+        let string = |text: &str| Json::encode(text).map(Cow::Owned);
+        match self {
+            Value::Json(json) => Ok(Cow::Borrowed(json)),
+            Value::Text(text) => string(text),
+            Value::Bytes(bytes) => string(&BASE64.encode(bytes)),
         }
     }
 
@@ -142,12 +151,9 @@ impl Value {
         guard: &LockGuard<'_, Store>,
         options: WriteOptions,
     ) -> Result<(), Error> {
+        let json = self.to_json()?;
         waiting(|observer| {
-            let options = observer.into_iter().fold(options, WriteOptions::observer);
-            match self {
-                Value::Json(json) => guard.write_with(json, options),
-                Value::Text(text) => guard.write_with(text, options),
-            }
+            guard.write_with(&*json, observer.into_iter().fold(options, WriteOptions::observer))
         })
     }
 
@@ -160,22 +166,26 @@ impl Value {
         condition: Condition,
         options: WriteOptions,
     ) -> Result<bool, Error> {
+        let json = self.to_json()?;
         waiting(|observer| {
             let options = observer.into_iter().fold(options, WriteOptions::observer);
-            match self {
-                Value::Json(json) => condition.write(store, key, json, options),
-                Value::Text(text) => condition.write(store, key, text, options),
-            }
+            condition.write(store, key, &json, options)
         })
     }
 
-    /// Prints JSON with a line feed, and text byte for byte.
+    /// Prints JSON with a line feed, and all else byte for byte.
     pub(crate) fn print(&self) -> Result<(), Failure> {
         let mut out = Output::open();
-        match self {
-            Value::Json(json) => out.line(json.as_str())?,
-            Value::Text(text) => out.write(text.as_bytes())?,
-        }
+        self.write_to(&mut out)?;
         out.finish()
+    }
+
+    /// As [`print`](Self::print), between other output.
+    pub(crate) fn write_to(&self, out: &mut Output) -> Result<(), Failure> {
+        match self {
+            Value::Json(json) => out.line(json.as_str()),
+            Value::Text(text) => out.write(text.as_bytes()),
+            Value::Bytes(bytes) => out.write(bytes),
+        }
     }
 }

@@ -42,6 +42,13 @@ impl<'a> Variables<'a> {
     }
 }
 
+/// The token of the lock under which this program runs, if that is the key's lock.
+pub(crate) fn own_token(key: &Key) -> Option<LockToken> {
+    let is_own = std::env::var_os(KEY).is_some_and(|own| own == key.as_str());
+    let token = std::env::var(TOKEN).ok().filter(|_| is_own)?;
+    token.parse().ok()
+}
+
 /// The URL without its password, which every process of the user could read in the environment of the command, and
 /// which the command might print. If it is there already, because the URL comes from there, it stays.
 fn without_password(given: &OsStr) -> OsString {

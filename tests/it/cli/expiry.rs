@@ -57,3 +57,38 @@ fn gc_removes_expired_records_and_locks_but_no_live_locks() {
     assert_prints(&output(&mut scratch.cli("gc", &[])), "1 record and 1 lock removed\n");
     assert!(store.is_locked("live").unwrap());
 }
+
+#[test]
+fn a_time_to_live_is_given_to_a_stored_result_only_on_request() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let left = || store.record_info("k").unwrap().unwrap().time_left();
+    store.write("k", &1).unwrap();
+    let kept = output(&mut scratch.run(&["k", "--ttl", "1h"], "echo 2"));
+    assert_prints(&kept, "1\n");
+    let message = String::from_utf8(kept.stderr).unwrap();
+    assert!(message.contains("has no time to live") && message.contains("--refresh-ttl"), "{message}");
+    assert_eq!(left(), None);
+    let given = output(&mut scratch.run(&["k", "--ttl", "1h", "--refresh-ttl"], "echo 2"));
+    assert_prints(&given, "1\n");
+    assert_eq!(String::from_utf8_lossy(&given.stderr), "");
+    assert!(left().is_some_and(|left| left > Duration::from_mins(50)), "{:?}", left());
+    // Without the option, the time that is left stays.
+    assert_prints(&output(&mut scratch.run(&["k", "--ttl", "9h"], "echo 2")), "1\n");
+    assert!(left().is_some_and(|left| left < Duration::from_hours(2)), "{:?}", left());
+    assert_prints(&output(&mut scratch.run(&["k", "--ttl", "9h", "--refresh-ttl"], "echo 2")), "1\n");
+    assert!(left().is_some_and(|left| left > Duration::from_hours(8)), "{:?}", left());
+    assert_code(&output(&mut scratch.run(&["k", "--refresh-ttl"], "echo 2")), 2);
+}
+
+#[test]
+fn a_result_whose_time_to_live_cannot_be_restarted_is_printed() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.write("k", &1).unwrap();
+    let _latch = scratch.enter_latch("k");
+    let printed = output(&mut scratch.run(&["k", "--ttl", "1h", "--refresh-ttl"], "echo 2"));
+    assert_prints(&printed, "1\n");
+    let message = String::from_utf8(printed.stderr).unwrap();
+    assert!(message.contains("the time to live was not restarted"), "{message}");
+}

@@ -24,6 +24,44 @@ fn a_record_can_be_put_read_and_removed() {
 }
 
 #[test]
+fn any_bytes_come_back_unchanged() {
+    let scratch = Scratch::new();
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    assert_code(&feed(&mut scratch.cli("put", &["k", "--bytes"]), &bytes), 0);
+    assert_eq!(output(&mut scratch.cli("get", &["k", "--bytes"])).stdout, bytes);
+    fs::write(scratch.path("input"), &bytes).unwrap();
+    for _ in ["computed", "stored"] {
+        let run = output(&mut scratch.run(&["run", "--bytes"], "cat input; echo >> runs"));
+        assert_code(&run, 0);
+        assert_eq!(run.stdout, bytes);
+    }
+    assert_eq!(scratch.runs(), 1);
+    assert_prints(&feed(&mut scratch.cli("put", &["empty", "--bytes"]), b""), "");
+    assert_prints(&output(&mut scratch.cli("get", &["empty", "--bytes"])), "");
+    assert_prints(&output(&mut scratch.cli("get", &["empty"])), "\"\"\n");
+    // A program without this one reads base64.
+    let stored: String = scratch.open().read("k").unwrap().unwrap().result;
+    assert!(stored.starts_with("AAECAwQFBgcICQ"), "{stored:.20}");
+}
+
+#[test]
+fn a_result_that_is_no_base64_is_not_taken_for_bytes() {
+    let scratch = Scratch::new();
+    for stored in ["\"a b\"", "\"AAE\"", "1", "[]"] {
+        assert_code(&feed(&mut scratch.cli("put", &["k"]), stored.as_bytes()), 0);
+        let message = assert_fails(&output(&mut scratch.cli("get", &["k", "--bytes"])), 65);
+        assert!(message.contains("\"k\""), "{message}");
+    }
+    assert_code(&output(&mut scratch.cli("get", &["k", "--bytes", "--text"])), 2);
+    assert_code(&output(&mut scratch.cli("get", &["k", "--bytes", "--json"])), 2);
+    let input = [0xFF];
+    for form in [&["k"][..], &["k", "--text"]] {
+        let message = assert_fails(&feed(&mut scratch.cli("put", form), &input), 65);
+        assert!(message.contains("--bytes"), "{message}");
+    }
+}
+
+#[test]
 fn invalid_input_is_not_stored() {
     let scratch = Scratch::new();
     let message = assert_fails(&feed(&mut scratch.cli("put", &["k"]), b"{} {}"), 65);

@@ -216,10 +216,10 @@ fn the_number_of_arguments_says_whether_the_store_is_among_them() {
         (&["export"], None, "RECORD_STORE_DIR"),
         (&["get"], Some("a"), "the key is missing"),
         (&["get", "-d", "a"], Some("a"), "the key is missing"),
-        (&["get", "a", "k", "-d", "b"], None, "given twice"),
+        (&["put", "a", "k", "-d", "b"], None, "given twice"),
         (&["ls", "a", "-d", "b"], None, "given twice"),
         (&["export", "a", "file", "-d", "b"], None, "given twice"),
-        (&["get", "a", "k", "more"], None, "unexpected argument"),
+        (&["put", "a", "k", "more"], None, "unexpected argument"),
     ] {
         let refused = output(&mut bare(&scratch, arguments, default));
         assert_code(&refused, 2);
@@ -294,4 +294,51 @@ fn a_unit_that_may_mean_two_things_is_refused_everywhere() {
         }
     }
     assert!(!entry_exists(&scratch.store()));
+}
+
+#[test]
+fn a_command_that_would_wait_for_its_own_lock_is_told_so_at_once() {
+    let scratch = Scratch::new();
+    let nested = [
+        "get k",
+        "get -d $RECORD_STORE_DIR k other",
+        "rm k",
+        "rm --prefix k",
+        "put k < /dev/null --text",
+        "run k -- echo 1",
+        "lock k -- echo 1",
+    ];
+    let script: String = nested.iter().map(|nested| format!("{PROGRAM} {nested}; echo $?;\n")).collect();
+    scratch.open().write("other", &1).unwrap();
+    for outer in ["lock", "run"] {
+        scratch.open().write("k", &0).unwrap();
+        let arguments: &[&str] = if outer == "run" { &["k", "--refresh", "--text"] } else { &["k"] };
+        let mut outer = scratch.cli(outer, arguments);
+        let ended = output(outer.args(["--", "sh", "-c", &script]));
+        let messages = String::from_utf8_lossy(&ended.stderr);
+        // `get` prints the other record all the same.
+        assert_prints(&ended, "75\n1\n75\n75\n75\n75\n75\n75\n");
+        let told = messages.lines().filter(|line| line.contains("runs under the lock of \"k\" itself"));
+        assert_eq!(told.count(), nested.len(), "{messages}");
+    }
+}
+
+#[test]
+fn the_variables_of_another_lock_refuse_nothing() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    store.write("k", &1).unwrap();
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    let token = guard.token().get();
+    let ended = |key: &str, token: u64| {
+        let mut get = scratch.cli("get", &["k", "--wait", "0"]);
+        output(get.env("RECORD_STORE_KEY", key).env("RECORD_STORE_TOKEN", token.to_string()))
+    };
+    for (key, token) in [("k", token - 1), ("other", token)] {
+        let message = assert_fails(&ended(key, token), 75);
+        assert!(!message.contains("itself"), "{message}");
+    }
+    assert!(assert_fails(&ended("k", token), 75).contains("itself"));
+    guard.release().unwrap();
+    assert_prints(&ended("k", token), "1\n");
 }

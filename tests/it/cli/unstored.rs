@@ -24,7 +24,7 @@ fn output_that_is_not_json_is_printed() {
         assert!(message.contains("not one JSON value"), "{message}");
         // Not for the last one, which is not text either.
         assert_eq!(message.ends_with("; store it with --text\n"), !script.contains("377"), "{message}");
-        assert_eq!(message.contains("base64"), script.contains("377"), "{message}");
+        assert_eq!(message.contains("--bytes"), script.contains("377"), "{message}");
         assert_no_record(&scratch);
     }
 }
@@ -34,7 +34,7 @@ fn output_that_is_not_text_is_printed() {
     let scratch = Scratch::new();
     let message =
         assert_unstored(&output(&mut scratch.run(&["k", "--text"], "printf 'a\\377\\n'")), 65, b"a\xff\n");
-    assert!(message.contains("not UTF-8") && message.contains("base64"), "{message}");
+    assert!(message.contains("not UTF-8") && message.contains("--bytes"), "{message}");
     assert_no_record(&scratch);
 }
 

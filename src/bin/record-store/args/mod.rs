@@ -1,29 +1,5 @@
 //! Definition of the command line arguments and their help.
 
-mod listing;
-mod locking;
-mod maintenance;
-mod place;
-mod progress;
-mod transfer;
-mod watch;
-
-use std::ffi::OsString;
-use std::path::PathBuf;
-use std::time::Duration;
-
-use clap::{Args, Parser, Subcommand, ValueHint};
-use record_store::{Claim, LockToken, OpenMode, WriteOptions};
-
-use crate::duration::parse as duration;
-pub(crate) use listing::{ListArgs, Sort, StatArgs};
-pub(crate) use locking::{LockArgs, RenewArgs};
-pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
-pub(crate) use place::{CopyArgs, RecordArgs, StoreArgs};
-pub(crate) use progress::ProgressArgs;
-pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
-pub(crate) use watch::WatchArgs;
-
 /// A macro, because `concat!` accepts literals but not constants.
 macro_rules! exit_codes {
     () => {
@@ -44,6 +20,34 @@ Exit codes:
   other  run, lock: the exit code of the command"
     };
 }
+
+mod listing;
+mod locking;
+mod maintenance;
+mod place;
+mod progress;
+mod records;
+mod run;
+mod transfer;
+mod watch;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use record_store::{Claim, LockToken, OpenMode, WriteOptions};
+
+use crate::duration::parse as duration;
+use crate::value::Form;
+pub(crate) use listing::{ListArgs, Sort, StatArgs};
+pub(crate) use locking::{LockArgs, RenewArgs};
+pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
+pub(crate) use place::{CopyArgs, KeysArgs, RecordArgs, Selection, SelectionArgs, StoreArgs};
+pub(crate) use progress::ProgressArgs;
+pub(crate) use records::{GetArgs, PutArgs, RmArgs};
+pub(crate) use run::RunArgs;
+pub(crate) use transfer::{Existing, ExportArgs, ImportArgs};
+pub(crate) use watch::WatchArgs;
 
 /// JSON records and crash-safe locks in one directory, shared by the processes of one host.
 ///
@@ -133,6 +137,28 @@ impl TokenArgs {
     }
 }
 
+/// Selects how a result is stored and printed. Without an option, it is JSON.
+#[derive(Args)]
+pub(crate) struct FormArgs {
+    /// The result is text: a JSON string in the store, and unquoted in input and output
+    #[arg(long)]
+    text: bool,
+
+    /// The result is any bytes: base64 in a JSON string in the store, and unchanged in input and output
+    #[arg(long, conflicts_with = "text")]
+    bytes: bool,
+}
+
+impl FormArgs {
+    pub(crate) fn form(&self) -> Form {
+        match self {
+            Self { bytes: true, .. } => Form::Bytes,
+            Self { text: true, .. } => Form::Text,
+            _ => Form::Json,
+        }
+    }
+}
+
 /// Selects where a store may be created.
 #[derive(Args)]
 pub(crate) struct AdoptArgs {
@@ -162,218 +188,6 @@ impl ExpiryArgs {
     pub(crate) fn options(&self) -> WriteOptions {
         WriteOptions::new().time_to_live(self.ttl)
     }
-}
-
-/// Print the stored result, or run a command once to compute it
-///
-/// If a result is stored, this prints it immediately, without a lock. Otherwise this acquires the
-/// key's lock, runs the command, stores its standard output, which must be one JSON value, and prints
-/// it. Concurrent `run` calls for the same key wait and print the same result. If the command fails,
-/// nothing is stored, this program exits with the command's exit code, and the next waiter runs its own
-/// command.
-///
-/// This prints the command's output in any case. If the output cannot be stored, because the command
-/// fails, is terminated or does not print JSON, or because the disk is full or the lock is lost, a
-/// message on standard error says why, and the exit code is not 0.
-///
-/// As in $(…), the output is complete when no process has it open for writing any more. A background
-/// process that the command starts keeps the key locked until it closes its standard output.
-///
-/// SIGINT, SIGTERM, SIGHUP and SIGQUIT terminate the command: its process group gets SIGTERM, and
-/// after 5 seconds, or at a second signal, SIGKILL. Then the output is printed, also if the signal
-/// arrives while it is printed already: for at most 5 seconds, because the reader may have stopped,
-/// and until the next signal. A signal that was ignored when this program
-/// started (nohup) stays ignored. If this program itself is killed with SIGKILL, the key stays locked
-/// until the command and its descendants have ended, and their output is lost. They hold the lock
-/// through an inherited file descriptor, with a number of 1000 or above if the limit of open files
-/// allows it. A program that closes all file descriptors it does not know releases the lock early.
-///
-/// The command finds the store, the key and the token of the lock in `RECORD_STORE_DIR` (an absolute path; a
-/// URL without its password), `RECORD_STORE_KEY` and `RECORD_STORE_TOKEN`. It must not request the same key
-/// without --token: it would wait for its own lock, which is a deadlock.
-#[derive(Args)]
-#[command(override_usage = "record-store run [OPTIONS] [DIR] <KEY> -- <CMD>...")]
-#[command(after_long_help = concat!(
-    "Examples:
-  # Two concurrent shells: one runs the command, both print the result.
-  record-store run cache primes -- ./primes --up-to 1000000
-
-  # Wait at most 30 seconds for the lock. Let the command run at most 5 minutes.
-  record-store run cache report --wait 30s --hold 5m -- ./report.sh
-
-  # Compute again when the result is one hour old.
-  record-store run cache rates --ttl 1h -- curl -s https://example.org/rates.json
-
-  # Text instead of JSON. Always compute again.
-  record-store run cache host --text --refresh -- uname -n
-
-  # The store only saves time: without it, run the command all the same.
-  record-store run /var/cache/build tools --run-anyway -- ./list-tools.sh
-
-",
-    exit_codes!()
-))]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
-pub(crate) struct RunArgs {
-    #[command(flatten)]
-    pub(crate) record: RecordArgs,
-
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
-
-    /// Terminate the command after this time [default: never]
-    ///
-    /// This is not a lease on the lock: when a lease expires, the key becomes free while the command
-    /// still runs. With --hold, the command is terminated before the key becomes free.
-    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
-    pub(crate) hold: Option<Duration>,
-
-    /// Run the command even if a result is stored
-    #[arg(long)]
-    pub(crate) refresh: bool,
-
-    /// The command prints text: store it as a JSON string, and print it unquoted
-    #[arg(long)]
-    pub(crate) text: bool,
-
-    /// If the store cannot be used, run the command without it
-    ///
-    /// For example in a container whose file system is read-only or full. The command then runs without a
-    /// lock, perhaps several times at once, its output is not stored, and a warning on standard error
-    /// says so. A store that cannot be used is then no error: the exit code is that of the command.
-    /// Without this option, the command does not run. A lock of another holder is waited for in any case.
-    /// A file in the place of the lock that is none is an error in any case: unlock moves it aside.
-    #[arg(long)]
-    pub(crate) run_anyway: bool,
-
-    /// If the stored result is damaged, fail instead of running the command again
-    ///
-    /// Without this option, the command runs as if no result were stored. The file is kept in
-    /// .store/damaged, and a warning on standard error says so. The same applies to a file in the place of
-    /// the record that is none, such as the record of another key or a link.
-    #[arg(long)]
-    pub(crate) fail_if_damaged: bool,
-
-    #[command(flatten)]
-    pub(crate) adopt: AdoptArgs,
-
-    #[command(flatten)]
-    pub(crate) expiry: ExpiryArgs,
-
-    #[command(flatten)]
-    pub(crate) durability: DurabilityArgs,
-
-    /// The command and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub(crate) command: Vec<OsString>,
-}
-
-/// Print a record's result
-///
-/// Waits while another holder has the key's lock. Changes nothing in the store.
-#[derive(Args)]
-#[command(override_usage = "record-store get [OPTIONS] [DIR] <KEY>")]
-#[command(after_help = "\
-Examples:
-  record-store get cache report | jq .total
-  record-store get cache report --json | jq .version
-  record-store get cache host --text
-  record-store get cache report --wait 0s || echo 'not stored, or locked'")]
-pub(crate) struct GetArgs {
-    #[command(flatten)]
-    pub(crate) record: RecordArgs,
-
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
-
-    /// The result is a JSON string: print it unquoted
-    #[arg(long)]
-    pub(crate) text: bool,
-
-    /// Print one object with the fields key, version, `expires_at` (left out: never) and result
-    #[arg(long, conflicts_with = "text")]
-    pub(crate) json: bool,
-
-    #[command(flatten)]
-    pub(crate) token: TokenArgs,
-}
-
-/// Store standard input as a record's result
-///
-/// Waits while another holder has the key's lock. Creates the store if there is none.
-///
-/// With --if-absent or --if-version, the comparison and the change are one atomic step. If the record is not
-/// as required, nothing is written, and the exit code is 73.
-///
-/// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
-/// or after --wait if that is longer.
-#[derive(Args)]
-#[command(override_usage = "record-store put [OPTIONS] [DIR] <KEY>")]
-#[command(after_help = "\
-Examples:
-  # Add 1 to a counter, unless it was changed meanwhile.
-  counter=$(record-store get cache hits --json)
-  echo \"$counter\" | jq '.result + 1' |
-    record-store put cache hits --if-version \"$(echo \"$counter\" | jq .version)\"
-
-  echo '{\"total\": 12}' | record-store put cache report
-  uname -n | record-store put cache host --text")]
-pub(crate) struct PutArgs {
-    #[command(flatten)]
-    pub(crate) record: RecordArgs,
-
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
-
-    /// Standard input is text: store it as a JSON string
-    #[arg(long)]
-    pub(crate) text: bool,
-
-    /// Write only if there is no record. Otherwise the exit code is 73
-    #[arg(long)]
-    pub(crate) if_absent: bool,
-
-    /// Write only if the record has this version, as `get --json` prints it. Otherwise the exit code is 73
-    #[arg(long, value_name = "V", conflicts_with = "if_absent", value_hint = ValueHint::Other)]
-    pub(crate) if_version: Option<u64>,
-
-    #[command(flatten)]
-    pub(crate) token: TokenArgs,
-
-    #[command(flatten)]
-    pub(crate) expiry: ExpiryArgs,
-
-    #[command(flatten)]
-    pub(crate) adopt: AdoptArgs,
-
-    #[command(flatten)]
-    pub(crate) durability: DurabilityArgs,
-}
-
-/// Remove a record
-///
-/// Waits while another holder has the key's lock.
-///
-/// If another process is stopped in the middle of an operation on the key, this fails after 5 seconds,
-/// or after --wait if that is longer.
-#[derive(Args)]
-#[command(override_usage = "record-store rm [OPTIONS] [DIR] <KEY>")]
-#[command(after_help = "\
-Examples:
-  record-store rm cache report
-  record-store rm cache report || echo 'no such record'")]
-pub(crate) struct RmArgs {
-    #[command(flatten)]
-    pub(crate) record: RecordArgs,
-
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
-
-    #[command(flatten)]
-    pub(crate) token: TokenArgs,
-
-    #[command(flatten)]
-    pub(crate) durability: DurabilityArgs,
 }
 
 /// List the locks: key, holder, start and expiry

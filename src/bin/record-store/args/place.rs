@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, Error, FromArgMatches, ValueHint};
 use record_store::Key;
@@ -23,6 +24,25 @@ pub(crate) struct StoreArgs {
 pub(crate) struct RecordArgs {
     pub(crate) store: StoreArgs,
     pub(crate) key: Key,
+}
+
+/// Selects one or more records of a store.
+pub(crate) struct KeysArgs {
+    pub(crate) store: StoreArgs,
+    /// Not empty.
+    pub(crate) keys: Vec<Key>,
+}
+
+/// Selects records of a store, by their keys or by the beginning of their keys.
+pub(crate) struct SelectionArgs {
+    pub(crate) store: StoreArgs,
+    pub(crate) selection: Selection,
+}
+
+pub(crate) enum Selection {
+    /// Not empty.
+    Keys(Vec<Key>),
+    Prefix(String),
 }
 
 /// Selects a store, and perhaps a file that it is copied to or from.
@@ -66,6 +86,32 @@ struct RecordWords {
 }
 
 #[derive(Args)]
+struct KeysWords {
+    /// The store's directory, or the URL of a PostgreSQL server [default: that of --dir, or of the variable
+    /// `RECORD_STORE_DIR`]
+    #[arg(id = "dir", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    first: Option<OsString>,
+
+    /// The records' keys: any text that is not empty. A single argument is a key. With --dir, all are keys
+    #[arg(id = "key", value_name = "KEY", value_hint = ValueHint::Other)]
+    rest: Vec<OsString>,
+
+    #[command(flatten)]
+    dir: DirArgs,
+}
+
+#[derive(Args)]
+struct SelectionWords {
+    #[command(flatten)]
+    keys: KeysWords,
+
+    /// In place of keys: all records whose keys begin with this text
+    #[arg(id = "prefix", long, value_name = "TEXT", value_hint = ValueHint::Other)]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    prefix: Option<String>,
+}
+
+#[derive(Args)]
 struct CopyWords {
     /// The store's directory, or the URL of a PostgreSQL server [default: that of --dir, or of the variable
     /// `RECORD_STORE_DIR`]
@@ -106,6 +152,38 @@ impl TryFrom<RecordWords> for RecordArgs {
             (None, ..) => return Err(usage("the key is missing: the arguments are DIR and KEY")),
         };
         Ok(Self { store: StoreArgs { dir }, key: key(&text)? })
+    }
+}
+
+impl TryFrom<KeysWords> for KeysArgs {
+    type Error = Error;
+
+    fn try_from(words: KeysWords) -> Result<Self, Error> {
+        let (dir, texts) = match (words.first, words.dir.dir) {
+            (Some(first), Some(dir)) => (dir, [vec![first], words.rest].concat()),
+            (Some(key), None) if words.rest.is_empty() => (default_dir()?, vec![key]),
+            (Some(dir), None) => (dir.into(), words.rest),
+            (None, _) => return Err(usage("the key is missing: the arguments are DIR and KEY")),
+        };
+        let keys = texts.iter().map(|text| key(text)).collect::<Result<_, _>>()?;
+        Ok(Self { store: StoreArgs { dir }, keys })
+    }
+}
+
+impl TryFrom<SelectionWords> for SelectionArgs {
+    type Error = Error;
+
+    fn try_from(words: SelectionWords) -> Result<Self, Error> {
+        let Some(prefix) = words.prefix else {
+            let KeysArgs { store, keys } = words.keys.try_into()?;
+            return Ok(Self { store, selection: Selection::Keys(keys) });
+        };
+        let KeysWords { first, rest, dir } = words.keys;
+        if !rest.is_empty() {
+            return Err(usage("give keys or --prefix, not both: with --prefix, the only argument is DIR"));
+        }
+        let store = StoreWords { first, dir }.try_into()?;
+        Ok(Self { store, selection: Selection::Prefix(prefix) })
     }
 }
 
@@ -173,4 +251,6 @@ macro_rules! resolve {
 
 resolve!(StoreWords as StoreArgs);
 resolve!(RecordWords as RecordArgs);
+resolve!(KeysWords as KeysArgs);
+resolve!(SelectionWords as SelectionArgs);
 resolve!(CopyWords as CopyArgs);
