@@ -308,7 +308,7 @@ fn a_command_that_would_wait_for_its_own_lock_is_told_so_at_once() {
         "run k -- echo 1",
         "lock k -- echo 1",
     ];
-    let script: String = nested.iter().map(|nested| format!("{PROGRAM} {nested}; echo $?;\n")).collect();
+    let script = nested.map(|nested| format!("{PROGRAM} {nested}; echo $?")).join("\n");
     scratch.open().write("other", &1).unwrap();
     for outer in ["lock", "run"] {
         scratch.open().write("k", &0).unwrap();

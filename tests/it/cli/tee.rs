@@ -75,6 +75,23 @@ fn what_cannot_be_stored_is_printed_once_too() {
 }
 
 #[test]
+fn a_descendant_that_keeps_the_output_open_does_not_keep_the_program_from_ending() {
+    let scratch = Scratch::new();
+    let script = format!("setsid sh -c \"{}\" & echo 1; sleep 60", scratch.gate("go"));
+    // It inherits standard error, which `output` would wait for.
+    let mut run = scratch.run(&["k", "--tee", "--hold", "100ms"], &script);
+    run.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut run = Background(Some(run.spawn().unwrap()));
+    // Long before the descendant.
+    wait_for("the program to end", || !run.is_running());
+    assert!(scratch.open().read::<u64>("k").unwrap().is_none());
+    scratch.touch("go");
+    let ended = run.output();
+    assert_code(&ended, 124);
+    assert_eq!(ended.stdout, b"1\n");
+}
+
+#[test]
 fn a_signal_ends_a_command_whose_output_nobody_reads() {
     let scratch = Scratch::new();
     let script = format!("head -c {SIZE} /dev/zero; echo > begun; {} true", scratch.gate("never"));
