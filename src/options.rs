@@ -48,8 +48,8 @@ impl WaitOptions {
     }
 
     /// Tells the observer whom the call waits for, if that takes long.
-    pub fn observer(mut self, observer: &WaitObserver) -> Self {
-        self.observed = Some(Observed::new(observer));
+    pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
+        self.observed = observer.into().map(Observed::new);
         self
     }
 
@@ -157,7 +157,7 @@ impl LockOptions {
     }
 
     /// Tells the observer whom the call waits for, if that takes long.
-    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+    pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
         self.wait = self.wait.observer(observer);
         self
     }
@@ -266,7 +266,7 @@ impl ReadOptions {
     }
 
     /// Tells the observer whom the call waits for, if that takes long.
-    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+    pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
         self.wait = self.wait.observer(observer);
         self
     }
@@ -366,7 +366,7 @@ impl WriteOptions {
     }
 
     /// Tells the observer whom the call waits for, if that takes long.
-    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+    pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
         self.wait = self.wait.observer(observer);
         self
     }
@@ -429,7 +429,7 @@ impl RemoveOptions {
     }
 
     /// Tells the observer whom the call waits for, if that takes long.
-    pub fn observer(mut self, observer: &WaitObserver) -> Self {
+    pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
         self.wait = self.wait.observer(observer);
         self
     }

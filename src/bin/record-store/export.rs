@@ -66,8 +66,7 @@ impl From<Failure> for Unexported {
 
 fn line(store: &Store, key: &Key, args: &ExportArgs) -> Result<Option<String>, Unexported> {
     let options = ReadOptions::new().timeout(args.wait.wait);
-    let record =
-        waiting(|observer| store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer)))?;
+    let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
     let line = record.map(|record| json_line(key, None, record.time_left, &record.json));
     Ok(line.transpose()?)
 }

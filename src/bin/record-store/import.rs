@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use record_store::{Json, Key, LockGuard, LockOptions, RecordStoreExt, WriteOptions};
+use record_store::{Json, Key, LockGuard, LockOptions, RecordStore, RecordStoreExt, WriteOptions};
 use serde::Deserialize;
 
 use crate::args::{Existing, ImportArgs};
@@ -83,9 +84,7 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
     if args.existing == Existing::Overwrite || !store.exists(key)? {
         let timeout = args.wait.wait.unwrap_or_default().max(LATCH_TIMEOUT);
         let options = WriteOptions::new().time_to_live(time_to_live).timeout(timeout);
-        waiting(|observer| {
-            guard.write_with(result, observer.into_iter().fold(options, WriteOptions::observer))
-        })?;
+        waiting(|observer| guard.write_with(result, options.observer(observer)))?;
     } else if args.existing == Existing::Fail {
         let failure = Failure::new(EXISTS, format!("{} already has a record", quoted(key.as_str())));
         return Err(failure.advise("use --existing skip or --existing overwrite"));
@@ -101,9 +100,9 @@ fn acquire<'a>(
     store: &'a Store,
     key: &Key,
     wait: Option<Duration>,
-) -> record_store::Result<LockGuard<'a, Store>> {
+) -> record_store::Result<LockGuard<'a, Arc<dyn RecordStore>>> {
     waiting(|observer| {
-        let options = observer.into_iter().fold(LockOptions::new(), LockOptions::observer);
+        let options = LockOptions::new().observer(observer);
         if wait.is_some() {
             return store.lock(key, options.acquire_timeout(wait));
         }

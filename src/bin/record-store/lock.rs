@@ -1,7 +1,5 @@
 //! `lock`: runs a command under a key's lock, and stores nothing.
 
-use std::sync::Arc;
-
 use record_store::{Error, LockOptions, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, LockArgs};
@@ -16,7 +14,7 @@ use crate::waiting::waiting;
 
 pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
     let runner = Runner::new(args.wait.wait)?;
-    let store = Arc::new(open(args)?);
+    let store = open(args)?;
     refuse_own_lock(&store, &args.record.key, None)?;
     let held = match acquire(args, &store, &runner) {
         Err(error) if error.is_timeout() => {
@@ -33,11 +31,9 @@ fn open(args: &LockArgs) -> Result<Store, Error> {
 }
 
 /// Waits for the lock. A signal ends the wait, and is deferred from then on.
-fn acquire(args: &LockArgs, store: &Arc<Store>, runner: &Runner) -> Result<Held, Error> {
+fn acquire(args: &LockArgs, store: &Store, runner: &Runner) -> Result<Held, Error> {
     let options = LockOptions::new().acquire_timeout(runner.time_left());
-    let guard = waiting(|observer| {
-        store.lock_owned(&args.record.key, observer.into_iter().fold(options, LockOptions::observer))
-    })?;
+    let guard = waiting(|observer| store.lock_owned(&args.record.key, options.observer(observer)))?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();
     Held::new(guard, store)

@@ -34,9 +34,7 @@ pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     for_each(&args.records.keys, |key| {
         refuse_own_lock(&store, key, args.token.token)?;
         let options = ReadOptions::new().timeout(limit.left()).claim(args.token.claim());
-        let record = waiting(|observer| {
-            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
-        })?;
+        let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
         let Some(record) = record else { return Err(no_record(&store, key)) };
         if args.json {
             return out.line(&json_line(key, Some(record.version), record.time_left, &record.json)?);
@@ -160,9 +158,7 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
         let _damaged = Damaged::watch(&store, Some(key));
         let is_removed = change(&store, key, limit, |timeout| {
             let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
-            waiting(|observer| {
-                store.remove_with(key, observer.into_iter().fold(options, RemoveOptions::observer))
-            })
+            waiting(|observer| store.remove_with(key, options.observer(observer)))
         })?;
         match &args.records.selection {
             Selection::Keys(_) if !is_removed => Err(no_record(&store, key)),

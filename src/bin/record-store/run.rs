@@ -1,6 +1,5 @@
 //! `run`: runs a command once per key, across all processes.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
             run.keep_alive(&stored);
             return printed;
         }
-        Ok(Acquired::Lock(lock)) => run.compute(Some(lock)),
+        Ok(Acquired::Lock(lock)) => run.compute(Some(*lock)),
         Err(error) if !is_unusable(&error) => return Err(run.runner.with_waited(error).into()),
         Err(error) if !run.args.run_anyway => {
             return Err(Failure::from(error).advise("add --run-anyway to run the command without the store"));
@@ -78,7 +77,7 @@ enum Acquired {
     /// A stored result.
     Result(Stored),
     /// No result, so this process computes it.
-    Lock(Held),
+    Lock(Box<Held>),
 }
 
 /// The end of the command. All that it printed is passed on, whatever became of it.
@@ -119,7 +118,7 @@ impl Run {
     /// is held.
     fn acquire(&self) -> Result<Acquired, Error> {
         let mode = self.args.adopt.mode();
-        let store = Arc::new(open_to_write(&self.args.record.store, &self.args.durability, mode)?);
+        let store = open_to_write(&self.args.record.store, &self.args.durability, mode)?;
         loop {
             if let Some(stored) = self.await_unlocked(&store)? {
                 return Ok(Acquired::Result(stored));
@@ -201,7 +200,7 @@ impl Run {
     /// holder acquired the lock first.
     ///
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
-    fn try_acquire(&self, store: &Arc<Store>) -> Result<Option<Acquired>, Error> {
+    fn try_acquire(&self, store: &Store) -> Result<Option<Acquired>, Error> {
         let timed_out = self.runner.time_left() == Some(Duration::ZERO);
         let options = LockOptions::new().acquire_timeout(Duration::ZERO);
         let guard = match store.lock_owned(&self.args.record.key, options) {
@@ -221,7 +220,7 @@ impl Run {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Some(Acquired::Lock(Held::new(guard, store)?)))
+        Ok(Some(Acquired::Lock(Held::new(guard, store)?.into())))
     }
 
     /// Runs the command and stores its output, if there is a lock. Every return releases the lock, and no

@@ -3,11 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use record_store::{Error, FileSystemRecordStore, LockGuard};
+use record_store::{Error, FileSystemRecordStore, LockGuard, RecordStore};
 
 use crate::command::{Ended, Event};
 use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
@@ -25,17 +24,17 @@ pub(crate) struct Runner {
 
 /// A lock, in the store that the result is written to.
 pub(crate) struct Held {
-    pub(crate) guard: LockGuard<'static, Store>,
-    pub(crate) store: Arc<Store>,
+    pub(crate) guard: LockGuard<'static, dyn RecordStore>,
+    pub(crate) store: Store,
     /// The command inherits the owner file, so that it keeps the lock if this process is killed. `None`: at a server,
     /// a lock ends with the connection of this process.
     owner: Option<OwnedFd>,
 }
 
 impl Held {
-    pub(crate) fn new(guard: LockGuard<'static, Store>, store: &Arc<Store>) -> Result<Self, Error> {
+    pub(crate) fn new(guard: LockGuard<'static, dyn RecordStore>, store: &Store) -> Result<Self, Error> {
         let owner = store.files().map(FileSystemRecordStore::share_owner).transpose()?;
-        Ok(Self { guard, store: Arc::clone(store), owner })
+        Ok(Self { guard, store: store.clone(), owner })
     }
 
     /// The owner file, for the command.

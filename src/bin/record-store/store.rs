@@ -1,16 +1,12 @@
 //! The store that the command line names: a directory, or a schema on a server.
 
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 #[cfg(feature = "postgres")]
 use record_store::PostgresRecordStore;
-use record_store::{
-    Acquired, Claim, Evicted, EvictionPolicy, Expected, FileSystemRecordStore, IsolationLevel, Json, Key,
-    ListOptions, Listing, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions, RecordInfo, RecordStore,
-    RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
-};
+use record_store::{FileSystemRecordStore, RecordStore, Result};
 
 use crate::failure::{Failure, USAGE};
 
@@ -92,102 +88,11 @@ pub(crate) fn connect(_: &str, _: bool) -> Result<FileSystemRecordStore> {
     Err(error.with_source("this program was built without the feature `postgres`"))
 }
 
-impl RecordStore for Store {
-    fn identity_raw(&self) -> Option<StoreIdentity> {
-        self.inner.identity_raw()
-    }
+impl Deref for Store {
+    type Target = Arc<dyn RecordStore>;
 
-    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
-        self.inner.read_raw(key, options)
-    }
-
-    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
-        self.inner.write_raw(key, result, options)
-    }
-
-    fn compare_and_swap_raw(
-        &self,
-        key: &Key,
-        expected: Expected<'_>,
-        result: &Json,
-        options: WriteOptions,
-    ) -> Result<bool> {
-        self.inner.compare_and_swap_raw(key, expected, result, options)
-    }
-
-    fn exists_raw(&self, key: &Key) -> Result<bool> {
-        self.inner.exists_raw(key)
-    }
-
-    fn remove_raw(&self, key: &Key, options: RemoveOptions) -> Result<bool> {
-        self.inner.remove_raw(key, options)
-    }
-
-    fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
-        self.inner.version_raw(key)
-    }
-
-    fn wait_for_change_raw(
-        &self,
-        key: &Key,
-        seen: RecordVersion,
-        options: WaitOptions,
-    ) -> Result<Option<RecordVersion>> {
-        self.inner.wait_for_change_raw(key, seen, options)
-    }
-
-    fn keys_raw(&self) -> Result<Listing<'_, Key>> {
-        self.inner.keys_raw()
-    }
-
-    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
-        self.inner.records_raw(options)
-    }
-
-    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
-        self.inner.record_info_raw(key)
-    }
-
-    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
-        self.inner.evict_raw(policy)
-    }
-
-    fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {
-        self.inner.supports_isolation_level_raw(level)
-    }
-
-    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
-        self.inner.acquire_lock_raw(key, options)
-    }
-
-    fn renew_raw(
-        &self,
-        key: &Key,
-        claim: &Claim,
-        hold_timeout: Option<Duration>,
-        options: WaitOptions,
-    ) -> Result<()> {
-        self.inner.renew_raw(key, claim, hold_timeout, options)
-    }
-
-    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
-        self.inner.release_lock_raw(key, claim, options)
-    }
-
-    fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
-        self.inner.lock_info_raw(key)
-    }
-
-    fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
-        self.inner.wait_for_lock_raw(key, options)
-    }
-
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        self.inner.break_lock_raw(key, token, options)
-    }
-
-    fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
-        self.inner.locks_raw()
+    fn deref(&self) -> &Self::Target {
+        &self.inner
     }
 }
 

@@ -103,7 +103,7 @@ impl Found {
     fn release(&self, store: &Store, key: &Key, wait: Duration) -> Result<(), Failure> {
         let is_released = match self {
             Self::Lock(lock) => waiting(|observer| {
-                let options = observer.into_iter().fold(WaitOptions::from(wait), WaitOptions::observer);
+                let options = WaitOptions::from(wait).observer(observer);
                 store.break_lock_raw(key, Some(lock.token()), options)
             })?,
             Self::NoLock(_) => match store.files() {

@@ -56,9 +56,7 @@ impl Stored {
         key: &Key,
         options: ReadOptions,
     ) -> Result<Option<Self>, Error> {
-        let record = waiting(|observer| {
-            store.read_raw(key, observer.into_iter().fold(options, ReadOptions::observer))
-        })?;
+        let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
         record.map(|record| Self::new(form, key, record)).transpose()
     }
 }
@@ -148,13 +146,11 @@ impl Value {
     /// Writes to the store as the holder of the lock.
     pub(crate) fn write_locked(
         &self,
-        guard: &LockGuard<'_, Store>,
+        guard: &LockGuard<'_, impl RecordStore + ?Sized>,
         options: WriteOptions,
     ) -> Result<(), Error> {
         let json = self.to_json()?;
-        waiting(|observer| {
-            guard.write_with(&*json, observer.into_iter().fold(options, WriteOptions::observer))
-        })
+        waiting(|observer| guard.write_with(&*json, options.observer(observer)))
     }
 
     /// Writes to the store under this condition, and returns whether it was met. Fails while another holder has the
@@ -168,7 +164,7 @@ impl Value {
     ) -> Result<bool, Error> {
         let json = self.to_json()?;
         waiting(|observer| {
-            let options = observer.into_iter().fold(options, WriteOptions::observer);
+            let options = options.observer(observer);
             condition.write(store, key, &json, options)
         })
     }

@@ -68,7 +68,7 @@ pub(crate) fn wait_for_lock(
     timeout: Option<Duration>,
 ) -> record_store::Result<bool> {
     let options = WaitOptions::new().timeout(timeout);
-    waiting(|observer| store.wait_for_lock(key, observer.into_iter().fold(options, WaitOptions::observer)))
+    waiting(|observer| store.wait_for_lock(key, options.observer(observer)))
 }
 
 /// Clears the line before a signal ends the program, unless that could block.
