@@ -145,6 +145,8 @@ fn unknown_files_are_found() {
         ".store/latches/+1",
         ".store/latches/100",
         ".store/owners/a.b",
+        ".store/log/notes",
+        ".store/log/16",
         ".store/staged/a",
         ".store/staged/.a",
     ] {
