@@ -1,5 +1,6 @@
 //! The description of a lock.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::de::Error as _;
@@ -35,6 +36,7 @@ pub struct LockInfo {
     state: LockState,
     owner_alive: Option<bool>,
     owned_here: bool,
+    note: Option<Arc<str>>,
 }
 
 impl LockInfo {
@@ -52,7 +54,15 @@ impl LockInfo {
             state: LockState::Held,
             owner_alive: None,
             owned_here: false,
+            note: None,
         }
+    }
+
+    /// Sets the note of the acquisition.
+    #[must_use]
+    pub fn with_note(mut self, note: Option<&str>) -> Self {
+        self.note = note.map(Arc::from);
+        self
     }
 
     /// Sets when the lease expires, and how much of it is left.
@@ -127,6 +137,13 @@ impl LockInfo {
         self.owner_alive
     }
 
+    /// What the holder does, in its own words: [`LockOptions::note`](crate::LockOptions::note) of the acquisition. It may
+    /// contain any characters.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
     /// True if the lock is in force and `holder`, in this process, holds it.
     #[must_use]
     pub fn is_held_by(&self, holder: &Holder) -> bool {
@@ -148,6 +165,8 @@ struct Fields {
     acquired_at: String,
     expires_at: Option<String>,
     remaining_seconds: Option<f64>,
+    #[serde(default)]
+    note: Option<Arc<str>>,
 }
 
 impl Serialize for LockInfo {
@@ -162,6 +181,7 @@ impl Serialize for LockInfo {
             acquired_at: rfc3339::format(self.acquired_at),
             expires_at: self.expires_at.map(rfc3339::format),
             remaining_seconds: self.remaining.map(|left| left.as_secs_f64()),
+            note: self.note.clone(),
         }
         .serialize(serializer)
     }
@@ -189,6 +209,7 @@ impl<'de> Deserialize<'de> for LockInfo {
             state: fields.state,
             owner_alive: fields.owner_alive,
             owned_here: false,
+            note: fields.note,
         })
     }
 }
@@ -204,6 +225,7 @@ mod tests {
             LockInfo::new(Key::new("k").unwrap(), Holder::named("job").unwrap(), LockToken::new(7), start)
                 .with_expiry(start + Duration::from_secs(30), Duration::from_millis(1_500))
                 .with_state(LockState::Expired)
+                .with_note(Some("a \"note\""))
                 .with_owner(Some(false), false);
         let text = serde_json::to_string(&info).unwrap();
         assert!(text.contains(r#""state":"expired""#), "{text}");

@@ -91,6 +91,7 @@ struct Lock {
     holder: Holder,
     token: LockToken,
     acquired_at: SystemTime,
+    note: Option<String>,
     /// `None`: until released.
     lease: Option<Lease>,
 }
@@ -122,7 +123,8 @@ impl Lock {
         let state = if self.is_live(now) { LockState::Held } else { LockState::Expired };
         let info = LockInfo::new(key.clone(), self.holder.clone(), self.token, self.acquired_at)
             .with_state(state)
-            .with_owner(Some(true), true);
+            .with_owner(Some(true), true)
+            .with_note(self.note.as_deref());
         match &self.lease {
             Some(lease) => info.with_expiry(lease.expires_at, lease.end.saturating_duration_since(now)),
             None => info,
@@ -451,7 +453,8 @@ impl RecordStore for MemoryRecordStore {
         }
         state.newest += 1;
         let token = LockToken::new(state.newest);
-        state.locks.insert(key.clone(), Lock { holder, token, acquired_at: SystemTime::now(), lease });
+        let (acquired_at, note) = (SystemTime::now(), options.get_note().map(str::to_owned));
+        state.locks.insert(key.clone(), Lock { holder, token, acquired_at, note, lease });
         Ok(Acquired::new(token))
     }
 

@@ -1,5 +1,6 @@
 //! How an operation is requested: on which claim, waiting how long, for how long.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::waiting::Observed;
@@ -127,8 +128,12 @@ impl From<&Cancellation> for WaitOptions {
 pub struct LockOptions {
     holder: Option<Holder>,
     hold_timeout: Option<Duration>,
+    note: Option<Arc<str>>,
     wait: WaitOptions,
 }
+
+/// A lock file has 64 KiB at most.
+const MAX_NOTE_BYTES: usize = 1_000;
 
 impl LockOptions {
     /// The default options.
@@ -171,6 +176,15 @@ impl LockOptions {
         self
     }
 
+    /// What the holder does, for people who ask who has the lock: [`LockInfo::note`](crate::LockInfo::note) returns it, and
+    /// the program `record-store` shows it. All users of the store can read it. What is longer than 1,000 bytes is cut
+    /// off. If the holder has the lock already, the note of the first acquisition stays.
+    pub fn note(mut self, note: &str) -> Self {
+        let cut = note.floor_char_boundary(MAX_NOTE_BYTES);
+        self.note = Some(note[..cut].into());
+        self
+    }
+
     pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
         self.wait = wait;
         self
@@ -186,6 +200,12 @@ impl LockOptions {
     #[must_use]
     pub fn get_holder(&self) -> Option<&Holder> {
         self.holder.as_ref()
+    }
+
+    /// The note, if one was set.
+    #[must_use]
+    pub fn get_note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// How long to wait, and what ends the wait early.

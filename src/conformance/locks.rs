@@ -41,6 +41,8 @@ checks! { "locks":
         "The tokens of a key only grow, across release, expiry, `break_lock` and removal.",
     lock_info_describes_the_lock:
         "`lock_info` returns the holder, the token, the times and the state of a lock.",
+    a_lock_has_the_note_of_its_acquisition:
+        "A lock has the note of its first acquisition, any text, also after a renewal, until it is released.",
     locks_lists_every_live_lock_once:
         "`locks` lists every live lock exactly once; the state of any other entry shows that it is not live.",
     break_lock_frees_the_key:
@@ -266,6 +268,25 @@ fn lock_info_describes_the_lock(store: &dyn RecordStore) {
 
     store.release_lock("key", &me).unwrap();
     assert_eq!(store.lock_info("key").unwrap(), None);
+}
+
+fn a_lock_has_the_note_of_its_acquisition(store: &dyn RecordStore) {
+    let (me, note) = (named("me"), "builds \0\n\u{202e}\"x\"");
+    let token = store.acquire_lock("key", long_lease(&me).note(note)).unwrap();
+    assert_eq!(info_of(store).note(), Some(note));
+    store.acquire_lock("key", long_lease(&me).note("another")).unwrap();
+    store.renew("key", token, Duration::from_hours(1)).unwrap();
+    assert_eq!(info_of(store).note(), Some(note), "the same acquisition");
+    let listed: Vec<_> = store.locks().unwrap().map(|lock| lock.unwrap().note().map(str::to_owned)).collect();
+    assert_eq!(listed, [Some(note.to_owned())]);
+    store.release_lock("key", &me).unwrap();
+    let long = "ä".repeat(10_000);
+    store.acquire_lock("key", one_attempt(&me).note(&long)).unwrap();
+    assert_eq!(info_of(store).note(), Some(&long[..1_000]), "cut off");
+    store.release_lock("key", &me).unwrap();
+    store.acquire_lock("key", one_attempt(&me)).unwrap();
+    assert_eq!(info_of(store).note(), None, "that of an earlier lock");
+    store.release_lock("key", &me).unwrap();
 }
 
 fn locks_lists_every_live_lock_once(store: &dyn RecordStore) {

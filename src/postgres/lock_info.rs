@@ -46,9 +46,11 @@ pub(super) fn info_in(
         _ if holder.is_process_bound() && !is_alive => LockState::Abandoned,
         _ => LockState::Held,
     };
+    let note = row.get::<_, Option<&[u8]>>(10).map(String::from_utf8_lossy);
     let info = LockInfo::new(key, holder, token, time(row.get(5)))
         .with_state(state)
-        .with_owner(Some(is_alive), own == Some(owner));
+        .with_owner(Some(is_alive), own == Some(owner))
+        .with_note(note.as_deref());
     Ok(match (row.get::<_, Option<i64>>(6), left) {
         (Some(end), Some(left)) => {
             info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))

@@ -30,7 +30,7 @@ pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -
     let here = core.here();
     let unknown = here.owner.unknown.take(key, &holder);
     let nonce = unknown.unwrap_or_else(random);
-    let acquired = acquire_as(core, context, &limits, &holder, nonce, options.get_hold_timeout()).await;
+    let acquired = acquire_as(core, context, &limits, &holder, nonce, &options).await;
     // An attempt that changed nothing leaves the outcome of the earlier one as unknown as it was.
     if let Err(error) = &acquired
         && (unknown.is_some() || error.is_outcome_unknown())
@@ -46,7 +46,7 @@ async fn acquire_as(
     limits: &Limits,
     holder: &Holder,
     nonce: i64,
-    hold_timeout: Option<Duration>,
+    options: &LockOptions,
 ) -> Result<Acquired> {
     let Some(key) = context.key else { return Err(core.error(context, ErrorKind::Unsupported)) };
     let id = KeyId::of(key);
@@ -63,9 +63,10 @@ async fn acquire_as(
             bound,
             Parameter::Owner,
             Parameter::Long(Some(nonce)),
-            microseconds(hold_timeout),
+            microseconds(options.get_hold_timeout()),
             Parameter::Flag(waits),
             Parameter::Patience,
+            Parameter::Bytes(options.get_note().map(str::as_bytes)),
         ];
         if let Some(wait) = &mut wait {
             wait.is_queued |= waits;

@@ -36,7 +36,8 @@ CREATE TABLE {schema}.locks (
     token bigint NOT NULL,
     nonce bigint NOT NULL,
     acquired_at timestamptz NOT NULL,
-    expires_at timestamptz
+    expires_at timestamptz,
+    note bytea
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- Unlogged: after a crash of the server all sessions are gone, and all waiters with them.
@@ -134,7 +135,7 @@ END $$;
 
 CREATE FUNCTION {schema}.acquire(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint,
-    p_hold bigint, p_waits boolean, p_patience integer,
+    p_hold bigint, p_waits boolean, p_patience integer, p_note bytea,
     OUT status integer, OUT token bigint, OUT holder bytea, OUT bound boolean, OUT remaining bigint,
     OUT is_first boolean, OUT stale integer)
 LANGUAGE plpgsql AS $$
@@ -210,12 +211,12 @@ BEGIN
         stale := CASE WHEN pg_catalog.clock_timestamp() >= l.expires_at THEN 1 ELSE 2 END;
     END IF;
     token := pg_catalog.nextval('{schema}.numbers');
-    INSERT INTO {schema}.locks AS t (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at)
+    INSERT INTO {schema}.locks AS t (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note)
         VALUES (p_id, p_key, p_holder, p_bound, p_owner, token, p_nonce, pg_catalog.clock_timestamp(),
-                {schema}.end_after(p_hold))
+                {schema}.end_after(p_hold), p_note)
         ON CONFLICT (id) DO UPDATE SET holder = excluded.holder, bound = excluded.bound, owner = excluded.owner,
             token = excluded.token, nonce = excluded.nonce, acquired_at = excluded.acquired_at,
-            expires_at = excluded.expires_at;
+            expires_at = excluded.expires_at, note = excluded.note;
     status := {OK};
 END $$;
 
@@ -377,7 +378,7 @@ DECLARE
 BEGIN
     LOOP
         SELECT r.version, r.result, r.expires_at, locks.* INTO version, result, expires_at,
-                l.id, l.key, l.holder, l.bound, l.owner, l.token, l.nonce, l.acquired_at, l.expires_at
+                l.id, l.key, l.holder, l.bound, l.owner, l.token, l.nonce, l.acquired_at, l.expires_at, l.note
             FROM (SELECT p_id AS id) k
             LEFT JOIN {schema}.records r ON r.id = k.id
             LEFT JOIN {schema}.locks locks ON locks.id = k.id;

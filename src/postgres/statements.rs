@@ -30,7 +30,7 @@ pub(super) enum Query {
 const LIVES: &str = "(expires_at IS NULL OR clock_timestamp() < expires_at)";
 
 const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
-    {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id \
+    {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note \
     FROM {schema}.locks l";
 
 impl Query {
@@ -64,7 +64,7 @@ impl Query {
             Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Write => call("write", 12),
             Self::Remove => call("remove", 7),
-            Self::Acquire => call("acquire", 10),
+            Self::Acquire => call("acquire", 11),
             Self::Renew => call("renew", 8),
             Self::Release => call("release", 7),
             Self::BreakLock => call("break_lock", 4),

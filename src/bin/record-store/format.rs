@@ -7,7 +7,7 @@ use record_store::{LockInfo, LockState};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::style::{Cell, Colour};
+use crate::style::{Cell, Colour, printable, shortened};
 
 pub(crate) fn state(state: LockState) -> &'static str {
     match state {
@@ -71,6 +71,15 @@ pub(crate) fn size(bytes: u64) -> String {
 /// back.
 pub(crate) fn age(time: SystemTime) -> String {
     duration(time.elapsed().unwrap_or_default())
+}
+
+/// The holder of a lock, and its note.
+pub(crate) fn holder(lock: &LockInfo) -> String {
+    let name = printable(lock.holder().name());
+    match lock.note() {
+        Some(note) => format!("{name} ({})", shortened(&printable(note))),
+        None => name,
+    }
 }
 
 #[cfg(test)]

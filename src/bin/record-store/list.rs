@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::args::{ListArgs, LocksArgs, Sort, StatArgs};
 use crate::failure::Failure;
-use crate::format::{age, count, duration, json, owner_cell, rfc3339, state, state_cell};
+use crate::format::{age, count, duration, holder, json, owner_cell, rfc3339, state, state_cell};
 use crate::output::Output;
 use crate::records::{no_record, open_to_read};
 use crate::store::Store;
@@ -146,6 +146,7 @@ fn facts(key: &Key, record: Option<&RecordInfo>, lock: Option<&LockInfo>) -> Vec
                 format!("since {} ({} ago), {lease}", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
             facts.push(("lock", format!("held by {}, {since}", quoted(lock.holder().name()))));
             facts.push(("token", lock.token().to_string()));
+            facts.extend(lock.note().map(|note| ("note", printable(note))));
         }
     }
     facts.into_iter().map(|(name, value)| format!("{:<10}{value}", format!("{name}:"))).collect()
@@ -187,7 +188,7 @@ fn row(lock: &LockInfo) -> [Cell; 7] {
         rfc3339(lock.acquired_at()).into(),
         lock.expires_at().map_or_else(|| Cell::coloured("none", Colour::Dim), |time| rfc3339(time).into()),
         lock.token().to_string().into(),
-        printable(lock.holder().name()).into(),
+        holder(lock).into(),
     ]
 }
 
@@ -205,6 +206,7 @@ struct JsonLock<'a> {
     acquired_at: String,
     expires_at: Option<String>,
     remaining_seconds: Option<f64>,
+    note: Option<&'a str>,
 }
 
 impl<'a> JsonLock<'a> {
@@ -219,6 +221,7 @@ impl<'a> JsonLock<'a> {
             acquired_at: rfc3339(lock.acquired_at()),
             expires_at: lock.expires_at().map(rfc3339),
             remaining_seconds: lock.remaining().map(|left| left.as_secs_f64()),
+            note: lock.note(),
         }
     }
 }

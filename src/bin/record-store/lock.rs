@@ -32,7 +32,7 @@ fn open(args: &LockArgs) -> Result<Store, Error> {
 
 /// Waits for the lock. A signal ends the wait, and is deferred from then on.
 fn acquire(args: &LockArgs, store: &Store, runner: &Runner) -> Result<Held, Error> {
-    let options = LockOptions::new().acquire_timeout(runner.time_left());
+    let options = LockOptions::new().acquire_timeout(runner.time_left()).note(&args.note.note(&args.command));
     let guard = waiting(|observer| store.lock_owned(&args.record.key, options.observer(observer)))?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();

@@ -202,7 +202,8 @@ impl Run {
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
     fn try_acquire(&self, store: &Store) -> Result<Option<Acquired>, Error> {
         let timed_out = self.runner.time_left() == Some(Duration::ZERO);
-        let options = LockOptions::new().acquire_timeout(Duration::ZERO);
+        let note = self.args.note.note(&self.args.command);
+        let options = LockOptions::new().acquire_timeout(Duration::ZERO).note(&note);
         let guard = match store.lock_owned(&self.args.record.key, options) {
             Ok(guard) => guard,
             Err(error) if error.is_timeout() && !timed_out => return Ok(None),

@@ -87,6 +87,9 @@ impl Found {
                     None => "none".to_owned(),
                 };
                 rows.push(row("HOLDER", printable(lock.holder().name()).into()));
+                if let Some(note) = lock.note() {
+                    rows.push(row("NOTE", printable(note).into()));
+                }
                 rows.push(row("OWNER", owner_cell(lock)));
                 rows.push(row("SINCE", since.into()));
                 rows.push(row("UNTIL", until.into()));

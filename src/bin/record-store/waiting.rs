@@ -17,7 +17,7 @@ use crate::format::{age, duration, rfc3339};
 use crate::progress::columns;
 use crate::remarks::{draws_progress, remark, shows_progress};
 use crate::store::Store;
-use crate::style::{fit, quoted};
+use crate::style::{fit, printable, quoted, shortened};
 
 /// A command that waits for less says nothing.
 const DELAY: Duration = Duration::from_secs(1);
@@ -159,7 +159,8 @@ const IN_THE_MIDDLE: &str = "another process is stopped in the middle of an oper
 
 fn holder(lock: &LockInfo) -> String {
     let gone = if lock.owner_alive() == Some(false) { ", whose process is gone" } else { "" };
-    format!("{}{gone}", quoted(lock.holder().name()))
+    let note = lock.note().map(|note| format!(" ({})", shortened(&printable(note)))).unwrap_or_default();
+    format!("{}{note}{gone}", quoted(lock.holder().name()))
 }
 
 #[cfg(test)]

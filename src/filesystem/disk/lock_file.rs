@@ -26,6 +26,8 @@ pub(crate) struct LockFile {
     pub(crate) acquired_at: SystemTime,
     pub(crate) lease: Lease,
     pub(crate) owner: String,
+    /// What the holder does, for people.
+    pub(crate) note: Option<String>,
 }
 
 /// The largest token: beyond 2^53 - 1, other languages read JSON numbers inexactly.
@@ -47,6 +49,8 @@ struct Text<'a> {
     deadline_ns: Option<u64>,
     #[serde(borrow)]
     owner: Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    note: Option<Cow<'a, str>>,
 }
 
 impl LockFile {
@@ -64,6 +68,7 @@ impl LockFile {
             // 584 years after boot is the latest deadline.
             deadline_ns: self.lease.deadline.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)),
             owner: self.owner.as_str().into(),
+            note: self.note.as_deref().map(Cow::from),
         };
         let mut bytes = Vec::with_capacity(512);
         // Strings and numbers into memory: this cannot fail.
@@ -109,6 +114,7 @@ impl LockFile {
                 expires_at: text.expires_at.as_deref().map(time).transpose()?,
             },
             owner: text.owner.into_owned(),
+            note: text.note.map(Cow::into_owned),
         })
     }
 }
@@ -179,13 +185,16 @@ mod tests {
                 expires_at: Some(start + Duration::from_secs(30)),
             },
             owner: "41-abcXYZ".into(),
+            note: None,
         }
     }
 
     #[test]
     fn a_lock_reads_back() {
         let unlimited = Lease { epoch: None, deadline: None, expires_at: None };
-        for lock in [lock(), LockFile { lease: unlimited, ..lock() }] {
+        let noted = LockFile { note: Some("\0 \n\"ä".into()), ..lock() };
+        assert!(!noted.to_text().contains(&0));
+        for lock in [lock(), LockFile { lease: unlimited, ..lock() }, noted] {
             assert_eq!(LockFile::parse(&lock.to_text()).unwrap(), lock);
         }
     }

@@ -84,6 +84,7 @@ fn attempt(
                 acquired_at: now.wall,
                 lease,
                 owner: here.name.clone(),
+                note: options.get_note().map(str::to_owned),
             };
             let staged = match creation(core, &lock, &last) {
                 Creation::InPlace => None,

@@ -220,7 +220,8 @@ pub(crate) fn info(core: &Core, found: &Found) -> LockInfo {
     let here = is_owner_here(core, &lock.owner);
     let info = LockInfo::new(lock.key.clone(), lock.holder.clone(), lock.token, lock.acquired_at)
         .with_state(*state)
-        .with_owner(alive, here);
+        .with_owner(alive, here)
+        .with_note(lock.note.as_deref());
     let left = match term {
         Term::Unlimited => return info,
         Term::Left(left) => *left,

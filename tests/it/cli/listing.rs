@@ -178,3 +178,45 @@ fn a_corrupt_lock_does_not_end_the_list() {
     assert!(String::from_utf8_lossy(&listed.stdout).contains("good"));
     assert!(String::from_utf8_lossy(&listed.stderr).contains("bad.lock"));
 }
+
+#[test]
+fn a_lock_tells_what_its_holder_does() {
+    let scratch = Scratch::new();
+    let gate = scratch.gate("go");
+    let shown = |key: &str| {
+        let table = output(&mut scratch.cli("locks", &[]));
+        let lines = output(&mut scratch.cli("locks", &["--json"]));
+        let stat = output(&mut scratch.cli("stat", &[key]));
+        [table, lines, stat].map(|output| String::from_utf8(output.stdout).unwrap())
+    };
+    for (subcommand, given, note) in [
+        ("lock", &[][..], "sh"),
+        ("lock", &["--note", "backs \u{1b}[2Jup"], "backs \\u{1b}[2Jup"),
+        ("run", &["--text", "--refresh"], "sh"),
+        ("run", &["--text", "--refresh", "--note", "renders"], "renders"),
+    ] {
+        let mut command = scratch.cli(subcommand, &["k"]);
+        command.args(given).args(["--", "sh", "-c", &format!("echo > begun; {gate} true")]);
+        let command = Background::start(&mut command);
+        scratch.wait_for_file("begun");
+        let [table, lines, stat] = shown("k");
+        assert!(table.trim_end().ends_with(&format!(" ({note})")), "{table}");
+        assert!(stat.contains(&format!("note:     {note}\n")), "{stat}");
+        let lock: serde_json::Value = serde_json::from_str(&lines).unwrap();
+        assert_eq!(lock["note"].as_str().unwrap().escape_debug().to_string(), note);
+        let message = assert_fails(&output(&mut scratch.cli("unlock", &["k"])), 2);
+        assert!(message.contains("is locked by"), "{message}");
+        scratch.touch("go");
+        assert_code(&command.output(), 0);
+        for name in ["go", "begun"] {
+            fs::remove_file(scratch.path(name)).unwrap();
+        }
+    }
+    let store = scratch.open();
+    let _guard = store.lock("k", LockOptions::new()).unwrap();
+    let [table, lines, stat] = shown("k");
+    assert!(
+        lines.contains("\"note\":null") && !table.contains('(') && !stat.contains("note:"),
+        "{table}{lines}{stat}"
+    );
+}

@@ -13,7 +13,7 @@ fn as_named(name: &str) -> LockOptions {
 
 /// The lock of an editor, which has a record.
 fn editor(store: &FileSystemRecordStore) -> LockGuard<'_, FileSystemRecordStore> {
-    let guard = store.lock("k", as_named("ed\titor")).unwrap();
+    let guard = store.lock("k", as_named("ed\titor").note("saves")).unwrap();
     guard.write(&1).unwrap();
     guard
 }
@@ -54,7 +54,8 @@ fn a_command_that_waits_says_for_whom_and_since_when() {
         let stderr = BufReader::new(command.child().stderr.take().unwrap());
         (arguments, command, stderr)
     });
-    let expected = format!("record-store: waiting for \"k\": locked since {since} by \"ed\\titor\"\n");
+    let expected =
+        format!("record-store: waiting for \"k\": locked since {since} by \"ed\\titor\" (saves)\n");
     for (arguments, _, stderr) in &mut commands {
         // It does not wait for a record that it skips.
         if !arguments.contains(&"skip") {
@@ -78,7 +79,7 @@ fn another_holder_is_another_line() {
     let guard = editor(&store);
     let mut command = Background::start(&mut scratch.cli("get", &["k"]));
     let mut stderr = BufReader::new(command.child().stderr.take().unwrap());
-    assert!(line(&mut stderr).ends_with("by \"ed\\titor\"\n"));
+    assert!(line(&mut stderr).ends_with("by \"ed\\titor\" (saves)\n"));
     // Stopped, so that it does not see the key free.
     command.signal(Signal::STOP);
     let stat = format!("/proc/{}/stat", command.child().id());
@@ -151,7 +152,7 @@ fn on_a_terminal_the_line_is_renewed_and_cleared() {
     assert_eq!(status.code(), Some(0));
     assert_eq!(drawn(&raw, "waiting 1s for \"k\": locked for "), 1, "{raw:?}");
     assert_eq!(drawn(&raw, "waiting 2s for \"k\": locked for "), 1, "{raw:?}");
-    assert!(raw.contains("s by \"ed\\titor\"\x1b[K"), "{raw:?}");
+    assert!(raw.contains("s by \"ed\\titor\" (saves)\x1b[K"), "{raw:?}");
     assert!(raw.ends_with("\x1b[K\r\x1b[K1\r\n") && raw.matches('\n').count() == 1, "{raw:?}");
 }
 

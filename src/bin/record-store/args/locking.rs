@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueHint};
 use record_store::LockToken;
 
-use super::{AdoptArgs, RecordArgs, WaitArgs, duration};
+use super::{AdoptArgs, NoteArgs, RecordArgs, WaitArgs, duration};
 
 /// Run a command under a key's lock
 ///
@@ -56,6 +56,9 @@ pub(crate) struct LockArgs {
     /// The exit code if the lock cannot be acquired within --wait
     #[arg(long, value_name = "N", default_value = "75", value_hint = ValueHint::Other)]
     pub(crate) conflict_exit_code: u8,
+
+    #[command(flatten)]
+    pub(crate) note: NoteArgs,
 
     #[command(flatten)]
     pub(crate) adopt: AdoptArgs,

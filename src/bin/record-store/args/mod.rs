@@ -31,6 +31,7 @@ mod run;
 mod transfer;
 mod watch;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,6 +138,21 @@ impl TokenArgs {
     }
 }
 
+/// Says what the holder of a lock does.
+#[derive(Args)]
+pub(crate) struct NoteArgs {
+    /// What this call does, for those who look at the lock [default: the name of the command]
+    #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
+    note: Option<String>,
+}
+
+impl NoteArgs {
+    pub(crate) fn note(&self, command: &[OsString]) -> String {
+        let name = || command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.note.clone().unwrap_or_else(name)
+    }
+}
+
 /// Selects how a result is stored and printed. Without an option, it is JSON.
 #[derive(Args)]
 pub(crate) struct FormArgs {
@@ -195,7 +211,7 @@ impl ExpiryArgs {
 /// STATE is held, expired (the lease has expired: the key is free) or abandoned (the owner process is
 /// gone: the key is free). OWNER shows whether the process that acquired the lock is alive. A command
 /// of `run` that outlives its runner counts as alive. UNTIL shows when the lease expires: none means
-/// that the lock has no lease. If a lock cannot be read, an error is printed to standard error, and the
+/// that the lock has no lease. HOLDER also shows, in parentheses, what the holder does, in its own words. If a lock cannot be read, an error is printed to standard error, and the
 /// exit code is not 0.
 #[derive(Args)]
 #[command(after_help = "\
@@ -206,7 +222,7 @@ Examples:
 Each line of --json is an object with the fields
   key, holder, process_bound, token, state (\"held\", \"expired\", \"abandoned\"),
   owner_alive (true, false, or null: unknown), acquired_at,
-  expires_at and remaining_seconds (null: no lease)")]
+  expires_at and remaining_seconds (null: no lease), note (null: none)")]
 pub(crate) struct LocksArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueHint};
 
-use super::{AdoptArgs, DurabilityArgs, ExpiryArgs, FormArgs, RecordArgs, WaitArgs, duration};
+use super::{AdoptArgs, DurabilityArgs, ExpiryArgs, FormArgs, NoteArgs, RecordArgs, WaitArgs, duration};
 
 /// Print the stored result, or run a command once to compute it
 ///
@@ -106,6 +106,9 @@ pub(crate) struct RunArgs {
     /// the record that is none, such as the record of another key or a link.
     #[arg(long)]
     pub(crate) fail_if_damaged: bool,
+
+    #[command(flatten)]
+    pub(crate) note: NoteArgs,
 
     #[command(flatten)]
     pub(crate) adopt: AdoptArgs,

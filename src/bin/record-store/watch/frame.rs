@@ -3,7 +3,7 @@
 use record_store::LockInfo;
 
 use super::model::{Model, Written};
-use crate::format::{age, count, duration, owner_cell};
+use crate::format::{age, count, duration, holder, owner_cell};
 use crate::style::{Cell, Colour, Style, fit, heading, printable, table};
 
 /// The number of lines that are not table rows: the title, two empty lines and two table headings.
@@ -61,7 +61,7 @@ fn lock_row(lock: &LockInfo, columns: usize) -> [Cell; 5] {
         owner_cell(lock),
         age(lock.acquired_at()).into(),
         lease,
-        fit(&printable(lock.holder().name()), room.div_ceil(2)).into_owned().into(),
+        fit(&holder(lock), room.div_ceil(2)).into_owned().into(),
     ]
 }
 
