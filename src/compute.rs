@@ -6,17 +6,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::trace;
-use crate::{Error, Json, Key, LockGuard, LockOptions, ReadOptions, RecordStore, Result, UpdateOptions};
+use crate::{
+    CorruptRecords, Error, Json, Key, LockGuard, LockOptions, RawRecord, ReadOptions, RecordStore, Result,
+    UpdateOptions, WaitOptions,
+};
 
 /// A waiter queues this long for a lock that nobody seemed to hold, then it reads the record again. So as
 /// soon as the record is written, all waiters for it continue, not one after the other.
-pub(crate) const REREAD_INTERVAL: Duration = Duration::from_millis(5);
-
-/// The result of [`find_or_lock`]: the record, or the lock under which the caller computes it.
-pub(crate) enum Found<G> {
-    Record(Json),
-    Lock(G),
-}
+const REREAD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// See [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
 pub(crate) fn get_or_compute<R, E, S>(
@@ -30,8 +27,7 @@ where
     E: From<Error>,
     S: RecordStore + ?Sized,
 {
-    let acquire = |options| LockGuard::acquire(store, key.clone(), options);
-    let guard = match find_or_lock(store, key, options, acquire)? {
+    let guard = match find_or_lock(store, key, options)? {
         Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, key)?),
         Found::Lock(guard) => guard,
     };
@@ -43,47 +39,91 @@ where
 
 pub(crate) const GET_OR_COMPUTE: &str = "get_or_compute";
 
-/// Waits until there is a record, or until `acquire` has acquired the lock of a key without one. A damaged record
-/// counts as none, if the options say so.
-pub(crate) fn find_or_lock<'a, S, T>(
-    store: &S,
+/// See [`Search`].
+fn find_or_lock<'a, S: RecordStore + ?Sized>(
+    store: &'a S,
     key: &Key,
     options: &UpdateOptions,
-    acquire: impl Fn(LockOptions) -> Result<LockGuard<'a, T>>,
-) -> Result<Found<LockGuard<'a, T>>>
-where
-    S: RecordStore + ?Sized,
-    T: RecordStore + ?Sized,
-{
-    let start = Instant::now();
-    let (corrupt, options) = (options.get_corrupt_records(), options.get_lock());
-    let wait = options.get_wait().of_call(start);
-    let options = options.clone().holder(options.resolve_holder()).wait(wait);
+) -> Result<Found<LockGuard<'a, S>>> {
+    let search = Search::new(options);
     let guard = loop {
-        let rest = options.get_wait().since(start);
-        let left = rest.get_timeout();
-        // Waits while another caller computes.
-        match store.read_raw(key, ReadOptions::new().wait(rest).claim(options.resolve_holder())) {
-            Ok(Some(record)) => return Ok(Found::Record(record.json)),
-            Ok(None) => {}
-            Err(error) if corrupt.recomputes(&error) => {}
-            Err(error) => return Err(error.waiting_since(start)),
+        if let Some(json) = search.found(store.read_raw(key, search.read_options()))? {
+            return Ok(Found::Record(json));
         }
-        let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
-        match acquire(options.clone().acquire_timeout(queue)) {
-            Ok(guard) => break guard,
-            Err(error) if error.is_timeout() && left.is_none_or(|left| left > REREAD_INTERVAL) => {}
-            Err(error) => return Err(error.waiting_since(start)),
+        if let Some(guard) = search.locked(LockGuard::acquire(store, key.clone(), search.lock_options()))? {
+            break guard;
         }
     };
-    // Another caller may have computed it between the read and the acquisition.
-    match guard.read_raw(ReadOptions::new().wait(options.get_wait().since(start))) {
-        Ok(Some(record)) => return Ok(Found::Record(record.json)),
-        Ok(None) => {}
-        Err(error) if corrupt.recomputes(&error) => trace::recomputes(&error),
-        Err(error) => return Err(error),
+    let again = guard.read_raw(search.read_options());
+    search.found_or_locked(again, guard)
+}
+
+/// The result of a search: the record, or the lock under which the caller computes it.
+pub(crate) enum Found<G> {
+    Record(Json),
+    Lock(G),
+}
+
+/// Waits until there is a record, or until the lock of a key without one is acquired. A damaged record counts as none,
+/// if the options say so. The caller makes the calls: it reads and locks by turns, and reads again under the lock,
+/// because another caller may have computed the record between the read and the acquisition.
+pub(crate) struct Search {
+    start: Instant,
+    corrupt: CorruptRecords,
+    options: LockOptions,
+}
+
+impl Search {
+    pub(crate) fn new(options: &UpdateOptions) -> Self {
+        let (start, corrupt, options) = (Instant::now(), options.get_corrupt_records(), options.get_lock());
+        let wait = options.get_wait().of_call(start);
+        Self { start, corrupt, options: options.clone().holder(options.resolve_holder()).wait(wait) }
     }
-    Ok(Found::Lock(guard))
+
+    /// The options of a read, which waits while another caller computes.
+    pub(crate) fn read_options(&self) -> ReadOptions {
+        ReadOptions::new().wait(self.rest()).claim(self.options.resolve_holder())
+    }
+
+    /// The record that a read has found.
+    pub(crate) fn found(&self, read: Result<Option<RawRecord>>) -> Result<Option<Json>> {
+        match read {
+            Ok(record) => Ok(record.map(|record| record.json)),
+            Err(error) if self.corrupt.recomputes(&error) => Ok(None),
+            Err(error) => Err(error.waiting_since(self.start)),
+        }
+    }
+
+    /// The options of an acquisition.
+    pub(crate) fn lock_options(&self) -> LockOptions {
+        let left = self.rest().get_timeout();
+        let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
+        self.options.clone().acquire_timeout(queue)
+    }
+
+    /// The guard that was acquired. `None`: it is time to read again.
+    pub(crate) fn locked<G>(&self, acquired: Result<G>) -> Result<Option<G>> {
+        match acquired {
+            Ok(guard) => Ok(Some(guard)),
+            Err(error) if error.is_timeout() && self.rest().get_timeout() != Some(Duration::ZERO) => Ok(None),
+            Err(error) => Err(error.waiting_since(self.start)),
+        }
+    }
+
+    /// The end, after the read under the lock.
+    pub(crate) fn found_or_locked<G>(&self, read: Result<Option<RawRecord>>, guard: G) -> Result<Found<G>> {
+        if let Err(error) = &read
+            && self.corrupt.recomputes(error)
+        {
+            trace::recomputes(error);
+        }
+        Ok(self.found(read)?.map_or(Found::Lock(guard), Found::Record))
+    }
+
+    /// The rest of the acquire timeout, and the cancellation.
+    fn rest(&self) -> WaitOptions {
+        self.options.get_wait().since(self.start)
+    }
 }
 
 /// See [`RecordStoreExt::update`](crate::RecordStoreExt::update).

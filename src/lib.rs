@@ -230,6 +230,9 @@ pub use process::after_fork;
 pub use record::{RawRecord, TransactionRecord};
 pub use record_info::{ListOptions, RecordInfo};
 pub use store::ext::RecordStoreExt;
+#[cfg(feature = "tokio")]
+#[doc(hidden)]
+pub use store::futures::{RecordStoreFuture, RecordStoreFutures};
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use version::RecordVersion;

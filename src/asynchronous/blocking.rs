@@ -2,14 +2,17 @@
 //!
 //! Nothing waits in the pool: it is bounded, and the release that ends a wait needs it too.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{RecordStoreFuture, RecordStoreFutures};
 use crate::process::PerProcess;
+use crate::store::futures::{RecordStoreFutures, poll_once};
 use crate::{Error, ErrorKind, Key, Result};
 
 /// The number of threads of a process that wait at the same time.
@@ -26,37 +29,44 @@ pub(super) fn permits() -> Arc<Semaphore> {
 pub(super) struct Outcome<T>(oneshot::Receiver<thread::Result<Result<T>>>);
 
 impl<T: Send + 'static> Outcome<T> {
-    /// Calls on the blocking pool.
-    pub(super) fn on_pool(call: impl FnOnce() -> Result<T> + Send + 'static) -> Self {
+    /// Runs a call where the store runs its futures: to its end, also if nobody receives the outcome.
+    pub(super) fn spawned(
+        store: &dyn RecordStoreFutures,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Self {
         let (call, outcome) = Self::of(call);
-        tokio::task::spawn_blocking(call);
+        store.spawn(Box::pin(call));
         outcome
     }
 
-    /// Calls on a thread of its own. `None`: no thread can be started.
+    /// Runs a blocking call on a thread of its own. `None`: no thread can be started.
     pub(super) fn on_thread(
         permit: OwnedSemaphorePermit,
-        call: impl FnOnce() -> Result<T> + Send + 'static,
+        call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Option<Self> {
         let (call, outcome) = Self::of(call);
         let run = move || {
-            call();
+            poll_once(call);
             drop(permit);
         };
         thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)
     }
 
-    /// Runs a future to its end, also if nobody receives the outcome.
-    pub(super) fn of_future(futures: &dyn RecordStoreFutures, call: RecordStoreFuture<'static, T>) -> Self {
+    fn of(
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> (impl Future<Output = ()> + Send + 'static, Self) {
         let (sender, receiver) = oneshot::channel();
-        futures.spawn(Box::pin(async move { drop(sender.send(Ok(call.await))) }));
-        Self(receiver)
-    }
-
-    fn of(call: impl FnOnce() -> Result<T> + Send + 'static) -> (impl FnOnce() + Send + 'static, Self) {
-        let (sender, receiver) = oneshot::channel();
-        // Nobody receives the outcome for a dropped future: a lock in it is released here.
-        (move || drop(sender.send(catch_unwind(AssertUnwindSafe(call)))), Self(receiver))
+        let run = async move {
+            let mut call = pin!(call);
+            let caught =
+                poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
+                    Ok(polled) => polled.map(Ok),
+                    Err(panic) => Poll::Ready(Err(panic)),
+                });
+            // Nobody receives the outcome for a dropped future: a lock in it is released here.
+            drop(sender.send(caught.await));
+        };
+        (run, Self(receiver))
     }
 
     /// The outcome of the call. Operation and key are those of the error if it is never made.

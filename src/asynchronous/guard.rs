@@ -24,7 +24,7 @@ use crate::{ReadOptions, RemoveOptions, TransactionRecord, WaitOptions, WriteOpt
 /// [`ErrorKind::LockLost`](crate::ErrorKind::LockLost).
 #[must_use = "the lock is released as soon as the guard is dropped"]
 pub struct AsyncLockGuard<S: RecordStore + ?Sized + 'static> {
-    /// Shared with the operations that run on the pool.
+    /// Shared with the calls that are still running.
     held: Arc<Held<S>>,
 }
 
@@ -84,99 +84,70 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::write_with", "a change")]
     pub async fn write_with<R: Serialize + ?Sized>(&self, result: &R, options: WriteOptions) -> Result<()> {
-        self.write_raw(Json::encode_result("write", self.key(), result)?, options).await
+        self.write_json(&Arc::new(Json::encode_result("write", self.key(), result)?), options).await
     }
 
-    pub(super) async fn write_raw(&self, result: Json, options: WriteOptions) -> Result<()> {
-        let result = Arc::new(result);
-        let shared = Arc::clone(&result);
-        let written = match self.held.store.store.futures_raw() {
-            None => self.short("write", move |guard| guard.write_raw(&shared, options)).await,
-            Some(futures) => match self.held.guard.claim("write") {
-                Ok(claim) => futures.write(self.key(), &shared, options.claim(claim)).await,
-                Err(lost) => Err(lost),
-            },
+    pub(super) async fn write_json(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
+        let write = async {
+            let claim = self.held.guard.claim("write")?;
+            self.held.store.write_json(self.key(), Arc::clone(result), options.claim(claim)).await
         };
         // Also if no thread could run it.
-        written.map_err(|error| error.with_unstored(Json::clone(&result)))
+        write.await.map_err(|error| error.with_unstored(Json::clone(result)))
     }
 
     #[doc = same_as!("LockGuard::remove", "a change")]
     pub async fn remove(&self) -> Result<bool> {
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            let claim = self.held.guard.claim("remove")?;
-            return futures.remove(self.key(), RemoveOptions::new().claim(claim)).await;
-        }
-        self.short("remove", LockGuard::remove).await
+        let claim = self.held.guard.claim("remove")?;
+        self.held.store.remove_with(self.key(), RemoveOptions::new().claim(claim)).await
     }
 
     #[doc = same_as!("LockGuard::renew", "a change")]
     pub async fn renew(&self) -> Result<()> {
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            let claim = self.held.guard.claim("renew")?;
-            let hold_timeout = self.held.guard.hold_timeout();
-            return futures.renew(self.key(), &claim, hold_timeout, WaitOptions::new()).await;
-        }
-        self.short("renew", LockGuard::renew).await
+        let claim = self.held.guard.claim("renew")?;
+        self.held.store.renew(self.key(), claim, self.held.guard.hold_timeout()).await
     }
 
     #[doc = same_as!("LockGuard::remaining", "a read")]
     pub async fn remaining(&self) -> Result<Option<Duration>> {
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            return Ok(self.held.guard.info_by_futures(&*futures, "remaining").await?.remaining());
-        }
-        self.short("remaining", LockGuard::remaining).await
+        self.held.guard.claim("remaining")?;
+        let info = self.held.store.lock_info(self.key()).await?;
+        Ok(self.held.guard.own("remaining", info)?.remaining())
     }
 
     #[doc = same_as!("LockGuard::is_held", "a read")]
     pub async fn is_held(&self) -> Result<bool> {
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            return match self.held.guard.info_by_futures(&*futures, "is_held").await {
-                Ok(_) => Ok(true),
-                Err(error) if error.is_lock_lost() => Ok(false),
-                Err(error) => Err(error),
-            };
+        match self.remaining().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_lock_lost() => Ok(false),
+            Err(error) => Err(error),
         }
-        self.short("is_held", LockGuard::is_held).await
     }
 
     #[doc = same_as!("LockGuard::keep_alive", "a change, which the end of the guard undoes", "A thread of its \
         own renews, and calls `on_loss`: an executor that is blocked does not lose the lock.")]
     pub async fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
-        let store = Arc::clone(&self.held.store.store);
-        self.short("keep_alive", move |guard| guard.keep_alive_through(store, on_loss)).await
+        // A forked child's pool has no threads.
+        self.held.guard.claim("keep_alive")?;
+        let held = Arc::clone(&self.held);
+        let call = async move { held.guard.keep_alive_through(Arc::clone(&held.store.store), on_loss) };
+        let mut outcome = Outcome::spawned(&*self.held.store.blocking(), call);
+        outcome.receive("keep_alive", Some(self.key())).await
     }
 
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
+        self.held.guard.claim("release_lock")?;
         self.held.acquisition.give_up();
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            // To its end, also if this future is dropped.
-            let held = Arc::clone(&self.held);
-            let by = Arc::clone(&futures);
-            let release = async move { held.guard.release_and_report_by_futures(&*by).await };
-            let mut outcome = Outcome::of_future(&*futures, Box::pin(release));
-            return outcome.receive("release_lock", Some(self.key())).await;
-        }
-        self.short("release_lock", LockGuard::release_and_report).await
+        let held = Arc::clone(&self.held);
+        let release = async move { held.guard.release_and_report_by_futures().await };
+        let mut outcome = Outcome::spawned(&*self.held.store.futures(), release);
+        outcome.receive("release_lock", Some(self.key())).await
     }
 
     /// Leaves the lock to be released by its token or its holder.
     pub(super) fn into_token(self) -> LockToken {
         self.held.guard.leave_locked()
-    }
-
-    /// Runs a short operation on the blocking pool. In a forked child, whose pool has no threads, it fails
-    /// before that.
-    async fn short<T: Send + 'static>(
-        &self,
-        operation: &'static str,
-        work: impl FnOnce(&LockGuard<'static, S>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.held.guard.claim(operation)?;
-        let held = Arc::clone(&self.held);
-        let mut outcome = Outcome::on_pool(move || work(&held.guard));
-        outcome.receive(operation, Some(self.key())).await
     }
 }
 
@@ -186,18 +157,13 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
             return;
         }
         self.held.acquisition.give_up();
-        if let Some(futures) = self.held.store.store.futures_raw() {
-            let (held, by) = (Arc::clone(&self.held), Arc::clone(&futures));
-            futures.spawn(Box::pin(async move {
-                let _ = held.guard.release_by_futures(&*by, WaitOptions::new()).await;
-            }));
+        let (held, futures) = (Arc::clone(&self.held), self.held.store.futures());
+        // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
+        if futures.blocks() && Handle::try_current().is_err() {
             return;
         }
-        // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
-        if let Ok(runtime) = Handle::try_current() {
-            let held = Arc::clone(&self.held);
-            runtime.spawn_blocking(move || drop(held.guard.release_within(WaitOptions::new())));
-        }
+        let release = async move { held.guard.release_by_futures(WaitOptions::new()).await };
+        drop(Outcome::spawned(&*futures, release));
     }
 }
 

@@ -6,6 +6,7 @@ use std::vec;
 
 use tokio::sync::mpsc;
 
+use super::AsyncRecordStore;
 use super::blocking::{Outcome, permits};
 use crate::{Listing, RecordStore, Result};
 
@@ -45,14 +46,14 @@ const BATCH: usize = 64;
 impl<T: Send + 'static> AsyncListing<T> {
     pub(super) async fn begin<S: RecordStore + ?Sized + 'static>(
         operation: &'static str,
-        store: &Arc<S>,
+        store: &AsyncRecordStore<S>,
         list: fn(&S) -> Result<Listing<'_, T>>,
     ) -> Result<Self> {
         // One batch is read ahead. So the whole listing as one batch never blocks the pool.
         let (sender, batches) = mpsc::channel(1);
-        let store = Arc::clone(store);
+        let of = Arc::clone(&store.store);
         let read = move |batch_size| {
-            let mut items = list(&store)?;
+            let mut items = list(&of)?;
             loop {
                 let batch: Vec<_> = items.by_ref().take(batch_size).collect();
                 if batch.is_empty() || sender.blocking_send(batch).is_err() {
@@ -62,9 +63,10 @@ impl<T: Send + 'static> AsyncListing<T> {
         };
         let on_thread = permits().try_acquire_owned().ok().and_then(|permit| {
             let read = read.clone();
-            Outcome::on_thread(permit, move || read(BATCH))
+            Outcome::on_thread(permit, async move { read(BATCH) })
         });
-        let outcome = on_thread.unwrap_or_else(|| Outcome::on_pool(move || read(usize::MAX)));
+        let outcome = on_thread
+            .unwrap_or_else(|| Outcome::spawned(&*store.blocking(), async move { read(usize::MAX) }));
         let mut listing = Self { operation, batch: Vec::new().into_iter(), batches, outcome: Some(outcome) };
         // Reports if the listing cannot begin.
         listing.next_batch().await?;

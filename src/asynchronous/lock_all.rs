@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::slice;
-use std::sync::Arc;
 
-use super::pending::Acquisition;
 use super::{AsyncLockGuard, AsyncRecordStore};
 use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result};
 
@@ -30,13 +28,16 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         if keys.is_empty() {
             return Ok(AsyncLockGuards { guards: Vec::new() });
         }
-        let blocking = |store: &Self, of: &[Arc<Acquisition>], options: LockOptions, _: bool| {
-            let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
-            let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
-            let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
-            Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
-        };
-        let acquire = self.acquire("lock_all", &keys, options, None, blocking, None);
+        let acquire =
+            self.acquire("lock_all", &keys, options, self.blocking(), None, |locking, options, _| {
+                Box::pin(async move {
+                    let (store, of) = (&locking.store, &locking.acquisitions);
+                    let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
+                    let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
+                    let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
+                    Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
+                })
+            });
         Ok(AsyncLockGuards { guards: acquire.await? })
     }
 }

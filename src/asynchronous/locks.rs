@@ -1,14 +1,12 @@
 //! The operations on locks.
 
-use std::sync::Arc;
+use std::slice;
 use std::time::Duration;
 
-use super::pending::Acquisition;
-use super::wait::{ByFutures, or_none, timeout};
-use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore, RecordStoreFuture, RecordStoreFutures};
+use super::wait::{or_none, timeout};
+use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
 use crate::locking::holds;
-use crate::{Claim, Holder, IntoKey, Key, LockGuard, LockInfo, LockOptions, LockToken};
-use crate::{RecordStore, RecordStoreExt, Result, WaitOptions};
+use crate::{Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, Result, WaitOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::acquire_lock", "an acquisition")]
@@ -19,24 +17,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::release_lock", "a change")]
     pub async fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
         let (claim, identity) = (claim.into(), self.store.identity_raw());
-        let of = claim.clone();
-        self.short(
-            "release_lock",
-            key,
-            move |store, key| store.release_lock(key, claim),
-            move |futures, key| {
-                Box::pin(async move {
-                    // As the blocking method does.
-                    let known = identity.map(|store| holds::known(store, &key)).unwrap_or_default();
-                    futures.release_lock(&key, &of, WaitOptions::new()).await?;
-                    if let Some(store) = identity {
-                        holds::released_explicitly(store, &key, &known);
-                    }
-                    Ok(())
-                })
-            },
-        )
-        .await
+        let release = self.short("release_lock", key, move |store, key| {
+            Box::pin(async move {
+                // Before the release: after it, another task may have the next lock.
+                let known = identity.map(|store| holds::known(store, key)).unwrap_or_default();
+                store.release_lock(key, &claim, WaitOptions::new()).await?;
+                if let Some(store) = identity {
+                    holds::released_explicitly(store, key, &known);
+                }
+                Ok(())
+            })
+        });
+        release.await
     }
 
     #[doc = same_as!("RecordStoreExt::renew", "a change")]
@@ -47,16 +39,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
-        let of = claim.clone();
-        self.short(
-            "renew",
-            key,
-            move |store, key| store.renew(key, claim, hold_timeout),
-            move |futures, key| {
-                Box::pin(async move { futures.renew(&key, &of, hold_timeout, WaitOptions::new()).await })
-            },
-        )
-        .await
+        let renew = self.short("renew", key, move |store, key| {
+            Box::pin(async move { store.renew(key, &claim, hold_timeout, WaitOptions::new()).await })
+        });
+        renew.await
     }
 
     #[doc = same_as!("RecordStoreExt::lock", "an acquisition", "The guard owns its store. Tasks get the lock \
@@ -64,37 +50,24 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         its holder has just dropped a guard of this lock, the end of that guard's release is.")]
     pub async fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<AsyncLockGuard<S>> {
         const OPERATION: &str = "acquire_lock";
-        let key = [key.into_key()?];
-        let by_futures: ByFutures<S, AsyncLockGuard<S>> = |store, futures, of, options, is_first| {
+        let (key, futures) = (key.into_key()?, self.futures());
+        let (keys, queues) = (slice::from_ref(&key), Some(&self.queues));
+        let lock = self.acquire(OPERATION, keys, options, futures, queues, |locking, options, is_first| {
             Box::pin(async move {
-                let (holder, key) = (of[0].holder(), of[0].key());
-                if !is_first && !store.queues.is_first(&(OPERATION, key.clone()), holder) {
-                    let info = futures.lock_info(key).await.ok().flatten();
+                let (holder, key) = (locking.acquisitions[0].holder(), locking.key());
+                // A task must not overtake those before it, unless its holder has the lock or the first turn.
+                if !is_first && !locking.store.queues.is_first(&(OPERATION, key.clone()), holder) {
+                    // An error here is also found by the first task, and reported there.
+                    let info = locking.futures.lock_info(key).await.ok().flatten();
                     if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
                         let holder = info.map(|info| info.holder().clone());
                         return Err(timeout(OPERATION, key).with_holder(holder));
                     }
                 }
-                let guard =
-                    LockGuard::acquire_by_futures(&store.store, &*futures, key.clone(), options).await?;
-                Ok(AsyncLockGuard::new(&store, guard, &of[0]))
+                locking.lock(options).await
             })
-        };
-        let blocking = |store: &Self, of: &[Arc<Acquisition>], options: LockOptions, is_first: bool| {
-            let (holder, key) = (of[0].holder(), of[0].key());
-            // A task must not overtake those before it, unless its holder has the lock or the first turn.
-            if !is_first && !store.queues.is_first(&(OPERATION, key.clone()), holder) {
-                // An error here is also found by the first task, and reported there.
-                let info = store.inner().lock_info_raw(key).ok().flatten();
-                if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
-                    let holder = info.map(|info| info.holder().clone());
-                    return Err(timeout(OPERATION, key).with_holder(holder));
-                }
-            }
-            let guard = LockGuard::acquire_owned(&store.store, key.clone(), options)?;
-            Ok(AsyncLockGuard::new(store, guard, &of[0]))
-        };
-        self.acquire(OPERATION, &key, options, Some(&self.queues), blocking, Some(by_futures)).await
+        });
+        lock.await
     }
 
     #[doc = same_as!("RecordStoreExt::try_lock", "an acquisition")]
@@ -120,26 +93,19 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::wait_for_lock", "a read")]
     pub async fn wait_for_lock(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
         const OPERATION: &str = "wait_for_lock";
-        let wait = |store: &S, key: &Key, options| {
-            store.wait_for_lock_raw(key, options)?.then_some(()).ok_or_else(|| timeout(OPERATION, key))
-        };
-        let by_futures = |futures: Arc<dyn RecordStoreFutures>, key: Key, options| {
-            let wait = async move {
-                let is_free = futures.wait_for_lock(&key, options).await?;
-                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, &key))
-            };
-            Box::pin(wait) as RecordStoreFuture<'static, _>
-        };
         let (key, options) = (key.into_key()?, options.into());
-        Ok(or_none(self.wait(OPERATION, &key, &options, wait, by_futures).await)?.is_some())
+        let wait = self.wait(OPERATION, &key, &options, |store, key, options| {
+            Box::pin(async move {
+                let is_free = store.wait_for_lock(key, options).await?;
+                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, key))
+            })
+        });
+        Ok(or_none(wait.await)?.is_some())
     }
 
     #[doc = same_as!("RecordStoreExt::lock_info", "a read")]
     pub async fn lock_info(&self, key: impl IntoKey) -> Result<Option<LockInfo>> {
-        self.short("lock_info", key, S::lock_info_raw, |futures, key| {
-            Box::pin(async move { futures.lock_info(&key).await })
-        })
-        .await
+        self.short("lock_info", key, |store, key| store.lock_info(key)).await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
@@ -153,15 +119,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 
     async fn break_lock_of(&self, key: impl IntoKey, token: Option<LockToken>) -> Result<bool> {
-        let by_break = move |store: &S, key: &Key| store.break_lock_raw(key, token, WaitOptions::new());
-        self.short("break_lock", key, by_break, move |futures, key| {
-            Box::pin(async move { futures.break_lock(&key, token, WaitOptions::new()).await })
-        })
-        .await
+        self.short("break_lock", key, move |store, key| store.break_lock(key, token, WaitOptions::new()))
+            .await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]
     pub async fn locks(&self) -> Result<AsyncListing<LockInfo>> {
-        AsyncListing::begin("locks", &self.store, S::locks_raw).await
+        AsyncListing::begin("locks", self, S::locks_raw).await
     }
 }

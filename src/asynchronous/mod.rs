@@ -81,7 +81,6 @@ macro_rules! same_as {
 
 mod blocking;
 mod compute;
-mod futures;
 mod guard;
 mod listing;
 mod lock_all;
@@ -96,16 +95,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::process::thread_id;
+use crate::store::futures::{Blocking, RecordStoreFuture, RecordStoreFutures};
 use crate::{Holder, IntoKey, IsolationLevel, Key, RecordStore, Result};
 
 use blocking::Outcome;
-#[doc(hidden)]
-pub use futures::{RecordStoreFuture, RecordStoreFutures};
 pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
 pub use lock_all::AsyncLockGuards;
 use queue::Queues;
 pub use watch::AsyncRecordWatch;
+
+/// The operations of a store. Shared by the calls that are still running.
+type Futures = Arc<dyn RecordStoreFutures>;
 
 /// A record store whose operations are futures. See the [module](self).
 ///
@@ -137,20 +138,32 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         self.store.supports_isolation_level_raw(level)
     }
 
-    /// Runs a short operation on the blocking pool or, if the store has it as a future, `by_futures`.
+    /// The operations of the store as futures or, if it has none, as calls that block.
+    fn futures(&self) -> Futures {
+        self.store.futures_raw().unwrap_or_else(|| self.blocking())
+    }
+
+    /// The operations of the store as calls that block.
+    fn blocking(&self) -> Futures {
+        Arc::new(Blocking(Arc::clone(&self.store)))
+    }
+
+    /// Makes a short call, on the blocking pool if it blocks.
     async fn short<T: Send + 'static>(
         &self,
         operation: &'static str,
         key: impl IntoKey,
-        work: impl FnOnce(&S, &Key) -> Result<T> + Send + 'static,
-        by_futures: impl FnOnce(Arc<dyn RecordStoreFutures>, Key) -> RecordStoreFuture<'static, T>,
+        call: impl for<'a> FnOnce(&'a dyn RecordStoreFutures, &'a Key) -> RecordStoreFuture<'a, T>
+        + Send
+        + 'static,
     ) -> Result<T> {
-        let (store, key) = (Arc::clone(&self.store), key.into_key()?);
-        if let Some(futures) = store.futures_raw() {
-            return by_futures(futures, key).await;
+        let (futures, key) = (self.futures(), key.into_key()?);
+        if !futures.blocks() {
+            return call(&*futures, &key).await;
         }
-        let of = key.clone();
-        Outcome::on_pool(move || work(&store, &of)).receive(operation, Some(&key)).await
+        let (of, of_key) = (Arc::clone(&futures), key.clone());
+        let call = async move { call(&*of, &of_key).await };
+        Outcome::spawned(&*futures, call).receive(operation, Some(&key)).await
     }
 }
 

@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 use super::blocking::{Outcome, permits};
 use super::pending::Acquisition;
 use super::queue::Queues;
-use super::{AsyncRecordStore, RecordStoreFuture, RecordStoreFutures, current_holder};
-use crate::{Cancellation, Error, ErrorKind, Key, LockOptions, OnCancel, RecordStore, Result, WaitOptions};
+use super::{AsyncLockGuard, AsyncRecordStore, Futures, current_holder};
+use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
+use crate::{
+    Cancellation, Error, ErrorKind, Key, LockGuard, LockOptions, OnCancel, RecordStore, Result, WaitOptions,
+};
 
 /// The first and the longest pause between the attempts of a call that has no thread yet.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(50)];
@@ -31,22 +34,21 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         operation: &'static str,
         key: &Key,
         options: &WaitOptions,
-        call: impl Fn(&S, &Key, WaitOptions) -> Result<T> + Send + Sync + 'static,
-        by_futures: impl Fn(Arc<dyn RecordStoreFutures>, Key, WaitOptions) -> RecordStoreFuture<'static, T>
+        call: impl for<'a> Fn(&'a dyn RecordStoreFutures, &'a Key, WaitOptions) -> RecordStoreFuture<'a, T>
         + Send
         + Sync
         + 'static,
     ) -> Result<T> {
-        let (store, of) = (Arc::clone(&self.store), key.clone());
-        let call = match store.futures_raw() {
-            None => Call::Blocking(Arc::new(move |options, _| call(&store, &of, options))),
-            Some(futures) => {
-                let of_call = Arc::clone(&futures);
-                let call = move |options, _| by_futures(Arc::clone(&of_call), of.clone(), options);
-                Call::Futures(futures, Arc::new(call))
-            }
+        let store = self.futures();
+        let of = Arc::new((Arc::clone(&store), key.clone(), call));
+        let call = move |options, _| -> RecordStoreFuture<'static, T> {
+            let of = Arc::clone(&of);
+            Box::pin(async move {
+                let (store, key, call) = &*of;
+                call(&**store, key, options).await
+            })
         };
-        Wait::new(operation, key, options).run(ready(()), &call).await
+        Wait::new(operation, key, options, store, Box::new(call)).run(ready(())).await
     }
 
     /// Makes a call that acquires the locks of these keys, after the pending releases of the same holder. With
@@ -56,13 +58,17 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         operation: &'static str,
         keys: &[Key],
         options: LockOptions,
+        futures: Futures,
         queues: Option<&Queues>,
-        call: impl Fn(&Self, &[Arc<Acquisition>], LockOptions, bool) -> Result<T> + Send + Sync + 'static,
-        by_futures: Option<ByFutures<S, T>>,
+        call: impl Fn(Arc<Locking<S>>, LockOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync + 'static,
     ) -> Result<T> {
-        let mut wait = Wait::new(operation, &keys[0], options.get_wait());
         let holder = options.get_holder().cloned().unwrap_or_else(current_holder);
         let acquisitions: Vec<_> = keys.iter().map(|key| Acquisition::new(&holder, key)).collect();
+        let (wait, options) = (options.get_wait().clone(), options.holder(holder.clone()));
+        let (store, of) = (self.clone(), acquisitions.clone());
+        let locking = Arc::new(Locking { store, futures: Arc::clone(&futures), acquisitions: of });
+        let call = move |wait, is_first| call(Arc::clone(&locking), options.clone().wait(wait), is_first);
+        let mut wait = Wait::new(operation, &keys[0], &wait, futures, Box::new(call));
         for acquisition in &acquisitions {
             let left = wait.left().max(RELEASE_GRACE.saturating_sub(wait.start.elapsed()));
             if wait.until(pin!(acquisition.earlier_are_released()), left).await?.is_none() {
@@ -70,25 +76,28 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
                 return Err(error.waiting_since(wait.start));
             }
         }
-        wait.acquisitions.clone_from(&acquisitions);
-        let (store, options) = (self.clone(), options.holder(holder.clone()));
-        let call = match (by_futures, store.store.futures_raw()) {
-            (Some(by_futures), Some(futures)) => {
-                let of_call = Arc::clone(&futures);
-                Call::Futures(
-                    futures,
-                    Arc::new(move |wait, is_first| {
-                        let (futures, options) = (Arc::clone(&of_call), options.clone().wait(wait));
-                        by_futures(store.clone(), futures, acquisitions.clone(), options, is_first)
-                    }),
-                )
-            }
-            _ => Call::Blocking(Arc::new(move |wait, is_first| {
-                call(&store, &acquisitions, options.clone().wait(wait), is_first)
-            })),
-        };
-        let Some(queues) = queues else { return wait.run(ready(()), &call).await };
-        wait.run(queues.enter((operation, keys[0].clone()), &holder), &call).await
+        wait.acquisitions = acquisitions;
+        let Some(queues) = queues else { return wait.run(ready(())).await };
+        wait.run(queues.enter((operation, keys[0].clone()), &holder)).await
+    }
+}
+
+/// What a call needs to acquire locks.
+pub(super) struct Locking<S: ?Sized> {
+    pub(super) store: AsyncRecordStore<S>,
+    pub(super) futures: Futures,
+    pub(super) acquisitions: Vec<Arc<Acquisition>>,
+}
+
+impl<S: RecordStore + ?Sized + 'static> Locking<S> {
+    pub(super) fn key(&self) -> &Key {
+        self.acquisitions[0].key()
+    }
+
+    /// Acquires the lock of the only key.
+    pub(super) async fn lock(&self, options: LockOptions) -> Result<AsyncLockGuard<S>> {
+        let guard = LockGuard::acquire_by_futures(&self.store.store, self.key().clone(), options).await?;
+        Ok(AsyncLockGuard::new(&self.store, guard, &self.acquisitions[0]))
     }
 }
 
@@ -104,39 +113,11 @@ pub(super) fn or_none<T>(outcome: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// An acquisition by futures.
-pub(super) type ByFutures<S, T> = fn(
-    AsyncRecordStore<S>,
-    Arc<dyn RecordStoreFutures>,
-    Vec<Arc<Acquisition>>,
-    LockOptions,
-    bool,
-) -> RecordStoreFuture<'static, T>;
-
 /// A call that can be repeated. `true`: it is the first in its queue.
-enum Call<T> {
-    Blocking(Arc<dyn Fn(WaitOptions, bool) -> Result<T> + Send + Sync>),
-    Futures(
-        Arc<dyn RecordStoreFutures>,
-        Arc<dyn Fn(WaitOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync>,
-    ),
-}
-
-impl<T: Send + 'static> Call<T> {
-    /// Begins a call that does not wait.
-    fn attempt(&self, options: WaitOptions, is_first: bool) -> Outcome<T> {
-        match self {
-            Call::Blocking(call) => {
-                let call = Arc::clone(call);
-                Outcome::on_pool(move || call(options, is_first))
-            }
-            Call::Futures(futures, call) => Outcome::of_future(&**futures, call(options, is_first)),
-        }
-    }
-}
+type Call<T> = Box<dyn Fn(WaitOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync>;
 
 /// One future's wait. If it is dropped, its calls end, and the locks that they acquire are given up.
-struct Wait {
+struct Wait<T> {
     operation: &'static str,
     key: Key,
     start: Instant,
@@ -145,12 +126,20 @@ struct Wait {
     /// That of the options. Cancelled with the caller's own.
     cancellation: Cancellation,
     _chained: Option<OnCancel>,
+    futures: Futures,
+    call: Call<T>,
     /// Those of the locks that have not arrived yet.
     acquisitions: Vec<Arc<Acquisition>>,
 }
 
-impl Wait {
-    fn new(operation: &'static str, key: &Key, options: &WaitOptions) -> Self {
+impl<T: Send + 'static> Wait<T> {
+    fn new(
+        operation: &'static str,
+        key: &Key,
+        options: &WaitOptions,
+        futures: Futures,
+        call: Call<T>,
+    ) -> Self {
         let cancellation = Cancellation::new();
         let chained = options.get_cancellation().map(|callers| {
             let cancellation = cancellation.clone();
@@ -164,12 +153,14 @@ impl Wait {
             options: options.of_call(start).cancellation(&cancellation),
             cancellation,
             _chained: chained,
+            futures,
+            call,
             acquisitions: Vec::new(),
         }
     }
 
-    async fn run<T: Send + 'static, R>(mut self, turn: impl Future<Output = R>, call: &Call<T>) -> Result<T> {
-        let ControlFlow::Break(outcome) = self.wait_and_call(turn, call).await;
+    async fn run<R>(mut self, turn: impl Future<Output = R>) -> Result<T> {
+        let ControlFlow::Break(outcome) = self.wait_and_call(turn).await;
         if outcome.is_ok() {
             self.acquisitions.clear();
         }
@@ -177,39 +168,38 @@ impl Wait {
         outcome.map_err(|error| error.waiting_since(self.start))
     }
 
-    /// Waits for its turn, attempts, and if the call would have to wait, calls on a thread.
-    async fn wait_and_call<T: Send + 'static, R>(
-        &self,
-        turn: impl Future<Output = R>,
-        call: &Call<T>,
-    ) -> ControlFlow<Result<T>, Infallible> {
-        let _turn = self.attempt_until(turn, call, false, [QUEUED_PAUSE; 2]).await?;
-        let call_on_thread = match call {
-            Call::Blocking(call) => call,
-            Call::Futures(..) => {
-                let mut outcome = call.attempt(self.options.since(self.start), true);
-                return ControlFlow::Break(outcome.receive(self.operation, Some(&self.key)).await);
-            }
+    /// Waits for its turn and calls. A call that blocks is attempted first, and if it would have to wait, it gets a
+    /// thread.
+    async fn wait_and_call<R>(&self, turn: impl Future<Output = R>) -> ControlFlow<Result<T>, Infallible> {
+        let _turn = self.attempt_until(turn, false, [QUEUED_PAUSE; 2]).await?;
+        let mut outcome = if self.futures.blocks() {
+            self.attempt(true).await?;
+            self.attempt_until(self.on_thread(), true, PAUSES).await?
+        } else {
+            Outcome::spawned(&*self.futures, self.call())
         };
-        self.attempt(call, true).await?;
-        let started = async {
-            // The semaphore is never closed.
-            let Ok(permit) = permits().acquire_owned().await else { return pending().await };
-            let (call, options) = (Arc::clone(call_on_thread), self.options.since(self.start));
-            match Outcome::on_thread(permit, move || call(options, true)) {
-                Some(outcome) => outcome,
-                None => pending().await,
-            }
-        };
-        let mut outcome = self.attempt_until(started, call, true, PAUSES).await?;
         ControlFlow::Break(outcome.receive(self.operation, Some(&self.key)).await)
     }
 
+    /// Waits for a thread and calls on it.
+    async fn on_thread(&self) -> Outcome<T> {
+        // The semaphore is never closed.
+        let Ok(permit) = permits().acquire_owned().await else { return pending().await };
+        match Outcome::on_thread(permit, self.call()) {
+            Some(outcome) => outcome,
+            None => pending().await,
+        }
+    }
+
+    /// The call with all the time that is left.
+    fn call(&self) -> RecordStoreFuture<'static, T> {
+        (self.call)(self.options.since(self.start), true)
+    }
+
     /// Waits until `ready`. If it is not ready at once, attempts then and after each pause.
-    async fn attempt_until<T: Send + 'static, R>(
+    async fn attempt_until<R>(
         &self,
         ready: impl Future<Output = R>,
-        call: &Call<T>,
         is_first: bool,
         [first, longest]: [Duration; 2],
     ) -> ControlFlow<Result<T>, R> {
@@ -217,17 +207,18 @@ impl Wait {
         loop {
             match self.until(ready.as_mut(), pause.min(self.left())).await {
                 Ok(Some(ready)) => return ControlFlow::Continue(ready),
-                Ok(None) => self.attempt(call, is_first).await?,
+                Ok(None) => self.attempt(is_first).await?,
                 Err(error) => return ControlFlow::Break(Err(error)),
             }
             pause = (pause * 2).clamp(first, longest);
         }
     }
 
-    /// One attempt, on the blocking pool. `Continue`: the call would have to wait.
-    async fn attempt<T: Send + 'static>(&self, call: &Call<T>, is_first: bool) -> ControlFlow<Result<T>> {
+    /// Calls without a wait. `Continue`: the call would have to wait.
+    async fn attempt(&self, is_first: bool) -> ControlFlow<Result<T>> {
         let is_last = self.left().is_zero();
-        let mut outcome = call.attempt(self.options.clone().timeout(Duration::ZERO), is_first);
+        let call = (self.call)(self.options.clone().timeout(Duration::ZERO), is_first);
+        let mut outcome = Outcome::spawned(&*self.futures, call);
         match outcome.receive(self.operation, Some(&self.key)).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
             outcome => ControlFlow::Break(outcome),
@@ -262,7 +253,7 @@ impl Wait {
     }
 }
 
-impl Drop for Wait {
+impl<T> Drop for Wait<T> {
     fn drop(&mut self) {
         self.acquisitions.iter().for_each(|acquisition| acquisition.give_up());
         self.cancellation.cancel();

@@ -1,10 +1,9 @@
 //! Watching a record for changes.
 
-use std::sync::Arc;
 use std::time::Instant;
 
+use super::AsyncRecordStore;
 use super::wait::{or_none, timeout};
-use super::{AsyncRecordStore, RecordStoreFuture, RecordStoreFutures};
 use crate::{IntoKey, Key, RecordChange, RecordStore, RecordVersion, Result, WaitOptions};
 
 /// Watches one record, as a [`RecordWatch`](crate::RecordWatch) does: no change between two waits is missed.
@@ -35,10 +34,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::watch", "a read")]
     pub async fn watch(&self, key: impl IntoKey) -> Result<AsyncRecordWatch<S>> {
         let key = key.into_key()?;
-        let version = self.short("watch", &key, S::version_raw, |futures, key| {
-            Box::pin(async move { futures.version(&key).await })
-        });
-        let seen = version.await?;
+        let seen = self.short("watch", &key, |store, key| store.version(key)).await?;
         Ok(AsyncRecordWatch { store: self.clone(), key, seen })
     }
 
@@ -64,19 +60,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
 
     #[doc = same_as!("RecordWatch::next", "the next call reports a change that this one did not")]
     pub async fn next(&mut self, options: impl Into<WaitOptions>) -> Result<Option<RecordChange>> {
-        let seen = self.seen;
-        let wait = move |store: &S, key: &Key, options| {
-            store.wait_for_change_raw(key, seen, options)?.ok_or_else(|| timeout("watch", key))
-        };
-        let by_futures = move |futures: Arc<dyn RecordStoreFutures>, key: Key, options| {
-            let wait = async move {
-                let changed = futures.wait_for_change(&key, seen, options).await?;
-                changed.ok_or_else(|| timeout("watch", &key))
-            };
-            Box::pin(wait) as RecordStoreFuture<'static, _>
-        };
-        let changed = self.store.wait("watch", &self.key, &options.into(), wait, by_futures).await;
-        let Some(now) = or_none(changed)? else { return Ok(None) };
+        let (seen, options) = (self.seen, options.into());
+        let wait = self.store.wait("watch", &self.key, &options, move |store, key, options| {
+            Box::pin(async move {
+                let changed = store.wait_for_change(key, seen, options).await?;
+                changed.ok_or_else(|| timeout("watch", key))
+            })
+        });
+        let Some(now) = or_none(wait.await)? else { return Ok(None) };
         let change = RecordChange::between(self.seen, now);
         self.seen = now;
         Ok(Some(change))

@@ -11,8 +11,6 @@ use serde::de::DeserializeOwned;
 
 use super::holds::{self, Arrival, Entered};
 use super::keep_alive::KeepAlive;
-#[cfg(feature = "tokio")]
-use crate::asynchronous::RecordStoreFutures;
 use crate::process::ProcessId;
 use crate::trace;
 use crate::{
@@ -98,21 +96,32 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     }
 
     fn acquire_with(store: StoreRef<'a, S>, key: Key, options: LockOptions) -> Result<Self> {
-        let (holder, hold_timeout) = (options.resolve_holder(), options.get_hold_timeout());
-        let options = options.holder(holder.clone());
+        let counting = Counting::begin(&*store, &key, options);
+        let acquired = loop {
+            // The store knows only of its own wait.
+            let acquired = store.acquire_lock_raw(&key, counting.options());
+            let acquired = acquired.map_err(|error| error.waiting_since(counting.start))?;
+            if counting.count(&key, &acquired)? {
+                break acquired;
+            }
+            std::thread::sleep(COUNTING_PAUSE);
+        };
+        Ok(Self::new(store, key, &counting, &acquired))
+    }
+
+    fn new(store: StoreRef<'a, S>, key: Key, counting: &Counting, acquired: &Acquired) -> Self {
         let counted_in = store.identity_raw();
-        let acquired = acquire_and_count(&*store, counted_in, &key, &options)?;
-        Ok(Self {
+        Self {
             store,
             key,
-            holder,
+            holder: counting.options.resolve_holder(),
             token: acquired.token,
-            hold_timeout,
+            hold_timeout: counting.options.get_hold_timeout(),
             process: ProcessId::current(),
             counted_in,
             is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
             keep_alive: Mutex::new(None),
-        })
+        }
     }
 
     #[cfg(feature = "tokio")]
@@ -233,10 +242,12 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
 
     fn info(&self, operation: &'static str) -> Result<LockInfo> {
         self.claim(operation)?;
-        match self.store.lock_info_raw(&self.key)? {
-            Some(info) if info.token() == self.token => Ok(info),
-            _ => Err(self.lost(operation)),
-        }
+        self.own(operation, self.store.lock_info_raw(&self.key)?)
+    }
+
+    /// The key's live lock, if it is that of this acquisition.
+    pub(crate) fn own(&self, operation: &'static str, live: Option<LockInfo>) -> Result<LockInfo> {
+        live.filter(|info| info.token() == self.token).ok_or_else(|| self.lost(operation))
     }
 
     /// Whether this acquisition's lock is still live. The answer may be outdated when it arrives; only
@@ -266,18 +277,21 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     }
 
     pub(crate) fn release_and_report(&self) -> Result<()> {
-        // The release of the last guard reports a loss. For the others it is checked here, as long as they count:
-        // afterwards the last one may release the lock.
-        let is_last = match self.counted_in {
-            Some(store) => holds::is_only(store, &self.key, self.token),
-            None => !self.is_done.load(Ordering::Acquire),
-        };
-        let checked = if is_last { Ok(()) } else { self.info("release_lock").map(drop) };
+        let checked = if self.is_last() { Ok(()) } else { self.info("release_lock").map(drop) };
         let released = self.release_within(WaitOptions::new());
         match checked {
             // Such a store can only be asked by a change.
             Err(error) if error.kind() == ErrorKind::Unsupported => released,
             checked => checked.and(released),
+        }
+    }
+
+    /// Whether its release reports a loss. For the others it is checked before, as long as they count: afterwards the last
+    /// one may release the lock.
+    fn is_last(&self) -> bool {
+        match self.counted_in {
+            Some(store) => holds::is_only(store, &self.key, self.token),
+            None => !self.is_done.load(Ordering::Acquire),
         }
     }
 
@@ -364,102 +378,77 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     }
 }
 
-/// Acquires the lock and counts the guard. If another thread is just releasing the same lock for the same
-/// holder, it waits for the end of that.
-fn acquire_and_count<S: RecordStore + ?Sized>(
-    store: &S,
-    counted_in: Option<StoreIdentity>,
-    key: &Key,
-    options: &LockOptions,
-) -> Result<Acquired> {
-    const PAUSE: Duration = Duration::from_millis(1);
-    let start = Instant::now();
-    // The store knows only of its own wait.
-    let acquire = |options| store.acquire_lock_raw(key, options).map_err(|error| error.waiting_since(start));
-    let Some(identity) = counted_in else { return acquire(options.clone()) };
-    let arrival = Arrival::begin(identity, key);
-    loop {
-        let rest = options.get_wait().since(start);
-        let acquired = acquire(options.clone().wait(rest))?;
-        if arrival.enter(&acquired) == Entered::Counted {
-            return Ok(acquired);
+/// The pause before a lock is acquired once more.
+const COUNTING_PAUSE: Duration = Duration::from_millis(1);
+
+/// The acquisition of a lock whose guard has to be counted.
+struct Counting {
+    start: Instant,
+    options: LockOptions,
+    /// `None`: the store has no identity.
+    arrival: Option<Arrival>,
+}
+
+impl Counting {
+    fn begin<S: RecordStore + ?Sized>(store: &S, key: &Key, options: LockOptions) -> Self {
+        let holder = options.resolve_holder();
+        let arrival = store.identity_raw().map(|store| Arrival::begin(store, key));
+        Self { start: Instant::now(), options: options.holder(holder), arrival }
+    }
+
+    /// The options of an acquisition. Without a count there is only one.
+    fn options(&self) -> LockOptions {
+        let options = self.options.clone();
+        if self.arrival.is_none() {
+            return options;
         }
-        if options.get_acquire_timeout().is_some_and(|timeout| start.elapsed() >= timeout.max(PAUSE * 40)) {
+        options.wait(self.options.get_wait().since(self.start))
+    }
+
+    /// Counts the guard. `false`: another thread is just releasing the same lock for the same holder. After the end of
+    /// that, it has to be acquired again.
+    fn count(&self, key: &Key, acquired: &Acquired) -> Result<bool> {
+        if self.arrival.as_ref().is_none_or(|arrival| arrival.enter(acquired) == Entered::Counted) {
+            return Ok(true);
+        }
+        let timeout = self.options.get_acquire_timeout();
+        if timeout.is_some_and(|timeout| self.start.elapsed() >= timeout.max(COUNTING_PAUSE * 40)) {
             let error = Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(key);
-            return Err(error.with_holder(options.resolve_holder()).with_waited(start.elapsed()));
+            return Err(error.with_holder(self.options.resolve_holder()).with_waited(self.start.elapsed()));
         }
-        std::thread::sleep(PAUSE);
+        Ok(false)
     }
 }
 
-/// The same by futures.
+/// The same by the futures of the store. If it has none, they block.
 #[cfg(feature = "tokio")]
 impl<S: RecordStore + ?Sized> LockGuard<'static, S> {
-    pub(crate) async fn acquire_by_futures(
-        store: &Arc<S>,
-        futures: &dyn RecordStoreFutures,
-        key: Key,
-        options: LockOptions,
-    ) -> Result<Self> {
-        const PAUSE: Duration = Duration::from_millis(1);
-        let (holder, hold_timeout) = (options.resolve_holder(), options.get_hold_timeout());
-        let options = options.holder(holder.clone());
-        let counted_in = store.identity_raw();
-        let (start, arrival) = (Instant::now(), counted_in.map(|store| Arrival::begin(store, &key)));
+    pub(crate) async fn acquire_by_futures(store: &Arc<S>, key: Key, options: LockOptions) -> Result<Self> {
+        let Some(futures) = store.futures_raw() else { return Self::acquire_owned(store, key, options) };
+        let counting = Counting::begin(&**store, &key, options);
         let acquired = loop {
-            let rest = options.get_wait().since(start);
-            let acquired = futures.acquire_lock(&key, options.clone().wait(rest)).await?;
-            if arrival.as_ref().is_none_or(|arrival| arrival.enter(&acquired) == Entered::Counted) {
+            let acquired = futures.acquire_lock(&key, counting.options()).await?;
+            if counting.count(&key, &acquired)? {
                 break acquired;
             }
-            if options.get_acquire_timeout().is_some_and(|timeout| start.elapsed() >= timeout.max(PAUSE * 40))
-            {
-                let error = Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(&key);
-                return Err(error.with_holder(holder).with_waited(start.elapsed()));
-            }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(COUNTING_PAUSE).await;
         };
-        Ok(Self {
-            store: StoreRef::Owned(Arc::clone(store)),
-            key,
-            holder,
-            token: acquired.token,
-            hold_timeout,
-            process: ProcessId::current(),
-            counted_in,
-            is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
-            keep_alive: Mutex::new(None),
-        })
+        Ok(Self::new(StoreRef::Owned(Arc::clone(store)), key, &counting, &acquired))
     }
 
-    pub(crate) async fn info_by_futures(
-        &self,
-        futures: &dyn RecordStoreFutures,
-        operation: &'static str,
-    ) -> Result<LockInfo> {
-        self.claim(operation)?;
-        match futures.lock_info(&self.key).await? {
-            Some(info) if info.token() == self.token => Ok(info),
-            _ => Err(self.lost(operation)),
-        }
-    }
-
-    pub(crate) async fn release_and_report_by_futures(&self, futures: &dyn RecordStoreFutures) -> Result<()> {
-        let is_last = match self.counted_in {
-            Some(store) => holds::is_only(store, &self.key, self.token),
-            None => !self.is_done.load(Ordering::Acquire),
+    pub(crate) async fn release_and_report_by_futures(&self) -> Result<()> {
+        let Some(futures) = self.store.futures_raw() else { return self.release_and_report() };
+        let checked = if self.is_last() {
+            Ok(())
+        } else {
+            let info = futures.lock_info(&self.key).await;
+            info.and_then(|info| self.own("release_lock", info)).map(drop)
         };
-        let checked =
-            if is_last { Ok(()) } else { self.info_by_futures(futures, "release_lock").await.map(drop) };
-        let released = self.release_by_futures(futures, WaitOptions::new()).await;
-        checked.and(released)
+        checked.and(self.release_by_futures(WaitOptions::new()).await)
     }
 
-    pub(crate) async fn release_by_futures(
-        &self,
-        futures: &dyn RecordStoreFutures,
-        options: WaitOptions,
-    ) -> Result<()> {
+    pub(crate) async fn release_by_futures(&self, options: WaitOptions) -> Result<()> {
+        let Some(futures) = self.store.futures_raw() else { return self.release_within(options) };
         let claim = self.claim("release_lock")?;
         let is_done = self.is_done.swap(true, Ordering::AcqRel);
         // Its thread may be waiting for the runtime that polls this future.

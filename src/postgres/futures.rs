@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::engine::engine;
 use super::{PostgresRecordStore, lock_info, locks, records};
-use crate::asynchronous::{RecordStoreFuture, RecordStoreFutures};
+use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
     Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
     RecordVersion, RemoveOptions, WaitOptions, WriteOptions,

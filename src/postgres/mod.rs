@@ -161,7 +161,7 @@ impl RecordStore for PostgresRecordStore {
     }
 
     #[cfg(feature = "tokio")]
-    fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+    fn futures_raw(&self) -> Option<Arc<dyn crate::store::futures::RecordStoreFutures>> {
         Some(Arc::new(self.clone()))
     }
 

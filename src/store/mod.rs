@@ -1,6 +1,8 @@
 //! The contract, for implementers of stores. `ext` has the methods for their users.
 
 pub(crate) mod ext;
+#[cfg(feature = "tokio")]
+pub(crate) mod futures;
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -115,7 +117,7 @@ pub trait RecordStore: Debug + Send + Sync {
     /// The operations as futures, if the store has them. Others run on threads.
     #[cfg(feature = "tokio")]
     #[doc(hidden)]
-    fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+    fn futures_raw(&self) -> Option<Arc<dyn futures::RecordStoreFutures>> {
         None
     }
 
@@ -355,7 +357,7 @@ macro_rules! delegate {
                 (**self).identity_raw()
             }
             #[cfg(feature = "tokio")]
-            fn futures_raw(&self) -> Option<Arc<dyn crate::asynchronous::RecordStoreFutures>> {
+            fn futures_raw(&self) -> Option<Arc<dyn futures::RecordStoreFutures>> {
                 (**self).futures_raw()
             }
             fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {

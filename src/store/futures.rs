@@ -1,0 +1,83 @@
+//! The operations of a store as futures: its own, which need no threads, or those that block.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use crate::{
+    Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
+    RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions,
+};
+
+/// The outcome of an operation, as a future.
+pub type RecordStoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// The operations of any store, as futures that block the thread that polls them: one poll makes them ready.
+pub(crate) struct Blocking<S: ?Sized>(pub(crate) Arc<S>);
+
+/// Declares each operation, and that it blocks in `Blocking`.
+macro_rules! operations {
+    ($($name:ident = $blocking:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
+        /// The operations of [`RecordStore`](crate::RecordStore) as futures, with the same meaning.
+        ///
+        /// A future of a change may be dropped at any time: the change happens as a whole or not at all. A future of
+        /// `acquire_lock` is never dropped before its end, but cancelled.
+        pub trait RecordStoreFutures: Send + Sync {
+            /// Runs a future to its end, independent of the caller's runtime.
+            fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>);
+
+            /// Whether the futures block the thread that polls them.
+            fn blocks(&self) -> bool {
+                false
+            }
+
+            $(
+                #[doc = concat!("See [`RecordStore::", stringify!($blocking), "`](crate::RecordStore::",
+                    stringify!($blocking), ").")]
+                fn $name<'a>(&'a self, key: &'a Key $(, $argument: $type)*) -> RecordStoreFuture<'a, $output>;
+            )*
+        }
+
+        impl<S: RecordStore + ?Sized + 'static> RecordStoreFutures for Blocking<S> {
+            /// On the blocking pool of the caller's runtime.
+            fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+                tokio::task::spawn_blocking(move || poll_once(future));
+            }
+
+            fn blocks(&self) -> bool {
+                true
+            }
+
+            $(
+                fn $name<'a>(&'a self, key: &'a Key $(, $argument: $type)*) -> RecordStoreFuture<'a, $output> {
+                    Box::pin(async move { self.0.$blocking(key $(, $argument)*) })
+                }
+            )*
+        }
+    };
+}
+
+operations! {
+    read = read_raw(options: ReadOptions) -> Option<RawRecord>;
+    write = write_raw(result: &'a Json, options: WriteOptions) -> ();
+    compare_and_swap =
+        compare_and_swap_raw(expected: Expected<'a>, result: &'a Json, options: WriteOptions) -> bool;
+    exists = exists_raw() -> bool;
+    remove = remove_raw(options: RemoveOptions) -> bool;
+    version = version_raw() -> RecordVersion;
+    wait_for_change =
+        wait_for_change_raw(seen: RecordVersion, options: WaitOptions) -> Option<RecordVersion>;
+    acquire_lock = acquire_lock_raw(options: LockOptions) -> Acquired;
+    renew = renew_raw(claim: &'a Claim, hold_timeout: Option<Duration>, options: WaitOptions) -> ();
+    release_lock = release_lock_raw(claim: &'a Claim, options: WaitOptions) -> ();
+    lock_info = lock_info_raw() -> Option<LockInfo>;
+    wait_for_lock = wait_for_lock_raw(options: WaitOptions) -> bool;
+    break_lock = break_lock_raw(token: Option<LockToken>, options: WaitOptions) -> bool;
+}
+
+/// Makes a call that blocks.
+pub(crate) fn poll_once(call: impl Future<Output = ()>) {
+    let polled = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
+    debug_assert!(polled.is_ready(), "a future that blocks is ready when it returns");
+}
