@@ -146,3 +146,34 @@ where
     guard.write_with(&new, options.write())?;
     Ok(new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn search(timeout: Option<Duration>) -> Search {
+        Search::new(&LockOptions::new().acquire_timeout(timeout).into())
+    }
+
+    #[test]
+    fn a_search_reads_again_after_a_short_wait_for_the_lock() {
+        let timeout = || Err::<(), _>(Error::new(ErrorKind::LockTimeout, "acquire_lock"));
+        let (endless, ended) = (search(None), search(Some(Duration::ZERO)));
+        assert_eq!(endless.read_options().get_wait().get_timeout(), None);
+        assert_eq!(endless.lock_options().get_acquire_timeout(), Some(REREAD_INTERVAL));
+        assert_eq!(endless.locked(timeout()).unwrap(), None);
+        assert_eq!(ended.lock_options().get_acquire_timeout(), Some(Duration::ZERO));
+        assert!(ended.locked(timeout()).unwrap_err().waited().is_some());
+        assert_eq!(ended.locked(Ok(())).unwrap(), Some(()));
+    }
+
+    #[test]
+    fn a_search_counts_a_damaged_record_as_none_if_the_options_say_so() {
+        let damaged = || Err(Error::new(ErrorKind::CorruptRecord, "read"));
+        assert!(search(None).found(damaged()).unwrap().is_none());
+        let mut fails = search(None);
+        fails.corrupt = CorruptRecords::Fail;
+        assert_eq!(fails.found(damaged()).unwrap_err().kind(), ErrorKind::CorruptRecord);
+    }
+}

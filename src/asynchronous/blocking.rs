@@ -82,3 +82,26 @@ impl<T: Send + 'static> Outcome<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryRecordStore;
+    use crate::store::futures::Blocking;
+
+    #[test]
+    fn a_panic_in_a_call_reaches_its_caller() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let panics = async || -> Result<()> { resume_unwind(Box::new("on purpose")) };
+        runtime.block_on(async {
+            let on_pool = Outcome::spawned(&Blocking(Arc::new(MemoryRecordStore::new())), panics());
+            let permit = permits().acquire_owned().await.unwrap();
+            let on_thread = Outcome::on_thread(permit, panics()).unwrap();
+            for mut outcome in [on_pool, on_thread] {
+                let caller = tokio::spawn(async move { outcome.receive("read", None).await });
+                let panic = caller.await.unwrap_err().into_panic();
+                assert_eq!(panic.downcast_ref(), Some(&"on purpose"));
+            }
+        });
+    }
+}
