@@ -41,6 +41,8 @@ mod observers;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(target_arch = "x86_64")]
+mod power_cuts;
+#[cfg(target_arch = "x86_64")]
 mod power_loss;
 mod processes;
 mod protocol_model;
@@ -93,6 +95,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         postgres::storms::ROLES,
         #[cfg(all(feature = "postgres", feature = "tokio"))]
         postgres::asynchronous::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        power_cuts::ROLES,
         #[cfg(target_arch = "x86_64")]
         power_loss::ROLES,
         processes::ROLES,

@@ -49,7 +49,7 @@ struct Checker<'a> {
 }
 
 /// Checks the calls of one key. Returns the largest number of configurations on success.
-pub(super) fn check(rules: &Rules, calls: &[Call]) -> Result<usize, String> {
+pub(crate) fn check(rules: &Rules, calls: &[Call]) -> Result<usize, String> {
     let mut events: Vec<(Moment, Kind, usize)> = Vec::with_capacity(calls.len() * 2);
     for (at, call) in calls.iter().enumerate() {
         // A killed call that changes nothing is no evidence of anything.

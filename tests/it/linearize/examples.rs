@@ -76,6 +76,42 @@ fn a_read_returns_the_last_write_or_a_concurrent_one() {
 }
 
 #[test]
+fn a_swap_compares_the_record_that_it_replaces() {
+    let swap = |at, expected, value, swapped| {
+        call(1, at, Op::Swap(claim(A), expected, value), Outcome::Flag(swapped))
+    };
+    accepted(&[swap((0, 9), None, 1, true), swap((10, 19), Some(1), 2, true), read((20, 29), Some(2))]);
+    accepted(&[write((0, 9), 1), swap((10, 19), Some(2), 3, false), read((20, 29), Some(1))]);
+    rejected(&[write((0, 9), 1), swap((10, 19), Some(2), 3, true)]);
+    rejected(&[write((0, 9), 1), swap((10, 19), Some(1), 2, false)]);
+    rejected(&[write((0, 9), 1), swap((10, 19), Some(1), 2, true), read((20, 29), Some(1))]);
+    let killed_swap = |expected| killed(1, (10, 19), Op::Swap(claim(A), expected, 2));
+    for seen in [1, 2] {
+        accepted(&[write((0, 9), 1), killed_swap(Some(1)), read((20, 29), Some(seen))]);
+    }
+    rejected(&[write((0, 9), 1), killed_swap(None), read((20, 29), Some(2))]);
+}
+
+#[test]
+fn the_versions_that_reads_return_belong_to_their_records_and_grow() {
+    let read = |at, value, version| call(2, at, Op::Read(claim(B)), Outcome::Record(value, version));
+    let rewritten = |version| {
+        [
+            write((0, 9), 1),
+            read((10, 19), 1, 5),
+            read((20, 29), 1, 5),
+            write((30, 39), 2),
+            read((40, 49), 2, version),
+        ]
+    };
+    accepted(&rewritten(6));
+    rejected(&rewritten(5));
+    rejected(&rewritten(4));
+    rejected(&[write((0, 9), 1), read((10, 19), 1, 5), read((20, 29), 1, 6)]);
+    rejected(&[write((0, 9), 1), read((10, 19), 2, 5)]);
+}
+
+#[test]
 fn nobody_sees_changes_under_a_lock_before_its_release() {
     let locked = |read| {
         [

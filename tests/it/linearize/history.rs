@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::support::{Moment, now};
 
-pub(super) const NEVER: Moment = Moment::MAX;
+pub(crate) const NEVER: Moment = Moment::MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(super) enum HolderId {
+pub(crate) enum HolderId {
     Named(u32),
     /// The default holder of a thread, bound to its process.
     Thread {
@@ -26,11 +26,11 @@ pub(super) enum HolderId {
 }
 
 impl HolderId {
-    pub(super) fn current() -> Self {
+    pub(crate) fn current() -> Self {
         Self::of(&Holder::current())
     }
 
-    pub(super) fn of(holder: &Holder) -> Self {
+    pub(crate) fn of(holder: &Holder) -> Self {
         if holder.is_process_bound() {
             let mut parts = holder.name().split(':').skip(1).map(|part| part.parse().unwrap());
             Self::Thread { process: parts.next().unwrap(), thread: parts.next().unwrap() }
@@ -40,7 +40,7 @@ impl HolderId {
     }
 
     /// The holder that the calling thread passes to the store.
-    pub(super) fn holder(self) -> Holder {
+    pub(crate) fn holder(self) -> Holder {
         match self {
             Self::Named(number) => Holder::named(format!("job-{number}")).unwrap(),
             Self::Thread { .. } => Holder::current(),
@@ -49,15 +49,17 @@ impl HolderId {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Claim {
+pub(crate) enum Claim {
     Holder(HolderId),
     Token(u64),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Op {
+pub(crate) enum Op {
     Read(Claim),
     Write(Claim, u64),
+    /// Writes the second value if the record has the first one, or if there is none.
+    Swap(Claim, Option<u64>, u64),
     Remove(Claim),
     Exists,
     Acquire(HolderId, Option<Duration>),
@@ -69,9 +71,11 @@ pub(super) enum Op {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Done,
     Value(Option<u64>),
+    /// The value and the version of the record.
+    Record(u64, u64),
     Flag(bool),
     Acquired {
         token: u64,
@@ -90,22 +94,22 @@ pub(super) enum Outcome {
 
 /// One call.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) process: u32,
-    pub(super) thread: u32,
-    pub(super) key: usize,
-    pub(super) op: Op,
-    pub(super) start: Moment,
+pub(crate) struct Call {
+    pub(crate) process: u32,
+    pub(crate) thread: u32,
+    pub(crate) key: usize,
+    pub(crate) op: Op,
+    pub(crate) start: Moment,
     /// When the call returned, or when its process was gone.
-    pub(super) end: Moment,
+    pub(crate) end: Moment,
     /// `None` if the process was killed during the call.
-    pub(super) outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Outcome>,
     /// The holders whose failed renewals were concurrent with this call and may explain its outcome.
-    pub(super) late_renewals: Vec<HolderId>,
+    pub(crate) late_renewals: Vec<HolderId>,
 }
 
 impl Call {
-    pub(super) fn new(
+    pub(crate) fn new(
         (process, thread): (u32, u32),
         key: usize,
         op: Op,
@@ -118,13 +122,13 @@ impl Call {
 
 /// The bounds of a process's death: when it was asked to exit or killed, and when it was seen gone.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Death {
-    pub(super) earliest: Moment,
-    pub(super) latest: Moment,
+pub(crate) struct Death {
+    pub(crate) earliest: Moment,
+    pub(crate) latest: Moment,
 }
 
 /// The deaths of processes, by process id.
-pub(super) type Deaths = HashMap<u32, Death>;
+pub(crate) type Deaths = HashMap<u32, Death>;
 
 #[derive(Serialize, Deserialize)]
 enum Entry {
@@ -133,22 +137,22 @@ enum Entry {
 }
 
 /// A thread's log.
-pub(super) struct Log(File);
+pub(crate) struct Log(File);
 
 impl Log {
     /// Creates the log of the calling thread.
-    pub(super) fn create(dir: &Path) -> Self {
+    pub(crate) fn create(dir: &Path) -> Self {
         let HolderId::Thread { process, thread } = HolderId::current() else {
             unreachable!("the default holder is a thread")
         };
         Self(File::create_new(dir.join(format!("{process}-{thread}"))).unwrap())
     }
 
-    pub(super) fn start(&mut self, key: usize, op: Op) {
+    pub(crate) fn start(&mut self, key: usize, op: Op) {
         self.append(&Entry::Start(key, op, now()));
     }
 
-    pub(super) fn end(&mut self, outcome: &Outcome) {
+    pub(crate) fn end(&mut self, outcome: &Outcome) {
         self.append(&Entry::End(outcome.clone(), now()));
     }
 
@@ -161,7 +165,7 @@ impl Log {
 }
 
 /// The calls in all logs, or in those of one process.
-pub(super) fn load(dir: &Path, only: Option<u32>, deaths: &Deaths) -> Vec<Call> {
+pub(crate) fn load(dir: &Path, only: Option<u32>, deaths: &Deaths) -> Vec<Call> {
     let mut calls = Vec::new();
     for name in crate::support::names_in(dir) {
         let (process, thread) = name.split_once('-').unwrap();

@@ -17,6 +17,8 @@
 //! * `read` returns the record; `write` and `remove` change it. All three need a valid claim. `Locked`
 //!   and `LockTimeout` name the holder of a lock that is not the claimant's. A `LockTimeout` without a
 //!   holder proves nothing about the lock. `LockLost` means that the claim by token is not valid.
+//! * A swap that answers `true` is such a write, of a record that had the expected value. One that answers `false` ignores
+//!   locks, as `exists` does. The versions of records, where a read returns them, only grow.
 //! * `acquire` creates a lock if there is none, with a token greater than all earlier ones. If the
 //!   same holder has the lock already, the token stays the same. Both start the lease, and so does
 //!   `renew`. `renew` and `release` need the claimant's own lock.
@@ -48,12 +50,12 @@
 //! bound allows extra time for a slow machine: a slow call is pending for longer, and so may take
 //! effect at more moments.
 
-mod checker;
+pub(crate) mod checker;
 mod examples;
-mod history;
+pub(crate) mod history;
 mod late_renewals;
-mod model;
-mod workload;
+pub(crate) mod model;
+pub(crate) mod workload;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

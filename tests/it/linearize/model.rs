@@ -9,8 +9,12 @@ use crate::support::Moment;
 
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct State {
+pub(crate) struct State {
     record: Option<u64>,
+    /// The version of the record, once a call has returned it.
+    version: Option<u64>,
+    /// The greatest version that a call has returned.
+    newest_version: u64,
     /// Present until a call with the latch has seen that it ended.
     lock: Option<Lock>,
     /// The greatest token known to be issued.
@@ -32,20 +36,20 @@ struct Lock {
 
 /// The rules of one run.
 #[derive(Default)]
-pub(super) struct Rules {
-    pub(super) deaths: Deaths,
+pub(crate) struct Rules {
+    pub(crate) deaths: Deaths,
     /// How often the search found a lock that can have ended only by the expiry of its lease, or only
     /// by the death of its process.
-    pub(super) leases_expired: Cell<u64>,
-    pub(super) owners_dead: Cell<u64>,
+    pub(crate) leases_expired: Cell<u64>,
+    pub(crate) owners_dead: Cell<u64>,
 }
 
 /// The states that a call may lead to: none if it is impossible here, two if the call was killed
 /// before it returned.
-pub(super) type Next = [Option<State>; 2];
+pub(crate) type Next = [Option<State>; 2];
 
 impl Rules {
-    pub(super) fn step(&self, state: State, call: &Call) -> Next {
+    pub(crate) fn step(&self, state: State, call: &Call) -> Next {
         let step = Step { rules: self, state, call };
         match &call.outcome {
             Some(outcome) => [step.returned(outcome), None],
@@ -55,12 +59,12 @@ impl Rules {
 }
 
 /// Whether an operation can change anything.
-pub(super) fn is_change(op: Op) -> bool {
+pub(crate) fn is_change(op: Op) -> bool {
     !matches!(op, Op::Read(_) | Op::Exists | Op::Info | Op::WaitFree)
 }
 
 /// Whether a call with this outcome may have changed anything.
-pub(super) fn may_change(call: &Call) -> bool {
+pub(crate) fn may_change(call: &Call) -> bool {
     use Outcome::{Acquired, Done, Flag};
     is_change(call.op) && matches!(call.outcome, None | Some(Done | Flag(true) | Acquired { .. }))
 }
@@ -80,18 +84,28 @@ impl Step<'_> {
             (Op::Read(claim), Outcome::Value(value)) => {
                 self.if_valid(claim).or(self.if_late_renewal()).filter(|state| state.record == *value)
             }
+            (Op::Read(claim), Outcome::Record(value, version)) => self
+                .if_valid(claim)
+                .or(self.if_late_renewal())
+                .filter(|state| state.record == Some(*value))
+                .and_then(|state| with_version(state, *version)),
             (Op::Acquire(holder, _), Outcome::Timeout(Some(current))) => {
                 self.if_held_by(*current, Claim::Holder(holder))
             }
             // Another waiter was next, or the latch was held: this says nothing about the lock.
             (Op::Read(_) | Op::Acquire(..), Outcome::Timeout(None)) => Some(state),
             (Op::Write(claim, value), Outcome::Done) => {
-                self.if_valid(claim).map(|state| State { record: Some(value), ..state })
+                self.if_valid(claim).map(|state| with_record(state, Some(value)))
             }
+            (Op::Swap(claim, expected, value), Outcome::Flag(true)) => self
+                .if_valid(claim)
+                .filter(|state| state.record == expected)
+                .map(|state| with_record(state, Some(value))),
+            (Op::Swap(_, expected, _), Outcome::Flag(false)) => (state.record != expected).then_some(state),
             (Op::Remove(claim), Outcome::Flag(removed)) => self
                 .if_valid(claim)
                 .filter(|state| state.record.is_some() == *removed)
-                .map(|state| State { record: None, ..state }),
+                .map(|state| with_record(state, None)),
             (Op::Exists, Outcome::Flag(exists)) => (state.record.is_some() == *exists).then_some(state),
             (Op::Acquire(holder, hold), Outcome::Acquired { token, reentrant: true }) => {
                 self.renewed(self.with_token(self.if_own(Claim::Holder(holder))?, *token)?, hold)
@@ -109,13 +123,14 @@ impl Step<'_> {
             (Op::Renew(Claim::Holder(_), _) | Op::Release(Claim::Holder(_)), Outcome::NotLocked)
             | (Op::Break, Outcome::Flag(false)) => self.if_free(),
             (Op::Read(claim), Outcome::Timeout(Some(holder)))
-            | (Op::Write(claim, _) | Op::Remove(claim), Outcome::Locked(holder))
+            | (Op::Write(claim, _) | Op::Swap(claim, ..) | Op::Remove(claim), Outcome::Locked(holder))
             | (Op::Renew(claim, _) | Op::Release(claim), Outcome::NotHolder(holder)) => {
                 self.if_held_by(*holder, claim)
             }
             (
                 Op::Read(Claim::Token(token))
                 | Op::Write(Claim::Token(token), _)
+                | Op::Swap(Claim::Token(token), ..)
                 | Op::Remove(Claim::Token(token))
                 | Op::Renew(Claim::Token(token), _)
                 | Op::Release(Claim::Token(token)),
@@ -138,10 +153,12 @@ impl Step<'_> {
     fn killed(&self) -> Next {
         let one = |state| [state, None];
         match self.call.op {
-            Op::Write(claim, value) => {
-                one(self.if_valid(claim).map(|state| State { record: Some(value), ..state }))
-            }
-            Op::Remove(claim) => one(self.if_valid(claim).map(|state| State { record: None, ..state })),
+            Op::Write(claim, value) => one(self.if_valid(claim).map(|state| with_record(state, Some(value)))),
+            Op::Swap(claim, expected, value) => one(self
+                .if_valid(claim)
+                .filter(|state| state.record == expected)
+                .map(|state| with_record(state, Some(value)))),
+            Op::Remove(claim) => one(self.if_valid(claim).map(|state| with_record(state, None))),
             Op::Acquire(holder, hold) => [
                 self.if_own(Claim::Holder(holder)).and_then(|state| self.renewed(state, hold)),
                 self.if_free().map(|state| self.acquired(state, holder, None, hold)),
@@ -301,6 +318,22 @@ impl Step<'_> {
                 lock.token == Some(token) && same_process
             }
         }
+    }
+}
+
+fn with_record(state: State, record: Option<u64>) -> State {
+    State { record, version: None, ..state }
+}
+
+/// The record has this version, if that is possible.
+fn with_version(state: State, version: u64) -> Option<State> {
+    match state.version {
+        Some(known) => (known == version).then_some(state),
+        None => (state.newest_version < version).then_some(State {
+            version: Some(version),
+            newest_version: version,
+            ..state
+        }),
     }
 }
 

@@ -307,7 +307,7 @@ fn acquire(store: &dyn RecordStore, key: usize, options: LockOptions) -> Result<
 }
 
 /// The claim that the calling thread passes to the store.
-fn store_claim(claim: Claim) -> record_store::Claim {
+pub(crate) fn store_claim(claim: Claim) -> record_store::Claim {
     match claim {
         Claim::Holder(holder) => holder.holder().into(),
         Claim::Token(token) => LockToken::new(token).into(),
@@ -326,7 +326,7 @@ fn info_outcome(info: Option<LockInfo>) -> Outcome {
     Outcome::Info(info.map(|info| (HolderId::of(info.holder()), info.token().get(), info.remaining())))
 }
 
-fn error_outcome(error: &Error) -> Outcome {
+pub(crate) fn error_outcome(error: &Error) -> Outcome {
     let holder = error.holder().map(HolderId::of);
     match (error.kind(), holder) {
         (ErrorKind::Locked, Some(holder)) => Outcome::Locked(holder),

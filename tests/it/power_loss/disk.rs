@@ -498,21 +498,73 @@ impl<'a> Disk<'a> {
         self.orders.retain(|it| it.needs.2 > 0);
     }
 
+    /// One tree that the disk may hold if the power fails now.
+    pub(crate) fn tree(&self, arrived: Arrived, dice: &mut Dice) -> Vec<(Path, Image)> {
+        let chosen = self.choose_names(arrived, dice);
+        let mut found = Vec::new();
+        let mut visit = |tree: &Tree| found = tree.to_vec();
+        let mut walk = Walk::new(self, 1, &mut visit);
+        walk.enter(&chosen);
+        let (files, wheels) = walk.wheels();
+        let choice: Vec<_> = wheels
+            .iter()
+            .map(|states| match arrived {
+                Arrived::Nothing | Arrived::Names => 0,
+                Arrived::Everything | Arrived::Data => states - 1,
+                Arrived::Something => dice.index(*states),
+            })
+            .collect();
+        walk.extend_with_links();
+        walk.visit(&files, &choice);
+        found
+    }
+
+    /// A value for each name, such that the changes are in a possible order.
+    fn choose_names(&self, arrived: Arrived, dice: &mut Dice) -> HashMap<(Node, &str), usize> {
+        let mut chosen = HashMap::new();
+        for (dir, kind) in self.nodes.iter().enumerate() {
+            let Kind::Dir { names, .. } = kind else { continue };
+            for (name, it) in names {
+                let index = match arrived {
+                    Arrived::Nothing | Arrived::Data => 0,
+                    Arrived::Everything | Arrived::Names => it.values.len() - 1,
+                    Arrived::Something => dice.index(it.values.len()),
+                };
+                chosen.insert((dir, name.as_str()), index);
+            }
+        }
+        let is_later = dice.once_in(2);
+        // Each step brings the choice nearer to one of the two extremes, which are both possible.
+        while let Some(order) = self.orders.iter().find(|it| {
+            let has_arrived = |change: &Change| chosen[&(change.0, &*change.1)] >= change.2;
+            has_arrived(&it.first) && !has_arrived(&it.needs)
+        }) {
+            let (change, index) =
+                if is_later { (&order.needs, order.needs.2) } else { (&order.first, order.first.2 - 1) };
+            chosen.insert((change.0, &change.1), index);
+        }
+        chosen
+    }
+
     /// Visits every tree that the disk may hold if the power fails now. A tree is visited once for each
     /// combination that leads to it: a value for each name, and a state for the data of each file. Of very many states
     /// of the data, at most `limit` are visited for each combination of names, chosen at random.
     pub(crate) fn each_tree(&self, limit: usize, visit: &mut dyn FnMut(&Tree)) {
-        let mut walk = Walk {
-            disk: self,
-            visit,
-            limit,
-            chosen: HashMap::new(),
-            tree: Vec::new(),
-            files: Vec::new(),
-            dice: Dice::new(self.nodes.len() as u64),
-        };
-        walk.names(&mut vec![BASE], 0, None);
+        Walk::new(self, limit, visit).names(&mut vec![BASE], 0, None);
     }
+}
+
+/// Which of the changes that are not synced have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    Nothing,
+    Everything,
+    /// All names, but no data.
+    Names,
+    /// All data, but no names.
+    Data,
+    /// Any.
+    Something,
 }
 
 /// Whether nobody reads the file of this name.
@@ -562,7 +614,37 @@ struct Walk<'a, 'v> {
     dice: Dice,
 }
 
-impl<'a> Walk<'a, '_> {
+impl<'a, 'v> Walk<'a, 'v> {
+    fn new(disk: &'a Disk<'a>, limit: usize, visit: &'v mut dyn FnMut(&Tree)) -> Self {
+        Self {
+            disk,
+            visit,
+            limit,
+            chosen: HashMap::new(),
+            tree: Vec::new(),
+            files: Vec::new(),
+            dice: Dice::new(disk.nodes.len() as u64),
+        }
+    }
+
+    /// Goes through the whole tree, with these values of the names.
+    fn enter(&mut self, chosen: &HashMap<(Node, &'a str), usize>) {
+        let (mut dirs, mut at) = (vec![BASE], 0);
+        while let Some(&dir) = dirs.get(at) {
+            let Kind::Dir { names, .. } = &self.disk.nodes[dir] else { panic!("not a directory") };
+            for (text, name) in names {
+                let Some(node) = name.values[chosen[&(dir, text.as_str())]] else { continue };
+                self.tree.push((name.path, DIRECTORY));
+                if let Kind::Dir { .. } = self.disk.nodes[node] {
+                    dirs.push(node);
+                } else {
+                    self.files.push((self.tree.len() - 1, node, name.scratch));
+                }
+            }
+            at += 1;
+        }
+    }
+
     /// Chooses values for the names after `last` in the directory at `at`, and in all later directories.
     fn names(&mut self, dirs: &mut Vec<Node>, at: usize, last: Option<&'a str>) {
         use std::ops::Bound::{Excluded, Unbounded};
@@ -605,8 +687,8 @@ impl<'a> Walk<'a, '_> {
         orders.all(|it| has_arrived(&it.first) != Some(true) || has_arrived(&it.needs) != Some(false))
     }
 
-    fn data(&mut self) {
-        // One choice per file, even if several names lead to it.
+    /// The numbers of states of the data of each file. One choice per file, even if several names lead to it.
+    fn wheels(&self) -> (Vec<(Node, Range<usize>)>, Vec<usize>) {
         let mut files: Vec<(Node, Range<usize>)> = Vec::new();
         let mut wheels = Vec::new();
         for &(_, file, _) in &self.files {
@@ -623,9 +705,19 @@ impl<'a> Walk<'a, '_> {
             }
             files.push((file, first..wheels.len()));
         }
-        let combinations = wheels.iter().try_fold(1_usize, |product, wheel| product.checked_mul(*wheel));
-        let (length, links) = (self.tree.len(), self.links());
+        (files, wheels)
+    }
+
+    fn extend_with_links(&mut self) {
+        let links = self.links();
         self.tree.extend(links);
+    }
+
+    fn data(&mut self) {
+        let (files, wheels) = self.wheels();
+        let combinations = wheels.iter().try_fold(1_usize, |product, wheel| product.checked_mul(*wheel));
+        let length = self.tree.len();
+        self.extend_with_links();
         if combinations.is_some_and(|combinations| combinations <= self.limit) {
             self.each_choice(&files, &wheels);
         } else {

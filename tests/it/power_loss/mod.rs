@@ -23,13 +23,13 @@
 
 mod cache;
 mod content;
-mod disk;
+pub(crate) mod disk;
 mod frames;
 mod guarantees;
-mod normalize;
+pub(crate) mod normalize;
 mod order;
-mod recorder;
-mod recover;
+pub(crate) mod recorder;
+pub(crate) mod recover;
 mod sequences;
 
 use std::sync::Mutex;
@@ -196,7 +196,11 @@ impl Survey {
                 None => self.recover(dir, tree, guarantees, sample.as_deref_mut()),
             };
             if let Err(violation) = checked {
-                panic!("{violation}\n{}", self.describe(tree, guarantees, log));
+                panic!(
+                    "{violation}\n{:?}\n{}",
+                    guarantees.sequence,
+                    recover::describe(tree, &self.interner, log)
+                );
             }
         });
         states
@@ -222,31 +226,6 @@ impl Survey {
             sample.guarantees.push(guarantees.clone());
         }
         cache.insert(tree, &self.interner, recovered)
-    }
-
-    /// Everything that is needed to reproduce a failure by hand.
-    fn describe(&self, tree: &Tree, guarantees: &Guarantees<'_>, log: &[Event]) -> String {
-        use std::fmt::Write;
-        let mut text = format!("{:?}\nevents until the power failed:\n", guarantees.sequence);
-        for event in log {
-            let mut line = format!("{event:?}");
-            line.truncate(line.floor_char_boundary(200));
-            writeln!(text, "  {line}").unwrap();
-        }
-        text.push_str("the disk holds:\n");
-        for &(path, image) in tree {
-            let content = if disk::is_file(image) {
-                let content = self.interner.content_of(image);
-                let shown = &content.bytes()[..content.bytes().len().min(1_600)];
-                let shown = String::from_utf8_lossy(shown).replace('\0', "");
-                let zeros = content.len() - content.bytes().len();
-                format!("{shown:?} of {} bytes, {zeros} zeros at the end", content.len())
-            } else {
-                if image == disk::DIRECTORY { "a directory" } else { "one file" }.to_owned()
-            };
-            writeln!(text, "  {}: {content}", self.interner.path_of(path)).unwrap();
-        }
-        text
     }
 }
 

@@ -4,6 +4,8 @@
 //! far behind.
 //!
 //! Tokens and versions, in files and in the log, have one order, and keep it. No text changes its length.
+//!
+//! For several processes at once, which write their numbers in another order, tokens and versions are only shifted.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -33,18 +35,47 @@ pub(crate) struct Normalizer {
     nonces: HashMap<u64, u64>,
     leases: HashMap<String, usize>,
     names: HashMap<String, String>,
+    mode: Mode,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Sequence,
     /// The files have normalized contents already.
-    recovery: bool,
+    Recovery,
+    /// Only tokens, versions and the boot are replaced.
+    Shift,
+}
+
+/// What is added to tokens and versions: a century of microseconds. So the clock is that far behind them after the power
+/// loss.
+const SHIFT: u64 = 3_000_000_000_000_000;
+
+pub(crate) fn shifted(number: u64) -> u64 {
+    if number == 0 { 0 } else { number + SHIFT }
 }
 
 impl Normalizer {
     /// For the recovery of a tree whose files have these names.
     pub(crate) fn of_recovery(names: impl Iterator<Item = String>) -> Self {
-        Self { names: names.map(|name| (name.clone(), name)).collect(), recovery: true, ..Self::default() }
+        Self {
+            names: names.map(|name| (name.clone(), name)).collect(),
+            mode: Mode::Recovery,
+            ..Self::default()
+        }
+    }
+
+    /// For several processes.
+    pub(crate) fn shifting() -> Self {
+        Self { mode: Mode::Shift, ..Self::default() }
     }
 
     /// The place of a token or version among all others.
     pub(crate) fn number(&mut self, number: u64) -> u64 {
+        if self.mode == Mode::Shift {
+            return shifted(number);
+        }
         place(&mut self.numbers, number, FIRST_NUMBER)
     }
 
@@ -70,7 +101,9 @@ impl Normalizer {
             "new-1"
         } else if !is_owner(owner) {
             return name.to_owned();
-        } else if self.recovery {
+        } else if self.mode == Mode::Shift {
+            owner
+        } else if self.mode == Mode::Recovery {
             SECOND_OWNER
         } else {
             OWNER
@@ -85,6 +118,10 @@ impl Normalizer {
             let version = self.number(u64::from_str_radix(version, 16).unwrap());
             format!("{version:0VERSION_DIGITS$x}")
         });
+        if self.mode == Mode::Shift {
+            let Some((number, version)) = number.zip(version) else { return name.to_owned() };
+            return format!("{fixed}.{}{version}{original}", &number[..number.len() - VERSION_DIGITS]);
+        }
         let version = version.unwrap_or_default();
         self.known(name, |number| format!("{fixed}.{number:x}{version}{original}"))
     }
@@ -110,7 +147,7 @@ impl Normalizer {
         if json.get("pid").is_some() {
             return b"{\"pid\":1}".to_vec();
         }
-        if self.recovery {
+        if self.mode == Mode::Recovery {
             return data.to_vec();
         }
         if let Some(version) = json.get("version").filter(|_| json.get("record_crc32").is_some()) {
@@ -120,8 +157,11 @@ impl Normalizer {
             return data.to_vec();
         }
         json["token"] = self.number(json["token"].as_u64().unwrap()).into();
-        json["owner"] = OWNER.into();
         json["boot_id"] = "the boot before".into();
+        if self.mode == Mode::Shift {
+            return lock_text(&json, data.len());
+        }
+        json["owner"] = OWNER.into();
         json["acquired_at"] = "2020-01-01T00:00:00Z".into();
         if json["bound"].as_bool().unwrap() {
             json["holder"] = "host:1:1:main".into();
@@ -131,22 +171,19 @@ impl Normalizer {
             json["expires_at"] = format!("{}-01-01T00:00:00Z", year_of_lease(lease)).into();
             json["deadline_ns"] = (1 + lease).into();
         }
-        // In the order of the library, and padded as it does it.
-        let fields = LOCK_FIELDS.map(|field| format!("\"{field}\":{}", json[field]));
-        let mut text = format!("{{{}}}", fields.join(",")).into_bytes();
-        assert!(text.len() < data.len(), "a text must not get longer");
-        text.resize(data.len() - 1, b' ');
-        text.push(b'\n');
-        text
+        lock_text(&json, data.len())
     }
 
     /// A write to a segment of the log.
     pub(crate) fn segment(&mut self, data: &[u8]) -> Vec<u8> {
-        if self.recovery {
+        if self.mode == Mode::Recovery {
             return data.to_vec();
         }
         if let Some(header) = Header::parse(data) {
-            let high = place(&mut self.highs, header.high, FIRST_HIGH);
+            let high = match self.mode {
+                Mode::Shift => shifted(header.high),
+                _ => place(&mut self.highs, header.high, FIRST_HIGH),
+            };
             return Header { nonce: self.nonce(header.nonce), high, ..header }.to_bytes();
         }
         let Some(frame) = Frame::parse(data) else {
@@ -164,9 +201,22 @@ impl Normalizer {
     }
 
     fn nonce(&mut self, nonce: u64) -> u64 {
+        if self.mode == Mode::Shift {
+            return nonce;
+        }
         let next = 1 + self.nonces.len() as u64;
         if nonce == 0 { 0 } else { *self.nonces.entry(nonce).or_insert(next) }
     }
+}
+
+/// The text of a lock, in the order of the library, and padded as it does it.
+fn lock_text(json: &serde_json::Value, length: usize) -> Vec<u8> {
+    let fields = LOCK_FIELDS.map(|field| format!("\"{field}\":{}", json[field]));
+    let mut text = format!("{{{}}}", fields.join(",")).into_bytes();
+    assert!(text.len() < length, "a text must not get longer");
+    text.resize(length - 1, b' ');
+    text.push(b'\n');
+    text
 }
 
 const LOCK_FIELDS: [&str; 10] = [

@@ -60,24 +60,49 @@ pub(crate) fn record_recoveries(trees: &[Damaged], interner: &Interner) -> Optio
     })
 }
 
-/// A system call that has returned.
-struct Call {
-    number: i64,
-    arguments: [u64; 5],
-    result: i64,
+/// A system call, before or after it was made.
+pub(crate) struct Call {
+    pub(crate) number: i64,
+    pub(crate) arguments: [u64; 5],
+    pub(crate) result: i64,
 }
 
-struct Recorder<'a> {
+impl Call {
+    /// The call at which a traced thread is stopped.
+    pub(crate) fn of(thread: Pid) -> Self {
+        let registers = ptrace::getregs(thread).unwrap();
+        Self {
+            number: registers.orig_rax.cast_signed(),
+            arguments: [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8],
+            result: registers.rax.cast_signed(),
+        }
+    }
+}
+
+/// A process whose calls are recorded.
+struct Process {
+    memory: std::fs::File,
+    /// The nodes of its descriptors below the base directory.
+    open: HashMap<u64, Node>,
+}
+
+impl Process {
+    fn of(child: &Child) -> Self {
+        let memory = std::fs::File::open(format!("/proc/{}/mem", child.pid().as_raw_pid())).unwrap();
+        Self { memory, open: HashMap::new() }
+    }
+}
+
+pub(crate) struct Recorder<'a> {
     sequences: &'a [Sequence],
     dir: PathBuf,
-    /// The child's memory.
-    memory: std::fs::File,
+    processes: Vec<Process>,
+    /// The one whose call is recorded.
+    current: usize,
     /// The directories of the current sequence: the model's base directory, and the store.
     base: PathBuf,
     store: PathBuf,
     disk: Disk<'a>,
-    /// The nodes of the child's descriptors below the base directory.
-    open: HashMap<u64, Node>,
     /// The memory that the processes share about the log. It is not synced, and it means nothing after a restart.
     ignored: HashSet<Node>,
     normalizer: Normalizer,
@@ -93,14 +118,58 @@ impl<'a> Recorder<'a> {
             base: dir.clone(),
             store: dir.clone(),
             dir,
-            memory: std::fs::File::open(format!("/proc/{}/mem", child.pid().as_raw_pid())).unwrap(),
+            processes: vec![Process::of(child)],
+            current: 0,
             disk: Disk::new(interner),
-            open: HashMap::new(),
             ignored: HashSet::new(),
             normalizer: Normalizer::default(),
             logs: Vec::new(),
             started: false,
         }
+    }
+
+    /// A recorder of several processes that use one store below this directory, which is empty. Tokens and versions are
+    /// shifted.
+    pub(crate) fn of_history(base: PathBuf, children: &[Child], interner: &'a Interner) -> Self {
+        let mut recorder = Self::new(base, &children[0], interner);
+        recorder.processes = children.iter().map(Process::of).collect();
+        recorder.normalizer = Normalizer::shifting();
+        recorder.logs.push(Vec::new());
+        recorder
+    }
+
+    /// Records a call of one of several processes.
+    pub(crate) fn record_call_of(&mut self, process: usize, call: &Call) {
+        self.current = process;
+        self.record_call(call);
+    }
+
+    /// The file or directory that a descriptor of a process refers to, if it is below the base directory.
+    pub(crate) fn node_of(&self, process: usize, fd: u64) -> Option<Node> {
+        self.processes[process].open.get(&fd).copied()
+    }
+
+    pub(crate) fn disk(&mut self) -> &mut Disk<'a> {
+        &mut self.disk
+    }
+
+    /// The text that a process has just written.
+    pub(crate) fn written(&mut self, process: usize, write: &Call) -> String {
+        self.current = process;
+        String::from_utf8_lossy(&self.bytes(write.arguments[1], write.result)).into_owned()
+    }
+
+    /// What was recorded last.
+    pub(crate) fn log(&self) -> &[Event] {
+        self.logs.last().map_or(&[], Vec::as_slice)
+    }
+
+    fn open(&self) -> &HashMap<u64, Node> {
+        &self.processes[self.current].open
+    }
+
+    fn open_mut(&mut self) -> &mut HashMap<u64, Node> {
+        &mut self.processes[self.current].open
     }
 
     /// Records what the child does. At the start of each log, `begin` tells what is on the disk.
@@ -115,12 +184,7 @@ impl<'a> Recorder<'a> {
         let thread = Pid::from_raw(thread.parse().unwrap());
         // Each system call has two stops. The second one shows its result.
         while traced.step() == At::Call && traced.step() == At::Call {
-            let registers = ptrace::getregs(thread).unwrap();
-            self.record_call(&Call {
-                number: registers.orig_rax.cast_signed(),
-                arguments: [registers.rdi, registers.rsi, registers.rdx, registers.r10, registers.r8],
-                result: registers.rax.cast_signed(),
-            });
+            self.record_call(&Call::of(thread));
             if self.started {
                 let at = self.logs.len() - 1;
                 self.store = self.base.join(below(at));
@@ -148,16 +212,16 @@ impl<'a> Recorder<'a> {
             libc::SYS_open => self.open_file(cwd, a, creates(b), b, call.result),
             libc::SYS_openat => self.open_file(a, b, creates(c), c, call.result),
             libc::SYS_close => {
-                self.open.remove(&a);
+                self.open_mut().remove(&a);
             }
             libc::SYS_fsync | libc::SYS_fdatasync => {
-                if let Some(&node) = self.open.get(&a) {
+                if let Some(&node) = self.open().get(&a) {
                     self.effect(Effect::Sync { node });
                 }
             }
             libc::SYS_syncfs => self.effect(Effect::SyncAll),
             libc::SYS_ftruncate => {
-                if let Some(&file) = self.open.get(&a) {
+                if let Some(&file) = self.open().get(&a) {
                     self.effect(Effect::Truncate { file, length: usize::try_from(b).unwrap() });
                 }
             }
@@ -185,7 +249,7 @@ impl<'a> Recorder<'a> {
             libc::SYS_fallocate => self.allocate(a, low(b), c + d),
             // The library does not use these calls. If that changes, record their effects here.
             libc::SYS_writev | libc::SYS_pwritev | libc::SYS_pwritev2 => {
-                assert!(!self.open.contains_key(&a), "system call {} is not supported", call.number);
+                assert!(!self.open().contains_key(&a), "system call {} is not supported", call.number);
             }
             libc::SYS_copy_file_range
             | libc::SYS_sendfile
@@ -224,7 +288,7 @@ impl<'a> Recorder<'a> {
         };
         if let Mark::Begin(number) = mark {
             self.base = self.dir.join(number.to_string());
-            self.open.clear();
+            self.open_mut().clear();
             self.ignored.clear();
             self.logs.push(Vec::new());
             self.started = true;
@@ -263,7 +327,7 @@ impl<'a> Recorder<'a> {
     }
 
     fn write(&mut self, fd: u64, offset: Option<u64>, at: u64, length: i64) {
-        let Some(&file) = self.open.get(&fd).filter(|file| !self.ignored.contains(file)) else { return };
+        let Some(&file) = self.open().get(&fd).filter(|file| !self.ignored.contains(file)) else { return };
         let data = self.bytes(at, length);
         let data = if self.disk.is_segment(file) {
             self.normalizer.segment(&data)
@@ -277,10 +341,10 @@ impl<'a> Recorder<'a> {
 
     fn open_file(&mut self, dir: u64, path: u64, creates: bool, flags: u64, fd: i64) {
         let fd = fd.cast_unsigned();
-        self.open.remove(&fd);
+        self.open_mut().remove(&fd);
         let Some((dir, name)) = self.resolve(dir, path) else { return };
         if name.is_empty() {
-            self.open.insert(fd, dir);
+            self.open_mut().insert(fd, dir);
             return;
         }
         let node = if let Some(node) = self.disk.lookup(dir, &name) {
@@ -296,12 +360,12 @@ impl<'a> Recorder<'a> {
         if name == "state" {
             self.ignored.insert(node);
         }
-        self.open.insert(fd, node);
+        self.open_mut().insert(fd, node);
     }
 
     fn duplicate(&mut self, fd: u64, new: i64) {
-        if let Some(&node) = self.open.get(&fd) {
-            self.open.insert(new.cast_unsigned(), node);
+        if let Some(&node) = self.open().get(&fd) {
+            self.open_mut().insert(new.cast_unsigned(), node);
         }
     }
 
@@ -331,7 +395,7 @@ impl<'a> Recorder<'a> {
 
     /// An allocation for data that the file already has changes nothing that anybody can read.
     fn allocate(&self, fd: u64, mode: u32, end: u64) {
-        let Some(&file) = self.open.get(&fd) else { return };
+        let Some(&file) = self.open().get(&fd) else { return };
         assert!(
             mode == 0 && usize::try_from(end).unwrap() <= self.disk.content(file).len(),
             "an allocation that changes the file is not supported"
@@ -351,7 +415,7 @@ impl<'a> Recorder<'a> {
         let (mut at, path) = if path.is_absolute() {
             (BASE, path.strip_prefix(&self.base).ok()?.to_owned())
         } else {
-            (*self.open.get(&low(dir).into())?, path)
+            (*self.open().get(&low(dir).into())?, path)
         };
         let mut names: Vec<String> = components(&path);
         let last = names.pop().unwrap_or_default();
@@ -368,7 +432,7 @@ impl<'a> Recorder<'a> {
 
     fn bytes(&self, at: u64, length: i64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
-        self.memory.read_exact_at(&mut bytes, at).unwrap();
+        self.processes[self.current].memory.read_exact_at(&mut bytes, at).unwrap();
         bytes
     }
 
@@ -377,9 +441,12 @@ impl<'a> Recorder<'a> {
         let mut bytes = vec![0; libc::PATH_MAX as usize];
         // The next page may be unmapped, so it is read only if the string continues there.
         let page = 4096 - usize::try_from(at % 4096).unwrap();
-        let mut length = self.memory.read_at(&mut bytes[..page], at).unwrap();
+        let mut length = self.processes[self.current].memory.read_at(&mut bytes[..page], at).unwrap();
         if !bytes[..length].contains(&0) {
-            length += self.memory.read_at(&mut bytes[length..], at + length as u64).unwrap();
+            length += self.processes[self.current]
+                .memory
+                .read_at(&mut bytes[length..], at + length as u64)
+                .unwrap();
         }
         CStr::from_bytes_until_nul(&bytes[..length]).unwrap().to_str().unwrap().to_owned()
     }

@@ -10,6 +10,7 @@ use record_store::{
 use tempfile::TempDir;
 
 use super::disk::{DIRECTORY, IS, Interner, LINK, Tree, is_file};
+use super::recorder::Event;
 use super::sequences::{FOREIGN, Job, KEYS};
 use crate::support::{as_named, names_in};
 
@@ -109,6 +110,31 @@ pub(crate) fn materialize(base: &Path, tree: &Tree, interner: &Interner) {
             image => interner.content_of(image).materialize(&in_dir(&path)),
         }
     }
+}
+
+/// Everything that is needed to reproduce a failure by hand: the events until the power failed, and the disk then.
+pub(crate) fn describe(tree: &Tree, interner: &Interner, log: &[Event]) -> String {
+    use std::fmt::Write;
+    let mut text = "events until the power failed:\n".to_owned();
+    for event in log {
+        let mut line = format!("{event:?}");
+        line.truncate(line.floor_char_boundary(200));
+        writeln!(text, "  {line}").unwrap();
+    }
+    text.push_str("the disk holds:\n");
+    for &(path, image) in tree {
+        let content = if is_file(image) {
+            let content = interner.content_of(image);
+            let shown = &content.bytes()[..content.bytes().len().min(1_600)];
+            let shown = String::from_utf8_lossy(shown).replace('\0', "");
+            let zeros = content.len() - content.bytes().len();
+            format!("{shown:?} of {} bytes, {zeros} zeros at the end", content.len())
+        } else {
+            if image == DIRECTORY { "a directory" } else { "one file" }.to_owned()
+        };
+        writeln!(text, "  {}: {content}", interner.path_of(path)).unwrap();
+    }
+    text
 }
 
 /// A file of another program is moved aside, wherever the power loss left it.
