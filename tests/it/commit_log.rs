@@ -307,10 +307,12 @@ enum Look {
     Remove,
     Compute,
     Watch,
+    /// Of a process, for which the log is told nothing.
+    Acquire,
 }
 
 impl Look {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Read,
         Self::IgnoringTheLock,
         Self::Exists,
@@ -319,6 +321,7 @@ impl Look {
         Self::Remove,
         Self::Compute,
         Self::Watch,
+        Self::Acquire,
     ];
 
     fn run(self, store: &FileSystemRecordStore) {
@@ -341,6 +344,7 @@ impl Look {
                 assert_eq!(found.unwrap(), 1);
             }
             Look::Watch => drop(store.watch("k").unwrap()),
+            Look::Acquire => drop(store.acquire_lock("released", LockOptions::new()).unwrap()),
         }
     }
 }
@@ -352,8 +356,10 @@ fn nobody_acts_on_what_is_not_on_the_disk() {
         let dir = in_memory();
         let relaxed = open_with(dir.path(), Durability::Relaxed);
         relaxed.write("gone", &1_u8).unwrap();
+        let token = relaxed.acquire_lock("released", as_named("job")).unwrap();
         assert!(relaxed.checkpoint().unwrap());
         assert!(relaxed.remove("gone").unwrap());
+        relaxed.release_lock("released", token).unwrap();
         relaxed.write("k", &1_u8).unwrap();
         for expected in [1, 0] {
             let child = Child::start("read durably", &(dir.path(), read));

@@ -73,6 +73,11 @@ fn attempt(
             if let Turn::Other(left) = core.events.turn(key, waiter, &core.layout) {
                 return Ok(Attempt::Yield(left));
             }
+            if holder.is_process_bound() {
+                // Nothing is told to the log of this lock. After a power loss the lock that was released before it must not
+                // be there again, with a smaller token.
+                core.wait_until_durable(key, context)?;
+            }
             let last_here = core.last_token(key, context)?;
             let floor = last.token().max(LockToken::new(core.number_floor()));
             let token = latch.next_token(&core.layout, last_here, floor, context)?;

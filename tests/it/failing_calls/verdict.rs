@@ -101,7 +101,23 @@ impl Injection {
         use Operation as O;
         self.call.number == libc::SYS_fdatasync
             && !matches!(self.operation, O::Read | O::ReadAbsent | O::Exists | O::RemoveAbsent)
+            && !self.acquires_bound_lock()
             && matches!(self.fault, Fault::Always(_))
+    }
+
+    /// The log is told nothing of a lock that is bound to the process. The last release is synced before anything changes.
+    fn acquires_bound_lock(&self) -> bool {
+        use Operation as O;
+        matches!(
+            self.operation,
+            O::Acquire
+                | O::AcquireFirst
+                | O::AcquireAfresh
+                | O::AcquireBlank
+                | O::AcquireLongKey
+                | O::TakeExpired
+                | O::TakeAbandoned
+        )
     }
 
     fn check_descriptors(&self) {

@@ -43,7 +43,7 @@ const CLIENTS: usize = 3;
 const CALLS_PER_CLIENT: usize = 6;
 
 /// Each history has a new store.
-const HISTORIES: u64 = 32;
+const HISTORIES: u64 = 24;
 
 /// How often each kind of outcome was in a history that was checked.
 type Outcomes = BTreeMap<&'static str, usize>;
