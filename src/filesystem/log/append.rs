@@ -281,6 +281,14 @@ impl<'a> Appended<'a> {
         Unsynced::new(self.log, self.words, self.position, self.file)
     }
 
+    pub(super) fn log(&self) -> &'a Log {
+        self.log
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
     /// Syncs the frame, and with it all that were written before, under the latch.
     pub(crate) fn sync(&self, context: Context<'_>) -> Result<()> {
         match &self.file {

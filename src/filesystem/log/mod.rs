@@ -17,6 +17,7 @@ pub(crate) mod recovery;
 pub(crate) mod segment;
 mod shared;
 mod sync;
+mod told_locks;
 mod unfinished;
 
 use std::fs::File;
@@ -31,6 +32,7 @@ use rustix::io::Errno;
 pub(crate) use shared::is_ours as is_state;
 use shared::{LatchWords, Shared};
 pub(crate) use sync::Unsynced;
+use told_locks::ToldLocks;
 
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{LOG, Layout};
@@ -51,6 +53,7 @@ pub(crate) struct Log {
     dir: OwnedFd,
     shared: Shared,
     displaced: PerProcess<Vec<Displaced>>,
+    told_locks: PerProcess<ToldLocks>,
     /// The segments, once a relaxed change has opened them.
     files: [OnceLock<File>; SEGMENTS],
 }
@@ -70,6 +73,7 @@ impl Log {
             dir,
             shared,
             displaced: PerProcess::new(),
+            told_locks: PerProcess::new(),
             files: Default::default(),
         };
         Ok(shared.map(open))

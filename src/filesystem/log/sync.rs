@@ -59,6 +59,10 @@ impl<'a> Unsynced<'a> {
         Ok(true)
     }
 
+    pub(super) fn log(&self) -> &'a Log {
+        self.log
+    }
+
     /// Where the frame is, for [`Log::is_synced`].
     pub(super) fn position(&self) -> Position {
         self.position

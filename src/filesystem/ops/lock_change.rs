@@ -36,7 +36,8 @@ impl<'a> LockChange<'a> {
     }
 
     /// Publishes this lock in the place of the same one with another lease. The old file may be all that tells of the
-    /// lock, and the new one is not synced. So the frame is, while the old one is still there.
+    /// lock, and the new one is not synced. So the frame is, while the old one is still there: with relaxed durability
+    /// only if no earlier frame of the lock will be there.
     pub(super) fn renew(
         core: &'a Core,
         latch: &Latch,
@@ -46,10 +47,12 @@ impl<'a> LockChange<'a> {
     ) -> Result<Self> {
         let told = tell(core, latch, lock, Kind::Locked, || lock.to_text(), context)?;
         let synced = match &told {
-            Some(told) if core.options.durability == Durability::Full => told.sync(context),
+            Some(told) if is_durable(core) || !told.follows_one_of(&lock.key, lock.token) => {
+                told.sync(context)
+            }
             Some(_) | None => Ok(()),
         };
-        Self::made(lock, Kind::Locked, told, synced.and_then(|()| publish()), context)
+        Self::made(core, lock, Kind::Locked, told, synced.and_then(|()| publish()), context)
             .map(|((), change)| change)
     }
 
@@ -74,10 +77,11 @@ impl<'a> LockChange<'a> {
         make: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Self)> {
         let told = tell(core, latch, lock, kind, text, context)?;
-        Self::made(lock, kind, told, make(), context)
+        Self::made(core, lock, kind, told, make(), context)
     }
 
     fn made<T>(
+        core: &Core,
         lock: &LockFile,
         kind: Kind,
         told: Option<Appended<'a>>,
@@ -86,6 +90,11 @@ impl<'a> LockChange<'a> {
     ) -> Result<(T, Self)> {
         let (made, told) = Appended::settle(told, made, context)?;
         let token = (kind == Kind::Locked).then_some(lock.token);
+        match (&told, &core.log, token) {
+            (Some(told), _, Some(token)) if !is_durable(core) => told.remember_lock(&lock.key, token),
+            (Some(_), Some(log), None) => log.forget_lock(&lock.key),
+            _ => {}
+        }
         Ok((made, Self { told, key: lock.key.clone(), token }))
     }
 
@@ -93,9 +102,7 @@ impl<'a> LockChange<'a> {
     /// file is `before` again, or there is none. Waiters are notified of that.
     pub(super) fn sync(&self, core: &Core, before: Option<&LockFile>, context: Context<'_>) -> Result<()> {
         let Self { told, key, token } = self;
-        let Some(told) = told.as_ref().filter(|_| core.options.durability == Durability::Full) else {
-            return Ok(());
-        };
+        let Some(told) = told.as_ref().filter(|_| is_durable(core)) else { return Ok(()) };
         let Err(error) = told.sync(context) else { return Ok(()) };
         let undo = || -> Result<bool> {
             let Some(_latch) = core.enter_within(key, &Limits::best_effort(), context)? else {
@@ -112,6 +119,10 @@ impl<'a> LockChange<'a> {
         core.events.freed(key, &core.layout);
         Err(if is_undone { error } else { error.with_unknown_outcome() })
     }
+}
+
+fn is_durable(core: &Core) -> bool {
+    core.options.durability == Durability::Full
 }
 
 /// Brings an earlier state of the lock file back, and syncs it in its place, because the log cannot be trusted.

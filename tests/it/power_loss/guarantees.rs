@@ -110,8 +110,6 @@ impl<'a> Guarantees<'a> {
         for (at, it) in self.keys.iter_mut().enumerate() {
             if of_all || of_key && at == key {
                 it.durable = it.values.len() - 1;
-            }
-            if of_all || !self.sequence.relaxed && at == key {
                 it.durable_lock = it.locks.len() - 1;
             }
         }
