@@ -153,8 +153,14 @@ fn is_torn_record(layout: &Layout, options: &FileSystemOptions, displaced: &Disp
     let Ok(opened) = open(layout, displaced) else { return false };
     let limit = options.max_record_bytes;
     layout::size(&opened.stat) <= limit
-        && layout::read_up_to(&opened, limit)
-            .is_ok_and(|text| torn_record::is_of_record(&text, &displaced.original))
+        && layout::read_up_to(&opened, limit).is_ok_and(|text| {
+            torn_record::is_of_record(&text, &displaced.original)
+                || torn_record::is_of_staged(
+                    &text,
+                    &displaced.original,
+                    publish::version_of_staged(&displaced.name),
+                )
+        })
 }
 
 fn open(layout: &Layout, displaced: &Displaced) -> Result<Opened, Refusal> {

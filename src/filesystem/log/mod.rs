@@ -38,12 +38,13 @@ use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{LOG, Layout};
 use crate::filesystem::disk::lock_file::MAX_TOKEN;
 use crate::filesystem::disk::private_names::SEGMENTS;
+use crate::filesystem::disk::torn_record::MAX_UNSYNCED;
 use crate::filesystem::protocol::latch;
 use crate::process::PerProcess;
 use crate::{Key, Result};
 
 /// The longest frame of a record. A longer text is synced in its own file.
-pub(crate) const MAX_TEXT: usize = 48 * 1024;
+pub(crate) const MAX_TEXT: usize = MAX_UNSYNCED;
 
 /// The open log of a store.
 #[derive(Debug)]

@@ -197,6 +197,31 @@ fn the_owner_files_of_ended_children_do_not_pile_up() {
     assert!(left <= 10, "{left} owner files");
 }
 
+/// A power loss leaves blocks of other files in the staged file of a dead process. The version in its name proves that it is
+/// the file that was staged, and not one that it has displaced.
+#[test]
+fn a_staged_record_with_blocks_of_other_files_is_removed_and_a_displaced_one_is_kept() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write("k", &"x".repeat(1_400)).unwrap();
+    let record = store.read::<String>("k").unwrap().unwrap();
+    let version = record.version.number().unwrap();
+    let mut stale = fs::read(dir.path().join("k.json")).unwrap();
+    stale[512..1_024].fill(b'?');
+    let place = |number: u32, version: u64| {
+        dir.path().join(format!(".store/staged/1-deaddeaddeaddead.{number}{version:014x}.k.json"))
+    };
+    fs::write(place(1, version), &stale).unwrap();
+    let swept = store.sweep().unwrap();
+    assert_eq!((swept.staged, swept.damaged), (1, 0), "{swept:?}");
+    // A later version was staged under these names, so the file may be one that somebody has edited.
+    fs::write(place(2, version + 1), &stale).unwrap();
+    fs::write(place(3, version), &stale[512..]).unwrap();
+    let swept = store.sweep().unwrap();
+    assert_eq!((swept.staged, swept.damaged), (0, 2), "{swept:?}");
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, record.result);
+}
+
 /// A power loss tears the staged file of a dead process. Under the same name, there may be a file of another program that
 /// the process displaced.
 #[test]
