@@ -116,7 +116,7 @@ pub(crate) struct Candidate<T> {
     pub(crate) record: T,
 }
 
-/// What became of a candidate that has to go.
+/// The fate of a candidate that has to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It was removed or, in a dry run, would have been.

@@ -137,8 +137,8 @@ impl LockInfo {
         self.owner_alive
     }
 
-    /// What the holder does, in its own words: [`LockOptions::note`](crate::LockOptions::note) of the acquisition. It may
-    /// contain any characters.
+    /// The [note](crate::LockOptions::note) of the acquisition, which tells what the holder does. It may contain any
+    /// characters.
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()

@@ -176,9 +176,9 @@ impl LockOptions {
         self
     }
 
-    /// What the holder does, for people who ask who has the lock: [`LockInfo::note`](crate::LockInfo::note) returns it, and
-    /// the program `record-store` shows it. All users of the store can read it. What is longer than 1,000 bytes is cut
-    /// off. If the holder has the lock already, the note of the first acquisition stays.
+    /// Tells people who ask who has the lock what the holder does: [`LockInfo::note`](crate::LockInfo::note) returns the
+    /// note, and the program `record-store` shows it. All users of the store can read it. A note of more than 1,000 bytes
+    /// is cut off. If the holder has the lock already, the note of the first acquisition stays.
     pub fn note(mut self, note: &str) -> Self {
         let cut = note.floor_char_boundary(MAX_NOTE_BYTES);
         self.note = Some(note[..cut].into());

@@ -82,7 +82,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 }
 
-/// What a call needs to acquire locks.
+/// The store and the locks of a call that acquires them.
 pub(super) struct Locking<S: ?Sized> {
     pub(super) store: AsyncRecordStore<S>,
     pub(super) futures: Futures,

@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
-    WriteOptions,
+    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockToken, OpenMode,
+    RecordStoreExt, WriteOptions,
 };
 use tempfile::TempDir;
 
@@ -309,10 +309,12 @@ enum Look {
     Watch,
     /// Of a process, for which the log is told nothing.
     Acquire,
+    Break,
+    BreakByToken,
 }
 
 impl Look {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 11] = [
         Self::Read,
         Self::IgnoringTheLock,
         Self::Exists,
@@ -322,6 +324,8 @@ impl Look {
         Self::Compute,
         Self::Watch,
         Self::Acquire,
+        Self::Break,
+        Self::BreakByToken,
     ];
 
     fn run(self, store: &FileSystemRecordStore) {
@@ -345,6 +349,10 @@ impl Look {
             }
             Look::Watch => drop(store.watch("k").unwrap()),
             Look::Acquire => drop(store.acquire_lock("released", LockOptions::new()).unwrap()),
+            Look::Break => assert!(!store.break_lock("released").unwrap()),
+            Look::BreakByToken => {
+                assert!(!store.break_lock_by_token("released", LockToken::new(1)).unwrap());
+            }
         }
     }
 }

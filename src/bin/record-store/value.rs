@@ -133,7 +133,7 @@ impl Value {
         })
     }
 
-    /// What is stored.
+    /// The result in the store.
     fn to_json(&self) -> Result<Cow<'_, Json>, Error> {
         let string = |text: &str| Json::encode(text).map(Cow::Owned);
         match self {

@@ -26,7 +26,7 @@ pub(crate) struct LockFile {
     pub(crate) acquired_at: SystemTime,
     pub(crate) lease: Lease,
     pub(crate) owner: String,
-    /// What the holder does, for people.
+    /// Tells people what the holder does.
     pub(crate) note: Option<String>,
 }
 

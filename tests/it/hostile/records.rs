@@ -49,7 +49,7 @@ fn check_read(store: &FileSystemRecordStore, right: &str, context: impl Fn() -> 
     }
 }
 
-/// The checksum detects every flipped bit of the version, the expiry and the result. What it does not cover is
+/// The checksum detects every flipped bit of the version, the expiry and the result. The rest is
 /// compared: the key with the name of the file, and the name of each field.
 #[test]
 fn every_flipped_bit_is_detected() {

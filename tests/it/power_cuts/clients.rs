@@ -38,7 +38,7 @@ pub(crate) struct Cut {
     pub(crate) trees: Vec<Vec<(Path, Image)>>,
 }
 
-/// What the clients did.
+/// The calls of the clients, and the states of the disk.
 pub(crate) struct Recorded {
     pub(crate) begin: SystemTime,
     pub(crate) processes: Vec<u32>,

@@ -109,7 +109,7 @@ pub(crate) fn lease_of(number: u64) -> Duration {
     Duration::from_hours(number + 1)
 }
 
-/// What a client did, and the outcome. For a lock that it saw, the outcome has the whole lease instead of its rest.
+/// A call of a client, and its outcome. For a lock that it saw, the outcome has the whole lease instead of its rest.
 pub(crate) type Done = (Op, Outcome);
 
 /// The work of a client.

@@ -48,7 +48,7 @@ enum Mode {
     Shift,
 }
 
-/// What is added to tokens and versions: a century of microseconds. So the clock is that far behind them after the power
+/// Added to tokens and versions: a century of microseconds. So the clock is that far behind them after the power
 /// loss.
 const SHIFT: u64 = 3_000_000_000_000_000;
 

@@ -159,7 +159,7 @@ impl<'a> Recorder<'a> {
         String::from_utf8_lossy(&self.bytes(write.arguments[1], write.result)).into_owned()
     }
 
-    /// What was recorded last.
+    /// The last recording.
     pub(crate) fn log(&self) -> &[Event] {
         self.logs.last().map_or(&[], Vec::as_slice)
     }

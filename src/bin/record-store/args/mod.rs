@@ -141,7 +141,7 @@ impl TokenArgs {
 /// Says what the holder of a lock does.
 #[derive(Args)]
 pub(crate) struct NoteArgs {
-    /// What this call does, for those who look at the lock [default: the name of the command]
+    /// Tells those who look at the lock what this call does [default: the name of the command]
     #[arg(long, value_name = "TEXT", value_hint = ValueHint::Other)]
     note: Option<String>,
 }
