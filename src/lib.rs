@@ -189,6 +189,7 @@ mod postgres;
 mod process;
 mod record;
 mod record_info;
+mod recovery;
 mod rfc3339;
 mod store;
 mod trace;
@@ -213,7 +214,7 @@ pub mod guide;
 pub use error::{Error, ErrorKind, Place, Result};
 pub use eviction::{Evicted, EvictionPolicy};
 pub use filesystem::{Checked, DamagedFile, Durability, FileSystemOptions, FileSystemRecordStore};
-pub use filesystem::{Finding, OpenMode, Problem, Recovery, Swept, Verification};
+pub use filesystem::{Finding, OpenMode, Problem, Swept, Verification};
 pub use holder::Holder;
 pub use json::Json;
 pub use key::{IntoKey, Key};
@@ -229,6 +230,7 @@ pub use postgres::{PostgresOptions, PostgresRecordStore};
 pub use process::after_fork;
 pub use record::{RawRecord, TransactionRecord};
 pub use record_info::{ListOptions, RecordInfo};
+pub use recovery::Recovery;
 pub use store::ext::RecordStoreExt;
 #[cfg(feature = "tokio")]
 #[doc(hidden)]

@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use crate::filesystem::Recovery;
-use crate::{Error, Holder, Key, LockState, LockToken, Result};
+use crate::{Error, Holder, Key, LockState, LockToken, Recovery, Result};
 
 #[cfg(feature = "tracing")]
 const TARGET: &str = "record_store";

@@ -19,7 +19,7 @@ use crate::WriteOptions;
 use crate::{
     Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
 };
-use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
+use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo, Recovery};
 use crate::{
     RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions,
 };
@@ -29,7 +29,6 @@ use crate::ErrorKind;
 
 use context::Context;
 use core::Core;
-pub use log::Recovery;
 use ops::break_lock::Target;
 pub use ops::damaged::DamagedFile;
 pub use ops::finding::{Finding, Problem};

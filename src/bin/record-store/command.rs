@@ -15,7 +15,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_pro
 use signal_hook::consts::signal::{SIGINT, SIGQUIT};
 
 use crate::failure::{Failure, USAGE};
-use crate::value::{self, MAX_BYTES};
+use crate::store::MAX_BYTES;
+use crate::value;
 use crate::variables::Variables;
 
 /// The time between SIGTERM and SIGKILL.

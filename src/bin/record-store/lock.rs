@@ -44,7 +44,7 @@ fn run(args: &LockArgs, runner: &Runner, mut held: Held) -> Result<(), Failure> 
     let task = Task {
         command_line: &args.command,
         owner: held.take_owner(),
-        variables: Some(Variables::new(&held, &args.record.store.dir)),
+        variables: Some(Variables::new(&held.store, &held.guard, &args.record.store.dir)),
         captures: false,
         tee: None,
     };

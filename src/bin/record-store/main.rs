@@ -8,6 +8,7 @@ mod damaged;
 mod duration;
 mod export;
 mod failure;
+mod form;
 mod format;
 mod gc;
 mod import;

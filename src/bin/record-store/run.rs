@@ -9,6 +9,7 @@ use crate::args::{RecordArgs, RunArgs};
 use crate::command::{Running, Task};
 use crate::damaged::{Damaged, warn};
 use crate::failure::{Failure, concerns_file_of_key, signal_code};
+use crate::form::Form;
 use crate::output::Output;
 use crate::own_lock::refuse_own_lock;
 use crate::records::{LATCH_TIMEOUT, open_to_read, open_to_write};
@@ -18,7 +19,7 @@ use crate::signals::exit_after;
 use crate::store::Store;
 use crate::style::quoted;
 use crate::tee::Tee;
-use crate::value::{Condition, Form, Stored, Value};
+use crate::value::{Condition, Stored, Value};
 use crate::variables::{Variables, own_token};
 use crate::waiting::wait_for_lock;
 
@@ -240,7 +241,9 @@ impl Run {
         let task = Task {
             command_line: &self.args.command,
             owner: held.as_mut().and_then(Held::take_owner),
-            variables: held.as_ref().map(|held| Variables::new(held, &self.args.record.store.dir)),
+            variables: held
+                .as_ref()
+                .map(|held| Variables::new(&held.store, &held.guard, &self.args.record.store.dir)),
             captures: true,
             tee,
         };

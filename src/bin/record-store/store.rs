@@ -10,6 +10,9 @@ use record_store::{FileSystemRecordStore, RecordStore, Result};
 
 use crate::failure::{Failure, USAGE};
 
+/// The largest accepted input: the size limit of a record.
+pub(crate) const MAX_BYTES: u64 = 1 << 30;
+
 /// An open store.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -78,7 +81,7 @@ pub(crate) fn without_password(url: &str) -> String {
 pub(crate) fn connect(url: &str, creates: bool) -> Result<PostgresRecordStore> {
     let options = record_store::PostgresOptions::new();
     // As with files: a record may have up to 1 GiB, if the server takes it.
-    let options = options.max_record_bytes(crate::value::MAX_BYTES);
+    let options = options.max_record_bytes(MAX_BYTES);
     PostgresRecordStore::connect(url, if creates { options } else { options.existing() })
 }
 

@@ -13,19 +13,10 @@ use record_store::{
 };
 
 use crate::failure::Failure;
+use crate::form::Form;
 use crate::output::Output;
-use crate::store::Store;
+use crate::store::{MAX_BYTES, Store};
 use crate::waiting::waiting;
-
-/// The form of a result in input and output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    Json,
-    /// A JSON string in the store, and its unquoted text in input and output.
-    Text,
-    /// Base64 in a JSON string in the store, and the bytes in input and output.
-    Bytes,
-}
 
 #[derive(Debug)]
 pub(crate) enum Value {
@@ -81,9 +72,6 @@ impl Condition {
 
 /// The advice for input that is not text.
 const ENCODE: &str = "store it with --bytes";
-
-/// The largest accepted input: the size limit of a record.
-pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads to the end. An input that is too large for a record is an error.
 pub(crate) fn read_to_end(from: impl Read) -> io::Result<Vec<u8>> {

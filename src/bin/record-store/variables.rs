@@ -4,13 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::Command;
 
-use record_store::{Key, LockToken};
+use record_store::{Key, LockGuard, LockToken, RecordStore};
 
-use crate::runner::Held;
-use crate::store;
+use crate::args::DIR;
+use crate::store::{self, Store};
 
-/// The store: an absolute path, or a URL. Also the store of a command line that names none.
-pub(crate) const DIR: &str = "RECORD_STORE_DIR";
 const KEY: &str = "RECORD_STORE_KEY";
 const TOKEN: &str = "RECORD_STORE_TOKEN";
 
@@ -23,12 +21,12 @@ pub(crate) struct Variables<'a> {
 
 impl<'a> Variables<'a> {
     /// `given` is the store as the user named it.
-    pub(crate) fn new(held: &'a Held, given: &Path) -> Self {
-        let dir = match held.store.files() {
+    pub(crate) fn new(store: &Store, guard: &'a LockGuard<'_, dyn RecordStore>, given: &Path) -> Self {
+        let dir = match store.files() {
             Some(files) => files.path().into(),
             None => without_password(given.as_os_str()),
         };
-        Self { dir, key: held.guard.key(), token: held.guard.token() }
+        Self { dir, key: guard.key(), token: guard.token() }
     }
 
     /// Sets the variables. `None`, without a lock: then those of another lock, under which this program runs, must not

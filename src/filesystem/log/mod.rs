@@ -27,7 +27,6 @@ use std::sync::{Arc, OnceLock};
 pub(crate) use append::Appended;
 use displaced::Displaced;
 pub(crate) use frame::{Frame, Kind};
-pub use recovery::report::Recovery;
 use rustix::io::Errno;
 pub(crate) use shared::is_ours as is_state;
 use shared::{LatchWords, Shared};

@@ -39,11 +39,11 @@ use clap::{Args, Parser, Subcommand, ValueHint};
 use record_store::{Claim, LockToken, OpenMode, WriteOptions};
 
 use crate::duration::parse as duration;
-use crate::value::Form;
+use crate::form::Form;
 pub(crate) use listing::{ListArgs, Sort, StatArgs};
 pub(crate) use locking::{LockArgs, RenewArgs};
 pub(crate) use maintenance::{GcArgs, UnlockArgs, VerifyArgs};
-pub(crate) use place::{CopyArgs, KeysArgs, RecordArgs, Selection, SelectionArgs, StoreArgs};
+pub(crate) use place::{CopyArgs, DIR, KeysArgs, RecordArgs, Selection, SelectionArgs, StoreArgs};
 pub(crate) use progress::ProgressArgs;
 pub(crate) use records::{GetArgs, PutArgs, RmArgs};
 pub(crate) use run::RunArgs;

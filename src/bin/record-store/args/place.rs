@@ -13,7 +13,9 @@ use clap::{ArgMatches, Args, Command, Error, FromArgMatches, ValueHint};
 use record_store::Key;
 
 use crate::style::quoted;
-use crate::variables::DIR;
+
+/// The variable that names the store of a command line that names none: a directory, or a URL.
+pub(crate) const DIR: &str = "RECORD_STORE_DIR";
 
 /// Selects the store.
 pub(crate) struct StoreArgs {

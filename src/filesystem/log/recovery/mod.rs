@@ -20,9 +20,9 @@ use rustix::io::Errno;
 
 use self::apply::apply;
 use self::plan::{Step, newest, plan};
+use super::Log;
 use super::frame::BLOCK;
 use super::segment::{self, Header};
-use super::{Log, Recovery};
 use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, OWNERS};
@@ -31,7 +31,7 @@ use crate::filesystem::disk::publish;
 use crate::filesystem::options::FileSystemOptions;
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::owner::{self, Owner};
-use crate::{ErrorKind, Key, Result, trace};
+use crate::{ErrorKind, Key, Recovery, Result, trace};
 
 /// A segment as it was found.
 struct Found {

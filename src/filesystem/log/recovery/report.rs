@@ -1,29 +1,12 @@
 //! The report of the last recovery, for people: a file beside the segments of the log.
 
-use std::time::SystemTime;
-
 use serde::{Deserialize, Serialize};
 
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, LOG_RECOVERED, Layout};
 use crate::filesystem::disk::publish::{self, Staged};
 use crate::filesystem::options::Durability;
-use crate::{Result, rfc3339};
-
-/// The numbers of files that a recovery has changed, because a power loss had torn, lost or brought back what the commit
-/// log tells otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct Recovery {
-    /// When it was done.
-    pub at: SystemTime,
-    /// Records that were written again.
-    pub records: usize,
-    /// Records that were removed again, or that were never on the disk.
-    pub removed: usize,
-    /// Locks of named holders that were written or removed again.
-    pub locks: usize,
-}
+use crate::{Recovery, Result, rfc3339};
 
 /// The content of the file.
 #[derive(Serialize, Deserialize)]
