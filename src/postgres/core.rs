@@ -366,7 +366,7 @@ pub(super) fn claim_parameters(claim: &Claim) -> [Parameter<'_>; 4] {
             let number = i64::try_from(token.get()).unwrap_or(i64::MAX);
             [
                 Parameter::Bytes(None),
-                Parameter::Flag(false),
+                Parameter::Flag(matches!(claim, Claim::Delegated(_))),
                 Parameter::OwnerIfKnown,
                 Parameter::Long(Some(number)),
             ]

@@ -229,13 +229,23 @@ BEGIN
     END IF;
 END $$;
 
--- The claim of a holder (p_token is null) or of a token, on a lock that has to be there.
+-- Whether a token is that of a live lock. A token of a bound lock is worth something only in its process, unless the claim
+-- says that it was passed on.
+CREATE FUNCTION {schema}.has_token(
+    l {schema}.locks, p_delegated boolean, p_owner bigint, p_token bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN l.token = p_token AND (p_delegated OR NOT l.bound OR l.owner = p_owner) AND {schema}.is_live(l);
+END $$;
+
+-- The claim of a holder (p_token is null) or of a token, on a lock that has to be there. With a token, p_bound says that it
+-- was passed on.
 CREATE FUNCTION {schema}.own(
     l {schema}.locks, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint) RETURNS integer
 LANGUAGE plpgsql AS $$
 BEGIN
     IF p_token IS NOT NULL THEN
-        RETURN CASE WHEN l.token = p_token AND {schema}.is_live(l) THEN {OK} ELSE {LOST} END;
+        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
     ELSIF NOT {schema}.is_live(l) THEN
         RETURN {NOT_LOCKED};
     ELSIF l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner) THEN
@@ -298,7 +308,7 @@ CREATE FUNCTION {schema}.admit(
 LANGUAGE plpgsql AS $$
 BEGIN
     IF p_token IS NOT NULL THEN
-        RETURN CASE WHEN l.token = p_token AND {schema}.is_live(l) THEN {OK} ELSE {LOST} END;
+        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
     ELSIF l.token IS NULL
         OR l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner)
         OR NOT {schema}.is_live(l)

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use record_store::{
-    ErrorKind, Holder, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions, RecordStore as _,
-    RecordStoreExt,
+    Claim, ErrorKind, Holder, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions,
+    RecordStore as _, RecordStoreExt, RemoveOptions, WriteOptions,
 };
 
 use super::{new_url, open};
@@ -53,6 +53,30 @@ fn the_lock_of_a_killed_process_is_free_within_a_second() {
         });
         assert!(waits < Duration::from_secs(1), "{waits:?}");
     }
+}
+
+#[test]
+fn the_token_of_a_bound_lock_is_refused_in_another_process_unless_it_was_passed_on() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let mut holder = Child::start("postgres: hold", &url);
+    holder.expect("held");
+    let token = store.lock_info("k").unwrap().unwrap().token();
+    let write = |claim: Claim| store.write_with("k", &1, WriteOptions::new().claim(claim));
+    assert!(write(token.into()).unwrap_err().is_lock_lost());
+    assert!(store.remove_with("k", RemoveOptions::new().claim(token)).unwrap_err().is_lock_lost());
+    let read = store.read_with::<u8>("k", ReadOptions::new().claim(token));
+    assert!(read.unwrap_err().is_lock_lost());
+    assert!(store.renew("k", token, None).unwrap_err().is_lock_lost());
+    assert!(store.release_lock("k", token).unwrap_err().is_lock_lost());
+    write(Claim::Delegated(token)).unwrap();
+    holder.send("release");
+    holder.expect("released");
+    holder.finish();
+    assert!(write(Claim::Delegated(token)).unwrap_err().is_lock_lost());
+    // A named holder's token is worth the same everywhere.
+    let token = store.acquire_lock("k", as_named("job")).unwrap();
+    write(token.into()).unwrap();
 }
 
 #[test]
