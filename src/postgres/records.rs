@@ -37,7 +37,8 @@ pub(super) async fn read(core: &Arc<Core>, key: &Key, options: ReadOptions) -> R
     let mut wait = None;
     loop {
         let [holder, bound, owner, token] = claim_parameters(&claim);
-        let parameters = [id.id(), holder, bound, owner, token, Parameter::Flag(false)];
+        let parameters =
+            [id.id(), id.latch(), holder, bound, owner, token, Parameter::Flag(false), Parameter::Patience];
         let (status, row) =
             core.call_function(context, &limits, Repeat::Yes, Query::Read, &parameters).await?;
         match status {

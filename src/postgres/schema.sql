@@ -378,7 +378,8 @@ END $$;
 -- The record and the lock have to be seen at one moment, and whether a lock lives can only be asked afterwards.
 -- A lock that was found dead stays dead. So if the same one is there at a second look, nobody held the key then.
 CREATE FUNCTION {schema}.read(
-    p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_ignores_lock boolean,
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_ignores_lock boolean,
+    p_patience integer,
     OUT status integer, OUT version bigint, OUT result text, OUT time_left bigint, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -398,10 +399,12 @@ BEGIN
             status := {OK};
         ELSE
             status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
-            -- Not locked, but not proven to have been so at the moment of the look.
+            -- The lock is stale. A change that was admitted before its end may not be committed yet: it is so, or was
+            -- refused, when the latch is free.
             IF status = {OK} AND p_token IS NULL AND l.token IS NOT NULL
                 AND NOT (l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner))
             THEN
+                PERFORM {schema}.enter(p_hash, p_patience);
                 dead := l.token;
                 CONTINUE;
             END IF;

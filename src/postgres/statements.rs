@@ -59,7 +59,7 @@ impl Query {
                  FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id) \
                  LEFT JOIN (SELECT id FROM {schema}.locks) l USING (id)"
             ),
-            Self::Read => call("read", 6),
+            Self::Read => call("read", 8),
             Self::Exists => format!("SELECT FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Write => call("write", 12),
