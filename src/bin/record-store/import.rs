@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::args::{Existing, ImportArgs};
 use crate::damaged::Damaged;
 use crate::failure::{BAD_DATA, EXISTS, Failure};
+use crate::own_lock::refuse_own_lock;
 use crate::progress::Progress;
 use crate::records::{LATCH_TIMEOUT, open_to_write};
 use crate::store::Store;
@@ -79,6 +80,7 @@ fn import_one(store: &Store, line: &Line, args: &ImportArgs) -> Result<(), Failu
     if args.existing == Existing::Skip && store.exists(key)? {
         return Ok(());
     }
+    refuse_own_lock(store, key, None)?;
     // The lock makes the check and the write atomic.
     let guard = acquire(store, key, args.wait.wait)?;
     if args.existing == Existing::Overwrite || !store.exists(key)? {

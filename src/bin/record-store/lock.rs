@@ -18,7 +18,7 @@ pub(crate) fn lock(args: &LockArgs) -> Result<(), Failure> {
     refuse_own_lock(&store, &args.record.key, None)?;
     let held = match acquire(args, &store, &runner) {
         Err(error) if error.is_timeout() => {
-            return Err(Failure::from(runner.with_waited(error)).with_code(args.conflict_exit_code));
+            return Err(Failure::from(runner.limit.with_waited(error)).with_code(args.conflict_exit_code));
         }
         held => held?,
     };
@@ -32,7 +32,8 @@ fn open(args: &LockArgs) -> Result<Store, Error> {
 
 /// Waits for the lock. A signal ends the wait, and is deferred from then on.
 fn acquire(args: &LockArgs, store: &Store, runner: &Runner) -> Result<Held, Error> {
-    let options = LockOptions::new().acquire_timeout(runner.time_left()).note(&args.note.note(&args.command));
+    let options =
+        LockOptions::new().acquire_timeout(runner.limit.left()).note(&args.note.note(&args.command));
     let guard = waiting(|observer| store.lock_owned(&args.record.key, options.observer(observer)))?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();

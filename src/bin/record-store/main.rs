@@ -12,6 +12,7 @@ mod form;
 mod format;
 mod gc;
 mod import;
+mod limit;
 mod list;
 mod lock;
 mod man;

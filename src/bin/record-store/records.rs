@@ -1,7 +1,7 @@
 //! `get`, `put` and `rm`: read, write and remove records.
 
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use record_store::{
     Durability, ErrorKind, FileSystemOptions, Json, Key, LockToken, OpenMode, ReadOptions, RecordStore,
@@ -14,6 +14,7 @@ use crate::confirm::{confirmed, is_interactive};
 use crate::damaged::{Before, Damaged};
 use crate::failure::{BAD_DATA, EXISTS, Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{json, rfc3339};
+use crate::limit::Limit;
 use crate::output::Output;
 use crate::own_lock::refuse_own_lock;
 use crate::recovery;
@@ -31,17 +32,29 @@ pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
     let store = open_to_read(&args.records.store)?;
     let limit = Limit::new(args.wait.wait);
     let mut out = Output::open();
-    for_each(&args.records.keys, |key| {
-        refuse_own_lock(&store, key, args.token.token)?;
-        let options = ReadOptions::new().timeout(limit.left()).claim(args.token.claim());
-        let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
-        let Some(record) = record else { return Err(no_record(&store, key)) };
-        if args.json {
-            return out.line(&json_line(key, Some(record.version), record.time_left, &record.json)?);
+    let mut failures = Failures::default();
+    for key in &args.records.keys {
+        match text(&store, key, args, limit) {
+            Ok(text) => out.write(&text)?,
+            Err(failure) => failures.add(failure),
         }
-        Stored::new(args.form.form(), key, record)?.value.write_to(&mut out)
-    })
-    .and(out.finish())
+        // The next record may be locked.
+        out.flush()?;
+    }
+    failures.last()
+}
+
+/// The output for one record.
+fn text(store: &Store, key: &Key, args: &GetArgs, limit: Limit) -> Result<Vec<u8>, Failure> {
+    refuse_own_lock(store, key, args.token.token)?;
+    let options = ReadOptions::new().timeout(limit.left()).claim(args.token.claim());
+    let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
+    let Some(record) = record else { return Err(no_record(store, key)) };
+    if args.json {
+        let line = json_line(key, Some(record.version), record.time_left, &record.json)?;
+        return Ok(format!("{line}\n").into_bytes());
+    }
+    Ok(Stored::new(args.form.form(), key, record)?.value.into_output())
 }
 
 fn check_token(token: Option<LockToken>, is_single: bool) -> Result<(), Failure> {
@@ -51,31 +64,19 @@ fn check_token(token: Option<LockToken>, is_single: bool) -> Result<(), Failure>
     Err(Failure::new(USAGE, "a token is that of one key's lock").advise("give one key, or leave out --token"))
 }
 
-/// Does all of it, also after a failure. The last failure is returned, and those before it are printed.
-fn for_each(keys: &[Key], mut work: impl FnMut(&Key) -> Result<(), Failure>) -> Result<(), Failure> {
-    let mut outcome = Ok(());
-    for key in keys {
-        if let Err(failure) = work(key) {
-            let _ = std::mem::replace(&mut outcome, Err(failure)).map_err(Failure::printed);
+/// The failures of a command that goes on after a failure. The last one is its end, and those before it are printed.
+#[derive(Default)]
+struct Failures(Option<Failure>);
+
+impl Failures {
+    fn add(&mut self, failure: Failure) {
+        if let Some(earlier) = self.0.replace(failure) {
+            let _ = earlier.printed();
         }
     }
-    outcome
-}
 
-/// The time that a command may wait, all in all. `None`: for ever.
-#[derive(Clone, Copy)]
-struct Limit {
-    wait: Option<Duration>,
-    start: Instant,
-}
-
-impl Limit {
-    fn new(wait: Option<Duration>) -> Self {
-        Self { wait, start: Instant::now() }
-    }
-
-    fn left(self) -> Option<Duration> {
-        self.wait.map(|wait| wait.saturating_sub(self.start.elapsed()))
+    fn last(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), Err)
     }
 }
 
@@ -153,19 +154,29 @@ pub(crate) fn rm(args: &RmArgs) -> Result<(), Failure> {
     {
         return Err(Failure::new(LOCKED, "nothing was removed"));
     }
-    for_each(keys, |key| {
-        refuse_own_lock(&store, key, args.token.token)?;
-        let _damaged = Damaged::watch(&store, Some(key));
-        let is_removed = change(&store, key, limit, |timeout| {
-            let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
-            waiting(|observer| store.remove_with(key, options.observer(observer)))
-        })?;
-        match &args.records.selection {
-            Selection::Keys(_) if !is_removed => Err(no_record(&store, key)),
-            // Somebody else has removed it since it was listed.
-            Selection::Keys(_) | Selection::Prefix(_) => Ok(()),
+    let mut failures = Failures::default();
+    for key in keys {
+        match remove(&store, key, args, limit) {
+            Ok(is_removed) => {
+                // With a prefix, somebody else has removed it since it was listed.
+                if !is_removed && matches!(args.records.selection, Selection::Keys(_)) {
+                    failures.add(no_record(&store, key));
+                }
+            }
+            Err(failure) => failures.add(failure),
         }
-    })
+    }
+    failures.last()
+}
+
+fn remove(store: &Store, key: &Key, args: &RmArgs, limit: Limit) -> Result<bool, Failure> {
+    refuse_own_lock(store, key, args.token.token)?;
+    let _damaged = Damaged::watch(store, Some(key));
+    let is_removed = change(store, key, limit, |timeout| {
+        let options = RemoveOptions::new().timeout(timeout).claim(args.token.claim());
+        waiting(|observer| store.remove_with(key, options.observer(observer)))
+    })?;
+    Ok(is_removed)
 }
 
 /// The keys of the records whose keys begin with this text. None is a failure.

@@ -28,18 +28,18 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
     let run = Run::new(args)?;
-    let acquired = match run.read_now().map_err(Failure::from)? {
-        Some(stored) => Ok(Acquired::Result(stored)),
-        None => run.refuse_own_lock().map(|()| run.acquire())?,
+    let acquired = match run.read_now() {
+        Ok(Some(stored)) => Ok(Acquired::Result(stored)),
+        Ok(None) => run.refuse_own_lock().map(|()| run.acquire())?,
+        Err(error) => Err(error),
     };
     let outcome = match acquired {
         Ok(Acquired::Result(stored)) => {
-            let printed = stored.value.print();
-            run.keep_alive(&stored);
-            return printed;
+            run.restart_time_to_live(&stored);
+            return stored.value.print();
         }
         Ok(Acquired::Lock(lock)) => run.compute(Some(*lock)),
-        Err(error) if !is_unusable(&error) => return Err(run.runner.with_waited(error).into()),
+        Err(error) if !is_unusable(&error) => return Err(run.runner.limit.with_waited(error).into()),
         Err(error) if !run.args.run_anyway => {
             return Err(Failure::from(error).advise("add --run-anyway to run the command without the store"));
         }
@@ -159,10 +159,10 @@ impl Run {
     fn await_unlocked(&self, store: &Store) -> Result<Option<Stored>, Error> {
         let key = &self.args.record.key;
         if self.args.refresh {
-            wait_for_lock(store, key, self.runner.time_left())?;
+            wait_for_lock(store, key, self.runner.limit.left())?;
             return Ok(None);
         }
-        let options = ReadOptions::new().timeout(self.runner.time_left());
+        let options = ReadOptions::new().timeout(self.runner.limit.left());
         match Stored::read(self.form, store, key, options) {
             Err(error) if self.recomputes(&error) => Ok(None),
             read => read,
@@ -170,7 +170,7 @@ impl Run {
     }
 
     /// Does with the time to live of a stored result what the options say.
-    fn keep_alive(&self, stored: &Stored) {
+    fn restart_time_to_live(&self, stored: &Stored) {
         let (args, key) = (&self.args, &self.args.record.key);
         if args.refresh_ttl {
             let options = args.expiry.options().timeout(LATCH_TIMEOUT);
@@ -202,7 +202,7 @@ impl Run {
     ///
     /// Does not wait for the lock, because signals are deferred now and could not end the wait.
     fn try_acquire(&self, store: &Store) -> Result<Option<Acquired>, Error> {
-        let timed_out = self.runner.time_left() == Some(Duration::ZERO);
+        let timed_out = self.runner.limit.left() == Some(Duration::ZERO);
         let note = self.args.note.note(&self.args.command);
         let options = LockOptions::new().acquire_timeout(Duration::ZERO).note(&note);
         let guard = match store.lock_owned(&self.args.record.key, options) {
@@ -229,15 +229,15 @@ impl Run {
     /// return happens while the command still runs.
     fn compute(&self, held: Option<Held>) -> Outcome {
         if !self.args.tee {
-            return self.run(held, None);
+            return self.execute(held, None);
         }
         match Tee::start() {
-            Ok((sender, tee)) => Outcome { printed: Printed::Teed(tee), ..self.run(held, Some(sender)) },
+            Ok((sender, tee)) => Outcome { printed: Printed::Teed(tee), ..self.execute(held, Some(sender)) },
             Err(failure) => Outcome::raw(vec![], failure, None),
         }
     }
 
-    fn run(&self, mut held: Option<Held>, tee: Option<Sender<Vec<u8>>>) -> Outcome {
+    fn execute(&self, mut held: Option<Held>, tee: Option<Sender<Vec<u8>>>) -> Outcome {
         let task = Task {
             command_line: &self.args.command,
             owner: held.as_mut().and_then(Held::take_owner),

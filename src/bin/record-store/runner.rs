@@ -4,19 +4,19 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use record_store::{Error, FileSystemRecordStore, LockGuard, RecordStore};
 
 use crate::command::{Ended, Event};
 use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
+use crate::limit::Limit;
 use crate::signals::Signals;
 use crate::store::Store;
 
 /// One use of `run` or `lock`.
 pub(crate) struct Runner {
-    wait: Option<Duration>,
-    started: Instant,
+    pub(crate) limit: Limit,
     pub(crate) signals: Signals,
     pub(crate) sender: Sender<Event>,
     pub(crate) events: Receiver<Event>,
@@ -48,16 +48,7 @@ impl Runner {
         let (sender, events) = channel();
         let signals = Signals::watch(sender.clone())
             .map_err(|error| Failure::io("cannot watch for signals", &error))?;
-        Ok(Self { wait, started: Instant::now(), signals, sender, events })
-    }
-
-    pub(crate) fn time_left(&self) -> Option<Duration> {
-        self.wait.map(|wait| wait.saturating_sub(self.started.elapsed()))
-    }
-
-    /// The error with the time of all attempts: it knows only the last one.
-    pub(crate) fn with_waited(&self, error: Error) -> Error {
-        if error.is_timeout() { error.with_waited(self.started.elapsed()) } else { error }
+        Ok(Self { limit: Limit::new(wait), signals, sender, events })
     }
 
     /// A signal that arrived while signals were deferred.

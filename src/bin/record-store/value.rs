@@ -71,7 +71,7 @@ impl Condition {
 }
 
 /// The advice for input that is not text.
-const ENCODE: &str = "store it with --bytes";
+const AS_BYTES: &str = "store it with --bytes";
 
 /// Reads to the end. An input that is too large for a record is an error.
 pub(crate) fn read_to_end(from: impl Read) -> io::Result<Vec<u8>> {
@@ -97,12 +97,12 @@ impl Value {
                 if std::str::from_utf8(bytes).is_ok() {
                     failure.advise("store it with --text")
                 } else {
-                    failure.advise(ENCODE)
+                    failure.advise(AS_BYTES)
                 }
             }),
             Form::Text => {
                 std::str::from_utf8(bytes).map(|text| Value::Text(text.to_owned())).map_err(|error| {
-                    Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(ENCODE)
+                    Failure::bad_data(&format!("{what} is not UTF-8 text"), &error).advise(AS_BYTES)
                 })
             }
             Form::Bytes => Ok(Value::Bytes(bytes.to_vec())),
@@ -157,19 +157,18 @@ impl Value {
         })
     }
 
-    /// Prints JSON with a line feed, and all else byte for byte.
-    pub(crate) fn print(&self) -> Result<(), Failure> {
+    pub(crate) fn print(self) -> Result<(), Failure> {
         let mut out = Output::open();
-        self.write_to(&mut out)?;
+        out.write(&self.into_output())?;
         out.finish()
     }
 
-    /// As [`print`](Self::print), between other output.
-    pub(crate) fn write_to(&self, out: &mut Output) -> Result<(), Failure> {
+    /// JSON with a line feed, and all else byte for byte.
+    pub(crate) fn into_output(self) -> Vec<u8> {
         match self {
-            Value::Json(json) => out.line(json.as_str()),
-            Value::Text(text) => out.write(text.as_bytes()),
-            Value::Bytes(bytes) => out.write(bytes),
+            Value::Json(json) => format!("{}\n", json.as_str()).into_bytes(),
+            Value::Text(text) => text.into_bytes(),
+            Value::Bytes(bytes) => bytes,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Several records in one call of `get` and `rm`.
 
+use std::io::Read;
+
 use record_store::{LockOptions, RecordStoreExt};
 
 use super::terminal::Terminal;
@@ -56,6 +58,31 @@ fn the_time_limit_is_that_of_the_whole_call() {
     assert_code(&removed, 75);
     assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(keys(&scratch), ["a", "b"]);
+}
+
+#[test]
+fn a_result_is_printed_before_the_lock_of_the_next_record_is_waited_for() {
+    let scratch = filled(&["a", "b"]);
+    let store = scratch.open();
+    let guard = store.lock("b", LockOptions::new()).unwrap();
+    let mut get = Background::start(&mut scratch.cli("get", &["a", "b"]));
+    let mut first = [0; 2];
+    get.child().stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"0\n");
+    guard.release().unwrap();
+    assert_eq!(get.output().stdout, b"1\n");
+}
+
+#[test]
+fn get_ends_when_nobody_reads_any_more() {
+    let scratch = filled(&["a", "b"]);
+    let store = scratch.open();
+    let _guard = store.lock("b", LockOptions::new()).unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // It does not wait for the second record.
+    let ended = scratch.cli("get", &["a", "b"]).stdout(writer).status().unwrap();
+    assert!(ended.success(), "{ended:?}");
 }
 
 #[test]

@@ -157,13 +157,16 @@ fn output_that_can_neither_be_stored_nor_printed_has_the_exit_code_of_the_first(
 }
 
 /// Stores that cannot be used.
-fn unusable() -> [Scratch; 3] {
-    let [file, newer, dangling] = [Scratch::new(), Scratch::new(), Scratch::new()];
+fn unusable() -> [Scratch; 4] {
+    let [file, newer, dangling, damaged] = [(); 4].map(|()| Scratch::new());
     file.touch("store");
     newer.open();
     fs::write(newer.store().join(".store/format.json"), "{\"version\":99}").unwrap();
     std::os::unix::fs::symlink("missing/missing", dangling.store()).unwrap();
-    [file, newer, dangling]
+    // It can be opened.
+    damaged.open();
+    fs::create_dir(damaged.store().join(crate::support::latch_of("k"))).unwrap();
+    [file, newer, dangling, damaged]
 }
 
 #[test]
