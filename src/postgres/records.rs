@@ -11,7 +11,7 @@ use super::core::{
 use super::engine::block_on;
 use super::limits::{Context, Limits};
 use super::lock_errors::refused;
-use super::statements::Query;
+use super::statements::{Query, SWEPT_AT_ONCE};
 use super::status::Status;
 use super::waiting::{self, Wait};
 use crate::{
@@ -277,7 +277,13 @@ impl<'a> Pages<'a> {
 }
 
 pub(super) async fn sweep(core: &Arc<Core>, limits: &Limits) -> Result<(u64, u64)> {
-    let rows = core.call(Context::whole("sweep"), limits, Repeat::Yes, Query::Sweep, &[]).await?;
-    let count = |row: &Row, column| row.get::<_, i64>(column).cast_unsigned();
-    Ok(rows.first().map_or((0, 0), |row| (count(row, 0), count(row, 1))))
+    let (mut records, mut locks) = (0, 0);
+    loop {
+        let rows = core.call(Context::whole("sweep"), limits, Repeat::Yes, Query::Sweep, &[]).await?;
+        let count = |column| rows.first().map_or(0, |row: &Row| row.get::<_, i64>(column).cast_unsigned());
+        (records, locks) = (records + count(0), locks + count(1));
+        if count(1) < SWEPT_AT_ONCE {
+            return Ok((records, locks));
+        }
+    }
 }

@@ -63,6 +63,14 @@ BEGIN
     PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
 END $$;
 
+-- Enters the latch of this key, unless somebody is inside.
+CREATE FUNCTION {schema}.try_enter(p_id bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN pg_catalog.pg_try_advisory_xact_lock(
+        {latch}, ('x' || pg_catalog.encode(pg_catalog.substr(p_id, 1, 4), 'hex'))::bit(32)::integer);
+END $$;
+
 CREATE FUNCTION {schema}.is_live(l {schema}.locks) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -399,11 +407,9 @@ BEGIN
             status := {OK};
         ELSE
             status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
-            -- The lock is stale. A change that was admitted before its end may not be committed yet: it is so, or was
-            -- refused, when the latch is free.
-            IF status = {OK} AND p_token IS NULL AND l.token IS NOT NULL
-                AND NOT (l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner))
-            THEN
+            -- The lock is stale. A change that was admitted before its end may not be committed yet. In the latch it is
+            -- committed or refused.
+            IF status = {OK} AND p_token IS NULL AND l.token IS NOT NULL AND NOT {schema}.is_live(l) THEN
                 PERFORM {schema}.enter(p_hash, p_patience);
                 dead := l.token;
                 CONTINUE;

@@ -29,6 +29,10 @@ pub(super) enum Query {
 
 const LIVES: &str = "(expires_at IS NULL OR clock_timestamp() < expires_at)";
 
+/// The locks that one statement removes. It enters the latch of each: a change that was admitted before the end of the lock
+/// may not be committed yet, and a read that finds no lock does not wait for it. A server has room for some thousand latches.
+pub(super) const SWEPT_AT_ONCE: u64 = 1_000;
+
 const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
     {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note \
     FROM {schema}.locks l";
@@ -83,7 +87,9 @@ impl Query {
             }
             Self::Sweep => format!(
                 "WITH r AS (DELETE FROM {schema}.records WHERE NOT {LIVES} RETURNING 1), \
-                 l AS (DELETE FROM {schema}.locks WHERE NOT {LIVES} OR bound AND NOT {schema}.lives(owner) RETURNING 1), \
+                 l AS (DELETE FROM {schema}.locks t WHERE id IN (SELECT id FROM {schema}.locks s \
+                 WHERE NOT {schema}.is_live(s) LIMIT {SWEPT_AT_ONCE}) \
+                 AND CASE WHEN {schema}.is_live(t) THEN false ELSE {schema}.try_enter(id) END RETURNING 1), \
                  w AS (DELETE FROM {schema}.waiters WHERE (id, number) IN (SELECT id, number FROM {schema}.waiters \
                  WHERE NOT {schema}.lives(owner) FOR UPDATE SKIP LOCKED)) \
                  SELECT (SELECT count(*) FROM r), (SELECT count(*) FROM l)"

@@ -211,6 +211,58 @@ impl Drop for Stalled {
     }
 }
 
+/// A read that comes after the end of a lease.
+#[derive(Clone, Copy, Debug)]
+enum Late {
+    Other,
+    /// Nothing is left of the lock.
+    AfterSweep,
+    /// By the holder, in another thread than the write.
+    Holder,
+}
+
+/// The write is admitted before the end of its lease, and commits a second after it.
+#[test]
+fn a_read_after_the_end_of_a_lease_waits_for_a_change_that_was_admitted_before() {
+    let Some(url) = new_url() else { return };
+    let (store, server) = (open(&url), Server::shared().unwrap());
+    store.write("k", &0).unwrap();
+    let schema = store.schema();
+    server.sql(&format!(
+        "CREATE FUNCTION {schema}.stall() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_catalog.pg_sleep(1.5); RETURN NULL; END $$;
+        CREATE TRIGGER stall AFTER UPDATE ON {schema}.records FOR EACH ROW EXECUTE FUNCTION {schema}.stall()"
+    ));
+    for (at, late) in [Late::Other, Late::AfterSweep, Late::Holder].into_iter().enumerate() {
+        // On a busy machine, the write may come after the end of the lease.
+        let is_tested = (0..10).any(|_| {
+            let holder = as_named("job").hold_timeout(millis(500));
+            let token = store.acquire_lock("k", holder.clone()).unwrap();
+            let (written, read) = std::thread::scope(|scope| {
+                let write = || store.write_with("k", &(at + 1), WriteOptions::new().claim(token));
+                let writer = scope.spawn(write);
+                while store.is_locked("k").unwrap() {
+                    std::thread::sleep(millis(5));
+                }
+                let mut options = ReadOptions::new();
+                match late {
+                    Late::Other => {}
+                    Late::AfterSweep => drop(store.sweep().unwrap()),
+                    Late::Holder => options = options.claim(holder.resolve_holder()),
+                }
+                let read = store.read_with::<usize>("k", options).unwrap().unwrap().result;
+                (writer.join().unwrap(), read)
+            });
+            match &written {
+                Ok(()) => assert_eq!(read, at + 1, "{late:?}"),
+                Err(error) => assert!(error.is_lock_lost() && read == at, "{late:?}: {error}"),
+            }
+            written.is_ok()
+        });
+        assert!(is_tested, "{late:?}: each write was late");
+    }
+}
+
 type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
 
 #[test]
