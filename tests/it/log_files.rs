@@ -199,3 +199,19 @@ fn a_relaxed_process_keeps_a_bounded_number_of_old_files() {
     drop(store);
     assert_eq!(staged(), 0, "after the store was closed");
 }
+
+/// The sync of a durable process includes the frames of a relaxed one.
+#[test]
+fn a_relaxed_process_removes_its_old_files_when_another_one_has_synced_the_log() {
+    let dir = in_memory();
+    let staged = || names_in(&dir.path().join(".store/staged")).len();
+    let (relaxed, durable) =
+        (open_with(dir.path(), Durability::Relaxed), open_with(dir.path(), Durability::Full));
+    for round in 0..6 {
+        relaxed.write("k", &round).unwrap();
+    }
+    assert!(staged() >= 5, "{} names", staged());
+    durable.write("k", &6).unwrap();
+    relaxed.write("k", &7).unwrap();
+    assert_eq!(staged(), 1, "only that of the last write");
+}

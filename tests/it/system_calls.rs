@@ -11,7 +11,7 @@ use record_store::{
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, mark, perform};
-use crate::support::{as_named, in_memory, open, open_with};
+use crate::support::{as_named, in_memory, open_with};
 
 pub(crate) const ROLES: &[Role] = &[("counted", counted)];
 
@@ -158,7 +158,8 @@ fn counted(stage: &Stage) {
     keep_freed_memory();
     let dir: PathBuf = stage.argument();
     let stores = Stores {
-        durable: open(&dir),
+        // By default.
+        durable: FileSystemRecordStore::open(&dir).unwrap(),
         relaxed: open_with(&dir, Durability::Relaxed),
         tokens: [0; 2].map(|none| Cell::new(LockToken::new(none))),
     };
