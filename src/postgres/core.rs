@@ -91,7 +91,6 @@ impl Core {
         let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
         let here = Arc::new(Here { pool, owner });
         *core.here.lock() = Some(Local::new(Arc::clone(&here)));
-        let deadline = Limits::none().network_deadline(core.options.patience);
         let check = retried(deadline, async || core.check_sessions(&here, deadline).await);
         let checked = until(Timer::at(deadline), check).await;
         match checked {
