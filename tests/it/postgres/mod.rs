@@ -5,6 +5,7 @@ pub(crate) mod asynchronous;
 #[cfg(feature = "cli")]
 mod command_line;
 mod conformance;
+mod faults;
 pub(crate) mod opening;
 pub(crate) mod processes;
 mod relay;
