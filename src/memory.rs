@@ -1,7 +1,7 @@
 //! The store in memory: the contract among the threads of one process, and the reference model for every
 //! other store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -41,6 +41,8 @@ use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions};
 /// # Ok::<(), record_store::Error>(())
 /// ```
 ///
+/// Threads that wait for a lock acquire it in the order in which they began to wait.
+///
 /// # Limitations
 ///
 /// Leases follow [`Instant`], which on Linux does not count the time during which the machine is
@@ -74,7 +76,12 @@ struct State {
     newest: u64,
     /// The number of writes: the version of the last one.
     writes: u64,
-    /// Notified when a lock is removed, when the end of its lease changes, and when a record changes.
+    /// The acquisitions that wait for the lock of each key, in the order of their first attempts.
+    queues: BTreeMap<Key, VecDeque<u64>>,
+    /// The number of waiters that there have been: the ticket of the last one.
+    tickets: u64,
+    /// Notified when a lock is removed, when the end of its lease changes, when a waiter leaves its queue, and when a
+    /// record changes.
     changed: Arc<Condvar>,
 }
 
@@ -168,6 +175,28 @@ impl State {
         self.locks.get(key).filter(|lock| lock.is_live(now))
     }
 
+    /// Whether an acquisition is the next one. Without a ticket it is behind all that wait.
+    fn is_next(&self, key: &Key, ticket: Option<u64>) -> bool {
+        self.queues.get(key).is_none_or(|queue| queue.front().copied() == ticket)
+    }
+
+    fn enqueue(&mut self, key: &Key) -> u64 {
+        self.tickets += 1;
+        self.queues.entry(key.clone()).or_default().push_back(self.tickets);
+        self.tickets
+    }
+
+    /// The end of a wait. Those behind it look again: it may be their turn, or they wait for another lock than before.
+    fn leave_queue(&mut self, key: &Key, ticket: u64) {
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.retain(|other| *other != ticket);
+            if queue.is_empty() {
+                self.queues.remove(key);
+            }
+        }
+        self.changed.notify_all();
+    }
+
     /// Whether a record may be read or changed on this claim.
     fn admit(&self, operation: &'static str, key: &Key, claim: &Claim) -> Result<()> {
         match (claim, self.live(key, Instant::now())) {
@@ -226,7 +255,7 @@ impl MemoryRecordStore {
         operation: &'static str,
         key: &Key,
         options: &WaitOptions,
-        mut attempt: impl FnMut(&State, Instant) -> Result<T, Option<Instant>>,
+        mut attempt: impl FnMut(&mut State, Instant) -> Result<T, Option<Instant>>,
         in_the_way: impl Fn(&State, Instant) -> Option<LockInfo>,
     ) -> Result<Option<(MutexGuard<'_, State>, T)>> {
         let start = Instant::now();
@@ -238,7 +267,7 @@ impl MemoryRecordStore {
         loop {
             check_cancelled(operation, key, options)?;
             let now = Instant::now();
-            let next_event = match attempt(&state, now) {
+            let next_event = match attempt(&mut state, now) {
                 Ok(value) => return Ok(Some((state, value))),
                 Err(next_event) => next_event,
             };
@@ -280,7 +309,7 @@ impl MemoryRecordStore {
     ) -> Result<MutexGuard<'_, State>> {
         let start = Instant::now();
         let mut holder = None;
-        let free = |state: &State, now| {
+        let free = |state: &mut State, now| {
             let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
                 return Ok(());
             };
@@ -297,10 +326,58 @@ impl MemoryRecordStore {
         }
     }
 
+    /// Waits until the holder has the lock, or may acquire it: no lock of another holder is live, and no other
+    /// acquisition has waited for longer.
+    fn wait_for_turn(&self, key: &Key, own: &Holder, options: &WaitOptions) -> Result<MutexGuard<'_, State>> {
+        let (start, mut holder) = (Instant::now(), None);
+        let mut waiter = Waiter { store: self, key, ticket: None };
+        let waits = options.get_timeout() != Some(Duration::ZERO);
+        let is_turn = |state: &mut State, now| {
+            let next_event = match state.live(key, now) {
+                Some(lock) if lock.holder == *own => return Ok(()),
+                None if state.is_next(key, waiter.ticket) => return Ok(()),
+                live => {
+                    holder = live.map(|lock| lock.holder.clone());
+                    live.and_then(|lock| lock.lease.as_ref().map(|lease| lease.end))
+                }
+            };
+            if waits && waiter.ticket.is_none() {
+                waiter.ticket = Some(state.enqueue(key));
+            }
+            Err(next_event)
+        };
+        let in_the_way = |state: &State, now| state.live(key, now).map(|lock| lock.info(key, now));
+        let Some((mut state, ())) = self.wait("acquire_lock", key, options, is_turn, in_the_way)? else {
+            return Err(Error::new(ErrorKind::LockTimeout, "acquire_lock")
+                .with_key(key)
+                .with_holder(holder)
+                .with_waited(start.elapsed()));
+        };
+        if let Some(ticket) = waiter.ticket.take() {
+            state.leave_queue(key, ticket);
+        }
+        Ok(state)
+    }
+
     /// Wakes the sleepers. It locks the mutex so that none of them is between its check and its sleep.
     fn alarm(&self) -> impl FnOnce() + Send + use<> {
         let store = self.clone();
         move || store.state().changed.notify_all()
+    }
+}
+
+/// An acquisition, which has a ticket once it waits. It leaves the queue however it ends.
+struct Waiter<'a> {
+    store: &'a MemoryRecordStore,
+    key: &'a Key,
+    ticket: Option<u64>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.store.state().leave_queue(self.key, ticket);
+        }
     }
 }
 
@@ -380,7 +457,7 @@ impl RecordStore for MemoryRecordStore {
         seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
-        let attempt = |state: &State, _| match state.version(key) {
+        let attempt = |state: &mut State, _| match state.version(key) {
             version if version != seen => Ok(version),
             _ => Err(state.record(key).and_then(|record| record.expires)),
         };
@@ -441,7 +518,7 @@ impl RecordStore for MemoryRecordStore {
 
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
         let holder = options.resolve_holder();
-        let mut state = self.wait_while_locked("acquire_lock", key, Some(&holder), options.get_wait())?;
+        let mut state = self.wait_for_turn(key, &holder, options.get_wait())?;
         let now = Instant::now();
         let lease = Lease::starting_now(options.get_hold_timeout());
         if let Some(lock) = state.locks.get_mut(key).filter(|lock| lock.is_live(now) && lock.holder == holder)

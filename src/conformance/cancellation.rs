@@ -9,8 +9,8 @@ use super::support::{
     one_attempt, read_by, result_of, write_by,
 };
 use crate::{
-    Cancellation, ErrorKind, Key, LockOptions, ReadOptions, RecordChange, RecordStore, RecordStoreExt,
-    Result, WaitOptions, WriteOptions,
+    Cancellation, Error, ErrorKind, IsolationLevel, Key, LockOptions, ReadOptions, RecordChange, RecordStore,
+    RecordStoreExt, Result, WaitOptions, WriteOptions,
 };
 
 checks! { "cancellation":
@@ -24,6 +24,8 @@ checks! { "cancellation":
         "A `wait_for_lock` that is cancelled returns `Cancelled` promptly, and never `false`.",
     a_cancelled_watch_returns_promptly_and_can_be_used_again:
         "A waiting watch that is cancelled returns `Cancelled` promptly, and reports the next change when it is used again.",
+    every_operation_that_waits_can_be_cancelled:
+        "`lock`, `lock_all`, `get_or_compute`, `update` and the begin of a serializable transaction are cancelled promptly while they wait for a lock, and leave no lock behind.",
     one_cancellation_ends_all_its_waits_and_no_others:
         "One `Cancellation` ends every wait that uses it, and no other wait.",
     a_cancellation_does_not_affect_held_locks:
@@ -154,6 +156,41 @@ fn a_cancelled_watch_returns_promptly_and_can_be_used_again(store: &dyn RecordSt
         );
         assert_matches!(change, Ok(Some(RecordChange::Appeared | RecordChange::Changed)));
     }
+}
+
+type Call<'a> = &'a (dyn Fn(LockOptions) -> Result<()> + Sync);
+
+fn every_operation_that_waits_can_be_cancelled(store: &dyn RecordStore) {
+    let other = named("other");
+    store.acquire_lock("key", long_lease(&other)).unwrap();
+    let computes = |old: Option<i64>| -> Result<i64> { panic!("computed without the lock, from {old:?}") };
+    let calls: [(&str, Call<'_>); 5] = [
+        ("lock", &|options| store.lock("key", options).map(drop)),
+        // It has the lock of the first key when it is cancelled.
+        ("lock_all", &|options| store.lock_all(["a", "key"], options).map(drop)),
+        ("get_or_compute", &|options| store.get_or_compute("key", options, || computes(None)).map(drop)),
+        ("update", &|options| store.update("key", options, computes).map(drop)),
+        ("a transaction", &|options| {
+            let transaction = store.transaction("key")?.isolation_level(IsolationLevel::Serializable);
+            transaction.lock_options(options).begin().map(drop)
+        }),
+    ];
+    for (name, call) in calls {
+        for timeout in [None, Some(PATIENCE * 2)] {
+            let cancellation = Cancellation::new();
+            let options = LockOptions::new().acquire_timeout(timeout).cancellation(&cancellation);
+            let outcome = blocks_until(|| call(options), || cancellation.cancel());
+            assert!(
+                outcome.as_ref().is_err_and(Error::is_cancelled),
+                "{name} was cancelled: expected `Cancelled`, got {outcome:?}"
+            );
+            assert!(!store.is_locked("a").unwrap(), "{name} was cancelled and left a lock behind");
+        }
+    }
+    assert!(store.is_lock_holder("key", &other).unwrap());
+    store.release_lock("key", &other).unwrap();
+    assert!(!store.is_locked("key").unwrap(), "a cancelled call got the lock");
+    assert!(!store.exists("key").unwrap());
 }
 
 fn one_cancellation_ends_all_its_waits_and_no_others(store: &dyn RecordStore) {

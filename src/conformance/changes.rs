@@ -10,12 +10,15 @@ use super::support::{
     LEASE, assert_error, assert_matches, join, long_lease, named, wait_for_expiry, write_by,
 };
 use crate::{
-    Claim, Error, ErrorKind, LockOptions, RecordStore, RecordStoreExt, Result, UpdateOptions, WriteOptions,
+    Claim, Error, ErrorKind, Expected, Json, Key, LockOptions, RecordStore, RecordStoreExt, Result,
+    UpdateOptions, WriteOptions,
 };
 
 checks! { "changes":
     a_swap_needs_the_expected_result:
         "`compare_and_swap` writes only if the record's result is the expected one, and otherwise changes nothing.",
+    a_swap_compares_numbers_exactly:
+        "A swap compares numbers as they are written: two numbers are not equal because they become the same float.",
     write_if_absent_keeps_an_existing_record:
         "`write_if_absent` writes only if no record exists, and keeps an existing one.",
     a_swap_respects_locks:
@@ -48,6 +51,31 @@ fn a_swap_needs_the_expected_result(store: &dyn RecordStore) {
     assert_matches!(swap(Some(&1), 2), Ok(true));
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 2);
     assert!(!store.is_locked("key").unwrap(), "a swap left a lock behind");
+}
+
+fn a_swap_compares_numbers_exactly(store: &dyn RecordStore) {
+    let numbers = [
+        ("9007199254740993", "9007199254740992"),
+        ("18446744073709551615", "18446744073709551614"),
+        ("-9223372036854775808", "-9223372036854775807"),
+        ("[9007199254740993]", "[9007199254740992]"),
+        ("{\"a\":0.1}", "{\"a\":0.1000000000000000000001}"),
+    ];
+    let key = Key::new("key").unwrap();
+    for (present, other) in numbers {
+        let [present, other] = [present, other].map(|text| Json::parse(text).unwrap());
+        store.write_raw(&key, &present, WriteOptions::new()).unwrap();
+        let swap = |expected| {
+            store.compare_and_swap_raw(&key, Expected::Value(expected), &present, WriteOptions::new())
+        };
+        let (wrong, right) = (swap(&other), swap(&present));
+        assert!(
+            matches!((&wrong, &right), (Ok(false), Ok(true))),
+            "the result is {}: a swap of {} is {wrong:?}, and one of the result {right:?}",
+            present.as_str(),
+            other.as_str(),
+        );
+    }
 }
 
 fn write_if_absent_keeps_an_existing_record(store: &dyn RecordStore) {

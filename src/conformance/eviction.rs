@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::support::{LEASE, named, one_attempt, short_lease};
+use super::support::{named, one_attempt, short_lease, wait_for_expiry};
 use crate::{EvictionPolicy, LockOptions, RecordStore, RecordStoreExt};
 
 checks! { "eviction":
@@ -72,7 +72,7 @@ fn a_locked_record_is_kept(store: &dyn RecordStore) {
     let other = store.lock("others", one_attempt(&named("other"))).unwrap();
     let mine = store.lock("mine", LockOptions::new()).unwrap();
     let expired = store.lock("expired", short_lease(&named("late"))).unwrap();
-    sleep(LEASE * 2);
+    wait_for_expiry(store, "expired");
     let dry = store.evict(&EvictionPolicy::new().max_records(2).dry_run(true)).unwrap();
     let evicted = store.evict(&EvictionPolicy::new().max_records(2)).unwrap();
     assert_eq!((evicted.records, evicted.kept, evicted.records_left), (2, 2, 2));

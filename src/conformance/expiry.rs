@@ -9,6 +9,8 @@ checks! { "expiry":
         "A record with a time to live exists until it expires, and then reads as absent, does not exist and is not listed.",
     each_write_sets_the_time_to_live:
         "Each write sets the time to live; a record that is written without one never expires.",
+    each_swap_sets_the_time_to_live:
+        "A swap that writes sets the time to live, in each form; one that does not write changes none.",
     a_read_says_how_long_a_record_lives:
         "A read says how much of a record's time to live is left, and that a record without one does not expire.",
     changes_treat_an_expired_record_as_absent:
@@ -104,4 +106,33 @@ fn expiry_of_a_record_keeps_its_lock(store: &dyn RecordStore) {
     store.write_with("key", &2, write_by(token)).unwrap();
     store.release_lock("key", token).unwrap();
     assert_eq!(store.read::<i64>("key").unwrap().unwrap().result, 2);
+}
+
+fn each_swap_sets_the_time_to_live(store: &dyn RecordStore) {
+    let key = |name: &str| Key::new(name).unwrap();
+    let left = |name: &str| store.read_raw(&key(name), ReadOptions::new()).unwrap().unwrap().time_left;
+    let brief = || WriteOptions::new().time_to_live(PATIENCE);
+    let version = || store.read::<i64>("version").unwrap().unwrap().version;
+    store.write("value", &1).unwrap();
+    store.write("version", &1).unwrap();
+    assert_matches!(store.compare_and_swap("value", Some(&0), &2, brief()), Ok(false));
+    assert_matches!(left("value"), None, "after a swap that failed");
+    assert_matches!(store.compare_and_swap("value", Some(&1), &2, brief()), Ok(true));
+    assert_matches!(store.write_if_version("version", version(), &2, brief()), Ok(true));
+    assert_matches!(store.write_if_absent("absent", &2, brief()), Ok(true));
+    for name in ["value", "version", "absent"] {
+        assert_matches!(left(name), Some(left) if left <= PATIENCE, "after a swap with a time to live");
+    }
+    assert_matches!(store.compare_and_swap("value", Some(&2), &3, WriteOptions::new()), Ok(true));
+    assert_matches!(store.write_if_version("version", version(), &3, WriteOptions::new()), Ok(true));
+    for name in ["value", "version"] {
+        assert_matches!(left(name), None, "after a swap without a time to live");
+    }
+    // It is not only said, but kept.
+    assert_matches!(store.compare_and_swap("value", Some(&3), &4, expiring()), Ok(true));
+    assert_matches!(store.write_if_version("version", version(), &4, expiring()), Ok(true));
+    assert_matches!(store.write_if_absent("another", &4, expiring()), Ok(true));
+    for name in ["value", "version", "another"] {
+        wait_for_expiry(store, name);
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use super::PATIENCE;
+use super::subject::Subject;
 use super::support::{
     LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_waited,
     blocks_until, expired_lock, long_lease, named, one_attempt, one_read, remove_by, write_by,
@@ -45,6 +46,8 @@ checks! { "locks":
         "A lock has the note of its first acquisition, any text, also after a renewal, until it is released.",
     locks_lists_every_live_lock_once:
         "`locks` lists every live lock exactly once; the state of any other entry shows that it is not live.",
+    an_expired_lock_is_listed_as_expired(subject):
+        "`locks` lists a lock whose lease has ended, as expired, until the key is locked again.",
     break_lock_frees_the_key:
         "`break_lock` frees the key, wakes the waiters, and reports whether a lock existed.",
     break_lock_by_token_breaks_only_that_acquisition:
@@ -304,6 +307,22 @@ fn locks_lists_every_live_lock_once(store: &dyn RecordStore) {
     live.sort_by_key(|(key, _)| *key);
     assert_eq!(live, [("a", &me), ("b", &other)]);
     assert!(others.iter().all(|info| info.key().as_str() == "expired"), "{others:?}");
+}
+
+fn an_expired_lock_is_listed_as_expired(subject: &Subject) {
+    let (store, me, other) = (subject.store(), named("me"), named("other"));
+    let listed = || {
+        let locks = store.locks().unwrap().map(|info| info.unwrap());
+        locks.map(|info| (info.holder().clone(), info.token(), info.state())).collect::<Vec<_>>()
+    };
+    let old = expired_lock(store, "key", &me);
+    let expired = vec![(me.clone(), old, LockState::Expired)];
+    // An engine that ends leases by itself has forgotten it.
+    let may_forget = !subject.granularity().is_zero();
+    let before = listed();
+    assert!(before == expired || may_forget && before.is_empty(), "expected {expired:?}, got {before:?}");
+    let new = store.acquire_lock("key", one_attempt(&other)).unwrap();
+    assert_eq!(listed(), [(other, new, LockState::Held)]);
 }
 
 fn break_lock_frees_the_key(store: &dyn RecordStore) {

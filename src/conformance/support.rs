@@ -101,6 +101,39 @@ pub(super) fn blocks_until<T: Debug + Send>(blocked: impl FnOnce() -> T + Send, 
     })
 }
 
+/// Asserts that what `round` measures is mostly within `bound`. A busy machine delays some rounds, a store that only looks
+/// from time to time delays nearly all: so `enough` of four times as many rounds have to be in time.
+pub(super) fn assert_prompt(bound: Duration, enough: usize, what: &str, mut round: impl FnMut() -> Duration) {
+    let mut times = Vec::new();
+    while times.iter().filter(|time| **time <= bound).count() < enough {
+        assert!(
+            times.len() < enough * 4,
+            "{what} took {times:?}; expected at most {bound:?} in {enough} of {} rounds",
+            enough * 4
+        );
+        times.push(round());
+    }
+}
+
+/// Asserts that `round` observes the order that it expects: it returns both. Its argument is the time between two
+/// arrivals. It becomes longer, because on a busy machine the later of two may be earlier in the queue.
+pub(super) fn in_order_of_arrival(mut round: impl FnMut(Duration) -> (Vec<String>, Vec<String>)) {
+    let mut in_order = 0;
+    let mut gap = SHORT_WAIT;
+    let mut failures = Vec::new();
+    // Some rounds may be in order by chance.
+    while in_order < 3 {
+        let (observed, expected) = round(gap);
+        if observed == expected {
+            in_order += 1;
+        } else {
+            failures.push(observed);
+            assert!(failures.len() < 5, "acquired in the orders {failures:?}; expected {expected:?}");
+            gap = gap * 3 / 2;
+        }
+    }
+}
+
 /// Joins the thread, and propagates its panic.
 pub(super) fn join<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
@@ -150,10 +183,14 @@ pub(super) fn assert_waited(error: &Error, timeout: Duration, elapsed: Duration)
 
 /// Asserts that a value matches a pattern. The message shows the value.
 macro_rules! assert_matches {
-    ($value:expr, $pattern:pat $(if $guard:expr)? $(,)?) => {
+    ($value:expr, $pattern:pat $(if $guard:expr)? $(, $context:literal)? $(,)?) => {
         match $value {
             $pattern $(if $guard)? => {}
-            ref other => panic!("expected {}, got {other:?}", stringify!($pattern $(if $guard)?)),
+            ref other => panic!(
+                concat!("expected {}, got {:?}" $(, ", ", $context)?),
+                stringify!($pattern $(if $guard)?),
+                other
+            ),
         }
     };
 }

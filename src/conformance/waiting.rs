@@ -1,13 +1,14 @@
 //! Waiting: which calls wait for a lock, how long, and what they return.
 
+use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
 use super::support::{
-    LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_waited,
-    blocks_until, join, long_lease, named, one_attempt, one_read, read_by, remove_by, result_of, short_lease,
-    write_by,
+    LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_prompt,
+    assert_waited, blocks_until, in_order_of_arrival, join, long_lease, named, one_attempt, one_read,
+    read_by, remove_by, result_of, short_lease, write_by,
 };
+use super::{PATIENCE, WAKE};
 use crate::{ErrorKind, Holder, Key, LockToken, ReadOptions, RecordStore, RecordStoreExt, WaitOptions};
 
 checks! { "waiting":
@@ -35,6 +36,12 @@ checks! { "waiting":
         "With `ignore_lock`, a read returns the last committed state at once, whoever holds the lock and whatever the claim is, and changes nothing.",
     one_release_wakes_all_waiters:
         "One release wakes every `wait_for_lock` and every read that waits for the key.",
+    a_waiter_is_woken_promptly:
+        "A release wakes acquisitions, reads and `wait_for_lock`, and a change wakes watches, within 100 ms.",
+    a_waiter_is_woken_by_the_end_of_any_lease_before_its_own:
+        "A waiter behind another one acquires the lock when that one's lease ends, although nobody releases it.",
+    waiters_acquire_in_the_order_of_arrival:
+        "Waiters acquire the lock in the order in which they began to wait, and a newcomer does not pass them.",
 }
 
 fn a_read_returns_what_the_holder_commits(store: &dyn RecordStore) {
@@ -228,5 +235,119 @@ fn one_release_wakes_all_waiters(store: &dyn RecordStore) {
     blocks_until(wait_together, || {
         store.write_with("key", &1, write_by(&other)).unwrap();
         store.release_lock("key", &other).unwrap();
+    });
+}
+
+fn a_waiter_is_woken_promptly(store: &dyn RecordStore) {
+    let (me, other) = (named("me"), named("other"));
+    let acquires = || {
+        let token = store.acquire_lock("key", long_lease(&me).acquire_timeout(PATIENCE)).unwrap();
+        let woken = Instant::now();
+        store.release_lock("key", token).unwrap();
+        woken
+    };
+    let reads = || {
+        store.read_with::<i64>("key", read_by(&me).timeout(PATIENCE)).unwrap();
+        Instant::now()
+    };
+    let waits = || {
+        assert!(store.wait_for_lock("key", PATIENCE).unwrap());
+        Instant::now()
+    };
+    let watches = || {
+        assert!(store.wait_for_record("key", PATIENCE).unwrap(), "the change was not noticed");
+        Instant::now()
+    };
+    let calls: [(&str, bool, &(dyn Fn() -> Instant + Sync)); 4] = [
+        ("acquire_lock", false, &acquires),
+        ("read", false, &reads),
+        ("wait_for_lock", false, &waits),
+        ("a watch", true, &watches),
+    ];
+    for (name, is_watch, call) in calls {
+        let event = if is_watch { "a write" } else { "a release" };
+        assert_prompt(WAKE, 3, &format!("{name}, after {event},"), || {
+            store.acquire_lock("key", long_lease(&other)).unwrap();
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(call);
+                // Long enough for it to sleep, also on a busy machine, and no longer than it may be late.
+                std::thread::sleep(WAKE);
+                if is_watch {
+                    store.write_with("key", &1, write_by(&other)).unwrap();
+                } else {
+                    store.release_lock("key", &other).unwrap();
+                }
+                let changed = Instant::now();
+                let woken = join(waiter);
+                if is_watch {
+                    store.release_lock("key", &other).unwrap();
+                }
+                woken.saturating_duration_since(changed)
+            })
+        });
+    }
+}
+
+fn a_waiter_is_woken_by_the_end_of_any_lease_before_its_own(store: &dyn RecordStore) {
+    let (first, next, last) = (named("first"), named("next"), named("last"));
+    store.acquire_lock("key", long_lease(&first)).unwrap();
+    std::thread::scope(|scope| {
+        let forgets = scope.spawn(|| store.acquire_lock("key", short_lease(&next).acquire_timeout(PATIENCE)));
+        std::thread::sleep(SHORT_WAIT);
+        let waits = scope.spawn(|| store.acquire_lock("key", one_attempt(&last).acquire_timeout(PATIENCE)));
+        std::thread::sleep(SHORT_WAIT);
+        store.release_lock("key", &first).unwrap();
+        let start = Instant::now();
+        join(forgets).expect("the lock that was released");
+        join(waits).expect("the lock whose lease has ended");
+        let elapsed = start.elapsed();
+        assert!(elapsed < PATIENCE / 2, "the waiter behind another one was woken late, after {elapsed:?}");
+    });
+}
+
+fn waiters_acquire_in_the_order_of_arrival(store: &dyn RecordStore) {
+    const WAITERS: usize = 4;
+    let (first, newcomer) = (named("first"), named("newcomer"));
+    in_order_of_arrival(|gap| {
+        let mut order = Vec::new();
+        store.acquire_lock("key", long_lease(&first)).unwrap();
+        std::thread::scope(|scope| {
+            let (acquired, is_acquired) = channel();
+            let (mut waiters, mut releases) = (Vec::new(), Vec::new());
+            for number in 0..WAITERS {
+                let (acquired, (release, may_release)) = (acquired.clone(), channel::<()>());
+                releases.push(release);
+                waiters.push(scope.spawn(move || {
+                    let me = named(&format!("waiter {number}"));
+                    store.acquire_lock("key", long_lease(&me).acquire_timeout(PATIENCE)).unwrap();
+                    let _ = acquired.send(number);
+                    let _ = may_release.recv();
+                    store.release_lock("key", &me).unwrap();
+                }));
+                std::thread::sleep(gap);
+            }
+            drop(acquired);
+            store.release_lock("key", &first).unwrap();
+            let mut waiting = WAITERS;
+            while waiting > 0 {
+                // Each of those that wait came earlier.
+                if let Ok(token) = store.acquire_lock("key", one_attempt(&newcomer)) {
+                    order.push("a newcomer".to_owned());
+                    store.release_lock("key", token).unwrap();
+                }
+                match is_acquired.try_recv() {
+                    Ok(number) => {
+                        waiting -= 1;
+                        order.push(format!("waiter {number}"));
+                        let _ = releases[number].send(());
+                    }
+                    Err(TryRecvError::Empty) => std::thread::yield_now(),
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+            drop(releases);
+            waiters.into_iter().for_each(join);
+        });
+        (order, (0..WAITERS).map(|number| format!("waiter {number}")).collect())
     });
 }

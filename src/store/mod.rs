@@ -89,6 +89,13 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 /// operation's name, as Prefect's base class raises `NotImplementedError`. The feature `conformance`
 /// provides the whole contract as a test suite.
 ///
+/// # Names of operations
+///
+/// [`Error::operation`] is part of the contract, because programs and people read it. Every error of a method names the
+/// method without its suffix: `read`, `write`, `compare_and_swap`, `exists`, `remove`, `keys`, `records`, `record_info`,
+/// `evict`, `acquire_lock`, `renew`, `release_lock`, `lock_info`, `wait_for_lock`, `break_lock`, `locks`. Two have another
+/// name, that of the operation which they are parts of: `version_raw` and `wait_for_change_raw` are `watch`.
+///
 /// # The contract
 ///
 /// A *lock* is live from its acquisition until it is released or broken, until its lease expires or, if
@@ -105,6 +112,9 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 /// cancelled, with [`ErrorKind::Cancelled`]. A change does not wait for another holder's lock, but it may have to
 /// wait for a process that is stopped in the middle of a change. [`Cancellation::on_cancel`] is how a store
 /// wakes a thread that sleeps.
+///
+/// Acquisitions that wait get the lock in the order in which they began to wait, and a new one does not pass them. If
+/// one of them is dead or stopped, the next one has its turn.
 ///
 /// [`Cancellation::on_cancel`]: crate::Cancellation::on_cancel
 pub trait RecordStore: Debug + Send + Sync {

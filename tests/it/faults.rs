@@ -1,11 +1,11 @@
 //! The conformance suite finds faults: each test store has one fault, and a check must fail on it.
 //!
 //! Faults that only a timeout reveals (a waiter that is never woken) are not included, except for those of
-//! cancellation, because each takes the whole timeout of a check.
+//! cancellation and of late wakes, because each takes the whole timeout of a check.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use record_store::{
     Acquired, Cancellation, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing,
@@ -33,6 +33,7 @@ enum Fault {
     CancelledAcquisitionGetsTheLock,
     CancelledBeforeIsIgnored,
     CancelledDuringIsIgnored,
+    ComparesThroughF64,
     DeepIsFlattened,
     DeepIsRefused,
     ExpiredIsHeld,
@@ -45,7 +46,11 @@ enum Fault {
     KeysOmitsOne,
     JsonIsReformatted,
     LeaseIsShortened,
+    ListsOnlyLiveLocks,
+    LooksEvery250Millis,
+    LooksEveryMilli,
     NamedIsBound,
+    NeverReturns,
     TimeToLiveIsShortened,
     ReadIgnoresLocks,
     ReadOfMissingIgnoresLocks,
@@ -57,6 +62,7 @@ enum Fault {
     RenewKeepsTheLease,
     RenewRevives,
     SlashIsReplaced,
+    SwapForgetsTheTimeToLive,
     SwapIgnoresLocks,
     SwapIgnoresTheExpected,
     SwapIsReformatted,
@@ -151,6 +157,31 @@ impl Faulty {
         }
     }
 
+    /// Calls it again and again without a wait, or once if the fault is another one.
+    fn polled<T>(
+        &self,
+        wait: &WaitOptions,
+        call: impl Fn(WaitOptions) -> Result<T>,
+        is_over: impl Fn(&Result<T>) -> bool,
+    ) -> Result<T> {
+        let pause = match self.fault {
+            Fault::LooksEvery250Millis => Duration::from_millis(250),
+            Fault::LooksEveryMilli => Duration::from_millis(1),
+            Fault::NeverReturns => loop {
+                std::thread::park();
+            },
+            _ => return call(wait.clone()),
+        };
+        let end = wait.get_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            let outcome = call(wait.clone().timeout(Duration::ZERO));
+            if is_over(&outcome) || end.is_some_and(|end| Instant::now() >= end) {
+                return outcome;
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
     /// The text as the fault stores it.
     fn stored(&self, result: &Json) -> Result<Json> {
         let text = result.as_str();
@@ -196,14 +227,19 @@ impl RecordStore for Faulty {
         let all = self.has(Fault::ReadIgnoresLocks)
             || (self.has(Fault::ReadOfMissingIgnoresLocks) && !self.inner.exists_raw(key)?);
         let wait = self.wait(options.get_wait());
-        let mut read = ReadOptions::new().claim(self.claim(key, &claim, all)).timeout(wait.get_timeout());
-        if let Some(cancellation) = wait.get_cancellation() {
-            read = read.cancellation(cancellation);
-        }
-        let outcome = match self.inner.read_raw(key, read) {
-            Err(error) if error.is_timeout() && self.has(Fault::ReadTimeoutIsNone) => Ok(None),
-            outcome => outcome,
+        let claim = self.claim(key, &claim, all);
+        let read = |wait: WaitOptions| {
+            let mut read = ReadOptions::new().claim(claim.clone()).timeout(wait.get_timeout());
+            if let Some(cancellation) = wait.get_cancellation() {
+                read = read.cancellation(cancellation);
+            }
+            self.inner.read_raw(key, read)
         };
+        let outcome =
+            match self.polled(&wait, read, |outcome| !outcome.as_ref().is_err_and(Error::is_timeout)) {
+                Err(error) if error.is_timeout() && self.has(Fault::ReadTimeoutIsNone) => Ok(None),
+                outcome => outcome,
+            };
         let outcome =
             self.cancelled(outcome, || Err(Error::new(ErrorKind::LockTimeout, "read").with_key(key)));
         let Some(mut record) = outcome? else { return Ok(None) };
@@ -242,7 +278,18 @@ impl RecordStore for Faulty {
         options: WriteOptions,
     ) -> Result<bool> {
         let claim = self.claim(key, &options.resolve_claim(), self.has(Fault::SwapIgnoresLocks));
-        let options = options.claim(claim);
+        let mut options = options.claim(claim);
+        if self.has(Fault::SwapForgetsTheTimeToLive) {
+            options = options.time_to_live(None);
+        }
+        let is_as_float = match expected {
+            Expected::Value(value) if self.has(Fault::ComparesThroughF64) => {
+                let record = self.inner.read_raw(key, ReadOptions::new().ignore_lock())?;
+                let float = |json: &Json| json.decode::<f64>().ok();
+                record.is_some_and(|record| float(&record.json).is_some_and(|it| Some(it) == float(value)))
+            }
+            _ => false,
+        };
         let result = &if self.has(Fault::SwapIsReformatted) { reformatted(result) } else { result.clone() };
         let is_ignored = match expected {
             Expected::Version(version) if version.is_absent() => self.has(Fault::AbsenceIsIgnored),
@@ -250,7 +297,7 @@ impl RecordStore for Faulty {
             _ => false,
         };
         match self.inner.compare_and_swap_raw(key, expected, result, options.clone())? {
-            false if is_ignored => {
+            false if is_ignored || is_as_float => {
                 self.inner.write_raw(key, result, options)?;
                 Ok(true)
             }
@@ -275,7 +322,8 @@ impl RecordStore for Faulty {
         if self.has(Fault::WatchReturnsTheOldVersion) {
             return Ok(Some(seen));
         }
-        let outcome = self.inner.wait_for_change_raw(key, seen, self.wait(&options));
+        let wait = |wait| self.inner.wait_for_change_raw(key, seen, wait);
+        let outcome = self.polled(&self.wait(&options), wait, |outcome| !matches!(outcome, Ok(None)));
         self.cancelled(outcome, || Ok(None))
     }
 
@@ -322,7 +370,11 @@ impl RecordStore for Faulty {
             }
             _ => {}
         }
-        let outcome = match self.inner.acquire_lock_raw(key, options.clone()) {
+        let acquire = |wait: WaitOptions| {
+            self.inner.acquire_lock_raw(key, options.clone().acquire_timeout(wait.get_timeout()))
+        };
+        let outcome = self.polled(&wait, acquire, |outcome| !outcome.as_ref().is_err_and(Error::is_timeout));
+        let outcome = match outcome {
             Err(error) if error.is_timeout() && self.has(Fault::AcquireIgnoresOthers) => {
                 self.inner.break_lock_raw(key, None, WaitOptions::new())?;
                 self.inner.acquire_lock_raw(key, options)
@@ -396,7 +448,8 @@ impl RecordStore for Faulty {
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
-        let outcome = self.inner.wait_for_lock_raw(&self.key(key), self.wait(&options));
+        let wait = |wait| self.inner.wait_for_lock_raw(&self.key(key), wait);
+        let outcome = self.polled(&self.wait(&options), wait, |outcome| !matches!(outcome, Ok(false)));
         Ok(self.cancelled(outcome, || Ok(false))? || self.has(Fault::WaitIsAlwaysTrue))
     }
 
@@ -420,20 +473,27 @@ impl RecordStore for Faulty {
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         let held = self.has(Fault::ExpiredIsHeld);
         let state = move |info: LockInfo| if held { info.with_state(LockState::Held) } else { info };
-        Ok(Box::new(self.inner.locks_raw()?.map(move |info| info.map(state))))
+        let only_live = self.has(Fault::ListsOnlyLiveLocks);
+        let is_listed = move |info: &Result<LockInfo>| {
+            !only_live || info.as_ref().is_ok_and(|it| it.state() == LockState::Held)
+        };
+        Ok(Box::new(self.inner.locks_raw()?.filter(is_listed).map(move |info| info.map(state))))
+    }
+}
+
+fn faulty(fault: Fault) -> Faulty {
+    Faulty {
+        fault,
+        inner: MemoryRecordStore::new(),
+        shared: Cancellation::new(),
+        removed_at: AtomicU64::new(0),
     }
 }
 
 /// Whether the check `name` fails on a store with this fault.
 fn finds(name: &str, fault: Fault) -> bool {
     let check = conformance::checks().iter().find(|check| check.name() == name).expect(name);
-    let store = Faulty {
-        fault,
-        inner: MemoryRecordStore::new(),
-        shared: Cancellation::new(),
-        removed_at: AtomicU64::new(0),
-    };
-    catch_unwind(AssertUnwindSafe(|| check.run(&store))).is_err()
+    catch_unwind(AssertUnwindSafe(|| check.run(faulty(fault)))).is_err()
 }
 
 /// Asserts that each check fails on a store with its fault, and passes on a store without a fault.
@@ -464,6 +524,7 @@ fn every_fault_is_found() {
         (BreakByTokenReturnsTrue, "locks::break_lock_by_token_breaks_only_that_acquisition"),
         (BreakIgnoresTheToken, "locks::break_lock_by_token_breaks_only_that_acquisition"),
         (BreakReturnsFalse, "locks::break_lock_frees_the_key"),
+        (ComparesThroughF64, "changes::a_swap_compares_numbers_exactly"),
         (DeepIsFlattened, "records::a_deeply_nested_result_is_kept_or_refused"),
         (DeepIsRefused, "records::a_deeply_nested_result_is_kept_or_refused"),
         (ExpiredIsHeld, "leases::an_expired_lock_is_not_a_lock"),
@@ -479,6 +540,9 @@ fn every_fault_is_found() {
         (JsonIsReformatted, "records::raw_json_text_is_kept_byte_for_byte"),
         (LeaseIsShortened, "leases::a_lease_expires"),
         (LeaseIsShortened, "waiting::wait_for_lock_is_true_when_the_lease_expires"),
+        (ListsOnlyLiveLocks, "locks::an_expired_lock_is_listed_as_expired"),
+        (LooksEvery250Millis, "waiting::a_waiter_is_woken_promptly"),
+        (LooksEveryMilli, "waiting::waiters_acquire_in_the_order_of_arrival"),
         (NamedIsBound, "locks::a_bound_holder_is_a_holder_of_its_own_kind"),
         (NamedIsBound, "locks::a_named_holder_is_not_a_default_holder"),
         (TimeToLiveIsShortened, "expiry::a_record_expires_on_time"),
@@ -496,6 +560,7 @@ fn every_fault_is_found() {
         (RenewRevives, "leases::an_expired_lock_is_not_a_lock"),
         (RenewRevives, "leases::renew_needs_the_holder"),
         (SlashIsReplaced, "keys::unusual_keys_do_not_collide"),
+        (SwapForgetsTheTimeToLive, "expiry::each_swap_sets_the_time_to_live"),
         (SwapIgnoresLocks, "changes::a_swap_respects_locks"),
         (SwapIgnoresTheExpected, "changes::a_swap_needs_the_expected_result"),
         (SwapIgnoresTheExpected, "changes::one_of_many_concurrent_swaps_succeeds"),
@@ -530,6 +595,7 @@ fn every_fault_of_cancellation_is_found() {
         (CancelledDuringIsIgnored, "cancellation::a_cancelled_read_returns_promptly"),
         (CancelledDuringIsIgnored, "cancellation::a_cancelled_wait_for_lock_returns_promptly"),
         (CancelledDuringIsIgnored, "cancellation::a_cancelled_watch_returns_promptly_and_can_be_used_again"),
+        (CancelledDuringIsIgnored, "cancellation::every_operation_that_waits_can_be_cancelled"),
         (CancelledDuringIsIgnored, "cancellation::one_cancellation_ends_all_its_waits_and_no_others"),
         (CancellationIsATimeout, "cancellation::a_cancelled_acquisition_gets_no_lock"),
         (CancellationIsATimeout, "cancellation::a_cancelled_read_returns_promptly"),
@@ -539,9 +605,28 @@ fn every_fault_of_cancellation_is_found() {
         (CancellationIsLate, "cancellation::a_cancelled_read_returns_promptly"),
         (CancellationIsLate, "cancellation::a_cancelled_wait_for_lock_returns_promptly"),
         (CancellationIsLate, "cancellation::a_cancelled_watch_returns_promptly_and_can_be_used_again"),
+        (CancellationIsLate, "cancellation::every_operation_that_waits_can_be_cancelled"),
         (CancellationEndsAllWaits, "cancellation::one_cancellation_ends_all_its_waits_and_no_others"),
         (CancellationReleases, "cancellation::a_cancellation_does_not_affect_held_locks"),
         (CancelledAcquisitionGetsTheLock, "cancellation::a_call_that_is_already_cancelled_fails_at_once"),
         (CancelledAcquisitionGetsTheLock, "cancellation::a_cancelled_acquisition_gets_no_lock"),
     ]);
+}
+
+/// Of a hang, nothing is known but the name of the check.
+#[test]
+fn a_check_that_hangs_is_named_and_the_suite_goes_on() {
+    let run = || {
+        conformance::Suite::new(|| faulty(Fault::NeverReturns))
+            .select(|check| check.name().starts_with("watching::"))
+            .limit(Duration::from_millis(500))
+            .run()
+    };
+    let payload = catch_unwind(run).unwrap_err();
+    let message = payload.downcast_ref::<String>().unwrap();
+    let all = conformance::checks().iter().filter(|check| check.name().starts_with("watching::")).count();
+    assert!(message.starts_with(&format!("{all} of {all} checks failed:")), "{message}");
+    let hang = "watching::a_watch_reports_expiry\n    expected: A watch reports the expiry of a record as its removal.\n    \
+        observed: the check has not ended within 500ms: a call hangs";
+    assert!(message.contains(hang), "{message}");
 }

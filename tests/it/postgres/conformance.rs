@@ -1,84 +1,54 @@
 //! The conformance suite on a server.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::process::Command;
 
-use record_store::{
-    Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
-    PostgresOptions, PostgresRecordStore, RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions,
-    Result, StoreIdentity, WaitOptions, WriteOptions, conformance,
-};
+use record_store::conformance::{self, Check, Need, Suite};
+use record_store::{Key, PostgresOptions, PostgresRecordStore};
 
+use super::server::Server;
+use super::sessions::Stalled;
 use super::{new_url, open};
 
-/// Two handles of one store, each with connections of its own. Every call goes to the other one.
-#[derive(Debug)]
-struct TwoHandles {
-    handles: [PostgresRecordStore; 2],
-    calls: AtomicUsize,
-}
-
-impl TwoHandles {
-    fn open(url: &str) -> Self {
-        Self { handles: [open(url), open(url)], calls: AtomicUsize::new(0) }
-    }
-
-    fn next(&self) -> &PostgresRecordStore {
-        &self.handles[self.calls.fetch_add(1, Ordering::Relaxed) % 2]
-    }
-}
-
-macro_rules! by_turns {
-    ($($name:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
-        impl RecordStore for TwoHandles {
-            fn identity_raw(&self) -> Option<StoreIdentity> {
-                self.handles[0].identity_raw()
-            }
-            $(fn $name(&self, $($argument: $type),*) -> $output {
-                self.next().$name($($argument),*)
-            })*
-        }
-    };
-}
-
-by_turns! {
-    read_raw(key: &Key, options: ReadOptions) -> Result<Option<RawRecord>>;
-    write_raw(key: &Key, result: &Json, options: WriteOptions) -> Result<()>;
-    compare_and_swap_raw(key: &Key, expected: Expected<'_>, result: &Json, options: WriteOptions) -> Result<bool>;
-    exists_raw(key: &Key) -> Result<bool>;
-    remove_raw(key: &Key, options: RemoveOptions) -> Result<bool>;
-    version_raw(key: &Key) -> Result<RecordVersion>;
-    wait_for_change_raw(key: &Key, seen: RecordVersion, options: WaitOptions) -> Result<Option<RecordVersion>>;
-    keys_raw() -> Result<Listing<'_, Key>>;
-    supports_isolation_level_raw(level: IsolationLevel) -> bool;
-    acquire_lock_raw(key: &Key, options: LockOptions) -> Result<Acquired>;
-    renew_raw(key: &Key, claim: &Claim, hold_timeout: Option<Duration>, options: WaitOptions) -> Result<()>;
-    release_lock_raw(key: &Key, claim: &Claim, options: WaitOptions) -> Result<()>;
-    lock_info_raw(key: &Key) -> Result<Option<LockInfo>>;
-    wait_for_lock_raw(key: &Key, options: WaitOptions) -> Result<bool>;
-    break_lock_raw(key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool>;
-    locks_raw() -> Result<Listing<'_, LockInfo>>;
-}
-
 /// A server describes no records yet, and evicts none.
-fn applicable() -> impl Iterator<Item = &'static conformance::Check> {
-    let is_missing = |name: &str| name.starts_with("listing::") || name.starts_with("eviction::");
-    conformance::checks().iter().filter(move |check| !is_missing(check.name()))
+pub(crate) fn applies(check: &Check) -> bool {
+    !["listing::", "eviction::"].iter().any(|group| check.name().starts_with(group))
+}
+
+/// The other process of a check.
+pub(crate) fn program(store: &PostgresRecordStore) -> Command {
+    let url = format!("{}?schema={}", Server::shared().unwrap().url(), store.schema());
+    crate::conformance::program(url)
+}
+
+/// Stops all changes of a key.
+pub(crate) fn stall(store: &PostgresRecordStore, key: &Key) -> Stalled {
+    Stalled::of(Server::shared().unwrap(), store, key.as_str())
 }
 
 #[test]
 fn two_handles_keep_the_contract() {
     let Some(_) = new_url() else { return };
-    for check in applicable() {
-        check.run(&TwoHandles::open(&new_url().unwrap()));
-    }
+    let handles = || {
+        let url = new_url().unwrap();
+        conformance::by_turns([open(&url), open(&url)])
+    };
+    Suite::new(handles).stall(|store, key| stall(&store.handles()[0], key)).select(applies).run();
 }
 
 #[test]
 fn a_store_with_one_connection_keeps_the_contract() {
     let Some(_) = new_url() else { return };
     let options = PostgresOptions::new().connections(1);
-    for check in applicable() {
-        check.run(&PostgresRecordStore::connect(&new_url().unwrap(), options.clone()).unwrap());
-    }
+    let open = || PostgresRecordStore::connect(&new_url().unwrap(), options.clone()).unwrap();
+    Suite::new(open).select(applies).run();
+}
+
+#[test]
+fn several_processes_keep_the_contract() {
+    let Some(_) = new_url() else { return };
+    let report = Suite::new(|| open(&new_url().unwrap()))
+        .other_process(program)
+        .select(|check| check.needs() == Some(Need::OtherProcess))
+        .run();
+    assert!(!report.ran().is_empty());
 }

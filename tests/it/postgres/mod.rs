@@ -2,9 +2,12 @@
 
 #[cfg(feature = "tokio")]
 pub(crate) mod asynchronous;
+mod clocks;
 #[cfg(feature = "cli")]
 mod command_line;
 mod conformance;
+mod failover;
+mod faults;
 pub(crate) mod opening;
 pub(crate) mod processes;
 mod relay;

@@ -21,6 +21,8 @@ pub(crate) struct Server {
     _supervisor: ChildStdin,
     /// The extra settings of the last start.
     settings: Mutex<Vec<String>>,
+    /// A library that the server loads first, and its variable.
+    preload: Option<[(&'static str, PathBuf); 2]>,
 }
 
 impl Server {
@@ -37,18 +39,53 @@ impl Server {
 
     /// A server of one test, with options of `initdb`.
     pub(crate) fn with_initdb(options: &[&str], settings: &[&str]) -> Option<Self> {
+        Some(Self::stopped()?.initialized(options, settings))
+    }
+
+    /// A server of one test whose clock can be set.
+    pub(crate) fn with_clock() -> Option<(Self, Clock)> {
+        if !has_program("cc") {
+            return None;
+        }
+        let mut server = Self::stopped()?;
+        let [source, library, offset] = ["clock.c", "clock.so", "offset"].map(|name| server.dir.join(name));
+        std::fs::write(&source, CLOCK).unwrap();
+        run(Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source));
+        let file = std::fs::File::options().create_new(true).read(true).write(true).open(&offset).unwrap();
+        server.preload = Some([("LD_PRELOAD", library), ("CLOCK_OFFSET", offset)]);
+        let clock = Clock(file);
+        clock.set(0);
+        Some((server.initialized(&[], &[]), clock))
+    }
+
+    /// A standby of this server, which follows it.
+    pub(crate) fn standby(&self) -> Self {
+        let standby = Self::prepared(self.programs.clone());
+        let mut backup = standby.command("pg_basebackup");
+        backup.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf"]);
+        backup.args(["--host=127.0.0.1", "--username=postgres", "--port"]).arg(self.port.to_string());
+        run(backup.arg("-D").arg(standby.data()));
+        standby.start(&[]);
+        standby
+    }
+
+    fn stopped() -> Option<Self> {
         let Some(programs) = programs() else {
             skip("a PostgreSQL server");
             return None;
         };
-        let server = Self::prepared(programs);
+        Some(Self::prepared(programs))
+    }
+
+    fn initialized(self, options: &[&str], settings: &[&str]) -> Self {
+        let server = self;
         let mut initdb = server.command("initdb");
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--locale=C", "-D"]);
         initdb.arg(server.data());
         initdb.args(if options.is_empty() { &["--encoding=UTF8"] } else { options });
         run(&mut initdb);
         server.start(settings);
-        Some(server)
+        server
     }
 
     /// A server whose directory is still empty.
@@ -64,7 +101,14 @@ impl Server {
             supervisor.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let pipe = supervisor.stdin.take().unwrap();
         std::thread::spawn(move || supervisor.wait());
-        Self { programs, dir, port: free_port(), _supervisor: pipe, settings: Mutex::default() }
+        Self {
+            programs,
+            dir,
+            port: free_port(),
+            _supervisor: pipe,
+            settings: Mutex::default(),
+            preload: None,
+        }
     }
 
     fn command(&self, program: &str) -> Command {
@@ -114,6 +158,7 @@ impl Server {
         for setting in &*self.settings.lock().unwrap() {
             postgres.args(["-c", setting]);
         }
+        postgres.envs(self.preload.iter().flatten().map(|(name, path)| (name, path)));
         postgres.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = postgres.spawn().unwrap();
         let start = Instant::now();
@@ -202,6 +247,68 @@ impl Server {
         run(ctl.args(["stop", "-m", "fast", "-w", "-D"]).arg(self.data()));
     }
 }
+
+/// The clock of a server.
+pub(crate) struct Clock(std::fs::File);
+
+impl Clock {
+    /// Sets it so many milliseconds forward, or back, from the time of this host.
+    pub(crate) fn set(&self, milliseconds: i64) {
+        use std::os::unix::fs::FileExt as _;
+        self.0.write_all_at(&(milliseconds * 1_000_000).to_ne_bytes(), 0).unwrap();
+    }
+}
+
+/// What the C library says of the wall clock in a server, with an offset in nanoseconds from a file. The other clocks stay:
+/// as on a host whose clock is set.
+const CLOCK: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static const volatile int64_t *offset;
+
+__attribute__((constructor)) static void map_offset(void) {
+    const char *path = getenv("CLOCK_OFFSET");
+    int file = path ? open(path, O_RDONLY) : -1;
+    if (file < 0) return;
+    void *mapping = mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, file, 0);
+    if (mapping != MAP_FAILED) offset = mapping;
+    close(file);
+}
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    int result = syscall(SYS_clock_gettime, clock, time);
+    if (result == 0 && clock == CLOCK_REALTIME && offset) {
+        int64_t all = time->tv_sec * INT64_C(1000000000) + time->tv_nsec + *offset;
+        time->tv_sec = all / 1000000000;
+        time->tv_nsec = all % 1000000000;
+    }
+    return result;
+}
+
+int gettimeofday(struct timeval *restrict time, void *restrict zone) {
+    struct timespec exact;
+    (void) zone;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    time->tv_sec = exact.tv_sec;
+    time->tv_usec = exact.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *result) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (result) *result = exact.tv_sec;
+    return exact.tv_sec;
+}
+"#;
 
 /// Reads until its input ends, then stops the server and removes its directory.
 const SUPERVISOR: &str = r#"

@@ -189,10 +189,10 @@ fn a_server_that_does_not_answer_is_given_up() {
 }
 
 /// A session in the middle of a transaction that has entered the latches of all keys.
-struct Stalled(std::process::Child);
+pub(crate) struct Stalled(std::process::Child);
 
 impl Stalled {
-    fn of(server: &Server, store: &PostgresRecordStore, key: &str) -> Self {
+    pub(crate) fn of(server: &Server, store: &PostgresRecordStore, key: &str) -> Self {
         let digest = {
             use sha2::Digest as _;
             sha2::Sha256::digest(key.as_bytes())

@@ -1,0 +1,232 @@
+//! The conformance suite finds faults of this store: each is planted into the functions of a schema.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use record_store::conformance::{self, Suite};
+use record_store::{PostgresRecordStore, RecordStore as _};
+
+use super::conformance::{program, stall};
+use super::server::Server;
+use super::{new_url, open};
+
+/// A function, a part of its text, and what it is replaced with.
+type Change = (&'static str, &'static str, &'static str);
+
+/// What is broken, how, and the checks that find it.
+type Fault = (&'static str, &'static [Change], &'static [&'static str]);
+
+const ENTER: &str = "PERFORM {schema}.enter(p_hash, p_patience);";
+const OF_THIS_PROCESS: &str = "AND (NOT p_bound OR l.owner = p_owner)";
+
+const FAULTS: &[Fault] = &[
+    (
+        "nobody is notified",
+        &[("notify", "'record_store_'", "'nobody_'")],
+        &[
+            "waiting::a_waiter_is_woken_promptly",
+            "processes::a_release_wakes_the_waiters_of_another_process",
+            "processes::a_change_wakes_the_watches_of_another_process",
+        ],
+    ),
+    (
+        "a release notifies only those that want the lock",
+        &[("notify_free", "t.kind <> 'c'", "t.kind = 'l'")],
+        &["waiting::a_waiter_is_woken_promptly", "processes::a_release_wakes_the_waiters_of_another_process"],
+    ),
+    (
+        "a write notifies nobody",
+        &[("write", "PERFORM {schema}.notify_change(p_id);", "")],
+        &["waiting::a_waiter_is_woken_promptly", "processes::a_change_wakes_the_watches_of_another_process"],
+    ),
+    (
+        "a removal notifies nobody",
+        &[("remove", "PERFORM {schema}.notify_change(p_id);", "")],
+        &["processes::a_change_wakes_the_watches_of_another_process"],
+    ),
+    (
+        "there is no queue",
+        &[(
+            "acquire",
+            "t\n            WHERE t.id = p_id AND t.kind = 'l'",
+            "t\n            WHERE false AND t.kind = 'l'",
+        )],
+        &["processes::processes_are_served_in_the_order_of_arrival"],
+    ),
+    (
+        "the owner's death is ignored",
+        &[("lives", "SELECT NOT", "SELECT true OR NOT")],
+        &["processes::the_bound_lock_of_a_killed_process_is_free"],
+    ),
+    (
+        "a waiter's death is ignored",
+        &[
+            ("acquire", "NOT {schema}.lives(w.owner)", "false"),
+            ("acquire", "interval '1 second'", "interval '1 hour'"),
+            ("notify_free", "IF {schema}.lives(w.owner) THEN", "IF true THEN"),
+        ],
+        &["processes::a_waiter_that_is_killed_holds_up_nobody"],
+    ),
+    (
+        "the time is that of the beginning of the transaction",
+        &[("is_live", "clock_timestamp()", "now()")],
+        &["stalled::a_change_that_waits_past_the_lease_is_refused"],
+    ),
+    ("a release enters no latch", &[("release", ENTER, "")], STALLED),
+    ("a write enters no latch", &[("write", ENTER, "")], STALLED),
+    ("a removal enters no latch", &[("remove", ENTER, "")], STALLED),
+    ("an acquisition enters no latch", &[("acquire", ENTER, "")], STALLED),
+    ("a renewal enters no latch", &[("renew", ENTER, "")], STALLED),
+    ("a break enters no latch", &[("break_lock", ENTER, "")], STALLED),
+    (
+        "the latch excludes nobody",
+        &[("enter", "pg_advisory_xact_lock", "pg_advisory_xact_lock_shared")],
+        &["stalled::a_change_goes_on_after_the_end_of_the_other_one"],
+    ),
+    (
+        "a swap does not compare versions",
+        &[("write", "present IS DISTINCT FROM p_version", "false")],
+        &["processes::no_increment_of_several_processes_is_lost"],
+    ),
+    (
+        "a token of a bound lock is valid in every process",
+        &[("has_token", "AND (p_delegated OR NOT l.bound OR l.owner = p_owner)", "")],
+        &[
+            "processes::a_token_of_a_bound_lock_is_worth_nothing_elsewhere",
+            "processes::a_forked_child_is_another_process",
+        ],
+    ),
+    (
+        "a token of a named lock is valid only in its process",
+        &[("has_token", "NOT l.bound OR", "")],
+        &["processes::a_token_of_a_named_lock_is_valid_in_every_process"],
+    ),
+    (
+        "a bound holder is the same in every process for an acquisition",
+        &[("acquire", OF_THIS_PROCESS, "")],
+        &["processes::a_bound_holder_of_another_process_is_another_holder"],
+    ),
+    (
+        "a bound holder is the same in every process for a change",
+        &[("admit", OF_THIS_PROCESS, "")],
+        &["processes::a_bound_holder_of_another_process_is_another_holder"],
+    ),
+    (
+        "a bound holder is the same in every process for a release",
+        &[("own", OF_THIS_PROCESS, "")],
+        &["processes::a_bound_holder_of_another_process_is_another_holder"],
+    ),
+    (
+        "every holder may release",
+        &[("own", "l.holder = p_holder AND l.bound = p_bound AND", "true OR")],
+        &["processes::the_default_holders_of_two_processes_exclude_each_other"],
+    ),
+    (
+        "a named holder is another one in each process",
+        &[("acquire", "(NOT p_bound OR l.owner = p_owner)", "l.owner = p_owner")],
+        &["processes::a_named_holder_is_the_same_in_every_process"],
+    ),
+    (
+        "a named lock ends with its process",
+        &[("is_live", "NOT l.bound OR", "")],
+        &["processes::the_named_lock_of_a_killed_process_stays"],
+    ),
+    (
+        "a write over a record keeps its version",
+        &[("write", "version = excluded.version", "version = t.version")],
+        &["processes::records_are_the_same_in_every_process"],
+    ),
+    (
+        "a swap forgets the time to live",
+        &[(
+            "write",
+            "{schema}.end_after(p_time_to_live)",
+            "CASE WHEN p_mode = 0 THEN {schema}.end_after(p_time_to_live) END",
+        )],
+        &["expiry::each_swap_sets_the_time_to_live"],
+    ),
+    (
+        "a cancelled waiter stays in the queue",
+        &[("leave", "t.nonce = p_nonce", "false")],
+        &["cancellation::a_cancelled_acquisition_gets_no_lock"],
+    ),
+];
+
+const STALLED: &[&str] = &[
+    "stalled::a_change_that_cannot_be_made_ends_at_its_timeout",
+    "stalled::a_change_that_cannot_be_made_can_be_cancelled",
+];
+
+/// Changes the functions of the store.
+fn plant(store: &PostgresRecordStore, changes: &[Change]) {
+    let schema = format!("\"{}\"", store.schema());
+    for (function, old, new) in changes {
+        let [old, new] = [old, new].map(|text| text.replace("{schema}", &schema));
+        Server::shared().unwrap().sql(&format!(
+            "DO $plant$ DECLARE
+                old text := pg_get_functiondef('{schema}.{function}'::regproc);
+                new text := replace(old, $old${old}$old$, $new${new}$new$);
+            BEGIN
+                IF old = new THEN RAISE 'the text is not in it'; END IF;
+                EXECUTE new;
+            END $plant$"
+        ));
+    }
+}
+
+/// Whether the check fails on a store with these changes.
+fn finds(check: &str, changes: &[Change]) -> bool {
+    let suite = Suite::new(|| {
+        let store = open(&new_url().unwrap());
+        plant(&store, changes);
+        store
+    });
+    let suite = suite.other_process(program).stall(stall).select(|other| other.name() == check);
+    match catch_unwind(AssertUnwindSafe(|| suite.run())) {
+        Ok(report) => {
+            assert_eq!(report.ran().len(), 1, "{check}");
+            false
+        }
+        Err(payload) => {
+            let message = payload.downcast_ref::<String>().unwrap();
+            assert!(message.starts_with(&format!("1 of 1 checks failed:\n{check}\n")), "{message}");
+            true
+        }
+    }
+}
+
+/// That the checks pass without a fault is tested in `conformance`.
+#[test]
+fn every_planted_fault_is_found() {
+    let Some(url) = new_url() else { return };
+    assert!(open(&url).identity_raw().is_some());
+    let all: Vec<_> = FAULTS
+        .iter()
+        .flat_map(|(what, changes, checks)| checks.iter().map(move |check| (*what, *changes, *check)))
+        .collect();
+    let (next, missed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        // They wait more than they work.
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while let Some((what, changes, check)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // On a very busy machine, a waiter may not sleep yet when the change comes that it is not told of.
+                    if !(0..3).any(|_| finds(check, changes)) {
+                        missed.lock().unwrap().push(format!("{check} does not find that {what}"));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(missed.into_inner().unwrap(), [""; 0]);
+}
+
+/// Every check of several processes and of a stalled change has a fault.
+#[test]
+fn every_check_that_needs_more_than_a_store_has_a_fault() {
+    for check in conformance::checks().iter().filter(|check| check.needs().is_some()) {
+        let has_fault = FAULTS.iter().any(|(_, _, checks)| checks.contains(&check.name()));
+        assert!(has_fault, "{}", check.name());
+    }
+}
