@@ -5,12 +5,15 @@ pub(crate) mod asynchronous;
 #[cfg(feature = "cli")]
 mod command_line;
 mod conformance;
+pub(crate) mod eviction;
 pub(crate) mod opening;
 pub(crate) mod processes;
 mod relay;
 mod server;
 mod sessions;
 pub(crate) mod storms;
+mod upgrade;
+mod verify;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
