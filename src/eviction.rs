@@ -1,6 +1,8 @@
 //! Evicting records, so that a cache stays small: which ones, and what was done.
 
+use std::iter::Peekable;
 use std::time::{Duration, SystemTime};
+use std::vec;
 
 /// How large a store may be, and how old its records. [`evict`](crate::RecordStoreExt::evict) removes the records that
 /// were written the longest time ago until all of it is so.
@@ -127,41 +129,79 @@ pub(crate) enum Outcome {
     Kept,
 }
 
-/// Evicts the oldest candidates with `attempt`, which removes nothing in a dry run.
-pub(crate) fn evict<T, E>(
-    policy: &EvictionPolicy,
-    mut candidates: Vec<Candidate<T>>,
-    mut attempt: impl FnMut(&T) -> Result<Outcome, E>,
-) -> Result<Evicted, E> {
-    candidates.sort_by_key(|candidate| candidate.modified);
-    let now = SystemTime::now();
-    let mut evicted = Evicted {
-        records_left: candidates.len() as u64,
-        bytes_left: candidates.iter().map(|candidate| candidate.size).sum(),
-        ..Evicted::default()
-    };
-    for Candidate { modified, size, record } in candidates {
+/// An eviction that goes on: which candidate is next, and what was done so far.
+#[derive(Debug)]
+pub(crate) struct Eviction<'a, T> {
+    policy: &'a EvictionPolicy,
+    now: SystemTime,
+    /// The oldest first.
+    candidates: Peekable<vec::IntoIter<Candidate<T>>>,
+    /// Each candidate that was given out counts as gone until it is [told](Self::tell) to be kept.
+    evicted: Evicted,
+}
+
+impl<'a, T> Eviction<'a, T> {
+    /// `now`: by the clock by which the candidates were modified.
+    pub(crate) fn new(
+        policy: &'a EvictionPolicy,
+        mut candidates: Vec<Candidate<T>>,
+        now: SystemTime,
+    ) -> Self {
+        candidates.sort_by_key(|candidate| candidate.modified);
+        let evicted = Evicted {
+            records_left: candidates.len() as u64,
+            bytes_left: candidates.iter().map(|candidate| candidate.size).sum(),
+            ..Evicted::default()
+        };
+        Self { policy, now, candidates: candidates.into_iter().peekable(), evicted }
+    }
+
+    /// The oldest candidate that has to go, if those before it are gone. `None`: none, unless one of those is kept.
+    pub(crate) fn next(&mut self) -> Option<Candidate<T>> {
+        let oldest = self.candidates.peek()?;
         // A record from the future, because the clock was set back, has no age.
-        let age = now.duration_since(modified).unwrap_or_default();
-        if !policy.is_exceeded(evicted.records_left, evicted.bytes_left, age) {
-            break;
+        let age = self.now.duration_since(oldest.modified).unwrap_or_default();
+        if !self.policy.is_exceeded(self.evicted.records_left, self.evicted.bytes_left, age) {
+            return None;
         }
-        let outcome = attempt(&record)?;
+        self.evicted.records_left -= 1;
+        self.evicted.bytes_left -= oldest.size;
+        self.candidates.next()
+    }
+
+    /// Tells the fate of a candidate that was given out.
+    pub(crate) fn tell(&mut self, size: u64, outcome: Outcome) {
         match outcome {
             Outcome::Evicted => {
-                evicted.records += 1;
-                evicted.bytes += size;
+                self.evicted.records += 1;
+                self.evicted.bytes += size;
             }
             Outcome::Gone => {}
             Outcome::Kept => {
-                evicted.kept += 1;
-                continue;
+                self.evicted.kept += 1;
+                self.evicted.records_left += 1;
+                self.evicted.bytes_left += size;
             }
         }
-        evicted.records_left -= 1;
-        evicted.bytes_left -= size;
     }
-    Ok(evicted)
+
+    pub(crate) fn evicted(&self) -> Evicted {
+        self.evicted
+    }
+}
+
+/// Evicts the oldest candidates with `attempt`, one after the other. It removes nothing in a dry run.
+pub(crate) fn evict<T, E>(
+    policy: &EvictionPolicy,
+    candidates: Vec<Candidate<T>>,
+    mut attempt: impl FnMut(&T) -> Result<Outcome, E>,
+) -> Result<Evicted, E> {
+    let mut eviction = Eviction::new(policy, candidates, SystemTime::now());
+    while let Some(candidate) = eviction.next() {
+        let outcome = attempt(&candidate.record)?;
+        eviction.tell(candidate.size, outcome);
+    }
+    Ok(eviction.evicted())
 }
 
 #[cfg(test)]
@@ -225,5 +265,23 @@ mod tests {
         let (evicted, result) = evicted(&policy, &[(9, 1), (8, 1), (7, 1), (6, 1)], &[(0, Outcome::Gone)]);
         assert_eq!(evicted, [1]);
         assert_eq!((result.records, result.kept, result.records_left), (1, 0, 2));
+    }
+
+    #[test]
+    fn several_at_once_are_those_that_would_go_one_after_the_other() {
+        let policy = EvictionPolicy::new().max_records(1);
+        let mut eviction =
+            Eviction::new(&policy, candidates(&[(9, 1), (8, 1), (7, 1), (6, 1)]), SystemTime::now());
+        let batch: Vec<_> =
+            std::iter::from_fn(|| eviction.next()).map(|candidate| candidate.record).collect();
+        assert_eq!(batch, [0, 1, 2]);
+        for outcome in [Outcome::Evicted, Outcome::Kept, Outcome::Gone] {
+            eviction.tell(1, outcome);
+        }
+        // In the place of the one that is kept.
+        assert_eq!(eviction.next().map(|candidate| candidate.record), Some(3));
+        eviction.tell(1, Outcome::Evicted);
+        let evicted = eviction.evicted();
+        assert_eq!((evicted.records, evicted.kept, evicted.records_left, evicted.bytes_left), (2, 1, 1, 1));
     }
 }

@@ -226,7 +226,10 @@ pub use options::WriteOptions;
 pub use options::{CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions};
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
-pub use postgres::{PostgresOptions, PostgresRecordStore};
+pub use postgres::{
+    PostgresChecked, PostgresFinding, PostgresOptions, PostgresProblem, PostgresRecordStore,
+    PostgresVerification,
+};
 pub use process::after_fork;
 pub use record::{RawRecord, TransactionRecord};
 pub use record_info::{ListOptions, RecordInfo};

@@ -48,13 +48,14 @@ impl RecordInfo {
         self.version
     }
 
-    /// The bytes that the record occupies in the store: in a directory the size of its file.
+    /// The bytes that the record occupies in the store: in a directory the size of its file, on a server that of its JSON
+    /// text.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// When it was last written, by the writer's wall clock.
+    /// When it was last written, by the writer's wall clock, or by that of the server.
     #[must_use]
     pub fn modified(&self) -> SystemTime {
         self.modified

@@ -287,7 +287,8 @@ async fn retried<T>(
 
 async fn find_or_create(session: &Session, schema: &SchemaName, creates: bool) -> Result<Found, Failure> {
     match schema::find(&session.client, schema).await? {
-        Found::Nothing if creates => schema::create(&session.client, schema).await,
+        Found::Nothing if !creates => Ok(Found::Nothing),
+        Found::Nothing | Found::OlderVersion => schema::create_or_upgrade(&session.client, schema).await,
         found => Ok(found),
     }
 }
@@ -302,7 +303,7 @@ fn refusal(found: &Found, context: Context<'_>, schema: &SchemaName) -> Error {
         Found::Foreign => context
             .error(ErrorKind::NotAStore)
             .with_detail(format!("the schema {schema} has other tables: choose another one")),
-        Found::Nothing | Found::Store(_) => {
+        Found::Nothing | Found::OlderVersion | Found::Store(_) => {
             context.error(ErrorKind::NotAStore).with_detail(format!("there is no schema {schema}"))
         }
     }
@@ -316,6 +317,8 @@ pub(super) enum Parameter<'a> {
     Integer(i32),
     Long(Option<i64>),
     Flag(bool),
+    List(&'a [&'a [u8]]),
+    Longs(&'a [i64]),
     /// The number of this process. There has to be a session for it.
     Owner,
     /// The number of this process, or 0 if there is no session for it: then it has no bound locks.
@@ -342,6 +345,8 @@ impl ToSql for Parameter<'_> {
             Self::Integer(value) => value.to_sql(kind, out),
             Self::Long(value) => value.to_sql(kind, out),
             Self::Flag(value) => value.to_sql(kind, out),
+            Self::List(values) => values.to_sql(kind, out),
+            Self::Longs(values) => values.to_sql(kind, out),
             Self::Owner | Self::OwnerIfKnown | Self::Patience => Ok(IsNull::Yes),
         }
     }
@@ -393,6 +398,15 @@ pub(super) struct KeyId {
 impl KeyId {
     pub(super) fn of(key: &Key) -> Self {
         Self { id: Sha256::digest(key.as_str().as_bytes()).into() }
+    }
+
+    /// The id in a row. `None`: it is none.
+    pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self { id: bytes.try_into().ok()? })
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.id
     }
 
     pub(super) fn id(&self) -> Parameter<'_> {

@@ -1,10 +1,11 @@
 //! Describing locks.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio_postgres::Row;
 
+use super::clock::time;
 use super::core::{Core, KeyId, Repeat, key_in};
 use super::limits::{Context, Limits};
 use super::statements::Query;
@@ -57,11 +58,4 @@ pub(super) fn info_in(
         }
         _ => info,
     })
-}
-
-/// A time in microseconds since 1970.
-fn time(microseconds: i64) -> SystemTime {
-    let since = Duration::from_micros(microseconds.unsigned_abs());
-    let time = if microseconds < 0 { UNIX_EPOCH.checked_sub(since) } else { UNIX_EPOCH.checked_add(since) };
-    time.unwrap_or(UNIX_EPOCH)
 }

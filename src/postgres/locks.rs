@@ -11,7 +11,7 @@ use super::core::{
 use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
 use super::lock_errors::{not_own, unexpected};
 use super::lock_info::{info_in, live_lock};
-use super::records::Pages;
+use super::pages::Pages;
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
@@ -191,7 +191,7 @@ pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOpti
 }
 
 pub(super) fn locks(core: &Arc<Core>) -> Result<Listing<'_, LockInfo>> {
-    let pages = Pages { core, query: Query::Locks, after: Some(Vec::new()), id: 9 };
+    let pages = Pages::new(core, Query::Locks, 9);
     let own = core.here().owner.present();
     Ok(Box::new(pages.begin("locks")?.map(move |row| info_in(core, Context::whole("locks"), &row?, own))))
 }

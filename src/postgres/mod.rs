@@ -1,8 +1,11 @@
 //! The store on a PostgreSQL server: the contract among the processes of several hosts.
 
+mod clock;
 mod core;
 mod engine;
+mod evict;
 mod failure;
+mod finding;
 #[cfg(feature = "tokio")]
 mod futures;
 mod limits;
@@ -11,15 +14,19 @@ mod lock_info;
 mod locks;
 mod options;
 mod owner;
+mod pages;
 mod pool;
+mod record_info;
 mod records;
 mod schema;
+mod schema_check;
 mod session;
 mod statements;
 mod status;
 mod tls;
 mod unknown;
 mod url;
+mod verify;
 mod waiting;
 mod wire;
 
@@ -31,12 +38,14 @@ use self::engine::block_on;
 use self::limits::Limits;
 use self::url::Target;
 use crate::{
-    Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
-    RawRecord, ReadOptions, RecordStore, RecordVersion,
+    Acquired, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions, Listing,
+    LockInfo, LockOptions, LockToken, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
+    RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
 };
-use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions};
 
+pub use self::finding::{PostgresChecked, PostgresFinding, PostgresProblem};
 pub use self::options::PostgresOptions;
+pub use self::verify::PostgresVerification;
 
 #[cfg(doc)]
 use crate::{Error, ErrorKind};
@@ -153,6 +162,33 @@ impl PostgresRecordStore {
     pub fn sweep(&self) -> Result<(u64, u64)> {
         block_on(records::sweep(&self.0, &Limits::none()))
     }
+
+    /// Checks the store, and changes nothing: the tables and functions of the schema, the rights of this role, that each
+    /// record is in the row of its key and its result is JSON, that each lock can be read, and that no version and no
+    /// token is greater than the last number that was given. It reads every record once, waits for no lock, and can run
+    /// while other processes use the store.
+    ///
+    /// Expired records, and the locks and waiters of processes that are gone, are findings, too, but
+    /// [no damage](PostgresProblem::is_damage): [`sweep`](Self::sweep) removes them.
+    ///
+    /// An item is an error if a part of the store could not be checked; the check goes on with the next part.
+    ///
+    /// ```no_run
+    /// use record_store::{PostgresOptions, PostgresRecordStore};
+    ///
+    /// let store = PostgresRecordStore::connect("postgres://app@db.example/app", PostgresOptions::new().existing())?;
+    /// let mut verification = store.verify();
+    /// for finding in &mut verification {
+    ///     let finding = finding?;
+    ///     println!("{}: {}", finding.place, finding.problem);
+    /// }
+    /// println!("{} records checked", verification.checked().records);
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    #[must_use]
+    pub fn verify(&self) -> PostgresVerification<'_> {
+        verify::verify(&self.0)
+    }
 }
 
 impl RecordStore for PostgresRecordStore {
@@ -206,6 +242,18 @@ impl RecordStore for PostgresRecordStore {
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {
         records::keys(&self.0)
+    }
+
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        record_info::records(&self.0, options)
+    }
+
+    fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
+        block_on(record_info::record_info(&self.0, key))
+    }
+
+    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+        block_on(evict::evict(&self.0, policy))
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

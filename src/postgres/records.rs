@@ -8,9 +8,9 @@ use tokio_postgres::Row;
 use super::core::{
     Core, KeyId, Parameter, Repeat, claim_parameters, key_bytes, key_in, microseconds, version_of,
 };
-use super::engine::block_on;
 use super::limits::{Context, Limits};
 use super::lock_errors::refused;
+use super::pages::Pages;
 use super::statements::{Query, SWEPT_AT_ONCE};
 use super::status::Status;
 use super::waiting::{self, Wait};
@@ -221,59 +221,11 @@ pub(super) async fn wait_for_change(
 }
 
 pub(super) fn keys(core: &Arc<Core>) -> Result<Listing<'_, Key>> {
-    let pages = Pages { core, query: Query::Keys, after: Some(Vec::new()), id: 0 };
+    let pages = Pages::new(core, Query::Keys, 0);
     Ok(Box::new(pages.begin("keys")?.map(move |row| {
         let row = row?;
         key_in(core, Context::whole("keys"), &row, 1)
     })))
-}
-
-/// A listing, one page after the other, so that it holds no snapshot and no memory for long.
-pub(super) struct Pages<'a> {
-    pub(super) core: &'a Arc<Core>,
-    pub(super) query: Query,
-    /// The last id that was listed. `None`: there are no more.
-    pub(super) after: Option<Vec<u8>>,
-    /// The column of the id.
-    pub(super) id: usize,
-}
-
-impl<'a> Pages<'a> {
-    /// Gets the first page at once, because the listing fails if it cannot begin.
-    pub(super) fn begin(
-        mut self,
-        operation: &'static str,
-    ) -> Result<impl Iterator<Item = Result<Row>> + Send + use<'a>> {
-        let mut page = self.next_page(operation)?.into_iter();
-        Ok(std::iter::from_fn(move || {
-            loop {
-                if let Some(row) = page.next() {
-                    return Some(Ok(row));
-                }
-                self.after.as_ref()?;
-                match self.next_page(operation) {
-                    Ok(next) => page = next.into_iter(),
-                    Err(error) => {
-                        self.after = None;
-                        return Some(Err(error));
-                    }
-                }
-            }
-        }))
-    }
-
-    fn next_page(&mut self, operation: &'static str) -> Result<Vec<Row>> {
-        block_on(self.next_page_of(operation))
-    }
-
-    async fn next_page_of(&mut self, operation: &'static str) -> Result<Vec<Row>> {
-        let Some(after) = &self.after else { return Ok(Vec::new()) };
-        let parameters = [Parameter::Bytes(Some(after))];
-        let (context, limits) = (Context::whole(operation), Limits::none());
-        let rows = self.core.call(context, &limits, Repeat::Yes, self.query, &parameters).await?;
-        self.after = rows.last().map(|row| row.get(self.id));
-        Ok(rows)
-    }
 }
 
 pub(super) async fn sweep(core: &Arc<Core>, limits: &Limits) -> Result<(u64, u64)> {

@@ -6,8 +6,9 @@ use super::failure::Failure;
 use super::status::Status;
 use crate::{Error, ErrorKind, Result};
 
-/// The version of the schema. A newer one is refused.
-const VERSION: i32 = 1;
+/// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
+/// functions, is another version.
+pub(super) const VERSION: i32 = 2;
 
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
@@ -45,6 +46,7 @@ pub(super) enum Found {
     Store(StoreNumbers),
     /// No schema, or one without any tables.
     Nothing,
+    OlderVersion,
     NewerVersion(i32),
     /// A schema with other tables.
     Foreign,
@@ -75,49 +77,131 @@ pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Found, 
     let number = |column| row.try_get::<_, i64>(column).map(i64::cast_unsigned);
     Ok(match (row.try_get(0), number(1), number(2)) {
         (Ok(VERSION), Ok(high), Ok(low)) => Found::Store([high, low]),
-        (Ok(VERSION) | Err(_), ..) => Found::Foreign,
+        (Ok(1..VERSION), Ok(_), Ok(_)) => Found::OlderVersion,
+        (Ok(..=VERSION) | Err(_), ..) => Found::Foreign,
         (Ok(version), ..) => Found::NewerVersion(version),
     })
 }
 
-/// Makes the store, unless another process has just made it.
-pub(super) async fn create(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
+/// Makes the store, or upgrades it, unless another process has just done so.
+pub(super) async fn create_or_upgrade(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
     client.batch_execute(&format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION})")).await?;
-    let created = create_in_transaction(client, schema).await;
-    let end = if created.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let made = create_or_upgrade_in_transaction(client, schema).await;
+    let end = if made.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = client.batch_execute(end).await;
-    let found = created?;
+    let found = made?;
     ended?;
     Ok(found)
 }
 
-async fn create_in_transaction(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
+async fn create_or_upgrade_in_transaction(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
     match find(client, schema).await? {
-        Found::Nothing => {}
+        Found::Nothing => create(client, schema).await?,
+        Found::OlderVersion => upgrade(client, schema).await?,
         found => return Ok(found),
     }
+    find(client, schema).await
+}
+
+async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     let exists = "SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1)";
     // A role may have the right to make tables in an existing schema, and no right to make schemas.
     if !client.query_one(exists, &[&schema.name()]).await?.get::<_, bool>(0) {
         client.batch_execute(&format!("CREATE SCHEMA {}", schema.quoted())).await?;
     }
-    client.batch_execute(&definition(schema)).await?;
-    let numbers = [random(), random()];
-    let insert = format!("INSERT INTO {}.store (version, high, low) VALUES ($1, $2, $3)", schema.quoted());
-    client.execute(&insert, &[&VERSION, &numbers[0], &numbers[1]]).await?;
-    Ok(Found::Store(numbers.map(i64::cast_unsigned)))
-}
-
-/// The statements that make the tables and functions.
-fn definition(schema: &SchemaName) -> String {
     #[expect(clippy::cast_possible_truncation, reason = "any number of 32 bits")]
     let latch = random() as i32;
-    let text = include_str!("schema.sql")
-        .replace("{schema}", &schema.quoted())
-        .replace("{latch}", &format!("({latch})"));
-    Status::ALL.iter().fold(text, |text, status| {
-        text.replace(&format!("{{{}}}", status.name()), &status.number().to_string())
+    client.batch_execute(&definition(schema, latch).concat()).await?;
+    let insert = format!("INSERT INTO {}.store (version, high, low) VALUES ($1, $2, $3)", schema.quoted());
+    client.execute(&insert, &[&VERSION, &random(), &random()]).await?;
+    Ok(())
+}
+
+/// Adds the columns that are missing, and makes the functions anew. The records stay as they are: those of which nobody
+/// knows when they were written count as written now.
+///
+/// Processes that have the store open go on with the new functions, which take what the old ones took.
+async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
+    let has = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::pg_catalog.regclass \
+               AND attname = $2 AND NOT attisdropped)";
+    for (table, column, kind) in ADDED_COLUMNS {
+        let table = format!("{}.{table}", schema.quoted());
+        // Only if it is missing: that locks the table.
+        if !client.query_one(has, &[&table, column]).await?.get::<_, bool>(0) {
+            client.batch_execute(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}")).await?;
+        }
+    }
+    // The default of an added column is computed once, so that the table is not written anew.
+    let default = "ALTER COLUMN modified_at SET DEFAULT pg_catalog.clock_timestamp()";
+    client.batch_execute(&format!("ALTER TABLE {}.records {default}", schema.quoted())).await?;
+    let latch = latch(client, schema).await?;
+    let names: Vec<_> = functions(schema, latch).into_iter().map(|(name, _)| name).collect();
+    let old = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
+               JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+               WHERE n.nspname = $1 AND p.proname::text = ANY ($2)";
+    for row in client.query(old, &[&schema.name(), &names]).await? {
+        client.batch_execute(&format!("DROP FUNCTION {}", row.get::<_, &str>(0))).await?;
+    }
+    let [_, functions] = definition(schema, latch);
+    client.batch_execute(&functions).await?;
+    client.execute(&format!("UPDATE {}.store SET version = $1", schema.quoted()), &[&VERSION]).await?;
+    Ok(())
+}
+
+/// The columns that a store of an older version may lack: table, name and definition.
+const ADDED_COLUMNS: &[(&str, &str, &str)] = &[
+    ("locks", "note", "bytea"),
+    ("records", "modified_at", "timestamptz NOT NULL DEFAULT pg_catalog.now()"),
+];
+
+/// The number of the latches of a store, which is a part of its functions and never changes: processes with an older and a
+/// newer version of the functions enter the same latches.
+async fn latch(client: &Client, schema: &SchemaName) -> Result<i32, Failure> {
+    let query = "SELECT p.prosrc FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                 WHERE n.nspname = $1 AND p.proname = 'enter'";
+    let row = client.query_opt(query, &[&schema.name()]).await?;
+    row.and_then(|row| latch_in(row.get(0))).ok_or_else(|| {
+        Failure::Unusable(ErrorKind::CorruptStore, "the function enter is missing, or another one".into())
     })
+}
+
+/// The number of the latches in the body of the function `enter`.
+pub(super) fn latch_in(body: &str) -> Option<i32> {
+    let (_, call) = body.split_once("pg_advisory_xact_lock(")?;
+    call.split_once(',')?.0.trim_matches(['(', ')']).parse().ok()
+}
+
+/// The statements that make the tables, and those that make the functions.
+fn definition(schema: &SchemaName, latch: i32) -> [String; 2] {
+    const TEXT: &str = include_str!("schema.sql");
+    let (tables, functions) = TEXT.split_once("-- The functions.").unwrap_or((TEXT, ""));
+    [tables.to_owned(), format!("-- The functions.{functions}")].map(|text| {
+        let text = text.replace("{schema}", &schema.quoted()).replace("{latch}", &format!("({latch})"));
+        Status::ALL.iter().fold(text, |text, status| {
+            text.replace(&format!("{{{}}}", status.name()), &status.number().to_string())
+        })
+    })
+}
+
+/// The functions of a store: their names and bodies.
+pub(super) fn functions(schema: &SchemaName, latch: i32) -> Vec<(String, String)> {
+    let [_, functions] = definition(schema, latch);
+    let function = |text: &str| {
+        let (_, signature) = text.split_once('.')?;
+        let (name, rest) = signature.split_once('(')?;
+        let body = match rest.split_once("AS $$") {
+            Some((_, body)) => body.split_once("$$;")?.0.to_owned(),
+            None => rest
+                .split_once("AS '")
+                .or_else(|| rest.split_once("AS\n'"))?
+                .1
+                .split_once("';")?
+                .0
+                .replace("''", "'"),
+        };
+        Some((name.to_owned(), body))
+    };
+    functions.split("CREATE FUNCTION ").skip(1).filter_map(function).collect()
 }
 
 /// A number that nothing else has.
@@ -135,12 +219,29 @@ pub(super) fn random() -> i64 {
 mod tests {
     use super::*;
 
+    fn schema() -> SchemaName {
+        SchemaName::new("jobs-2").unwrap()
+    }
+
     #[test]
     fn the_definition_has_no_placeholder_left() {
-        let text = definition(&SchemaName::new("jobs-2").unwrap());
-        assert!(text.contains("CREATE TABLE \"jobs-2\".records"));
-        let left = text.lines().find(|line| line.contains(['{', '}']));
+        let [tables, functions] = definition(&schema(), -7);
+        assert!(tables.contains("CREATE TABLE \"jobs-2\".records"));
+        assert!(!tables.contains("CREATE FUNCTION") && !functions.contains("CREATE TABLE"));
+        let left = tables.lines().chain(functions.lines()).find(|line| line.contains(['{', '}']));
         assert_eq!(left, None);
+    }
+
+    #[test]
+    fn each_function_is_known_by_its_name_and_body() {
+        let functions = functions(&schema(), -7);
+        assert_eq!(functions.len(), definition(&schema(), -7)[1].matches("CREATE FUNCTION").count());
+        let body = |name: &str| &functions.iter().find(|(found, _)| found == name).unwrap().1;
+        assert_eq!(latch_in(body("enter")), Some(-7));
+        assert_eq!(body("lives"), "SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)");
+        assert!(body("left_until").starts_with("SELECT ") && !body("since_epoch").contains("''"));
+        assert_eq!(latch_in("PERFORM pg_catalog.pg_advisory_xact_lock(12, p_hash)"), Some(12));
+        assert_eq!(latch_in("PERFORM nothing()"), None);
     }
 
     #[test]

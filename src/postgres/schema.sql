@@ -23,6 +23,7 @@ CREATE TABLE {schema}.records (
     id bytea PRIMARY KEY,
     key bytea NOT NULL,
     version bigint NOT NULL,
+    modified_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     expires_at timestamptz,
     result text NOT NULL
 );
@@ -51,6 +52,8 @@ CREATE UNLOGGED TABLE {schema}.waiters (
     notified_at timestamptz,
     PRIMARY KEY (id, number)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+-- The functions. An upgrade makes them anew.
 
 -- A process lives as long as the session that has locked its number.
 CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
@@ -354,10 +357,11 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    INSERT INTO {schema}.records AS t (id, key, version, expires_at, result)
-        VALUES (p_id, p_key, pg_catalog.nextval('{schema}.numbers'), {schema}.end_after(p_time_to_live), p_result)
-        ON CONFLICT (id) DO UPDATE
-            SET version = excluded.version, expires_at = excluded.expires_at, result = excluded.result;
+    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
+        VALUES (p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
+                {schema}.end_after(p_time_to_live), p_result)
+        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
+            expires_at = excluded.expires_at, result = excluded.result;
     PERFORM {schema}.notify_change(p_id);
 END $$;
 
@@ -381,6 +385,56 @@ BEGIN
         END IF;
         existed := existed IS TRUE;
     END IF;
+END $$;
+
+-- Removes the record if it still has this version and is not locked, as far as can be seen now: the caller is in the latch,
+-- except in a dry run, which removes nothing.
+CREATE FUNCTION {schema}.evict_unlocked(p_id bytea, p_version bigint, p_is_dry_run boolean) RETURNS integer
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+    present bigint;
+BEGIN
+    SELECT t.version INTO present FROM {schema}.records t
+        WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
+    IF present IS NULL THEN
+        RETURN {ABSENT};
+    ELSIF present <> p_version THEN
+        RETURN {OTHER};
+    END IF;
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    IF {schema}.is_live(l) THEN
+        RETURN {LOCKED};
+    ELSIF NOT p_is_dry_run THEN
+        DELETE FROM {schema}.records t WHERE t.id = p_id;
+        PERFORM {schema}.notify_change(p_id);
+    END IF;
+    RETURN {OK};
+END $$;
+
+-- Evicts one record.
+CREATE FUNCTION {schema}.evict(
+    p_id bytea, p_hash integer, p_version bigint, p_patience integer, OUT status integer)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    status := {schema}.evict_unlocked(p_id, p_version, false);
+END $$;
+
+-- Evicts several records. It keeps all latches until it ends, so it waits for none: where somebody is inside, the status is
+-- {BUSY}, and the record has to be evicted alone.
+CREATE FUNCTION {schema}.evict_several(
+    p_ids bytea[], p_versions bigint[], p_is_dry_run boolean, OUT status integer) RETURNS SETOF integer
+LANGUAGE plpgsql AS $$
+BEGIN
+    FOR number IN 1 .. pg_catalog.cardinality(p_ids) LOOP
+        IF p_is_dry_run OR {schema}.try_enter(p_ids[number]) THEN
+            status := {schema}.evict_unlocked(p_ids[number], p_versions[number], p_is_dry_run);
+        ELSE
+            status := {BUSY};
+        END IF;
+        RETURN NEXT;
+    END LOOP;
 END $$;
 
 -- The record and the lock have to be seen at one moment, and whether a lock lives can only be asked afterwards.

@@ -36,7 +36,8 @@ pub(super) struct Session {
     pub(super) client: Client,
     /// The number of the server's process.
     pub(super) backend: i32,
-    prepared: [OnceCell<Statement>; Query::COUNT],
+    /// One for each query. On the heap, because a session is moved as a part of futures.
+    prepared: Box<[OnceCell<Statement>]>,
 }
 
 /// Receives the events of a connection.
@@ -144,7 +145,7 @@ where
         return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail.into()));
     }
     let backend = row.get(3);
-    Ok(Session { client, backend, prepared: [const { OnceCell::const_new() }; Query::COUNT] })
+    Ok(Session { client, backend, prepared: (0..Query::COUNT).map(|_| OnceCell::new()).collect() })
 }
 
 impl Session {

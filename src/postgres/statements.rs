@@ -22,8 +22,18 @@ pub(super) enum Query {
     AwaitChange,
     Leave,
     Keys,
+    Records,
+    RecordInfo,
+    Candidates,
+    Evict,
+    EvictSeveral,
     Locks,
     HasLocks,
+    RowsOfRecords,
+    LastNumber,
+    Waiters,
+    SchemaParts,
+    Rights,
     Sweep,
 }
 
@@ -33,17 +43,59 @@ const LIVES: &str = "(expires_at IS NULL OR clock_timestamp() < expires_at)";
 /// may not be committed yet, and a read that finds no lock does not wait for it. A server has room for some thousand latches.
 pub(super) const SWEPT_AT_ONCE: u64 = 1_000;
 
+/// The records that one statement of an eviction removes. It keeps all their latches until it ends.
+pub(super) const EVICTED_AT_ONCE: usize = 100;
+
+/// The bytes of results in one page of a listing, except for a result that alone is larger.
+const PAGE_BYTES: u64 = 4 << 20;
+
+/// The description of a record.
+const DESCRIPTION: &str = "id, key, version, octet_length(result)::bigint AS size, \
+    {schema}.since_epoch(modified_at) AS modified, {schema}.left_until(expires_at) AS time_left";
+
 const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
     {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note \
     FROM {schema}.locks l";
+
+/// What the catalog says of the schema: tables and sequences, columns with their types, valid primary keys, functions with
+/// their bodies, and the version.
+const SCHEMA_PARTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1), \
+    c AS (SELECT c.* FROM pg_class c JOIN n ON n.oid = c.relnamespace) \
+    SELECT 'relation', relname::text, relkind::text FROM c WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+    UNION ALL SELECT 'column', c.relname || '.' || a.attname, \
+    format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END \
+    FROM pg_attribute a JOIN c ON c.oid = a.attrelid WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped \
+    UNION ALL SELECT 'key', c.relname::text, (SELECT string_agg(a.attname, ', ' ORDER BY k.place) \
+    FROM unnest(i.indkey::smallint[]) WITH ORDINALITY k(number, place) \
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number) \
+    FROM pg_index i JOIN c ON c.oid = i.indrelid WHERE i.indisprimary AND i.indisvalid AND i.indisready \
+    UNION ALL SELECT 'function', p.proname::text, p.prosrc FROM pg_proc p JOIN n ON n.oid = p.pronamespace \
+    UNION ALL SELECT 'version', version::text, '' FROM {schema}.store";
+
+/// The rights that a process needs and this role does not have.
+const RIGHTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1) \
+    SELECT current_user::text, name, privilege FROM ( \
+    SELECT 'FUNCTION ' || p.oid::regprocedure AS name, 'EXECUTE' AS privilege, \
+    has_function_privilege(p.oid, 'EXECUTE') AS has FROM pg_proc p JOIN n ON n.oid = p.pronamespace \
+    UNION ALL SELECT 'SEQUENCE ' || c.oid::regclass, r.privilege, has_sequence_privilege(c.oid, r.privilege) \
+    FROM pg_class c JOIN n ON n.oid = c.relnamespace, unnest(ARRAY['USAGE', 'SELECT']) r(privilege) \
+    WHERE c.relkind = 'S' AND c.relname = 'numbers' \
+    UNION ALL SELECT 'TABLE ' || c.oid::regclass, r.privilege, has_table_privilege(c.oid, r.privilege) \
+    FROM pg_class c JOIN n ON n.oid = c.relnamespace, \
+    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r(privilege) \
+    WHERE c.relkind = 'r' AND c.relname IN ('records', 'locks', 'waiters') \
+    ) rights WHERE NOT has ORDER BY name, privilege";
 
 impl Query {
     pub(super) const COUNT: usize = Self::Sweep as usize + 1;
 
     /// Whether it changes anything that is not only a wait.
     pub(super) fn changes(self) -> bool {
-        use Query::{Acquire, BreakLock, Leave, Release, Remove, Renew, Sweep, Write};
-        matches!(self, Write | Remove | Acquire | Renew | Release | BreakLock | Leave | Sweep)
+        use Query::{Acquire, BreakLock, Evict, EvictSeveral, Leave, Release, Remove, Renew, Sweep, Write};
+        matches!(
+            self,
+            Write | Remove | Acquire | Renew | Release | BreakLock | Leave | Evict | EvictSeveral | Sweep
+        )
     }
 
     /// Whether its answer may be that the session of this process has ended.
@@ -79,12 +131,52 @@ impl Query {
             Self::Keys => format!(
                 "SELECT id, key FROM {schema}.records WHERE id > $1 AND {LIVES} ORDER BY id LIMIT 500"
             ),
+            // A page ends after so many records, or after so many bytes. Its last row is there whether it has the prefix
+            // or not: it says where the next page begins.
+            Self::Records => format!(
+                "SELECT id, key, version, size, modified, time_left, \
+                 CASE WHEN $3::boolean AND is_selected THEN result END, is_selected FROM ( \
+                 SELECT *, lead(id) OVER (ORDER BY id) IS NULL AS is_last FROM ( \
+                 SELECT *, sum(cost) OVER (ORDER BY id) - cost AS bytes_before FROM ( \
+                 SELECT *, CASE WHEN $3::boolean AND is_selected THEN size ELSE 0 END AS cost FROM ( \
+                 SELECT {DESCRIPTION}, result, \
+                 {LIVES} AND substr(key, 1, octet_length($2::bytea)) = $2::bytea AS is_selected \
+                 FROM {{schema}}.records WHERE id > $1 ORDER BY id LIMIT 2000) a) b) c \
+                 WHERE bytes_before < {PAGE_BYTES}) d WHERE is_selected OR is_last ORDER BY id"
+            )
+            .replace("{schema}", schema),
+            Self::RecordInfo => {
+                format!("SELECT {DESCRIPTION} FROM {{schema}}.records WHERE id = $1 AND {LIVES}")
+                    .replace("{schema}", schema)
+            }
+            Self::Candidates => format!(
+                "SELECT id, version, octet_length(result)::bigint, {schema}.since_epoch(modified_at), \
+                 {schema}.since_epoch(clock_timestamp()) \
+                 FROM {schema}.records WHERE id > $1 AND {LIVES} ORDER BY id LIMIT 2000"
+            ),
+            Self::Evict => call("evict", 4),
+            Self::EvictSeveral => call("evict_several", 3),
             Self::Locks => {
                 format!("SELECT {INFO} WHERE l.id > $1 ORDER BY l.id LIMIT 500").replace("{schema}", schema)
             }
             Self::HasLocks => {
                 format!("SELECT FROM {schema}.locks WHERE owner = $1 AND bound AND {LIVES} LIMIT 1")
             }
+            Self::RowsOfRecords => format!(
+                "SELECT id, key, version, result, is_expired FROM ( \
+                 SELECT *, sum(size) OVER (ORDER BY id) - size AS bytes_before FROM ( \
+                 SELECT id, key, version, result, octet_length(result)::bigint AS size, NOT {LIVES} AS is_expired \
+                 FROM {schema}.records WHERE id > $1 ORDER BY id LIMIT 500) a) b \
+                 WHERE bytes_before < {PAGE_BYTES} ORDER BY id"
+            ),
+            Self::LastNumber => format!("SELECT last_value FROM {schema}.numbers"),
+            Self::Waiters => format!(
+                "SELECT count(*), count(*) FILTER (WHERE NOT lives) FROM {schema}.waiters LEFT JOIN \
+                 (SELECT owner, {schema}.lives(owner) AS lives FROM \
+                 (SELECT DISTINCT owner FROM {schema}.waiters) o) l USING (owner)"
+            ),
+            Self::SchemaParts => SCHEMA_PARTS.replace("{schema}", schema),
+            Self::Rights => RIGHTS.to_owned(),
             Self::Sweep => format!(
                 "WITH r AS (DELETE FROM {schema}.records WHERE NOT {LIVES} RETURNING 1), \
                  l AS (DELETE FROM {schema}.locks t WHERE id IN (SELECT id FROM {schema}.locks s \

@@ -19,10 +19,14 @@ pub(super) enum Status {
     Other,
     /// The record has the same version.
     Same,
+    /// There is no record.
+    Absent,
+    /// Somebody is inside of the latch.
+    Busy,
 }
 
 impl Status {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Ok,
         Self::Again,
         Self::Locked,
@@ -32,6 +36,8 @@ impl Status {
         Self::Gone,
         Self::Other,
         Self::Same,
+        Self::Absent,
+        Self::Busy,
     ];
 
     pub(super) fn number(self) -> i32 {
@@ -50,6 +56,8 @@ impl Status {
             Self::Gone => "GONE",
             Self::Other => "OTHER",
             Self::Same => "SAME",
+            Self::Absent => "ABSENT",
+            Self::Busy => "BUSY",
         }
     }
 

@@ -88,6 +88,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         kill_storm::ROLES,
         linearize::ROLES,
         #[cfg(feature = "postgres")]
+        postgres::eviction::ROLES,
+        #[cfg(feature = "postgres")]
         postgres::opening::ROLES,
         #[cfg(feature = "postgres")]
         postgres::processes::ROLES,

@@ -100,13 +100,18 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
 
 #[cfg(feature = "postgres")]
 fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
+    // Before anything is opened: nothing must be removed.
+    if args.damaged {
+        let message = "--damaged is about files: on a server, nothing is moved aside";
+        return Err(Failure::new(USAGE, message).advise("leave it out; verify names damaged rows"));
+    }
     let store = store::connect(url, false)?;
-    let evicted = args.limits.policy().map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
-    let (records, locks) = store.sweep()?;
+    let policy = args.limits.policy();
+    // What has expired takes the place of no record.
+    let (records, locks) = if args.limits.dry_run { (0, 0) } else { store.sweep()? };
+    let evicted = policy.map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
     let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-    // A server keeps no damaged files.
-    let damaged = args.damaged.then_some(0);
-    print(&Removed { records: number(records), locks: number(locks), damaged, evicted }, args)
+    print(&Removed { records: number(records), locks: number(locks), damaged: None, evicted }, args)
 }
 
 #[cfg(not(feature = "postgres"))]

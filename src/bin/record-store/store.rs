@@ -8,8 +8,6 @@ use std::sync::Arc;
 use record_store::PostgresRecordStore;
 use record_store::{FileSystemRecordStore, RecordStore, Result};
 
-use crate::failure::{Failure, USAGE};
-
 /// The largest accepted input: the size limit of a record.
 pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
@@ -19,13 +17,21 @@ pub(crate) struct Store {
     inner: Arc<dyn RecordStore>,
     /// For people.
     place: String,
-    files: Option<FileSystemRecordStore>,
+    kind: Kind,
+}
+
+/// What only one kind of store can do.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    Files(FileSystemRecordStore),
+    #[cfg(feature = "postgres")]
+    Server(PostgresRecordStore),
 }
 
 impl From<FileSystemRecordStore> for Store {
     fn from(store: FileSystemRecordStore) -> Self {
         let place = store.path().display().to_string();
-        Self { inner: Arc::new(store.clone()), place, files: Some(store) }
+        Self { inner: Arc::new(store.clone()), place, kind: Kind::Files(store) }
     }
 }
 
@@ -33,7 +39,7 @@ impl From<FileSystemRecordStore> for Store {
 impl From<PostgresRecordStore> for Store {
     fn from(store: PostgresRecordStore) -> Self {
         let place = format!("{}, schema {}", store.address(), store.schema());
-        Self { inner: Arc::new(store), place, files: None }
+        Self { inner: Arc::new(store.clone()), place, kind: Kind::Server(store) }
     }
 }
 
@@ -43,16 +49,17 @@ impl Store {
         &self.place
     }
 
-    /// The store, if it is a directory.
-    pub(crate) fn files(&self) -> Option<&FileSystemRecordStore> {
-        self.files.as_ref()
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.kind
     }
 
-    /// The store of a task that is about files.
-    pub(crate) fn into_files(self, task: &str) -> std::result::Result<FileSystemRecordStore, Failure> {
-        let place = self.place;
-        self.files
-            .ok_or_else(|| Failure::new(USAGE, format!("{task} works on the files of a directory ({place})")))
+    /// The store, if it is a directory.
+    pub(crate) fn files(&self) -> Option<&FileSystemRecordStore> {
+        match &self.kind {
+            Kind::Files(store) => Some(store),
+            #[cfg(feature = "postgres")]
+            Kind::Server(_) => None,
+        }
     }
 }
 

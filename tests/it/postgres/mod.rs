@@ -6,6 +6,7 @@ mod clocks;
 #[cfg(feature = "cli")]
 mod command_line;
 mod conformance;
+pub(crate) mod eviction;
 mod failover;
 mod faults;
 pub(crate) mod opening;

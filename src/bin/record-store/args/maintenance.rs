@@ -42,7 +42,7 @@ pub(crate) struct UnlockArgs {
     pub(crate) wait: Duration,
 }
 
-/// Check every file of the store
+/// Check every file of the store, or every row on a server
 ///
 /// Records must be complete and have the right checksum and key, lock files must be valid, and no
 /// other files should exist. Prints one line for each finding and then a summary. Changes nothing,
@@ -53,6 +53,10 @@ pub(crate) struct UnlockArgs {
 /// a record or a lock and was neither, so a change has moved it to .store/damaged; gc --damaged deletes
 /// it. leftover: a file of a process that is gone; this is normal, and the store removes it later. The
 /// exit code is 65 if there is damage; other findings do not change it.
+///
+/// On a server, each record must be in the row of its key and its result must be JSON, each lock must be valid, no
+/// version or token may be greater than the last number that was given, the tables and functions must be those of
+/// this version, and this role must have all rights. Nothing is ever kept aside there.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -60,8 +64,10 @@ Examples:
   record-store verify cache --json | jq -r 'select(.kind == \"damage\") | .path'
 
 Each line of --json but the last is an object with the fields
-  path, kind (\"damage\", \"foreign\", \"kept\", \"leftover\"), problem, cause (null: no further details);
-the last one has the fields files, records, locks, damage, foreign, kept, leftover and unchecked")]
+  path (on a server: the table and the key), kind (\"damage\", \"foreign\", \"kept\", \"leftover\"),
+  problem, cause (null: no further details);
+the last one has the fields files, records, locks, damage, foreign, kept, leftover and unchecked;
+on a server, rows and waiters in place of files")]
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,
@@ -94,7 +100,8 @@ pub(crate) struct GcArgs {
     pub(crate) store: StoreArgs,
 
     /// Also delete the files that changes have moved aside, because they were in the place of a record or a
-    /// lock and were neither. `verify` lists them. A file that this very run has moved aside stays
+    /// lock and were neither. `verify` lists them. A file that this very run has moved aside stays. Not on a server,
+    /// where nothing is moved aside
     #[arg(long)]
     pub(crate) damaged: bool,
 

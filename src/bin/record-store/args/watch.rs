@@ -31,7 +31,7 @@ pub(crate) struct WatchArgs {
     pub(crate) store: StoreArgs,
 
     /// Polling interval, such as 500ms, for what the system does not report: ages, expiry of leases,
-    /// and every change if the system reports no changes of directories
+    /// and every change if the system reports no changes of directories, or the store is on a server
     #[arg(long, value_name = "TIME", value_parser = interval, default_value = "1s", value_hint = ValueHint::Other)]
     pub(crate) interval: Duration,
 

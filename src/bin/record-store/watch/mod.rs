@@ -5,6 +5,9 @@ mod frame;
 mod lines;
 mod model;
 mod screen;
+#[cfg(feature = "postgres")]
+mod server;
+mod source;
 mod watcher;
 
 use std::io::{self, IsTerminal};
@@ -20,20 +23,31 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::records::open_to_read;
 use crate::signals::SignalQueue;
+use crate::store::Kind;
 use crate::style::Style;
 use screen::Screen;
+use source::Source;
 use watcher::Watcher;
 
 /// The minimum time between two frames.
 const FRAME_INTERVAL: Duration = Duration::from_millis(40);
 
 pub(crate) fn watch(args: &WatchArgs) -> Result<(), Failure> {
-    let watcher = Watcher::new(open_to_read(&args.store)?.into_files("watch")?, args.interval);
-    if args.json || !io::stdout().is_terminal() { print(watcher, args.json) } else { draw(watcher) }
+    let store = open_to_read(&args.store)?;
+    let mut watcher: Box<dyn Source> = match store.kind() {
+        Kind::Files(files) => Box::new(Watcher::new(files.clone(), args.interval)),
+        #[cfg(feature = "postgres")]
+        Kind::Server(_) => Box::new(server::ServerWatcher::new(store, args.interval)?),
+    };
+    if args.json || !io::stdout().is_terminal() {
+        print(&mut *watcher, args.json)
+    } else {
+        draw(&mut *watcher)
+    }
 }
 
 /// Prints one line per change, until the reader closes the pipe.
-fn print(mut watcher: Watcher, as_json: bool) -> Result<(), Failure> {
+fn print(watcher: &mut dyn Source, as_json: bool) -> Result<(), Failure> {
     let mut out = Output::open();
     let style = out.style();
     loop {
@@ -52,14 +66,14 @@ fn print(mut watcher: Watcher, as_json: bool) -> Result<(), Failure> {
 }
 
 /// Draws the state of the store on the terminal, until the user quits.
-fn draw(mut watcher: Watcher) -> Result<(), Failure> {
+fn draw(watcher: &mut dyn Source) -> Result<(), Failure> {
     let failed = |error: &io::Error| Failure::io("cannot use the terminal", error);
     // Opened before the screen is entered: an unhandled signal would leave the terminal in raw mode.
     let mut signals = SignalQueue::open(&[SIGWINCH, SIGCONT]).map_err(|error| failed(&error))?;
     let stdin = io::stdin();
     let mut screen = Screen::enter(&stdin, io::stdout()).map_err(|error| failed(&error))?;
     let mut read_keys = stdin.is_terminal();
-    let title = watcher.store().path().display().to_string();
+    let title = watcher.title();
     let style = Style::of(&io::stdout());
     let mut drawn_at: Option<Instant> = None;
     loop {

@@ -17,23 +17,26 @@ const MAX_LOCKS: usize = 1_000;
 /// The number of records that are kept: more than any window has rows.
 const MAX_RECORDS: usize = 500;
 
-/// The view of a store. The maps are keyed by file name.
-#[derive(Default)]
+/// The view of a store. The maps are keyed by file name, or by key where there are no files.
+#[derive(Clone, Default)]
 pub(super) struct Model {
     pub(super) locks: BTreeMap<String, LockInfo>,
     /// The number of listed locks beyond [`MAX_LOCKS`].
     pub(super) more_locks: usize,
     records: BTreeMap<String, Written>,
-    /// The number of record files in the last listing.
+    /// Records were dropped because of [`MAX_RECORDS`].
+    has_dropped: bool,
+    /// The number of records in the last listing.
     pub(super) count: u64,
 }
 
-/// A version of a record file.
+/// A version of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) modified: SystemTime,
     pub(super) size: u64,
-    inode: u64,
+    /// Of the file, or the version of the record.
+    pub(super) inode: u64,
     pub(super) key: String,
 }
 
@@ -124,15 +127,14 @@ impl Model {
             for (_, name) in older {
                 self.records.remove(name);
             }
+            self.has_dropped = true;
         }
     }
 
     /// Adds one file of a listing.
     pub(super) fn add_listed(&mut self, store: &FileSystemRecordStore, name: &str) {
         if name.strip_suffix(".lock").is_some() {
-            let full = self.locks.len() >= MAX_LOCKS && !self.locks.contains_key(name);
-            self.more_locks += usize::from(full);
-            if full {
+            if !self.has_room_for_lock(name) {
                 return;
             }
         } else if name.strip_suffix(".json").is_some() {
@@ -141,13 +143,57 @@ impl Model {
         self.update(store, name);
     }
 
-    /// The changes from `old` to this view, which is a newer listing of the same store.
+    /// Whether this lock is kept. Counts one that is not.
+    fn has_room_for_lock(&mut self, name: &str) -> bool {
+        let is_full = self.locks.len() >= MAX_LOCKS && !self.locks.contains_key(name);
+        self.more_locks += usize::from(is_full);
+        !is_full
+    }
+
+    /// Adds a live lock of a listing.
+    pub(super) fn add_lock(&mut self, lock: LockInfo) {
+        let name = lock.key().as_str().to_owned();
+        if self.has_room_for_lock(&name) {
+            self.locks.insert(name, lock);
+        }
+    }
+
+    /// Adds a record of a listing.
+    pub(super) fn add_record(&mut self, written: &Written) {
+        self.count += 1;
+        self.remember(&written.key, written);
+    }
+
+    /// Takes over the locks of a newer listing.
+    pub(super) fn take_locks_of(&mut self, newer: Model) {
+        (self.locks, self.more_locks) = (newer.locks, newer.more_locks);
+    }
+
+    /// Takes over the records of a newer listing.
+    pub(super) fn take_records_of(&mut self, newer: Model) {
+        *self = Self { locks: std::mem::take(&mut self.locks), more_locks: self.more_locks, ..newer };
+    }
+
+    /// The changes from `old` to this view, which is a newer listing of the same directory.
     pub(super) fn changes_since(&self, old: &Model, store: &FileSystemRecordStore) -> Vec<Change> {
+        let mut changes =
+            self.lock_changes_since(old, |name, was, now| cause(was, now, &store.path().join(name)));
+        changes
+            .extend(self.record_changes_since(old, |name| read_metadata(&store.path().join(name)).is_none()));
+        changes
+    }
+
+    /// The changes of locks from `old` to this view. `cause`: why a lock is no longer live.
+    pub(super) fn lock_changes_since(
+        &self,
+        old: &Model,
+        cause: impl Fn(&str, &LockInfo, Option<&LockInfo>) -> Cause,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
         for (name, was) in &old.locks {
             let now = self.locks.get(name);
             if now.is_none_or(|now| now.token() != was.token()) {
-                changes.push(Change::Unlocked(was.clone(), cause(was, now, &store.path().join(name))));
+                changes.push(Change::Unlocked(was.clone(), cause(name, was, now)));
             }
         }
         for (name, now) in &self.locks {
@@ -155,20 +201,27 @@ impl Model {
                 changes.push(Change::Locked(now.clone()));
             }
         }
-        // An unknown record counts as written only if it is newer than all known records: an older one
-        // may have been dropped because of the bound.
+        changes
+    }
+
+    /// The changes of records from `old` to this view. `is_gone`: whether a record that is in this view no longer does not
+    /// exist, or was only dropped because of the bound.
+    pub(super) fn record_changes_since(&self, old: &Model, is_gone: impl Fn(&str) -> bool) -> Vec<Change> {
+        let mut changes = Vec::new();
+        // An unknown record counts as written only if it is newer than all known records, where an older one may have
+        // been dropped because of the bound.
         let latest = old.records.values().map(|known| known.modified).max();
         for (name, now) in &self.records {
             let new = match old.records.get(name) {
                 Some(was) => was != now,
-                None => latest.is_none_or(|latest| now.modified > latest),
+                None => !old.has_dropped || latest.is_none_or(|latest| now.modified > latest),
             };
             if new {
                 changes.push(Change::Written(now.clone()));
             }
         }
         for (name, was) in &old.records {
-            if !self.records.contains_key(name) && read_metadata(&store.path().join(name)).is_none() {
+            if !self.records.contains_key(name) && is_gone(name) {
                 changes.push(Change::Removed(was.key.clone()));
             }
         }

@@ -1,4 +1,4 @@
-//! Follows the changes of a store, by notifications of the system and by polling.
+//! Follows the changes of a directory, by notifications of the system and by polling.
 
 use std::fs::ReadDir;
 use std::os::fd::BorrowedFd;
@@ -8,6 +8,7 @@ use record_store::FileSystemRecordStore;
 
 use super::changes::Changes;
 use super::model::{Change, Model};
+use super::source::Source;
 use crate::failure::Failure;
 
 /// The maximum time that one step spends on a listing, so that the program responds to keys.
@@ -57,67 +58,11 @@ impl Watcher {
         }
     }
 
-    /// The current view of the store. During the first listing, this is the incomplete listing.
-    pub(super) fn model(&self) -> &Model {
-        match &self.listing {
-            Some(listing) if !self.ready => &listing.fresh,
-            _ => &self.model,
-        }
-    }
-
-    pub(super) fn store(&self) -> &FileSystemRecordStore {
-        &self.store
-    }
-
-    /// A descriptor that is readable when there are notifications.
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.changes.fd()
-    }
-
-    /// The time until the next step is due if no notification arrives.
-    pub(super) fn pause(&self) -> Duration {
-        if self.listing.is_some() {
-            return Duration::ZERO;
-        }
-        self.next_check.min(self.next_listing).saturating_duration_since(Instant::now())
-    }
-
-    /// Does all work that is due and returns the changes.
-    pub(super) fn step(&mut self) -> Result<Vec<Change>, Failure> {
-        let reported = self.changes.read();
-        let mut changes = Vec::new();
-        for name in &reported.names {
-            changes.extend(self.update(name));
-        }
-        let now = Instant::now();
-        // A new lease may expire before the next scheduled check.
-        self.next_check = self.next_check.min(now + self.until_next_check());
-        if reported.owner_ended {
-            self.next_check = now;
-        }
-        if now >= self.next_check {
-            changes.extend(self.check_locks());
-            self.next_check =
-                now + if reported.owner_ended { STALE_CHECK_DELAY } else { self.until_next_check() };
-        }
-        if reported.lost {
-            self.next_listing = now;
-        }
-        if now >= self.next_listing && self.listing.is_none() {
-            let failed = |error| Failure::io(&format!("cannot list {}", self.store.path().display()), &error);
-            let dir = self.store.path().read_dir().map_err(failed)?;
-            self.listing = Some(Listing { dir, fresh: Model::default(), elapsed: Duration::ZERO });
-        }
-        changes.extend(self.continue_listing());
-        Ok(changes)
-    }
-
     /// Checks the known locks, which may be expired or stale.
     fn check_locks(&mut self) -> Vec<Change> {
         let names: Vec<String> = self.model.locks.keys().cloned().collect();
         names.iter().flat_map(|name| self.update(name)).collect()
     }
-
     /// Reads one file. Also updates the incomplete listing, which may already contain the old state of
     /// the file.
     fn update(&mut self, name: &str) -> Vec<Change> {
@@ -167,5 +112,59 @@ impl Watcher {
         self.next_listing = now + self.interval.max((listing.elapsed + last_slice) * factor);
         self.next_check = now + self.until_next_check();
         changes
+    }
+}
+
+impl Source for Watcher {
+    fn title(&self) -> String {
+        self.store.path().display().to_string()
+    }
+
+    /// During the first listing, this is the incomplete listing.
+    fn model(&self) -> &Model {
+        match &self.listing {
+            Some(listing) if !self.ready => &listing.fresh,
+            _ => &self.model,
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.changes.fd()
+    }
+
+    fn pause(&self) -> Duration {
+        if self.listing.is_some() {
+            return Duration::ZERO;
+        }
+        self.next_check.min(self.next_listing).saturating_duration_since(Instant::now())
+    }
+
+    fn step(&mut self) -> Result<Vec<Change>, Failure> {
+        let reported = self.changes.read();
+        let mut changes = Vec::new();
+        for name in &reported.names {
+            changes.extend(self.update(name));
+        }
+        let now = Instant::now();
+        // A new lease may expire before the next scheduled check.
+        self.next_check = self.next_check.min(now + self.until_next_check());
+        if reported.owner_ended {
+            self.next_check = now;
+        }
+        if now >= self.next_check {
+            changes.extend(self.check_locks());
+            self.next_check =
+                now + if reported.owner_ended { STALE_CHECK_DELAY } else { self.until_next_check() };
+        }
+        if reported.lost {
+            self.next_listing = now;
+        }
+        if now >= self.next_listing && self.listing.is_none() {
+            let failed = |error| Failure::io(&format!("cannot list {}", self.store.path().display()), &error);
+            let dir = self.store.path().read_dir().map_err(failed)?;
+            self.listing = Some(Listing { dir, fresh: Model::default(), elapsed: Duration::ZERO });
+        }
+        changes.extend(self.continue_listing());
+        Ok(changes)
     }
 }

@@ -1,0 +1,66 @@
+//! The check of the tables on a server.
+
+use record_store::{LockState, PostgresChecked, PostgresFinding, PostgresProblem, PostgresRecordStore};
+use serde::Serialize;
+
+use super::report::{Kind, Line, Report};
+use crate::failure::Failure;
+use crate::format::count;
+
+pub(super) fn verify(store: &PostgresRecordStore, as_json: bool) -> Result<(), Failure> {
+    let mut report = Report::begin(as_json);
+    let mut verification = store.verify();
+    for finding in &mut verification {
+        match finding {
+            Ok(finding) => report.add(&line(&finding))?,
+            Err(error) => report.unchecked(error),
+        }
+    }
+    let PostgresChecked { records, locks, waiters, .. } = verification.checked();
+    let rows = records + locks + waiters;
+    let checked = format!(
+        "{} checked ({}, {}, {})",
+        count(rows, "row"),
+        count(records, "record"),
+        count(locks, "lock"),
+        count(waiters, "waiter"),
+    );
+    report.summary(&checked, &JsonChecked { rows, records, locks, waiters })?;
+    report.end()
+}
+
+/// What was checked, as JSON. The field names are part of the JSON interface.
+#[derive(Serialize)]
+struct JsonChecked {
+    rows: u64,
+    records: u64,
+    locks: u64,
+    waiters: u64,
+}
+
+fn line(PostgresFinding { place, problem, .. }: &PostgresFinding) -> Line {
+    Line {
+        place: place.clone(),
+        kind: kind(problem),
+        problem: describe(problem),
+        cause: problem.cause().map(Failure::describe),
+    }
+}
+
+fn kind(problem: &PostgresProblem) -> Kind {
+    match problem {
+        damage if damage.is_damage() => Kind::Damage,
+        PostgresProblem::Foreign => Kind::Foreign,
+        _ => Kind::Leftover,
+    }
+}
+
+/// Names the problem, a stale lock as one of a directory.
+fn describe(problem: &PostgresProblem) -> String {
+    let text = match problem {
+        PostgresProblem::StaleLock(LockState::Expired) => "stale lock: its lease has expired",
+        PostgresProblem::StaleLock(_) => "stale lock: its process is gone",
+        other => return other.to_string(),
+    };
+    text.to_owned()
+}

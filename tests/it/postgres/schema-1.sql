@@ -1,0 +1,488 @@
+-- One store. {schema} is the quoted name of the schema, {latch} a random number: the latches of this store.
+--
+-- Every function that changes a key enters the key's latch first, at READ COMMITTED: each later statement sees
+-- all that was committed before. Time is clock_timestamp(), never now(): that is the beginning of the transaction,
+-- before the wait for the latch.
+
+CREATE TABLE {schema}.store (
+    is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    version integer NOT NULL,
+    high bigint NOT NULL,
+    low bigint NOT NULL
+);
+
+-- Tokens and versions. They begin with the time in microseconds: so those of a store that was dropped and made again
+-- are greater than all before, and a late claim is refused. Below 2^53, so that JSON carries them exactly.
+CREATE SEQUENCE {schema}.numbers AS bigint MAXVALUE 9007199254740991;
+SELECT pg_catalog.setval('{schema}.numbers',
+    (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000000)::bigint);
+
+-- The primary keys are SHA-256 of the key: a key may be longer than an entry of an index. bytea, because text
+-- has no NUL. The result is text and not jsonb, which would not give the same text back.
+CREATE TABLE {schema}.records (
+    id bytea PRIMARY KEY,
+    key bytea NOT NULL,
+    version bigint NOT NULL,
+    expires_at timestamptz,
+    result text NOT NULL
+);
+
+CREATE TABLE {schema}.locks (
+    id bytea PRIMARY KEY,
+    key bytea NOT NULL,
+    holder bytea NOT NULL,
+    bound boolean NOT NULL,
+    owner bigint NOT NULL,
+    token bigint NOT NULL,
+    nonce bigint NOT NULL,
+    acquired_at timestamptz NOT NULL,
+    expires_at timestamptz,
+    note bytea
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+-- Unlogged: after a crash of the server all sessions are gone, and all waiters with them.
+-- kind: 'l' waits for the lock, 'f' until no lock is in the way, 'c' for a change of the record.
+CREATE UNLOGGED TABLE {schema}.waiters (
+    id bytea NOT NULL,
+    number bigint NOT NULL,
+    nonce bigint NOT NULL,
+    owner bigint NOT NULL,
+    kind "char" NOT NULL,
+    notified_at timestamptz,
+    PRIMARY KEY (id, number)
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+
+-- A process lives as long as the session that has locked its number.
+CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
+LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)';
+
+CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_catalog.set_config('lock_timeout', p_patience::text, true);
+    PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
+END $$;
+
+-- Enters the latch of this key, unless somebody is inside.
+CREATE FUNCTION {schema}.try_enter(p_id bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN pg_catalog.pg_try_advisory_xact_lock(
+        {latch}, ('x' || pg_catalog.encode(pg_catalog.substr(p_id, 1, 4), 'hex'))::bit(32)::integer);
+END $$;
+
+CREATE FUNCTION {schema}.is_live(l {schema}.locks) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN l.token IS NOT NULL
+        AND (l.expires_at IS NULL OR pg_catalog.clock_timestamp() < l.expires_at)
+        AND (NOT l.bound OR {schema}.lives(l.owner));
+END $$;
+
+-- Microseconds since 1970, or until a time.
+CREATE FUNCTION {schema}.since_epoch(t timestamptz) RETURNS bigint
+LANGUAGE sql STABLE AS 'SELECT (pg_catalog.date_part(''epoch'', $1) * 1000000)::bigint';
+
+CREATE FUNCTION {schema}.left_until(t timestamptz) RETURNS bigint
+LANGUAGE sql VOLATILE AS
+'SELECT pg_catalog.ceil(pg_catalog.date_part(''epoch'', $1 - pg_catalog.clock_timestamp()) * 1000000)::bigint';
+
+CREATE FUNCTION {schema}.end_after(microseconds bigint) RETURNS timestamptz
+LANGUAGE sql VOLATILE AS
+'SELECT pg_catalog.clock_timestamp() + $1 * interval ''1 microsecond''';
+
+CREATE FUNCTION {schema}.notify(owner bigint, nonce bigint) RETURNS void
+LANGUAGE sql VOLATILE AS
+'SELECT pg_catalog.pg_notify(''record_store_'' || $1::text, $2::text)';
+
+-- The lock of the key is free: all that wait for that, and of those that want the lock the first that lives.
+CREATE FUNCTION {schema}.notify_free(p_id bytea) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    w {schema}.waiters;
+    has_next boolean := false;
+BEGIN
+    FOR w IN SELECT * FROM {schema}.waiters t WHERE t.id = p_id AND t.kind <> 'c' ORDER BY t.number LOOP
+        IF w.kind = 'f' THEN
+            DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
+            PERFORM {schema}.notify(w.owner, w.nonce);
+        ELSIF NOT has_next THEN
+            IF {schema}.lives(w.owner) THEN
+                has_next := true;
+                UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
+                    WHERE t.id = p_id AND t.number = w.number;
+                PERFORM {schema}.notify(w.owner, w.nonce);
+            ELSE
+                DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
+            END IF;
+        END IF;
+    END LOOP;
+END $$;
+
+-- The record of the key has changed.
+CREATE FUNCTION {schema}.notify_change(p_id bytea) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    w {schema}.waiters;
+BEGIN
+    FOR w IN SELECT * FROM {schema}.waiters t WHERE t.id = p_id AND t.kind = 'c' LOOP
+        DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
+        PERFORM {schema}.notify(w.owner, w.nonce);
+    END LOOP;
+END $$;
+
+CREATE FUNCTION {schema}.enqueue(p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char") RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce) THEN
+        INSERT INTO {schema}.waiters (id, number, nonce, owner, kind)
+            SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind
+            FROM {schema}.waiters t WHERE t.id = p_id;
+    END IF;
+END $$;
+
+CREATE FUNCTION {schema}.acquire(
+    p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint,
+    p_hold bigint, p_waits boolean, p_patience integer, p_note bytea,
+    OUT status integer, OUT token bigint, OUT holder bytea, OUT bound boolean, OUT remaining bigint,
+    OUT is_first boolean, OUT stale integer)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+    w {schema}.waiters;
+    is_live boolean;
+    own_number bigint;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    -- The session that stands for the process is gone, and nobody would keep or be notified of what it gets.
+    IF NOT {schema}.lives(p_owner) THEN
+        status := {GONE};
+        RETURN;
+    END IF;
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    is_live := {schema}.is_live(l);
+    IF is_live AND l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner) THEN
+        UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id;
+        DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+        PERFORM {schema}.notify_sooner(p_id, l.expires_at, {schema}.end_after(p_hold));
+        token := l.token;
+        -- The answer to an earlier attempt of the same acquisition was lost.
+        status := CASE WHEN l.nonce = p_nonce THEN {OK} ELSE {AGAIN} END;
+        RETURN;
+    END IF;
+    SELECT t.number INTO own_number FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+    is_first := true;
+    IF is_live THEN
+        status := {LOCKED};
+        holder := l.holder;
+        bound := l.bound;
+        remaining := {schema}.left_until(l.expires_at);
+        is_first := NOT EXISTS (SELECT FROM {schema}.waiters t
+            WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number));
+    ELSE
+        FOR w IN SELECT * FROM {schema}.waiters t
+            WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number)
+            ORDER BY t.number
+        LOOP
+            -- A process that is stopped must not hold up the others.
+            IF NOT {schema}.lives(w.owner)
+                OR w.notified_at < pg_catalog.clock_timestamp() - interval '1 second'
+            THEN
+                DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
+                CONTINUE;
+            END IF;
+            IF w.notified_at IS NULL THEN
+                UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
+                    WHERE t.id = p_id AND t.number = w.number;
+                PERFORM {schema}.notify(w.owner, w.nonce);
+            END IF;
+            status := {BEHIND};
+            is_first := false;
+            EXIT;
+        END LOOP;
+    END IF;
+    IF status IS NOT NULL THEN
+        IF p_waits AND own_number IS NULL THEN
+            PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'l');
+        ELSIF NOT p_waits AND own_number IS NOT NULL THEN
+            -- The last attempt of a wait.
+            DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
+        END IF;
+        RETURN;
+    END IF;
+    IF own_number IS NOT NULL THEN
+        DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
+    END IF;
+    IF l.token IS NOT NULL THEN
+        holder := l.holder;
+        bound := l.bound;
+        stale := CASE WHEN pg_catalog.clock_timestamp() >= l.expires_at THEN 1 ELSE 2 END;
+    END IF;
+    token := pg_catalog.nextval('{schema}.numbers');
+    INSERT INTO {schema}.locks AS t (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note)
+        VALUES (p_id, p_key, p_holder, p_bound, p_owner, token, p_nonce, pg_catalog.clock_timestamp(),
+                {schema}.end_after(p_hold), p_note)
+        ON CONFLICT (id) DO UPDATE SET holder = excluded.holder, bound = excluded.bound, owner = excluded.owner,
+            token = excluded.token, nonce = excluded.nonce, acquired_at = excluded.acquired_at,
+            expires_at = excluded.expires_at, note = excluded.note;
+    status := {OK};
+END $$;
+
+-- A lease ends earlier than its waiters know.
+CREATE FUNCTION {schema}.notify_sooner(p_id bytea, p_old timestamptz, p_new timestamptz) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_new < p_old OR p_old IS NULL AND p_new IS NOT NULL THEN
+        PERFORM {schema}.notify(t.owner, t.nonce) FROM {schema}.waiters t WHERE t.id = p_id AND t.kind <> 'c';
+    END IF;
+END $$;
+
+-- Whether a token is that of a live lock. A token of a bound lock is worth something only in its process, unless the claim
+-- says that it was passed on.
+CREATE FUNCTION {schema}.has_token(
+    l {schema}.locks, p_delegated boolean, p_owner bigint, p_token bigint) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN l.token = p_token AND (p_delegated OR NOT l.bound OR l.owner = p_owner) AND {schema}.is_live(l);
+END $$;
+
+-- The claim of a holder (p_token is null) or of a token, on a lock that has to be there. With a token, p_bound says that it
+-- was passed on.
+CREATE FUNCTION {schema}.own(
+    l {schema}.locks, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint) RETURNS integer
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_token IS NOT NULL THEN
+        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
+    ELSIF NOT {schema}.is_live(l) THEN
+        RETURN {NOT_LOCKED};
+    ELSIF l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner) THEN
+        RETURN {OK};
+    END IF;
+    RETURN {LOCKED};
+END $$;
+
+CREATE FUNCTION {schema}.release(
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_patience integer,
+    OUT status integer, OUT holder bytea, OUT bound boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    status := {schema}.own(l, p_holder, p_bound, p_owner, p_token);
+    holder := l.holder;
+    bound := l.bound;
+    IF status = {OK} THEN
+        DELETE FROM {schema}.locks t WHERE t.id = p_id;
+        PERFORM {schema}.notify_free(p_id);
+    END IF;
+END $$;
+
+CREATE FUNCTION {schema}.renew(
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_hold bigint,
+    p_patience integer, OUT status integer, OUT holder bytea, OUT bound boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    status := {schema}.own(l, p_holder, p_bound, p_owner, p_token);
+    holder := l.holder;
+    bound := l.bound;
+    IF status = {OK} THEN
+        UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id;
+        PERFORM {schema}.notify_sooner(p_id, l.expires_at, {schema}.end_after(p_hold));
+    END IF;
+END $$;
+
+CREATE FUNCTION {schema}.break_lock(
+    p_id bytea, p_hash integer, p_token bigint, p_patience integer, OUT was_there boolean)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    DELETE FROM {schema}.locks t WHERE t.id = p_id AND (p_token IS NULL OR t.token = p_token);
+    was_there := FOUND;
+    IF was_there THEN
+        PERFORM {schema}.notify_free(p_id);
+    END IF;
+END $$;
+
+-- Whether a record may be changed on a claim.
+CREATE FUNCTION {schema}.admit(
+    l {schema}.locks, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint) RETURNS integer
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_token IS NOT NULL THEN
+        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
+    ELSIF l.token IS NULL
+        OR l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner)
+        OR NOT {schema}.is_live(l)
+    THEN
+        RETURN {OK};
+    END IF;
+    RETURN {LOCKED};
+END $$;
+
+-- p_mode: 0 writes, 1 writes if the version is p_version (null: no record), 2 only compares the versions.
+CREATE FUNCTION {schema}.write(
+    p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
+    p_result text, p_time_to_live bigint, p_mode integer, p_version bigint, p_patience integer,
+    OUT status integer, OUT holder bytea, OUT bound boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+    present bigint;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
+    holder := l.holder;
+    bound := l.bound;
+    IF status <> {OK} THEN
+        RETURN;
+    END IF;
+    IF p_mode <> 0 THEN
+        SELECT t.version INTO present FROM {schema}.records t
+            WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
+        IF present IS DISTINCT FROM p_version THEN
+            status := {OTHER};
+            RETURN;
+        ELSIF p_mode = 2 THEN
+            RETURN;
+        END IF;
+    END IF;
+    INSERT INTO {schema}.records AS t (id, key, version, expires_at, result)
+        VALUES (p_id, p_key, pg_catalog.nextval('{schema}.numbers'), {schema}.end_after(p_time_to_live), p_result)
+        ON CONFLICT (id) DO UPDATE
+            SET version = excluded.version, expires_at = excluded.expires_at, result = excluded.result;
+    PERFORM {schema}.notify_change(p_id);
+END $$;
+
+CREATE FUNCTION {schema}.remove(
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_patience integer,
+    OUT status integer, OUT holder bytea, OUT bound boolean, OUT existed boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
+    holder := l.holder;
+    bound := l.bound;
+    IF status = {OK} THEN
+        DELETE FROM {schema}.records t WHERE t.id = p_id
+            RETURNING t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at INTO existed;
+        IF existed THEN
+            PERFORM {schema}.notify_change(p_id);
+        END IF;
+        existed := existed IS TRUE;
+    END IF;
+END $$;
+
+-- The record and the lock have to be seen at one moment, and whether a lock lives can only be asked afterwards.
+-- A lock that was found dead stays dead. So if the same one is there at a second look, nobody held the key then.
+CREATE FUNCTION {schema}.read(
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_ignores_lock boolean,
+    p_patience integer,
+    OUT status integer, OUT version bigint, OUT result text, OUT time_left bigint, OUT holder bytea, OUT bound boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+    expires_at timestamptz;
+    dead bigint;
+BEGIN
+    LOOP
+        SELECT r.version, r.result, r.expires_at, locks.* INTO version, result, expires_at,
+                l.id, l.key, l.holder, l.bound, l.owner, l.token, l.nonce, l.acquired_at, l.expires_at, l.note
+            FROM (SELECT p_id AS id) k
+            LEFT JOIN {schema}.records r ON r.id = k.id
+            LEFT JOIN {schema}.locks locks ON locks.id = k.id;
+        IF p_ignores_lock THEN
+            status := {OK};
+        ELSIF p_token IS NULL AND l.token = dead THEN
+            status := {OK};
+        ELSE
+            status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
+            -- The lock is stale. A change that was admitted before its end may not be committed yet. In the latch it is
+            -- committed or refused.
+            IF status = {OK} AND p_token IS NULL AND l.token IS NOT NULL AND NOT {schema}.is_live(l) THEN
+                PERFORM {schema}.enter(p_hash, p_patience);
+                dead := l.token;
+                CONTINUE;
+            END IF;
+        END IF;
+        EXIT;
+    END LOOP;
+    holder := l.holder;
+    bound := l.bound;
+    IF status <> {OK} OR pg_catalog.clock_timestamp() >= expires_at THEN
+        version := NULL;
+        result := NULL;
+    END IF;
+    time_left := {schema}.left_until(expires_at);
+END $$;
+
+-- Waits until no lock is in the way: the caller is notified if the status is {LOCKED}. p_holder may be null.
+CREATE FUNCTION {schema}.await_free(
+    p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint, p_patience integer,
+    OUT status integer, OUT holder bytea, OUT bound boolean, OUT remaining bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    IF NOT {schema}.lives(p_owner) THEN
+        status := {GONE};
+        RETURN;
+    END IF;
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    status := {schema}.admit(l, p_holder, p_bound, p_owner, NULL);
+    IF status = {LOCKED} THEN
+        holder := l.holder;
+        bound := l.bound;
+        remaining := {schema}.left_until(l.expires_at);
+        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'f');
+    END IF;
+END $$;
+
+-- Waits until the record has another version than p_version. The caller is notified if the status is {SAME}.
+CREATE FUNCTION {schema}.await_change(
+    p_id bytea, p_hash integer, p_owner bigint, p_nonce bigint, p_version bigint, p_patience integer,
+    OUT status integer, OUT version bigint, OUT remaining bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    IF NOT {schema}.lives(p_owner) THEN
+        status := {GONE};
+        RETURN;
+    END IF;
+    SELECT t.version, {schema}.left_until(t.expires_at) INTO version, remaining FROM {schema}.records t
+        WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
+    IF version IS DISTINCT FROM p_version THEN
+        status := {OTHER};
+    ELSE
+        status := {SAME};
+        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'c');
+    END IF;
+END $$;
+
+-- Gives up a wait.
+CREATE FUNCTION {schema}.leave(p_id bytea, p_hash integer, p_nonce bigint, p_patience integer) RETURNS void
+LANGUAGE plpgsql AS $$
+DECLARE
+    was_notified boolean;
+    l {schema}.locks;
+BEGIN
+    PERFORM {schema}.enter(p_hash, p_patience);
+    DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce
+        RETURNING t.notified_at IS NOT NULL INTO was_notified;
+    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
+    IF was_notified AND NOT {schema}.is_live(l) THEN
+        -- The next one has its turn.
+        PERFORM {schema}.notify_free(p_id);
+    END IF;
+END $$;

@@ -1,0 +1,99 @@
+//! A store that an earlier version of this crate made.
+
+use std::time::{Duration, SystemTime};
+
+use record_store::{PostgresOptions, PostgresRecordStore, RecordStoreExt};
+
+use super::server::Server;
+use super::{new_url, open};
+
+const STATUSES: [&str; 9] =
+    ["OK", "AGAIN", "LOCKED", "BEHIND", "LOST", "NOT_LOCKED", "GONE", "OTHER", "SAME"];
+
+/// Makes a store of version 1, with a record and a lock. Returns its schema.
+fn make(server: &Server, url: &str) -> String {
+    let (_, schema) = url.split_once("schema=").unwrap();
+    let text = include_str!("schema-1.sql").replace("{schema}", schema).replace("{latch}", "(-4711)");
+    let text = STATUSES
+        .iter()
+        .enumerate()
+        .fold(text, |text, (number, name)| text.replace(&format!("{{{name}}}"), &number.to_string()));
+    server.sql(&format!("CREATE SCHEMA {schema}"));
+    server.sql(&text);
+    server.sql(&format!("INSERT INTO {schema}.store (version, high, low) VALUES (1, 17, -3)"));
+    assert_eq!(write(server, schema, "7"), "0");
+    server.sql(&format!(
+        "INSERT INTO {schema}.locks (id, key, holder, bound, owner, token, nonce, acquired_at) \
+         VALUES (sha256('held'), 'held', 'job', false, 0, nextval('{schema}.numbers'), 1, now())"
+    ));
+    schema.to_owned()
+}
+
+/// Writes as a process of version 1 does. Returns the status.
+fn write(server: &Server, schema: &str, result: &str) -> String {
+    server.sql(&format!(
+        "SELECT status FROM {schema}.write(sha256('k'), 'k', 5, 'h', false, 0, NULL, '{result}', NULL, 0, NULL, 1000)"
+    ))
+}
+
+#[test]
+fn a_store_of_version_1_is_upgraded_with_all_that_is_in_it() {
+    let Some(url) = new_url() else { return };
+    let server = Server::shared().unwrap();
+    let schema = make(server, &url);
+    // The first stores had no notes.
+    server.sql(&format!("ALTER TABLE {schema}.locks DROP COLUMN note"));
+    let token = server.sql(&format!("SELECT token FROM {schema}.locks"));
+    let start = SystemTime::now() - Duration::from_secs(2);
+    let store = PostgresRecordStore::connect(&url, PostgresOptions::new().existing()).unwrap();
+    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "2|17|-3");
+    assert_eq!(store.verify().map(Result::unwrap).count(), 0);
+    let record = store.read::<u8>("k").unwrap().unwrap();
+    assert_eq!(record.result, 7);
+    let info = store.record_info("k").unwrap().unwrap();
+    assert!(info.version() == record.version && info.modified() >= start, "{info:?}");
+    let lock = store.lock_info("held").unwrap().unwrap();
+    assert_eq!((lock.token().to_string(), lock.holder().name()), (token, "job"));
+    // Processes of both versions enter the same latches.
+    let body = server.sql(&format!("SELECT prosrc FROM pg_proc WHERE oid = '{schema}.enter'::regproc"));
+    assert!(body.contains("pg_advisory_xact_lock((-4711), p_hash)"), "{body}");
+    // One of version 1 that still has the store open.
+    assert_eq!(write(server, &schema, "8"), "0");
+    let later = store.record_info("k").unwrap().unwrap();
+    assert!(later.version() != info.version() && later.modified() > info.modified(), "{later:?}");
+    store.write("k", &9).unwrap();
+}
+
+#[test]
+fn several_that_open_a_store_of_version_1_at_once_upgrade_it_once() {
+    let Some(url) = new_url() else { return };
+    let server = Server::shared().unwrap();
+    let schema = make(server, &url);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let url = &url;
+            scope.spawn(move || open(url).write(format!("of {number}"), &number).unwrap());
+        }
+    });
+    assert_eq!(open(&url).keys().unwrap().count(), 9);
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "2");
+}
+
+#[test]
+fn a_role_that_does_not_own_the_tables_upgrades_nothing() {
+    let Some(url) = new_url() else { return };
+    let server = Server::shared().unwrap();
+    let schema = make(server, &url);
+    server.sql("DO $$ BEGIN CREATE ROLE tenant LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$");
+    server.sql(&format!(
+        "GRANT ALL ON SCHEMA {schema} TO tenant; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO tenant; \
+         GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO tenant"
+    ));
+    let tenant = url.replace("postgres@", "tenant@");
+    let error = PostgresRecordStore::connect(&tenant, PostgresOptions::new()).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("must be owner of table records"), "{cause}");
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "1");
+    open(&url).write("k", &1).unwrap();
+    open(&tenant).write("k", &2).unwrap();
+}
