@@ -32,7 +32,7 @@ pub fn by_turns<S: RecordStore>(handles: [S; 2]) -> ByTurns<S> {
     ByTurns { handles, calls: AtomicUsize::new(0) }
 }
 
-/// What [`by_turns`] returns.
+/// The store that [`by_turns`] returns.
 #[derive(Debug)]
 pub struct ByTurns<S> {
     handles: [S; 2],

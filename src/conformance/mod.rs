@@ -142,6 +142,7 @@ mod leases;
 mod listing;
 mod lock_all;
 mod locks;
+mod other_process;
 mod processes;
 mod protocol;
 mod records;
@@ -162,7 +163,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// A check that takes longer has failed, unless the suite has [another limit](Suite::limit).
 pub const LIMIT: Duration = Duration::from_mins(2);
 
-/// Whoever waits is woken this soon after what it waits for. A store that only looks from time to time takes longer.
+/// A waiter is woken this soon after the event for which it waits. A store that only looks from time to time takes longer.
 pub const WAKE: Duration = Duration::from_millis(100);
 
 /// The lock of a process that was killed is free this soon, if it is bound to the process.
@@ -186,7 +187,7 @@ enum Body {
     WithStalls(fn(&Subject)),
 }
 
-/// What a check needs beside a store.
+/// A need of a check beside a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Need {
@@ -219,7 +220,7 @@ impl Check {
         self.sentence
     }
 
-    /// What the check needs beside a store. Without it, a [`Suite`] skips the check.
+    /// The need of the check beside a store. Without it, a [`Suite`] skips the check.
     #[must_use]
     pub fn needs(&self) -> Option<Need> {
         match self.body {

@@ -1,14 +1,12 @@
-//! What only another process can show.
+//! Checks that need another process.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
-use super::protocol::{Answer, MARK, Request, Who};
+use super::other_process::Other;
+use super::protocol::{Answer, Request, Who};
 use super::serve::count;
 use super::subject::Subject;
 use super::support::{
@@ -48,96 +46,6 @@ checks! { "processes":
         "Increments of several processes add up, under the lock and by `write_if_version`.",
     a_forked_child_is_another_process(processes):
         "A forked child is another process: it can use the store that it inherited, but neither the locks of its parent nor their tokens, and leaves them alone.",
-}
-
-/// Another process that has the store of the check open. It is killed when this is dropped.
-pub(super) struct Other {
-    process: Child,
-    input: ChildStdin,
-    answers: Receiver<(Answer, Instant)>,
-}
-
-impl Other {
-    pub(super) fn start(command: &mut Command) -> Self {
-        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut process = process.expect("a program that can be started");
-        let input = process.stdin.take().expect("a pipe");
-        let output = BufReader::new(process.stdout.take().expect("a pipe"));
-        let (sender, answers) = channel();
-        thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if let Some((_, answer)) = line.split_once(MARK) {
-                    let answer = serde_json::from_str(answer).expect("an answer of `serve`");
-                    let _ = sender.send((answer, Instant::now()));
-                }
-            }
-        });
-        let mut other = Self { process, input, answers };
-        // Starting a program is no wait of the store.
-        let ready = other.receive(PATIENCE * 6);
-        assert_eq!(ready.0, Answer::Ready, "the other process does not call `conformance::serve`");
-        other
-    }
-
-    /// Sends a request whose answer may take long.
-    fn send(&mut self, request: &Request) {
-        let request = serde_json::to_string(request).expect("a request is JSON");
-        writeln!(self.input, "{request}").expect("the other process reads its input");
-    }
-
-    /// The answer to the last request, and when it came.
-    fn receive(&mut self, timeout: Duration) -> (Answer, Instant) {
-        match self.answers.recv_timeout(timeout) {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => panic!("the other process has not answered within {timeout:?}"),
-            Err(RecvTimeoutError::Disconnected) => {
-                panic!("the other process has ended: {:?}", self.process.wait())
-            }
-        }
-    }
-
-    fn ask(&mut self, request: &Request) -> Answer {
-        self.send(request);
-        self.receive(PATIENCE).0
-    }
-
-    #[track_caller]
-    fn expect(&mut self, request: &Request, expected: &Answer) {
-        let answer = self.ask(request);
-        assert_eq!(answer, *expected, "{request:?} in another process");
-    }
-
-    /// Asserts that the request fails with this kind of error.
-    fn expect_error(&mut self, request: &Request, kind: ErrorKind) {
-        match self.ask(request) {
-            Answer::Failed(failed, _) if failed == format!("{kind:?}") => {}
-            answer => panic!("{request:?} in another process: expected {kind:?}, got {answer:?}"),
-        }
-    }
-
-    /// Acquires the lock of `key`, for which it does not have to wait. Returns the token.
-    fn acquire(&mut self, key: &str, who: Who) -> u64 {
-        match self.ask(&Request::try_acquire(key, who)) {
-            Answer::Number(Some(token)) => token,
-            answer => panic!("acquiring a free lock in another process: {answer:?}"),
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        rustix::process::kill_process(Pid::from_child(&self.process), signal).expect("a running process");
-    }
-
-    /// Kills it as `kill -9` does.
-    fn kill(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 fn records_are_the_same_in_every_process(subject: &Subject) {
@@ -423,18 +331,6 @@ fn processes_are_served_in_the_order_of_arrival(subject: &Subject) {
     });
 }
 
-impl Other {
-    /// Whether the answer to the last request is there. Waits for it a moment, and takes it.
-    fn has_answered(&mut self) -> bool {
-        match self.answers.recv_timeout(Duration::from_millis(1)) {
-            Ok((Answer::Number(Some(_)), _)) => true,
-            Ok((answer, _)) => panic!("waiting for a lock in another process: {answer:?}"),
-            Err(RecvTimeoutError::Timeout) => false,
-            Err(RecvTimeoutError::Disconnected) => panic!("the other process has ended"),
-        }
-    }
-}
-
 fn no_increment_of_several_processes_is_lost(subject: &Subject) {
     const ROUNDS: u32 = 20;
     let store = subject.store();
@@ -478,7 +374,7 @@ fn a_forked_child_is_another_process(subject: &Subject) {
         // The end of the child ends neither the lock nor the session of its parent.
         assert!(store.is_locked("key").unwrap(), "the parent's lock ended with its child");
         parent.expect(&Request::write("key", Who::Token(token), 2), &Answer::Done);
-        // What the child acquires ends with the child, and not with its parent.
+        // A lock that the child acquires ends with the child, and not with its parent.
         let Answer::Number(Some(_)) = parent.ask(&in_child(Request::try_acquire("child", Who::Current)))
         else {
             panic!("a forked child cannot acquire a free lock");

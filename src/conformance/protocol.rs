@@ -1,4 +1,4 @@
-//! What a check and its other processes say to each other: each message is a line of standard input or output.
+//! The messages between a check and its other processes: each message is a line of standard input or output.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a check runs on: a store, and what its caller has said about it.
+//! The subject of a check: a store, and what its caller has said about it.
 
 use std::any::Any;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::processes::Other;
+use super::other_process::Other;
 use crate::{Key, RecordStore};
 
 /// Stops everything that changes a key, until its value is dropped.

@@ -43,7 +43,7 @@ impl<S> fmt::Debug for Suite<'_, S> {
     }
 }
 
-/// What a [`Suite`] did. All checks that ran have passed.
+/// The result of a [`Suite`]. All checks that ran have passed.
 #[derive(Clone, Debug)]
 pub struct Report {
     ran: Vec<Check>,

@@ -35,7 +35,7 @@ pub struct PostgresFinding {
 pub enum PostgresProblem {
     /// A part of the schema is missing, or is not as this version of the crate makes it.
     CorruptSchema {
-        /// What is wrong.
+        /// The difference, for people.
         detail: String,
     },
     /// This role lacks a right that some operations need.
@@ -47,7 +47,7 @@ pub enum PostgresProblem {
     },
     /// A row that this crate did not write like this: it is in the place of another key, or its number was never given.
     CorruptRow {
-        /// What is wrong.
+        /// The difference, for people.
         detail: String,
     },
     /// A record that cannot be read.

@@ -57,7 +57,7 @@ const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_e
     {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note \
     FROM {schema}.locks l";
 
-/// What the catalog says of the schema: tables and sequences, columns with their types, valid primary keys, functions with
+/// The schema as the catalog describes it: tables and sequences, columns with their types, valid primary keys, functions with
 /// their bodies, and the version.
 const SCHEMA_PARTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1), \
     c AS (SELECT c.* FROM pg_class c JOIN n ON n.oid = c.relnamespace) \

@@ -107,7 +107,7 @@ fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
     }
     let store = store::connect(url, false)?;
     let policy = args.limits.policy();
-    // What has expired takes the place of no record.
+    // First, because an expired record takes no place.
     let (records, locks) = if args.limits.dry_run { (0, 0) } else { store.sweep()? };
     let evicted = policy.map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
     let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);

@@ -20,7 +20,7 @@ pub(crate) struct Store {
     kind: Kind,
 }
 
-/// What only one kind of store can do.
+/// The store by its kind, for what the others cannot do.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
     Files(FileSystemRecordStore),

@@ -159,7 +159,7 @@ fn verify_names_what_is_wrong_on_a_server() {
     );
     let damage = findings.iter().find(|finding| finding["kind"] == "damage").unwrap();
     assert_eq!(damage["path"], format!("{schema}.records \"bad\""));
-    // What it advises works.
+    // Its advice works.
     run(&["put", &url, "bad"], "2");
     run(&["gc", &url], "");
     assert!(run(&["verify", &url], "").ends_with(": 0 damaged, 1 foreign, 0 leftover\n"));

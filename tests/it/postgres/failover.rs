@@ -45,7 +45,7 @@ fn fail_over(primary: &Server, standby: &Server) {
     assert_eq!(standby.sql("SELECT pg_promote()"), "t");
 }
 
-/// What was acknowledged to one of the workers.
+/// The calls that were acknowledged to one of the workers.
 #[derive(Debug, Default)]
 struct Log {
     attempted: u64,

@@ -14,7 +14,7 @@ use super::{new_url, open};
 /// A function, a part of its text, and what it is replaced with.
 type Change = (&'static str, &'static str, &'static str);
 
-/// What is broken, how, and the checks that find it.
+/// The name of a fault, the changes that plant it, and the checks that find it.
 type Fault = (&'static str, &'static [Change], &'static [&'static str]);
 
 const ENTER: &str = "PERFORM {schema}.enter(p_hash, p_patience);";

@@ -259,7 +259,7 @@ impl Clock {
     }
 }
 
-/// What the C library says of the wall clock in a server, with an offset in nanoseconds from a file. The other clocks stay:
+/// The wall clock of the C library in a server, with an offset in nanoseconds from a file. The other clocks stay:
 /// as on a host whose clock is set.
 const CLOCK: &str = r#"
 #define _GNU_SOURCE

@@ -36,7 +36,7 @@ pub(super) fn verify(store: &FileSystemRecordStore, as_json: bool) -> Result<(),
     report.end()
 }
 
-/// What was checked, as JSON. The field names are part of the JSON interface.
+/// The counts, as JSON. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct JsonChecked {
     files: u64,

@@ -1,4 +1,4 @@
-//! What `verify` prints: one line for each finding, and a summary.
+//! The output of `verify`: one line for each finding, and a summary.
 
 use record_store::Error;
 use serde::Serialize;

@@ -29,7 +29,7 @@ pub(super) fn verify(store: &PostgresRecordStore, as_json: bool) -> Result<(), F
     report.end()
 }
 
-/// What was checked, as JSON. The field names are part of the JSON interface.
+/// The counts, as JSON. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct JsonChecked {
     rows: u64,

@@ -32,7 +32,7 @@ pub(super) struct ServerWatcher {
     bell: UnixStream,
 }
 
-/// What one look at the server shows.
+/// The store as one look at the server shows it.
 struct View {
     model: Model,
     changes: Vec<Change>,
