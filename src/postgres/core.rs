@@ -91,6 +91,8 @@ impl Core {
         let owner = OwnerHandle::of(core.identity(), &core.target, &core.quoted_schema);
         let here = Arc::new(Here { pool, owner });
         *core.here.lock() = Some(Local::new(Arc::clone(&here)));
+        // A time of its own: to make a store may have taken the most of the first one.
+        let deadline = Limits::none().network_deadline(core.options.patience);
         let check = retried(deadline, async || core.check_sessions(&here, deadline).await);
         let checked = until(Timer::at(deadline), check).await;
         match checked {

@@ -86,7 +86,12 @@ impl Failure {
 
     /// Whether it may be over if the same is done again. Only what changes nothing twice may be repeated.
     pub(super) fn is_temporary(&self) -> bool {
-        matches!(self, Self::Lost(_) | Self::NoAnswer | Self::Gone | Self::Unreachable(_) | Self::Standby)
+        match self {
+            // Sweeps and evictions remove many rows, in any order. The server has undone one of them.
+            Self::Refused(error) => error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED),
+            Self::Lost(_) | Self::NoAnswer | Self::Gone | Self::Unreachable(_) | Self::Standby => true,
+            Self::Busy | Self::Insecure(_) | Self::Unusable(..) => false,
+        }
     }
 
     /// Whether only another session may succeed: after a failover this one is at a server that cannot be written.

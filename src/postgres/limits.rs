@@ -40,7 +40,7 @@ const LATCH_GRACE: Duration = Duration::from_millis(100);
 /// A call tries to enter a latch for so long, and looks at its cancellation in between.
 const LATCH_SLICE: Duration = Duration::from_millis(250);
 
-/// Even a call that may not wait, or is cancelled, gives the network this long.
+/// Even a call that may not wait, has waited long enough, or is cancelled, gives the network this long for one answer.
 const ROUND_TRIP_GRACE: Duration = Duration::from_secs(1);
 
 /// A sleeper checks again after this time: a death and the end of a lease notify nobody, and a notification may be
@@ -109,16 +109,14 @@ impl Limits {
         i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
     }
 
-    /// When this call no longer waits for the network, whose patience is `patience` where the call has no deadline.
+    /// When a statement that begins now no longer waits for the network, whose patience is `patience` where the call has
+    /// no deadline. The last look of a wait begins at its deadline, and gets an answer, too.
     pub(super) fn network_deadline(&self, patience: Duration) -> Option<Instant> {
-        let latest = self.start.max(Instant::now()).checked_add(patience);
-        match self.deadline {
-            None => latest,
-            Some(deadline) => {
-                let soonest = self.start + ROUND_TRIP_GRACE.min(patience);
-                Some(deadline.max(soonest)).min(latest.or(Some(deadline)))
-            }
-        }
+        let now = Instant::now();
+        let latest = now.checked_add(patience);
+        let Some(deadline) = self.deadline else { return latest };
+        let soonest = now + ROUND_TRIP_GRACE.min(patience);
+        Some(deadline.max(soonest)).min(latest.or(Some(deadline)))
     }
 
     /// The output of a future that the server answers. `None`: there was no answer until the deadline, or until a moment

@@ -151,22 +151,6 @@ fn behind_a_relay(patience: Duration) -> Option<(Relay, PostgresRecordStore, Pos
     Some((relay, store, open(&url)))
 }
 
-#[test]
-fn an_open_over_a_slow_network_keeps_its_patience() {
-    const PATIENCE: Duration = Duration::from_millis(2_500);
-    let Some(url) = new_url() else { return };
-    let port = Server::shared().unwrap().port();
-    let relay = Relay::start(port);
-    // All that an open asks the server for takes more than that.
-    relay.set(|state| state.delay = millis(100));
-    let behind = url.replace(&url_at(port), &url_at(relay.port));
-    let start = Instant::now();
-    let opened = abort_if_hung("an open", || {
-        PostgresRecordStore::connect(&behind, PostgresOptions::new().patience(PATIENCE))
-    });
-    assert!(start.elapsed() < PATIENCE + millis(1_000), "{:?}: {:?}", start.elapsed(), opened.err());
-}
-
 /// The changes of a record, each with a check whether it was made.
 type Change = (&'static str, fn(&dyn RecordStore, &Key) -> Result<()>, fn(Option<i32>) -> bool);
 

@@ -211,6 +211,27 @@ impl Drop for Stalled {
     }
 }
 
+/// As when two sweeps remove the same rows in another order: the server undoes one of them.
+#[test]
+fn a_statement_that_was_undone_because_of_a_deadlock_is_repeated() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let schema = store.schema();
+    store.write_with("k", &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
+    Server::shared().unwrap().sql(&format!(
+        "CREATE SEQUENCE {schema}.removals;
+        CREATE FUNCTION {schema}.refuse_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('{schema}.removals') = 1 THEN
+                RAISE EXCEPTION 'deadlock detected' USING ERRCODE = 'deadlock_detected';
+            END IF;
+            RETURN OLD;
+        END $$;
+        CREATE TRIGGER refuse BEFORE DELETE ON {schema}.records FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_once()"
+    ));
+    std::thread::sleep(millis(5));
+    assert_eq!(store.sweep().unwrap(), (1, 0));
+}
+
 /// A read that comes after the end of a lease.
 #[derive(Clone, Copy, Debug)]
 enum Late {
@@ -261,6 +282,37 @@ fn a_read_after_the_end_of_a_lease_waits_for_a_change_that_was_admitted_before()
         });
         assert!(is_tested, "{late:?}: each write was late");
     }
+}
+
+/// The last look of a wait begins at its deadline, and the server has to be given the time to answer.
+#[test]
+fn a_wait_of_more_than_a_second_ends_with_a_timeout() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let _guard = store.lock("k", as_named("holder")).unwrap();
+    let timeout = millis(1_200);
+    let calls: [(&str, &(dyn Fn() -> record_store::Result<bool> + Sync)); 5] = [
+        ("acquire", &|| store.acquire_lock("k", as_named("other").acquire_timeout(timeout)).map(|_| true)),
+        ("wait_for_lock", &|| store.wait_for_lock("k", timeout)),
+        ("read", &|| store.read_with::<u8>("k", ReadOptions::new().timeout(timeout)).map(|_| true)),
+        ("compute", &|| {
+            let options = as_named("third").acquire_timeout(timeout);
+            store.get_or_compute("k", options, || Ok(1)).map(|_| true)
+        }),
+        ("watch", &|| Ok(store.watch("k")?.next(timeout)?.is_some())),
+    ];
+    std::thread::scope(|scope| {
+        for (name, call) in calls {
+            scope.spawn(move || {
+                let start = Instant::now();
+                match call() {
+                    Ok(is_there) => assert!(!is_there, "{name}"),
+                    Err(error) => assert!(error.is_timeout(), "{name}: {error}"),
+                }
+                assert!(start.elapsed() >= timeout, "{name}: {:?}", start.elapsed());
+            });
+        }
+    });
 }
 
 type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
