@@ -400,6 +400,19 @@ mod tests {
     }
 
     #[test]
+    fn a_key_equals_its_text_in_every_form_and_no_other() {
+        let key = Key::new("k").unwrap();
+        for (text, is_equal) in [("k", true), ("l", false)] {
+            let owned = text.to_owned();
+            assert_eq!(key == *text, is_equal);
+            assert_eq!(key == text, is_equal);
+            assert_eq!(key == owned, is_equal);
+            assert_eq!(*text == key, is_equal);
+            assert_eq!(text == key, is_equal);
+        }
+    }
+
+    #[test]
     fn the_hashes_never_change() {
         // Processes of different versions share a directory, so these values must never change.
         let key = Key::new("invoice-42").unwrap();
