@@ -54,6 +54,10 @@ impl Store {
     }
 
     /// The store, if it is a directory.
+    #[cfg_attr(
+        not(feature = "postgres"),
+        expect(clippy::unnecessary_wraps, reason = "there is only one kind of store")
+    )]
     pub(crate) fn files(&self) -> Option<&FileSystemRecordStore> {
         match &self.kind {
             Kind::Files(store) => Some(store),

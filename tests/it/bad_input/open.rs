@@ -114,6 +114,16 @@ fn impossible_paths_are_errors() {
 }
 
 #[test]
+fn a_symbolic_link_that_leads_nowhere_is_an_error_that_names_it() {
+    let parent = tempfile::tempdir().unwrap();
+    let (link, target) = (parent.path().join("link"), parent.path().join("target"));
+    symlink(&target, &link).unwrap();
+    let error = abort_if_hung("an open", || FileSystemRecordStore::open(&link)).unwrap_err();
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Io, Some(&*link)), "{error}");
+    assert!(!target.exists());
+}
+
+#[test]
 fn a_store_can_be_opened_through_a_symbolic_link() {
     let setup = Setup::new();
     let link = setup.parent.path().join("link");

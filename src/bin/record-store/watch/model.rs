@@ -150,30 +150,6 @@ impl Model {
         !is_full
     }
 
-    /// Adds a live lock of a listing.
-    pub(super) fn add_lock(&mut self, lock: LockInfo) {
-        let name = lock.key().as_str().to_owned();
-        if self.has_room_for_lock(&name) {
-            self.locks.insert(name, lock);
-        }
-    }
-
-    /// Adds a record of a listing.
-    pub(super) fn add_record(&mut self, written: &Written) {
-        self.count += 1;
-        self.remember(&written.key, written);
-    }
-
-    /// Takes over the locks of a newer listing.
-    pub(super) fn take_locks_of(&mut self, newer: Model) {
-        (self.locks, self.more_locks) = (newer.locks, newer.more_locks);
-    }
-
-    /// Takes over the records of a newer listing.
-    pub(super) fn take_records_of(&mut self, newer: Model) {
-        *self = Self { locks: std::mem::take(&mut self.locks), more_locks: self.more_locks, ..newer };
-    }
-
     /// The changes from `old` to this view, which is a newer listing of the same directory.
     pub(super) fn changes_since(&self, old: &Model, store: &FileSystemRecordStore) -> Vec<Change> {
         let mut changes =
@@ -234,6 +210,34 @@ impl Model {
         latest.sort_by(|a, b| b.modified.cmp(&a.modified).then_with(|| a.key.cmp(&b.key)));
         latest.truncate(limit);
         latest
+    }
+}
+
+/// A view that is made of listings.
+#[cfg(feature = "postgres")]
+impl Model {
+    /// Adds a live lock of a listing.
+    pub(super) fn add_lock(&mut self, lock: LockInfo) {
+        let name = lock.key().as_str().to_owned();
+        if self.has_room_for_lock(&name) {
+            self.locks.insert(name, lock);
+        }
+    }
+
+    /// Adds a record of a listing.
+    pub(super) fn add_record(&mut self, written: &Written) {
+        self.count += 1;
+        self.remember(&written.key, written);
+    }
+
+    /// Takes over the locks of a newer listing.
+    pub(super) fn take_locks_of(&mut self, newer: Model) {
+        (self.locks, self.more_locks) = (newer.locks, newer.more_locks);
+    }
+
+    /// Takes over the records of a newer listing.
+    pub(super) fn take_records_of(&mut self, newer: Model) {
+        *self = Self { locks: std::mem::take(&mut self.locks), more_locks: self.more_locks, ..newer };
     }
 }
 
