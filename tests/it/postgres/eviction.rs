@@ -177,6 +177,10 @@ fn a_listing_of_many_and_large_records_is_complete() {
     assert_eq!(list(ListOptions::new()).len(), 4_105);
     assert_eq!(list(ListOptions::new().prefix("many/")).len(), 4_100);
     assert_eq!(list(ListOptions::new().prefix("none")).len(), 0);
+    // The hash of its key begins with twelve ones, so it is on the last page, and none is on the others.
+    store.write("rare/1305", &1).unwrap();
+    assert_eq!(list(ListOptions::new().prefix("rare/")).len(), 1);
+    store.remove("rare/1305").unwrap();
     let large = list(ListOptions::new().prefix("large/").results(true));
     assert_eq!(large.len(), 5);
     for record in &large {

@@ -15,6 +15,8 @@ mod relay;
 mod server;
 mod sessions;
 pub(crate) mod storms;
+mod upgrade;
+mod verify;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
