@@ -45,9 +45,9 @@
 //!
 //! # Several processes
 //!
-//! What only another process can show is checked in the group `processes::`: the lock of a killed process is free, a
-//! token of a bound lock is worth nothing elsewhere, waiters of other processes are woken and served in order, a forked
-//! child is not its parent. For that the caller says how another process opens the store of a check, and this process
+//! The checks of the group `processes::` need another process: the lock of a killed process is free, a token of a bound
+//! lock is worth nothing elsewhere, waiters of other processes are woken and served in order, a forked child is not its
+//! parent. For that the caller says how another process opens the store of a check, and this process
 //! calls [`serve`]. Here the program starts itself again:
 //!
 //! ```standalone_crate

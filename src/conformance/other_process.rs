@@ -13,13 +13,13 @@ use super::protocol::{Answer, MARK, Request, Who};
 use crate::ErrorKind;
 
 /// Another process that has the store of the check open. It is killed when this is dropped.
-pub(super) struct Other {
+pub(super) struct OtherProcess {
     process: Child,
     input: ChildStdin,
     answers: Receiver<(Answer, Instant)>,
 }
 
-impl Other {
+impl OtherProcess {
     pub(super) fn start(command: &mut Command) -> Self {
         let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = process.expect("a program that can be started");
@@ -106,7 +106,7 @@ impl Other {
     }
 }
 
-impl Drop for Other {
+impl Drop for OtherProcess {
     fn drop(&mut self) {
         self.kill();
     }

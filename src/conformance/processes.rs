@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::other_process::Other;
+use super::other_process::OtherProcess;
 use super::protocol::{Answer, Request, Who};
 use super::serve::count;
 use super::subject::Subject;
@@ -66,7 +66,7 @@ fn records_are_the_same_in_every_process(subject: &Subject) {
 }
 
 /// Asserts that `who` in the other process neither holds the lock of `key` nor can use it.
-fn assert_is_another(other: &mut Other, who: &Who) {
+fn assert_is_another(other: &mut OtherProcess, who: &Who) {
     other.expect_error(&Request::try_acquire("key", who.clone()), ErrorKind::LockTimeout);
     other.expect_error(&Request::write("key", who.clone(), 2), ErrorKind::Locked);
     other.expect_error(&Request::read("key", who.clone()), ErrorKind::LockTimeout);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::other_process::Other;
+use super::other_process::OtherProcess;
 use crate::{Key, RecordStore};
 
 /// Stops everything that changes a key, until its value is dropped.
@@ -53,9 +53,9 @@ impl Subject {
     }
 
     /// Another process that has the store open.
-    pub(super) fn other(&self) -> Other {
+    pub(super) fn other(&self) -> OtherProcess {
         let command = self.other_process.as_ref().expect("this check needs another process: use a `Suite`");
-        Other::start(&mut command.lock().unwrap_or_else(PoisonError::into_inner))
+        OtherProcess::start(&mut command.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Stops everything that changes the key, until the value is dropped.

@@ -1,6 +1,7 @@
 //! Waiting: which calls wait for a lock, how long, and what they return.
 
 use std::sync::mpsc::{TryRecvError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::support::{
@@ -34,6 +35,8 @@ checks! { "waiting":
         "`wait_for_lock` returns `true` when the lease expires, and not before.",
     ignore_lock_reads_the_last_committed_state_at_once:
         "With `ignore_lock`, a read returns the last committed state at once, whoever holds the lock and whatever the claim is, and changes nothing.",
+    a_long_wait_ends_as_a_short_one:
+        "A wait of more than a second times out as a shorter one does.",
     one_release_wakes_all_waiters:
         "One release wakes every `wait_for_lock` and every read that waits for the key.",
     a_waiter_is_woken_promptly:
@@ -219,6 +222,26 @@ fn ignore_lock_reads_the_last_committed_state_at_once(store: &dyn RecordStore) {
     assert!(start.elapsed() < PATIENCE / 2, "the read waited");
     let after = store.lock_info("with").unwrap().expect("a live lock");
     assert_eq!((after.holder(), after.token()), (before.holder(), before.token()), "the lock was changed");
+}
+
+/// A store may give its engine a second for an answer. The last look of a wait begins when the time is over.
+fn a_long_wait_ends_as_a_short_one(store: &dyn RecordStore) {
+    const LONG_WAIT: Duration = Duration::from_millis(1_200);
+    store.acquire_lock("key", long_lease(&named("other"))).unwrap();
+    thread::scope(|scope| {
+        let acquire = || store.acquire_lock("key", one_attempt(&named("me")).acquire_timeout(LONG_WAIT));
+        let read = || store.read_with::<i64>("key", ReadOptions::new().timeout(LONG_WAIT));
+        let start = Instant::now();
+        let acquired = scope.spawn(acquire);
+        let read = scope.spawn(read);
+        let is_free = scope.spawn(|| store.wait_for_lock("key", LONG_WAIT));
+        let change = scope.spawn(|| store.watch("key")?.next(LONG_WAIT));
+        assert_error_of(join(acquired), ErrorKind::LockTimeout, "acquire_lock");
+        assert_error_of(join(read), ErrorKind::LockTimeout, "read");
+        assert_matches!(join(is_free), Ok(false));
+        assert_matches!(join(change), Ok(None));
+        assert!(start.elapsed() >= LONG_WAIT, "gave up after {:?} of {LONG_WAIT:?}", start.elapsed());
+    });
 }
 
 fn one_release_wakes_all_waiters(store: &dyn RecordStore) {

@@ -44,6 +44,7 @@ enum Fault {
     IgnoreLockIsIgnored,
     KeysIgnoreCase,
     KeysOmitsOne,
+    LateAnswersAreLost,
     JsonIsReformatted,
     LeaseIsShortened,
     ListsOnlyLiveLocks,
@@ -157,7 +158,7 @@ impl Faulty {
         }
     }
 
-    /// Calls it again and again without a wait, or once if the fault is another one.
+    /// Waits as the fault does: again and again without a wait, without an end, or with an error at the end.
     fn polled<T>(
         &self,
         wait: &WaitOptions,
@@ -170,6 +171,11 @@ impl Faulty {
             Fault::NeverReturns => loop {
                 std::thread::park();
             },
+            Fault::LateAnswersAreLost => {
+                let outcome = call(wait.clone());
+                let is_late = !is_over(&outcome) && wait.get_timeout() >= Some(Duration::from_secs(1));
+                return if is_late { Err(Error::new(ErrorKind::Io, "wait")) } else { outcome };
+            }
             _ => return call(wait.clone()),
         };
         let end = wait.get_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
@@ -538,6 +544,7 @@ fn every_fault_is_found() {
         (KeysOmitsOne, "records::keys_lists_each_record_once"),
         (JsonIsReformatted, "records::json_text_is_kept_byte_for_byte"),
         (JsonIsReformatted, "records::raw_json_text_is_kept_byte_for_byte"),
+        (LateAnswersAreLost, "waiting::a_long_wait_ends_as_a_short_one"),
         (LeaseIsShortened, "leases::a_lease_expires"),
         (LeaseIsShortened, "waiting::wait_for_lock_is_true_when_the_lease_expires"),
         (ListsOnlyLiveLocks, "locks::an_expired_lock_is_listed_as_expired"),

@@ -284,37 +284,6 @@ fn a_read_after_the_end_of_a_lease_waits_for_a_change_that_was_admitted_before()
     }
 }
 
-/// The last look of a wait begins at its deadline, and the server has to be given the time to answer.
-#[test]
-fn a_wait_of_more_than_a_second_ends_with_a_timeout() {
-    let Some(url) = new_url() else { return };
-    let store = open(&url);
-    let _guard = store.lock("k", as_named("holder")).unwrap();
-    let timeout = millis(1_200);
-    let calls: [(&str, &(dyn Fn() -> record_store::Result<bool> + Sync)); 5] = [
-        ("acquire", &|| store.acquire_lock("k", as_named("other").acquire_timeout(timeout)).map(|_| true)),
-        ("wait_for_lock", &|| store.wait_for_lock("k", timeout)),
-        ("read", &|| store.read_with::<u8>("k", ReadOptions::new().timeout(timeout)).map(|_| true)),
-        ("compute", &|| {
-            let options = as_named("third").acquire_timeout(timeout);
-            store.get_or_compute("k", options, || Ok(1)).map(|_| true)
-        }),
-        ("watch", &|| Ok(store.watch("k")?.next(timeout)?.is_some())),
-    ];
-    std::thread::scope(|scope| {
-        for (name, call) in calls {
-            scope.spawn(move || {
-                let start = Instant::now();
-                match call() {
-                    Ok(is_there) => assert!(!is_there, "{name}"),
-                    Err(error) => assert!(error.is_timeout(), "{name}: {error}"),
-                }
-                assert!(start.elapsed() >= timeout, "{name}: {:?}", start.elapsed());
-            });
-        }
-    });
-}
-
 type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
 
 #[test]

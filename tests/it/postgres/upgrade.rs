@@ -13,7 +13,9 @@ const STATUSES: [&str; 9] =
 /// Makes a store of version 1, with a record and a lock. Returns its schema.
 fn make(server: &Server, url: &str) -> String {
     let (_, schema) = url.split_once("schema=").unwrap();
-    let text = include_str!("schema-1.sql").replace("{schema}", schema).replace("{latch}", "(-4711)");
+    let text = include_str!("../../../fixtures/postgres/schema-1.sql")
+        .replace("{schema}", schema)
+        .replace("{latch}", "(-4711)");
     let text = STATUSES
         .iter()
         .enumerate()

@@ -1,9 +1,9 @@
 //! The check of the files of a directory.
 
-use record_store::{Checked, FileSystemRecordStore, Finding, LockState, Problem, Recovery};
+use record_store::{Checked, FileSystemRecordStore, Finding, Problem, Recovery};
 use serde::Serialize;
 
-use super::report::{Kind, Line, Report};
+use super::report::{Kind, Line, Report, stale_lock};
 use crate::failure::Failure;
 use crate::format::{count, rfc3339};
 use crate::recovery;
@@ -11,12 +11,7 @@ use crate::recovery;
 pub(super) fn verify(store: &FileSystemRecordStore, as_json: bool) -> Result<(), Failure> {
     let mut report = Report::begin(as_json);
     let mut verification = store.verify();
-    for finding in &mut verification {
-        match finding {
-            Ok(finding) => report.add(&line(&finding))?,
-            Err(error) => report.unchecked(error),
-        }
-    }
+    report.add_all((&mut verification).map(|finding| finding.map(|finding| line(&finding))))?;
     let recovery = store.last_recovery().unwrap_or_else(|error| {
         report.unchecked(error);
         None
@@ -81,8 +76,7 @@ fn kind(problem: &Problem) -> Kind {
 /// Names the problem. The library names the file, but not its state.
 fn describe(problem: &Problem) -> String {
     let text = match problem {
-        Problem::StaleLock(LockState::Expired) => "stale lock: its lease has expired",
-        Problem::StaleLock(_) => "stale lock: its process is gone",
+        Problem::StaleLock(state) => stale_lock(*state),
         Problem::OrphanedOwner => "orphaned owner file: its process is gone",
         Problem::OrphanedStagedFile => "orphaned staged file: its process is gone",
         other => return other.to_string(),

@@ -1,6 +1,6 @@
 //! The output of `verify`: one line for each finding, and a summary.
 
-use record_store::Error;
+use record_store::{Error, LockState};
 use serde::Serialize;
 
 use crate::failure::{BAD_DATA, Failure};
@@ -53,7 +53,21 @@ impl Report {
         Self { out: Output::open(), as_json, found: Found::default(), outcome: Ok(()) }
     }
 
-    pub(super) fn add(&mut self, line: &Line) -> Result<(), Failure> {
+    /// Adds all findings. An error is a part that could not be checked.
+    pub(super) fn add_all(
+        &mut self,
+        lines: impl Iterator<Item = Result<Line, Error>>,
+    ) -> Result<(), Failure> {
+        for line in lines {
+            match line {
+                Ok(line) => self.add(&line)?,
+                Err(error) => self.unchecked(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, line: &Line) -> Result<(), Failure> {
         match line.kind {
             Kind::Damage => self.found.damage += 1,
             Kind::Foreign => self.found.foreign += 1,
@@ -113,5 +127,13 @@ impl Report {
             return Err(Failure::silent(BAD_DATA));
         }
         self.outcome
+    }
+}
+
+/// Names a lock that is no longer in force.
+pub(super) fn stale_lock(state: LockState) -> &'static str {
+    match state {
+        LockState::Expired => "stale lock: its lease has expired",
+        _ => "stale lock: its process is gone",
     }
 }

@@ -1,21 +1,16 @@
 //! The check of the tables on a server.
 
-use record_store::{LockState, PostgresChecked, PostgresFinding, PostgresProblem, PostgresRecordStore};
+use record_store::{PostgresChecked, PostgresFinding, PostgresProblem, PostgresRecordStore};
 use serde::Serialize;
 
-use super::report::{Kind, Line, Report};
+use super::report::{Kind, Line, Report, stale_lock};
 use crate::failure::Failure;
 use crate::format::count;
 
 pub(super) fn verify(store: &PostgresRecordStore, as_json: bool) -> Result<(), Failure> {
     let mut report = Report::begin(as_json);
     let mut verification = store.verify();
-    for finding in &mut verification {
-        match finding {
-            Ok(finding) => report.add(&line(&finding))?,
-            Err(error) => report.unchecked(error),
-        }
-    }
+    report.add_all((&mut verification).map(|finding| finding.map(|finding| line(&finding))))?;
     let PostgresChecked { records, locks, waiters, .. } = verification.checked();
     let rows = records + locks + waiters;
     let checked = format!(
@@ -57,10 +52,8 @@ fn kind(problem: &PostgresProblem) -> Kind {
 
 /// Names the problem, a stale lock as one of a directory.
 fn describe(problem: &PostgresProblem) -> String {
-    let text = match problem {
-        PostgresProblem::StaleLock(LockState::Expired) => "stale lock: its lease has expired",
-        PostgresProblem::StaleLock(_) => "stale lock: its process is gone",
-        other => return other.to_string(),
-    };
-    text.to_owned()
+    match problem {
+        PostgresProblem::StaleLock(state) => stale_lock(*state).to_owned(),
+        other => other.to_string(),
+    }
 }

@@ -29,7 +29,7 @@ pub(super) struct ServerWatcher {
     model: Model,
     views: Receiver<Result<View, Failure>>,
     /// Readable if there is a view.
-    bell: UnixStream,
+    wakes: UnixStream,
 }
 
 /// The store as one look at the server shows it.
@@ -42,15 +42,15 @@ impl ServerWatcher {
     pub(super) fn new(store: Store, interval: Duration) -> Result<Self, Failure> {
         let (sender, views) = mpsc::channel();
         let begin = || {
-            let (bell, rope) = UnixStream::pair()?;
-            bell.set_nonblocking(true)?;
+            let (wakes, notifier) = UnixStream::pair()?;
+            wakes.set_nonblocking(true)?;
             let title = store.place().to_owned();
             let lister = Lister { store, interval, model: Model::default(), next_records: None };
-            thread::Builder::new().name("list".into()).spawn(move || lister.run(&sender, &rope))?;
-            Ok((title, bell))
+            thread::Builder::new().name("list".into()).spawn(move || lister.run(&sender, &notifier))?;
+            Ok((title, wakes))
         };
-        let (title, bell) = begin().map_err(|error: io::Error| Failure::io("cannot watch", &error))?;
-        Ok(Self { title, interval, model: Model::default(), views, bell })
+        let (title, wakes) = begin().map_err(|error: io::Error| Failure::io("cannot watch", &error))?;
+        Ok(Self { title, interval, model: Model::default(), views, wakes })
     }
 }
 
@@ -64,7 +64,7 @@ impl Source for ServerWatcher {
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.bell.as_fd())
+        Some(self.wakes.as_fd())
     }
 
     /// Ages change on the screen.
@@ -73,9 +73,9 @@ impl Source for ServerWatcher {
     }
 
     fn step(&mut self) -> Result<Vec<Change>, Failure> {
-        // Before the views are taken: those that come meanwhile ring again.
-        let mut rings = [0; 64];
-        while self.bell.read(&mut rings).is_ok_and(|length| length > 0) {}
+        // Before the views are taken: those that come meanwhile notify again.
+        let mut notifications = [0; 64];
+        while self.wakes.read(&mut notifications).is_ok_and(|length| length > 0) {}
         let mut changes = Vec::new();
         loop {
             match self.views.try_recv() {
@@ -105,11 +105,11 @@ struct Lister {
 
 impl Lister {
     /// Lists until the other end is gone or the server fails for longer than the store bears.
-    fn run(mut self, views: &Sender<Result<View, Failure>>, mut rope: &UnixStream) {
+    fn run(mut self, views: &Sender<Result<View, Failure>>, mut notifier: &UnixStream) {
         loop {
             let view = self.list().map_err(Failure::from);
             let is_end = view.is_err();
-            let is_received = views.send(view).is_ok() && rope.write_all(&[0]).is_ok();
+            let is_received = views.send(view).is_ok() && notifier.write_all(&[0]).is_ok();
             if is_end || !is_received {
                 return;
             }

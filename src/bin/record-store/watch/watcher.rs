@@ -63,6 +63,7 @@ impl Watcher {
         let names: Vec<String> = self.model.locks.keys().cloned().collect();
         names.iter().flat_map(|name| self.update(name)).collect()
     }
+
     /// Reads one file. Also updates the incomplete listing, which may already contain the old state of
     /// the file.
     fn update(&mut self, name: &str) -> Vec<Change> {
