@@ -399,6 +399,16 @@ mod tests {
         assert_eq!(Stem::parse(&long), Stem::Hashed);
     }
 
+    /// Processes of different versions share a directory, so the limit must never change.
+    #[test]
+    fn the_longest_stem_that_tells_its_key_has_200_bytes() {
+        let (plain, encoded) = ("x".repeat(200), format!("/{}", "x".repeat(197)));
+        assert_eq!((stem(&plain), stem(&encoded)), (plain.clone(), format!("%2F{}", "x".repeat(197))));
+        for longer in [format!("{plain}x"), format!("{encoded}x")] {
+            assert_eq!(Stem::parse(&stem(&longer)), Stem::Hashed);
+        }
+    }
+
     #[test]
     fn a_key_equals_its_text_in_every_form_and_no_other() {
         let key = Key::new("k").unwrap();

@@ -278,4 +278,19 @@ mod tests {
             }
         }
     }
+
+    /// A frame in a later segment may tell that the record of an earlier frame was removed.
+    #[test]
+    fn the_oldest_of_several_full_segments_is_the_first_to_be_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let Some(log) = store.0.log.as_ref() else { return };
+        let words = log.shared.words();
+        for (segment, epoch) in [(0, 6), (1, 5), (2, 7)] {
+            words.segments[segment].epoch.store(epoch, SeqCst);
+        }
+        words.head.epoch.store(7, SeqCst);
+        words.head.append.store(Position::new(7, 2, 1).number(), SeqCst);
+        assert_eq!(log.oldest_full(), Some(Position::new(5, 1, 0)));
+    }
 }

@@ -48,7 +48,7 @@ impl<'a> Guarantees<'a> {
     pub(crate) fn new(sequence: &'a Sequence, interner: &'a Interner) -> Self {
         let key = |value| Key { values: vec![value], durable: 0, locks: vec![Lock::Free], durable_lock: 0 };
         let first = match sequence.start {
-            Start::Old | Start::Checkpointed | Start::Version1 => ReadOutcome::Value(old()),
+            Start::Old | Start::Checkpointed | Start::ByHand | Start::Version1 => ReadOutcome::Value(old()),
             Start::Foreign => ReadOutcome::Corrupt,
             _ => ReadOutcome::Absent,
         };

@@ -84,6 +84,8 @@ pub(crate) enum Start {
     Checkpointed,
     /// Long ago. Then another program put a file into the place of the record of `a`.
     Foreign,
+    /// Long ago. Then somebody wrote the record of `a` in an editor, without a version.
+    ByHand,
     /// Just now, by this handle.
     New,
     /// As `New`, in a directory whose parent does not exist either.
@@ -136,7 +138,7 @@ pub(crate) fn sequences(start: Start, relaxed: bool, longest: usize) -> Vec<Sequ
 impl Start {
     /// Whether the store is created or upgraded by the sequence.
     fn is_new(self) -> bool {
-        !matches!(self, Self::Old | Self::Checkpointed | Self::Foreign)
+        !matches!(self, Self::Old | Self::Checkpointed | Self::Foreign | Self::ByHand)
     }
 }
 
@@ -302,8 +304,11 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
     if sequence.start == Start::Checkpointed {
         assert!(store.checkpoint().unwrap());
     }
-    if sequence.start == Start::Foreign {
-        std::fs::write(dir.join(format!("{}.json", KEYS[0])), FOREIGN).unwrap();
+    let by_hand = format!("{{\"key\":\"{}\",\"result\":\"{}\"}}", KEYS[0], old());
+    for (start, text) in [(Start::Foreign, FOREIGN), (Start::ByHand, &by_hand)] {
+        if sequence.start == start {
+            std::fs::write(dir.join(format!("{}.json", KEYS[0])), text).unwrap();
+        }
     }
     if !sequence.start.is_new() {
         report(stage, Mark::Settled);
