@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 use super::subject::Subject;
-use super::support::{LEASE, assert_error, join, named, one_attempt, result_of, write_by};
+use super::support::{LEASE, assert_error, assert_matches, join, named, one_attempt, result_of, write_by};
 use crate::{
     Cancellation, ErrorKind, LockToken, RecordStore, RecordStoreExt, RemoveOptions, Result, WaitOptions,
     WriteOptions,
@@ -18,6 +18,8 @@ checks! { "stalled":
         "While a process is stopped in the middle of a change, every other change of the key waits, and returns `Cancelled` promptly if it is cancelled.",
     a_change_goes_on_after_the_end_of_the_other_one(stalls):
         "A change without a timeout waits for a process that is stopped in the middle of another one, and is made then.",
+    a_wait_ends_at_its_timeout(stalls):
+        "While a process is stopped in the middle of a change, `wait_for_lock` returns `false` and a watch returns `None` at the timeout, because neither changes anything.",
     a_change_that_waits_past_the_lease_is_refused(stalls):
         "If a lease ends while its holder waits for a process that is stopped in the middle of a change, the holder's change is refused and changes nothing.",
 }
@@ -134,6 +136,22 @@ fn a_change_goes_on_after_the_end_of_the_other_one(subject: &Subject) {
         join(writes).unwrap();
     });
     assert_unchanged(store, token);
+}
+
+fn a_wait_ends_at_its_timeout(subject: &Subject) {
+    let store = subject.store();
+    store.write("key", &1).unwrap();
+    store.acquire_lock("key", one_attempt(&named("me"))).unwrap();
+    let mut changes = store.watch("key").unwrap();
+    let _stalled = subject.stall("key");
+    for timeout in [Duration::ZERO, Duration::from_millis(200)] {
+        let start = Instant::now();
+        assert_matches!(store.wait_for_lock("key", timeout), Ok(false));
+        assert_matches!(changes.next(timeout), Ok(None));
+        let elapsed = start.elapsed();
+        assert!(elapsed >= timeout * 2, "gave up after {elapsed:?} of twice {timeout:?}");
+        assert!(elapsed < PATIENCE / 2, "gave up late, after {elapsed:?} of twice {timeout:?}");
+    }
 }
 
 fn a_change_that_waits_past_the_lease_is_refused(subject: &Subject) {

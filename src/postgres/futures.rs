@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::engine::engine;
-use super::{PostgresRecordStore, lock_info, locks, records};
+use super::{PostgresRecordStore, lock_info, locks, records, watching};
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
     Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
@@ -51,7 +51,7 @@ impl RecordStoreFutures for PostgresRecordStore {
     }
 
     fn version<'a>(&'a self, key: &'a Key) -> RecordStoreFuture<'a, RecordVersion> {
-        Box::pin(records::version(&self.0, key))
+        Box::pin(watching::version(&self.0, key))
     }
 
     fn wait_for_change<'a>(
@@ -60,7 +60,7 @@ impl RecordStoreFutures for PostgresRecordStore {
         seen: RecordVersion,
         options: WaitOptions,
     ) -> RecordStoreFuture<'a, Option<RecordVersion>> {
-        Box::pin(records::wait_for_change(&self.0, key, seen, options))
+        Box::pin(watching::wait_for_change(&self.0, key, seen, options))
     }
 
     fn acquire_lock<'a>(&'a self, key: &'a Key, options: LockOptions) -> RecordStoreFuture<'a, Acquired> {

@@ -33,8 +33,8 @@ impl<'a> Context<'a> {
     }
 }
 
-/// A latch is held for one change and its commit. Even a call that may not wait gives it this long, so that a busy
-/// server does not look like a held lock.
+/// A latch is held for one change and its commit. Even a call that may not wait, or has waited long enough, gives it this
+/// long, so that a busy server does not look like a held lock.
 const LATCH_GRACE: Duration = Duration::from_millis(100);
 
 /// A call tries to enter a latch for so long, and looks at its cancellation in between.
@@ -95,18 +95,10 @@ impl Limits {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Whether the time for entering a latch is over.
-    pub(super) fn is_over_for_latch(&self) -> bool {
-        self.deadline.is_some_and(|deadline| Instant::now() >= deadline.max(self.start + LATCH_GRACE))
-    }
-
-    /// How long the server may try to enter a latch, in milliseconds.
-    pub(super) fn latch_patience(&self) -> i32 {
-        let left = self.deadline.map_or(LATCH_SLICE, |deadline| {
-            deadline.max(self.start + LATCH_GRACE).saturating_duration_since(Instant::now())
-        });
-        // Zero would be no limit.
-        i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+    /// Until when a statement that begins now may try to enter a latch. `None`: for as long as it takes. The last look of
+    /// a wait begins at its deadline, together with those of others, and has to enter, too.
+    pub(super) fn latch_deadline(&self) -> Option<Instant> {
+        self.deadline.map(|deadline| deadline.max(Instant::now() + LATCH_GRACE))
     }
 
     /// When a statement that begins now no longer waits for the network, whose patience is `patience` where the call has
@@ -151,5 +143,34 @@ impl Limits {
     /// The error of a call that reached its deadline while `holder` had the lock.
     pub(super) fn timed_out(&self, holder: Option<Holder>, context: Context<'_>) -> Error {
         context.error(ErrorKind::LockTimeout).with_holder(holder).with_waited(self.start.elapsed())
+    }
+}
+
+/// How long the server may try to enter a latch at once, in milliseconds, if the call gives up at the deadline.
+pub(super) fn latch_patience(deadline: Option<Instant>) -> i32 {
+    let left = deadline.map_or(LATCH_SLICE, |deadline| deadline.saturating_duration_since(Instant::now()));
+    // Zero would be no limit.
+    i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_look_of_a_wait_may_enter_a_latch_that_others_are_in() {
+        let limits = Limits::new(&WaitOptions::new().timeout(Duration::ZERO));
+        std::thread::sleep(LATCH_GRACE);
+        assert!(limits.is_over());
+        let now = Instant::now();
+        let deadline = limits.latch_deadline().expect("a deadline");
+        assert!(deadline >= now + LATCH_GRACE, "{:?} left", deadline.saturating_duration_since(now));
+    }
+
+    #[test]
+    fn a_call_without_a_timeout_enters_again_and_again() {
+        assert_eq!(Limits::none().latch_deadline(), None);
+        assert_eq!(latch_patience(None), 250);
+        assert_eq!(latch_patience(Some(Instant::now())), 1);
     }
 }

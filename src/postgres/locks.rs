@@ -179,12 +179,16 @@ pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOpti
     }
     let mut wait = Wait::new(core, key, &limits);
     loop {
-        if until_free(core, context, &limits, &mut wait, None).await? {
-            return Ok(true);
+        match until_free(core, context, &limits, &mut wait, None).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            // The latch could not be entered.
+            Err(error) if error.kind() == ErrorKind::LockTimeout => {}
+            Err(error) => return Err(error),
         }
         limits.check_cancelled(context)?;
         if limits.is_over() {
-            // It may have become free during the last sleep.
+            // It may have become free during the last sleep. This look needs no latch.
             return Ok(live_lock(core, context, &limits).await?.is_none());
         }
     }

@@ -28,6 +28,7 @@ mod unknown;
 mod url;
 mod verify;
 mod waiting;
+mod watching;
 mod wire;
 
 use std::sync::Arc;
@@ -228,7 +229,7 @@ impl RecordStore for PostgresRecordStore {
     }
 
     fn version_raw(&self, key: &Key) -> Result<RecordVersion> {
-        block_on(records::version(&self.0, key))
+        block_on(watching::version(&self.0, key))
     }
 
     fn wait_for_change_raw(
@@ -237,7 +238,7 @@ impl RecordStore for PostgresRecordStore {
         seen: RecordVersion,
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
-        block_on(records::wait_for_change(&self.0, key, seen, options))
+        block_on(watching::wait_for_change(&self.0, key, seen, options))
     }
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {

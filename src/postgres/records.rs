@@ -1,7 +1,7 @@
 //! Records: read, write, swap, remove, list.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 
@@ -117,6 +117,7 @@ pub(super) async fn compare_and_swap(
         }
         Expected::Value(_) => expected,
     };
+    let deadline = limits.latch_deadline();
     // Only this crate can compare values. The version says that the value is still the one that was compared.
     loop {
         limits.check_cancelled(context)?;
@@ -129,7 +130,7 @@ pub(super) async fn compare_and_swap(
         } else if change(core, context, &limits, result, &options, Mode::Compare(version)).await? {
             return Ok(false);
         }
-        if limits.is_over_for_latch() {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(limits.timed_out(None, context));
         }
     }
@@ -200,24 +201,6 @@ pub(super) async fn exists(core: &Arc<Core>, key: &Key) -> Result<bool> {
     let context = Context::new("exists", key);
     let id = KeyId::of(key);
     Ok(!core.call(context, &Limits::none(), Repeat::Yes, Query::Exists, &[id.id()]).await?.is_empty())
-}
-
-pub(super) async fn version(core: &Arc<Core>, key: &Key) -> Result<RecordVersion> {
-    let context = Context::new("watch", key);
-    let id = KeyId::of(key);
-    let rows = core.call(context, &Limits::none(), Repeat::Yes, Query::Version, &[id.id()]).await?;
-    Ok(version_of(rows.first().map(|row| row.get(0))))
-}
-
-pub(super) async fn wait_for_change(
-    core: &Arc<Core>,
-    key: &Key,
-    seen: RecordVersion,
-    options: crate::WaitOptions,
-) -> Result<Option<RecordVersion>> {
-    let limits = Limits::new(&options);
-    let context = Context::new("watch", key);
-    waiting::until_changed(core, context, &limits, key, seen).await
 }
 
 pub(super) fn keys(core: &Arc<Core>) -> Result<Listing<'_, Key>> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters, version_of};
+use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters};
 use super::engine::{Timer, engine, until};
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::lock_errors::unexpected;
@@ -17,7 +17,7 @@ use super::statements::Query;
 use super::status::Status;
 use crate::trace::WaitingFuture;
 use crate::waiting::Obstacle;
-use crate::{Holder, Key, OnCancel, RecordVersion, Result};
+use crate::{Holder, Key, OnCancel, Result};
 
 /// A call that gives up waits this long for its waiter to be removed.
 const LEAVE_PATIENCE: Duration = Duration::from_millis(500);
@@ -149,43 +149,6 @@ pub(super) async fn report(
         return Duration::MAX;
     }
     left
-}
-
-/// Waits until the record has another version. `None` at the timeout.
-pub(super) async fn until_changed(
-    core: &Arc<Core>,
-    context: Context<'_>,
-    limits: &Limits,
-    key: &Key,
-    seen: RecordVersion,
-) -> Result<Option<RecordVersion>> {
-    let id = KeyId::of(key);
-    let mut wait = Wait::new(core, key, limits);
-    // A version of another store may be larger than any of this one.
-    let seen = seen.number().map(|number| i64::try_from(number).unwrap_or(-1));
-    loop {
-        let parameters = [
-            id.id(),
-            id.latch(),
-            Parameter::Owner,
-            Parameter::Long(Some(wait.nonce)),
-            Parameter::Long(seen),
-            Parameter::Patience,
-        ];
-        wait.is_queued = true;
-        let (status, row) =
-            core.call_function(context, limits, Repeat::Yes, Query::AwaitChange, &parameters).await?;
-        match status {
-            Status::Other => {
-                wait.is_queued = false;
-                return Ok(Some(version_of(row.get(1))));
-            }
-            Status::Same if limits.is_over() => return Ok(None),
-            Status::Same => wait.sleep(limits, RECHECK_INTERVAL, left(row.get(2))).await,
-            status => return Err(unexpected(core, context, status)),
-        }
-        limits.check_cancelled(context)?;
-    }
 }
 
 /// The rest of a lease in microseconds, as a length of time. It has to be over when the call wakes.

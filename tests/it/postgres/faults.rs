@@ -85,6 +85,11 @@ const FAULTS: &[Fault] = &[
         &["stalled::a_change_goes_on_after_the_end_of_the_other_one"],
     ),
     (
+        "the latch is waited for without a limit",
+        &[("enter", "p_patience::text", "'0'")],
+        &["stalled::a_wait_ends_at_its_timeout"],
+    ),
+    (
         "a swap does not compare versions",
         &[("write", "present IS DISTINCT FROM p_version", "false")],
         &["processes::no_increment_of_several_processes_is_lost"],
