@@ -307,6 +307,7 @@ enum Look {
     Remove,
     Compute,
     Watch,
+    WaitForLock,
     /// Of a process, for which the log is told nothing.
     Acquire,
     Break,
@@ -314,7 +315,7 @@ enum Look {
 }
 
 impl Look {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Read,
         Self::IgnoringTheLock,
         Self::Exists,
@@ -323,6 +324,7 @@ impl Look {
         Self::Remove,
         Self::Compute,
         Self::Watch,
+        Self::WaitForLock,
         Self::Acquire,
         Self::Break,
         Self::BreakByToken,
@@ -348,6 +350,7 @@ impl Look {
                 assert_eq!(found.unwrap(), 1);
             }
             Look::Watch => drop(store.watch("k").unwrap()),
+            Look::WaitForLock => assert!(store.wait_for_lock("released", Duration::ZERO).unwrap()),
             Look::Acquire => drop(store.acquire_lock("released", LockOptions::new()).unwrap()),
             Look::Break => assert!(!store.break_lock("released").unwrap()),
             Look::BreakByToken => {

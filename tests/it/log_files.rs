@@ -67,6 +67,30 @@ fn a_file_of_another_program_in_the_place_of_one_of_the_log_is_moved_aside() {
     }
 }
 
+/// Processes that use the log, and others that do not, would not wait for each other's syncs.
+#[test]
+fn a_store_whose_state_of_the_log_cannot_be_opened_is_not_used_without_a_log() {
+    for what in ["a directory", "a symbolic link"] {
+        let dir = in_memory();
+        open(dir.path()).write("k", "whole").unwrap();
+        let state = dir.path().join(".store/log/state");
+        fs::remove_file(&state).unwrap();
+        if what == "a directory" {
+            fs::create_dir(&state).unwrap();
+        } else {
+            std::os::unix::fs::symlink("../events", &state).unwrap();
+        }
+        let error = FileSystemOptions::new().open(dir.path()).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.path()),
+            (ErrorKind::NotARegularFile, Some(&*state)),
+            "{what}: {error}"
+        );
+        let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir.path()).unwrap();
+        assert_eq!(result_of(&reader, "k").as_deref(), Some("whole"), "{what}");
+    }
+}
+
 #[test]
 fn a_foreign_state_of_the_log_makes_no_unfinished_store() {
     let dir = in_memory();

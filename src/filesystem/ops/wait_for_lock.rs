@@ -21,7 +21,11 @@ pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Re
         })
     });
     match waited {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            // The release, or the break, of the lock.
+            core.wait_until_durable(key, context)?;
+            Ok(true)
+        }
         Err(error) if error.is_timeout() => Ok(false),
         Err(error) => Err(error),
     }

@@ -100,7 +100,7 @@ impl Injection {
     fn is_log_beyond_repair(&self) -> bool {
         use Operation as O;
         self.call.number == libc::SYS_fdatasync
-            && !matches!(self.operation, O::Read | O::ReadAbsent | O::Exists | O::RemoveAbsent)
+            && !matches!(self.operation, O::Read | O::ReadAbsent | O::Exists | O::RemoveAbsent | O::WaitFree)
             && !self.acquires_bound_lock()
             && matches!(self.fault, Fault::Always(_))
     }
