@@ -12,7 +12,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use super::engine::{Local, Timer, until};
 use super::failure::Failure;
-use super::limits::{Context, Limits, latch_patience};
+use super::limits::{Context, LatchLimit, Limits};
 use super::options::PostgresOptions;
 use super::owner::OwnerHandle;
 use super::pool::Pool;
@@ -160,17 +160,16 @@ impl Core {
         let here = self.here();
         let (mut pause, mut is_unknown) = (PAUSES[0], false);
         let mut deadline = limits.network_deadline(self.options.patience);
-        let latch_deadline = limits.latch_deadline();
+        let latch = limits.for_latch();
         loop {
             limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
-            let patience = latch_patience(latch_deadline);
-            let attempt = self.attempt(&here, limits, deadline, patience, query, parameters);
+            let attempt = self.attempt(&here, limits, deadline, latch, query, parameters);
             let failure = match attempt.await {
                 Ok(rows) => return Ok(rows),
                 Err(failure) => failure,
             };
             if matches!(failure, Failure::Busy) {
-                if latch_deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if latch.is_over() {
                     return Err(with_outcome(limits.timed_out(None, context), is_unknown));
                 }
                 // The server answers.
@@ -197,7 +196,7 @@ impl Core {
         here: &Here,
         limits: &Limits,
         deadline: Option<Instant>,
-        patience: i32,
+        latch: LatchLimit,
         query: Query,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, Failure> {
@@ -214,6 +213,7 @@ impl Core {
             .answer(deadline, pin!(here.pool.lease(deadline)))
             .await
             .ok_or_else(Failure::unreachable)??;
+        let patience = latch.patience();
         let filled: Vec<_> = parameters.iter().map(|it| it.filled(number, patience)).collect();
         let filled: Vec<_> = filled.iter().map(|it| it as &(dyn ToSql + Sync)).collect();
         let outcome = limits.answer(deadline, pin!(lease.query(query, &self.quoted_schema, &filled))).await;

@@ -95,10 +95,10 @@ impl Limits {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Until when a statement that begins now may try to enter a latch. `None`: for as long as it takes. The last look of
-    /// a wait begins at its deadline, together with those of others, and has to enter, too.
-    pub(super) fn latch_deadline(&self) -> Option<Instant> {
-        self.deadline.map(|deadline| deadline.max(Instant::now() + LATCH_GRACE))
+    /// How long a statement that begins now may try to enter a latch. The last check of a wait begins at its deadline. It
+    /// has to enter, too, although others may check at the same moment.
+    pub(super) fn for_latch(&self) -> LatchLimit {
+        LatchLimit(self.deadline.map(|deadline| deadline.max(Instant::now() + LATCH_GRACE)))
     }
 
     /// When a statement that begins now no longer waits for the network, whose patience is `patience` where the call has
@@ -146,11 +146,21 @@ impl Limits {
     }
 }
 
-/// How long the server may try to enter a latch at once, in milliseconds, if the call gives up at the deadline.
-pub(super) fn latch_patience(deadline: Option<Instant>) -> i32 {
-    let left = deadline.map_or(LATCH_SLICE, |deadline| deadline.saturating_duration_since(Instant::now()));
-    // Zero would be no limit.
-    i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+/// When a statement gives up entering a latch. `None`: never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LatchLimit(Option<Instant>);
+
+impl LatchLimit {
+    pub(super) fn is_over(self) -> bool {
+        self.0.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// How long the server may wait in one statement, in milliseconds.
+    pub(super) fn patience(self) -> i32 {
+        let left = self.0.map_or(LATCH_SLICE, |deadline| deadline.saturating_duration_since(Instant::now()));
+        // Zero would be no limit.
+        i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+    }
 }
 
 #[cfg(test)]
@@ -158,19 +168,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_look_of_a_wait_may_enter_a_latch_that_others_are_in() {
+    fn the_last_check_of_a_wait_may_enter_a_latch_that_others_are_in() {
         let limits = Limits::new(&WaitOptions::new().timeout(Duration::ZERO));
         std::thread::sleep(LATCH_GRACE);
         assert!(limits.is_over());
         let now = Instant::now();
-        let deadline = limits.latch_deadline().expect("a deadline");
+        let deadline = limits.for_latch().0.expect("a deadline");
         assert!(deadline >= now + LATCH_GRACE, "{:?} left", deadline.saturating_duration_since(now));
     }
 
     #[test]
     fn a_call_without_a_timeout_enters_again_and_again() {
-        assert_eq!(Limits::none().latch_deadline(), None);
-        assert_eq!(latch_patience(None), 250);
-        assert_eq!(latch_patience(Some(Instant::now())), 1);
+        let limit = Limits::none().for_latch();
+        assert_eq!((limit.is_over(), limit.patience()), (false, 250));
+        let limit = LatchLimit(Some(Instant::now()));
+        assert_eq!((limit.is_over(), limit.patience()), (true, 1));
     }
 }

@@ -182,13 +182,13 @@ pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOpti
         match until_free(core, context, &limits, &mut wait, None).await {
             Ok(true) => return Ok(true),
             Ok(false) => {}
-            // The latch could not be entered.
+            // The latch could not be entered in time.
             Err(error) if error.kind() == ErrorKind::LockTimeout => {}
             Err(error) => return Err(error),
         }
         limits.check_cancelled(context)?;
         if limits.is_over() {
-            // It may have become free during the last sleep. This look needs no latch.
+            // It may have become free during the last sleep. This check needs no latch.
             return Ok(live_lock(core, context, &limits).await?.is_none());
         }
     }

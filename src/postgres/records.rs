@@ -1,7 +1,7 @@
 //! Records: read, write, swap, remove, list.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_postgres::Row;
 
@@ -117,7 +117,7 @@ pub(super) async fn compare_and_swap(
         }
         Expected::Value(_) => expected,
     };
-    let deadline = limits.latch_deadline();
+    let limit = limits.for_latch();
     // Only this crate can compare values. The version says that the value is still the one that was compared.
     loop {
         limits.check_cancelled(context)?;
@@ -130,7 +130,7 @@ pub(super) async fn compare_and_swap(
         } else if change(core, context, &limits, result, &options, Mode::Compare(version)).await? {
             return Ok(false);
         }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if limit.is_over() {
             return Err(limits.timed_out(None, context));
         }
     }

@@ -51,7 +51,7 @@ pub(super) async fn wait_for_change(
         }
         limits.check_cancelled(context)?;
     }
-    // It may have changed during the last sleep. This look needs no latch.
+    // It may have changed during the last sleep. This check needs no latch.
     let version = version_within(core, key, &limits).await?;
     Ok((version != seen).then_some(version))
 }

@@ -256,6 +256,39 @@ fn a_stopped_writer_delays_no_other_key() {
     assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "late");
 }
 
+/// The log grows beside a stopped writer, up to a limit. Then changes end at their timeout, until the writer is killed.
+#[test]
+fn changes_wait_for_a_stopped_writer_when_the_log_is_full() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.write("k", "old").unwrap();
+    let Some(traced) = stopped_before_the_change(dir.path(), false) else { return };
+    let result = "x".repeat(40_000);
+    let write = |timeout| store.write_with("other", &result, WriteOptions::new().timeout(timeout));
+    let (written, error) = abort_if_hung("writes until the log is full", || {
+        let mut written = 0;
+        loop {
+            match write(Duration::from_millis(200)) {
+                Ok(()) => written += result.len(),
+                Err(error) => return (written, error),
+            }
+        }
+    });
+    assert_eq!((error.kind(), error.is_outcome_unknown()), (ErrorKind::LockTimeout, false), "{error}");
+    assert!(error.to_string().contains("a process is stopped in the middle of an operation"), "{error}");
+    assert!(written > 60 << 20, "only {written} bytes were written");
+    let log = dir.path().join(".store/log");
+    let segments = names_in(&log).into_iter().filter(|name| name.parse::<u8>().is_ok());
+    let sizes: Vec<_> = segments.map(|name| fs::metadata(log.join(name)).unwrap().len()).collect();
+    assert_eq!((sizes.len(), sizes.iter().sum::<u64>()), (16, 80 << 20), "{sizes:?}");
+    traced.kill();
+    abort_if_hung("a write after the death of the writer", || write(Duration::from_mins(1)).unwrap());
+    assert!(abort_if_hung("a checkpoint", || store.checkpoint().unwrap()));
+    let size = log_of(dir.path()).len();
+    assert!(size < 1 << 20, "{size} bytes");
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "old");
+}
+
 /// The other threads append while the checkpoint begins.
 #[test]
 fn a_checkpoint_includes_every_change_before_it() {

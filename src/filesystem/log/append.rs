@@ -63,6 +63,9 @@ impl Log {
             // No room: neither in the segments, nor on the disk for another one.
             let has_no_room =
                 matches!(error.io_kind(), Some(io::ErrorKind::TimedOut | io::ErrorKind::StorageFull));
+            if has_no_room && limits.is_over() && error.io_kind() == Some(io::ErrorKind::TimedOut) {
+                return Err(limits.timed_out(None, context).with_path(self.layout.private_path(LOG)));
+            }
             if !has_no_room || !self.has_full_segments() || limits.is_over() {
                 return Err(error);
             }

@@ -22,7 +22,7 @@ pub(crate) fn wait_for_lock(core: &Core, key: &Key, options: &WaitOptions) -> Re
     });
     match waited {
         Ok(()) => {
-            // The release, or the break, of the lock.
+            // After a power loss, a lock whose release is not on the disk would be back (I4).
             core.wait_until_durable(key, context)?;
             Ok(true)
         }
