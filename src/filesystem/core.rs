@@ -143,8 +143,15 @@ impl Core {
     }
 
     /// Makes sure that a power loss does not let this token or version be given again. Called before it is given.
-    pub(crate) fn reserve_number(&self, latch: &Latch, number: u64, context: Context<'_>) -> Result<()> {
-        self.log.as_ref().map_or(Ok(()), |log| log.reserve_number(latch, number, context))
+    pub(crate) fn reserve_number(
+        &self,
+        latch: &Latch,
+        key: &Key,
+        number: u64,
+        context: Context<'_>,
+    ) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        log.reserve_number(latch, &self.options, key, number, context)
     }
 
     /// Empties full segments of the log, when a change is done.

@@ -4,46 +4,48 @@
 //! A copy of a store is a store after a power loss, as far as the log is concerned: the shared memory of the log is not
 //! of this directory, so the first open recovers it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
+use nix::errno::Errno;
 use nix::libc;
 use record_store::{
     Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockToken, OpenMode,
-    RecordStoreExt, WriteOptions,
+    ReadOptions, RecordStoreExt, WriteOptions,
 };
 use tempfile::TempDir;
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{Traced, perform};
-use crate::support::{as_named, in_memory, named, names_in, open, open_with};
+use crate::support::{as_named, in_memory, millis, named, names_in, open, open_with};
 use crate::tree;
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
     ("change one record", change),
+    ("write and tell the outcome", write_and_tell),
     ("read durably", read_durably),
     ("recover a store", recover),
     ("write until told", write_until_told),
 ];
 
 /// A copy of a store, as a backup makes it.
-fn copy(of: &Path) -> TempDir {
+pub(crate) fn copy(of: &Path) -> TempDir {
     let dir = in_memory();
     tree::copy(of, dir.path());
     dir
 }
 
 /// The bytes of the log.
-fn log_of(dir: &Path) -> Vec<u8> {
+pub(crate) fn log_of(dir: &Path) -> Vec<u8> {
     let log = dir.join(".store/log");
     names_in(&log).iter().flat_map(|name| fs::read(log.join(name)).unwrap()).collect()
 }
 
-fn contains(bytes: &[u8], text: &str) -> bool {
+pub(crate) fn contains(bytes: &[u8], text: &str) -> bool {
     bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
@@ -79,8 +81,7 @@ fn what_the_log_tells_wins_over_a_file_that_is_torn_or_missing() {
     assert_eq!(reader.kind(), ErrorKind::NeedsRecovery, "{reader}");
     for round in 0..2 {
         let store = open(lost.path());
-        let read =
-            |key: &str| store.read_with::<String>(key, record_store::ReadOptions::new().claim(named("job")));
+        let read = |key: &str| store.read_with::<String>(key, ReadOptions::new().claim(named("job")));
         for (key, expected) in [("torn", "new"), ("missing", "new"), ("kept", "new"), ("by hand", "edited")] {
             assert_eq!(read(key).unwrap().unwrap().result, expected, "{key}, round {round}");
         }
@@ -202,7 +203,7 @@ fn change(stage: &Stage) {
 
 /// Runs a change in a child up to the moment at which the log is told and the change is not made. `None` where `ptrace`
 /// is forbidden.
-fn stopped_before_the_change(dir: &Path, remove: bool) -> Option<Traced> {
+pub(crate) fn stopped_before_the_change(dir: &Path, remove: bool) -> Option<Traced> {
     let (mut traced, _) = Traced::attach(Child::start("change one record", &(dir, remove)))?;
     loop {
         let call = traced.next_call().expect("a change that the log is told");
@@ -233,60 +234,117 @@ fn a_change_of_a_killed_writer_that_was_only_told_is_not_made_by_a_recovery() {
     }
 }
 
-/// It delays a checkpoint, so the log grows, but nobody waits for it. Afterwards the log is small again.
+/// It keeps one segment of the log. All others are emptied, so others may write as much as they want.
 #[test]
-fn a_stopped_writer_delays_no_other_key() {
-    let dir = in_memory();
-    let store = open(dir.path());
-    store.write("k", "old").unwrap();
-    let Some(traced) = stopped_before_the_change(dir.path(), false) else { return };
-    abort_if_hung("writes beside a stopped writer", || {
-        for round in 0..3_000 {
-            store.write(format!("other-{}", round % 10), &round).unwrap();
-        }
-    });
-    assert!(!store.checkpoint().unwrap(), "the checkpoint has not waited for the writer");
-    let mut child = traced.release();
-    child.expect("done");
-    child.finish();
-    assert!(log_of(dir.path()).len() > 1 << 20, "the log has not grown");
-    assert!(abort_if_hung("a checkpoint", || store.checkpoint().unwrap()));
-    let size = log_of(dir.path()).len();
-    assert!(size < 1 << 20, "{size} bytes");
-    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "late");
-}
-
-/// The log grows beside a stopped writer, up to a limit. Then changes end at their timeout, until the writer is killed.
-#[test]
-fn changes_wait_for_a_stopped_writer_when_the_log_is_full() {
+fn a_stopped_writer_delays_no_other_key_however_much_is_written() {
     let dir = in_memory();
     let store = open(dir.path());
     store.write("k", "old").unwrap();
     let Some(traced) = stopped_before_the_change(dir.path(), false) else { return };
     let result = "x".repeat(40_000);
-    let write = |timeout| store.write_with("other", &result, WriteOptions::new().timeout(timeout));
-    let (written, error) = abort_if_hung("writes until the log is full", || {
-        let mut written = 0;
-        loop {
-            match write(Duration::from_millis(200)) {
-                Ok(()) => written += result.len(),
-                Err(error) => return (written, error),
-            }
-        }
-    });
+    // More than all segments have room for.
+    for round in 0..(90 << 20) / result.len() {
+        let write = || store.write(format!("other-{}", round % 10), &(round, &result)).unwrap();
+        abort_if_hung("a write beside a stopped writer", write);
+    }
+    assert!(!store.checkpoint().unwrap(), "the checkpoint has not waited for the writer");
+    assert!(store.remove("other-0").unwrap());
+    let copy = copy(dir.path());
+    let recovered = open(copy.path());
+    assert!(!recovered.exists("other-0").unwrap());
+    let last = recovered.read::<(usize, String)>("other-8").unwrap().unwrap().result.0;
+    assert_eq!(last, (90 << 20) / result.len() - 1);
+    assert!(has_added_segments(dir.path()));
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert!(abort_if_hung("a checkpoint", || store.checkpoint().unwrap()));
+    assert!(!has_added_segments(dir.path()), "the log keeps room that it does not need");
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "late");
+}
+
+/// Whether more segments than the first two take room, but for their headers.
+fn has_added_segments(dir: &Path) -> bool {
+    let log = dir.join(".store/log");
+    let added = names_in(&log).into_iter().filter(|name| name.parse::<u8>().is_ok_and(|number| number > 1));
+    added.map(|name| fs::metadata(log.join(name)).unwrap().len()).any(|length| length > 512)
+}
+
+/// Whoever uses a segment for something new locks its file. So nobody empties or uses those that this test has locked.
+#[test]
+fn changes_wait_until_their_timeout_when_no_segment_can_be_emptied() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let log = dir.path().join(".store/log");
+    let lock = |segment| {
+        let path = log.join(format!("{segment:02}"));
+        let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
+        fs2::FileExt::lock_exclusive(&file).unwrap();
+        file
+    };
+    let locked: Vec<_> = (0..16).map(lock).collect();
+    let result = "x".repeat(40_000);
+    let write = |timeout| store.write_with("k", &result, WriteOptions::new().timeout(timeout));
+    let error =
+        abort_if_hung("a write to a store whose segments are locked", || write(millis(200)).unwrap_err());
     assert_eq!((error.kind(), error.is_outcome_unknown()), (ErrorKind::LockTimeout, false), "{error}");
     assert!(error.to_string().contains("a process is stopped in the middle of an operation"), "{error}");
-    assert!(written > 60 << 20, "only {written} bytes were written");
-    let log = dir.path().join(".store/log");
-    let segments = names_in(&log).into_iter().filter(|name| name.parse::<u8>().is_ok());
-    let sizes: Vec<_> = segments.map(|name| fs::metadata(log.join(name)).unwrap().len()).collect();
-    assert_eq!((sizes.len(), sizes.iter().sum::<u64>()), (16, 80 << 20), "{sizes:?}");
-    traced.kill();
-    abort_if_hung("a write after the death of the writer", || write(Duration::from_mins(1)).unwrap());
-    assert!(abort_if_hung("a checkpoint", || store.checkpoint().unwrap()));
-    let size = log_of(dir.path()).len();
-    assert!(size < 1 << 20, "{size} bytes");
-    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "old");
+    assert!(!store.exists("k").unwrap());
+    drop(locked);
+    let write = || write(Duration::from_mins(1)).unwrap();
+    abort_if_hung("writes after the end of the locks", || (0..20).for_each(|_| write()));
+    assert!(store.exists("k").unwrap());
+}
+
+fn write_and_tell(stage: &Stage) {
+    let (dir, key): (PathBuf, String) = stage.argument();
+    let store = open(&dir);
+    let outcome = perform(stage, "", || store.write(&key, "new"));
+    stage.send(&outcome.map_or_else(
+        |error| format!("{:?} {}", error.kind(), error.is_outcome_unknown()),
+        |()| "done".into(),
+    ));
+}
+
+/// The kernel reports it to one process that what it had to write is lost. All others that wait for the same segment have to
+/// fail too, although their own sync succeeds, and the old records are back.
+#[test]
+fn all_who_wait_for_a_sync_that_fails_get_the_error() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let keys = ["k-0", "k-1", "k-2"];
+    for key in keys {
+        store.write(key, "old").unwrap();
+    }
+    let mut writers = Vec::new();
+    for key in keys {
+        let child = Child::start("write and tell the outcome", &(dir.path(), key));
+        let Some((mut writer, _)) = Traced::attach(child) else { return };
+        while writer.next_call().expect("a sync of the log").number != libc::SYS_fdatasync {
+            writer.execute();
+        }
+        writers.push(writer);
+    }
+    assert!(fs::read_to_string(dir.path().join("k-1.json")).unwrap().contains("new"));
+    for (number, mut writer) in writers.into_iter().enumerate() {
+        if number == 0 {
+            writer.fail(Errno::EIO);
+        } else {
+            writer.execute();
+        }
+        let mut child = writer.release();
+        child.expect("Io false");
+        child.finish();
+        // A durable reader would wait for a sync of the same segment.
+        let relaxed = open_with(dir.path(), Durability::Relaxed);
+        assert_eq!(relaxed.read::<String>(keys[number]).unwrap().unwrap().result, "old");
+    }
+    let copy = copy(dir.path());
+    for key in keys {
+        assert_eq!(open(copy.path()).read::<String>(key).unwrap().unwrap().result, "old");
+        store.write(key, "newer").unwrap();
+        assert_eq!(store.read::<String>(key).unwrap().unwrap().result, "newer");
+    }
 }
 
 /// The other threads append while the checkpoint begins.
@@ -367,7 +425,7 @@ impl Look {
         match self {
             Look::Read => assert!(store.read::<u8>("k").unwrap().is_some()),
             Look::IgnoringTheLock => {
-                let options = record_store::ReadOptions::new().ignore_lock();
+                let options = ReadOptions::new().ignore_lock();
                 assert!(store.read_with::<u8>("k", options).unwrap().is_some());
             }
             Look::Exists => assert!(store.exists("k").unwrap()),

@@ -36,6 +36,8 @@ mod keep_alive;
 mod kill_storm;
 mod linearize;
 mod log_files;
+#[cfg(target_arch = "x86_64")]
+mod log_stops;
 mod model;
 mod observers;
 #[cfg(feature = "postgres")]
@@ -74,6 +76,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
         commit_log::ROLES,
         log_files::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        log_stops::ROLES,
         crash::ROLES,
         deaths::ROLES,
         descriptors::ROLES,

@@ -11,7 +11,7 @@ pub(crate) fn is_latch(name: &str) -> bool {
 
 /// The paths of the files of the log: its segments, and what is beside them.
 pub(crate) fn of_log() -> impl Iterator<Item = String> {
-    let segments = (0..SEGMENTS).map(|segment| format!("{LOG}/{segment:02}"));
+    let segments = (0..SEGMENTS).flat_map(|it| [format!("{LOG}/{it:02}"), format!("{LOG}/claim-{it:02}")]);
     [LOG_STATE, LOG_LATCH, LOG_CHECKPOINT, LOG_RECOVERED].map(str::to_owned).into_iter().chain(segments)
 }
 

@@ -1,6 +1,17 @@
 //! Emptying full segments: what their frames tell of is synced where it belongs.
+//!
+//! One process at a time does this, but the others go on without it if it makes no progress. So each step may be done by
+//! several processes at once, and by one that was stopped and comes late. A segment gets another use only when nobody is
+//! left who may write to the old one.
+//!
+//! A process that is stopped in the middle of a change keeps the segment with its frame. To empty later ones
+//! nevertheless, the frames of all other latches are taken out of that one: a frame must not disappear while an older one
+//! about the same key is there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -9,7 +20,7 @@ use rustix::fs::OFlags;
 use rustix::io::retry_on_intr;
 
 use super::Log;
-use super::frame::{self, BLOCK, Kind};
+use super::frame::{self, BLOCK, Frame, Kind};
 use super::position::Position;
 use super::segment::{self, Header};
 use super::shared;
@@ -18,7 +29,7 @@ use crate::filesystem::disk::layout::{self, LOG_CHECKPOINT, Layout};
 use crate::filesystem::disk::private_names::SEGMENTS;
 use crate::filesystem::disk::publish;
 use crate::filesystem::options::{Durability, FileSystemOptions};
-use crate::filesystem::protocol::latch::Latch;
+use crate::filesystem::protocol::latch::{self, Latch};
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Key, Result};
 
@@ -28,8 +39,11 @@ const SLOW: u64 = 10_000;
 /// The pause between two attempts of a call that waits for a checkpoint.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long a checkpoint may take before others look after it, in milliseconds.
+/// After so many milliseconds, others look after a process that is emptying a segment: it may have ended.
 const PATIENCE: u64 = 100;
+
+/// After so many milliseconds, they go on without it: it may be stopped.
+const STOPPED: u64 = 1_000;
 
 /// A segment is created within milliseconds, unless the process that does it is stopped.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,86 +57,116 @@ const MAX_SINGLE_SYNCS: usize = 64;
 impl Log {
     /// Whether a segment is full.
     pub(crate) fn has_full_segments(&self) -> bool {
-        self.oldest_full().is_some()
+        !self.full_segments().is_empty()
     }
 
-    fn oldest_full(&self) -> Option<Position> {
+    /// The segments that get no more frames, the oldest first.
+    fn full_segments(&self) -> Vec<Position> {
         let words = self.shared.words();
-        // Another process may be switching the frames to another segment. Until they go there, neither that one nor the
-        // old one is full. So the greatest epoch is loaded before the others.
-        let last = words.head.epoch.load(SeqCst);
+        // Loaded before the others: a segment that is claimed for its next use has a greater epoch, or never gets frames.
         let active = words.append().epoch();
-        (0..SEGMENTS)
-            .filter_map(|segment| {
-                let epoch = words.segments[segment].epoch.load(SeqCst);
-                let is_full = epoch != 0 && epoch < last && epoch != active;
-                is_full.then(|| Position::new(epoch, segment, 0))
-            })
-            .min()
+        let full = (0..SEGMENTS).filter_map(|segment| {
+            let epoch = words.segments[segment].epoch.load(SeqCst);
+            (epoch != 0 && epoch < active).then(|| Position::new(epoch, segment, 0))
+        });
+        let mut full: Vec<_> = full.collect();
+        full.sort_unstable();
+        full
     }
 
-    /// Empties the full segments, the oldest first. `false`: that was not possible, because another process is doing it
-    /// or is stopped in the middle of a change.
+    /// Empties the full segments, the oldest first. `false`: that was not possible, because another process is doing it,
+    /// or because one is stopped in the middle of a change.
     pub(crate) fn checkpoint(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
-        let once = Limits::new(&Duration::ZERO.into());
-        let Some(_latch) = self.enter_checkpoint(&once, context)? else { return Ok(false) };
-        let mut was_slow = false;
-        while let Some(full) = self.oldest_full() {
-            if !self.finish_all(options, full, context)? {
-                return Ok(false);
-            }
-            // If the sync fails, the files are synced nevertheless.
-            let _ = self.sync_sealed(full, context);
-            let begun = self.shared.words().segment(full).begun.load(SeqCst);
-            was_slow = shared::now().saturating_sub(begun) > SLOW;
-            self.empty(full, context)?;
+        let turn = self.turn_to_empty(context)?;
+        if turn.is_none() && self.since_last_begin().is_some_and(|since| since < STOPPED) {
+            return Ok(false);
         }
-        if was_slow {
+        self.empty_full(options, context)
+    }
+
+    fn empty_full(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
+        while self.empty_some(options, context)? {}
+        let (head, is_done) = (&self.shared.words().head, !self.has_full_segments());
+        head.is_prevented.store(u64::from(!is_done), SeqCst);
+        if is_done {
+            head.checkpoint.store(0, SeqCst);
+        }
+        Ok(is_done)
+    }
+
+    /// Empties those segments that are full now. `false`: there is none, or that was not possible.
+    pub(super) fn empty_some(&self, options: &FileSystemOptions, context: Context<'_>) -> Result<bool> {
+        let (words, mut are_emptied, mut was_slow) = (self.shared.words(), false, false);
+        words.head.is_prevented.store(0, SeqCst);
+        // All of these are full before the first latch is looked at: a latch that keeps an old one has no frames in those
+        // after it.
+        let full = self.full_segments();
+        for (at, segment) in full.iter().enumerate() {
+            words.head.checkpoint.store(shared::now().max(1), SeqCst);
+            let begun = words.segment(*segment).begun.load(SeqCst);
+            was_slow = shared::now().saturating_sub(begun) > SLOW;
+            match self.empty(options, *segment, at + 1 == full.len(), context)? {
+                Emptied::Whole => are_emptied = true,
+                Emptied::ButFramesOfStopped => {}
+                Emptied::Not => break,
+            }
+        }
+        if was_slow && are_emptied {
             self.shrink(context);
         }
-        self.shared.words().head.checkpoint.store(0, SeqCst);
-        Ok(true)
+        Ok(are_emptied)
     }
 
-    /// Empties full segments, if there are any and nobody is doing it. The first attempt has a thread of its own, so that
-    /// no caller waits for it. If it is not done after a while, because its process has ended, the caller does it.
+    /// The milliseconds since a process has begun to empty a segment. `None`: none was full then.
+    fn since_last_begin(&self) -> Option<u64> {
+        let last = self.shared.words().head.checkpoint.load(SeqCst);
+        // In another time namespace, the clock may be ahead.
+        (last != 0).then(|| shared::now().abs_diff(last))
+    }
+
+    /// The turn of the one process that empties segments. `None`: another one has it.
+    fn turn_to_empty(&self, context: Context<'_>) -> Result<Option<Latch>> {
+        Latch::enter_named(&self.layout, LOG_CHECKPOINT, &Limits::new(&Duration::ZERO.into()), context)
+    }
+
+    /// Empties full segments, if there are any and nobody is doing it. That has a thread of its own, so that no caller
+    /// waits for it. Only if the process of an earlier attempt has ended, the caller does it: so may this one.
     pub(crate) fn checkpoint_if_full(self: &Arc<Self>, options: &FileSystemOptions) {
         if !self.has_full_segments() {
             return;
         }
-        let begun = &self.shared.words().head.checkpoint;
-        let (last, now) = (begun.load(SeqCst), shared::now().max(1));
-        let is_recent = last != 0 && now.saturating_sub(last) < PATIENCE;
-        if is_recent || begun.compare_exchange(last, now, SeqCst, SeqCst).is_err() {
+        let head = &self.shared.words().head;
+        let (last, now) = (head.checkpoint.load(SeqCst), shared::now().max(1));
+        let since = now.abs_diff(last);
+        if last != 0 && since < PATIENCE {
             return;
         }
         let context = Context::whole("checkpoint");
-        if last == 0 {
+        let is_begun = last != 0 && head.is_prevented.load(SeqCst) == 0;
+        let has_ended = is_begun && matches!(self.turn_to_empty(context), Ok(Some(_)));
+        if is_begun && !has_ended && since < STOPPED
+            || head.checkpoint.compare_exchange(last, now, SeqCst, SeqCst).is_err()
+        {
+            return;
+        }
+        if !has_ended {
+            if std::mem::replace(&mut *self.has_thread.lock(), true) {
+                return;
+            }
             let (log, options) = (Arc::clone(self), options.clone());
-            let run = move || drop(log.checkpoint(&options, context));
+            // Also without the turn: the process that has it may be stopped.
+            let run = move || {
+                let _turn = log.turn_to_empty(context);
+                drop(log.empty_full(&options, context));
+                *log.has_thread.lock() = false;
+            };
             if std::thread::Builder::new().name("record-store log".into()).spawn(run).is_ok() {
                 return;
             }
+            *self.has_thread.lock() = false;
         }
         // If that fails, a later change tries again.
         let _ = self.checkpoint(options, context);
-    }
-
-    /// Takes the room of all empty segments but the first two, if no other process is changing their use. The files stay,
-    /// because processes may have them open.
-    pub(crate) fn shrink(&self, context: Context<'_>) {
-        let Ok(_latch) = self.enter(&Limits::best_effort(), context) else { return };
-        for (number, segment) in self.shared.words().segments.iter().enumerate().skip(2) {
-            if segment.epoch.load(SeqCst) == 0 && segment.blocks.swap(0, SeqCst) != 0 {
-                // If this fails, the file keeps its room until it is used again.
-                let _ = segment::open(&self.dir, number, OFlags::WRONLY).map(|file| file.set_len(0));
-            }
-        }
-    }
-
-    /// Enters the latch of whoever empties segments. `None`: another process is in it.
-    pub(super) fn enter_checkpoint(&self, limits: &Limits, context: Context<'_>) -> Result<Option<Latch>> {
-        Latch::enter_named(&self.layout, LOG_CHECKPOINT, limits, context)
     }
 
     /// Empties all segments but a new one. `false`: that was not possible by the limits, because a process is stopped in the
@@ -142,7 +186,7 @@ impl Log {
             return Ok(true);
         }
         // The first segments were full. Now they are free, and the larger ones can be shrunk.
-        self.switch(at, 1, limits, context)?;
+        self.switch_in_time(at, limits, context)?;
         self.checkpoint_within(options, limits, context)
     }
 
@@ -168,59 +212,158 @@ impl Log {
         let at = words.append();
         let limits = Limits::new(&SEAL_TIMEOUT.into());
         let is_empty = at.epoch() == 0 || at.block() <= 1;
-        // Where no segment is free, a switch only creates one.
-        while !is_empty && words.append().epoch() == at.epoch() {
-            self.switch(at, 1, &limits, context)?;
-        }
-        Ok(())
+        if is_empty { Ok(()) } else { self.switch_in_time(at, &limits, context) }
     }
 
-    /// No process is between a frame of this segment and its change. `false`: one is, and does not go on.
-    fn finish_all(&self, options: &FileSystemOptions, full: Position, context: Context<'_>) -> Result<bool> {
+    /// The latches with a change that may not be made yet although its frame is in this segment: a process is stopped
+    /// there. What killed processes have left is finished.
+    fn stopped_latches(
+        &self,
+        options: &FileSystemOptions,
+        full: Position,
+        context: Context<'_>,
+    ) -> Result<BTreeSet<u8>> {
+        let mut stopped = BTreeSet::new();
         for (index, latch) in (0..=u8::MAX).zip(&self.shared.words().latches) {
             if latch.is_unfinished(full.epoch()) {
-                let entered =
-                    Latch::enter_at(&self.layout, index, &Limits::new(&LATCH_TIMEOUT.into()), context)?;
-                let Some(_latch) = entered else { return Ok(false) };
-                self.finish(options, index, context)?;
+                let limits = Limits::new(&LATCH_TIMEOUT.into());
+                match Latch::enter_at(&self.layout, index, &limits, context)? {
+                    Some(_latch) => self.finish(options, index, context)?,
+                    None => drop(stopped.insert(index)),
+                }
             }
         }
-        Ok(true)
+        Ok(stopped)
     }
 
-    /// Syncs what the frames of a full segment tell of, and empties it.
-    fn empty(&self, full: Position, context: Context<'_>) -> Result<()> {
+    /// Syncs what the frames of a full segment tell of, and empties it. If it is the last one, and a process is stopped, it
+    /// stays as it is.
+    fn empty(
+        &self,
+        options: &FileSystemOptions,
+        full: Position,
+        is_last: bool,
+        context: Context<'_>,
+    ) -> Result<Emptied> {
+        let words = self.shared.words();
+        let segment = words.segment(full);
+        let stopped = self.stopped_latches(options, full, context)?;
+        if is_last && !stopped.is_empty() {
+            return Ok(Emptied::ButFramesOfStopped);
+        }
+        let Some(keep) = self.keep_use(full.segment(), context)? else {
+            // Whoever claims a segment locks it while it is free.
+            return Ok(if words.is_in_use(full) { Emptied::Not } else { Emptied::Whole });
+        };
+        if words.is_in_use(full) {
+            if stopped.is_empty() {
+                // If the sync fails, the files are synced nevertheless.
+                let _ = self.sync_sealed(full, context);
+            }
+            self.empty_file(full, &stopped, context)?;
+        }
+        // This process does not touch the file any more.
+        drop(keep);
+        if !stopped.is_empty() {
+            return Ok(Emptied::ButFramesOfStopped);
+        }
+        let _ = segment.epoch.compare_exchange(full.epoch(), 0, SeqCst, SeqCst);
+        Ok(Emptied::Whole)
+    }
+
+    /// Takes the frames out of a segment file, but those of stopped latches.
+    fn empty_file(&self, full: Position, stopped: &BTreeSet<u8>, context: Context<'_>) -> Result<()> {
         let words = self.shared.words();
         let bytes = segment::read(&self.dir, full.segment())
             .map_err(|refusal| refusal.into_error(context, "open the log", self.path(full)))?;
         let bytes = bytes.unwrap_or_default();
         let nonce = words.segment(full).nonce.load(SeqCst);
-        let mut names = BTreeSet::new();
-        for (_, frame) in frame::frames(&bytes, nonce) {
+        let (mut names, mut taken) = (BTreeSet::new(), Taken::default());
+        for (block, frame) in frame::frames(&bytes, nonce) {
             let Ok(key) = Key::new(frame.key) else { continue };
-            match frame.kind {
-                Kind::Record | Kind::Large => drop(names.insert(layout::record_name(&key))),
+            let name = match frame.kind {
+                Kind::Record | Kind::Large | Kind::Removed => layout::record_name(&key),
                 // A lock file that was left for a waiter is blank, and that has to be on the disk, too.
-                Kind::Locked | Kind::Unlocked => drop(names.insert(layout::lock_name(&key))),
-                Kind::Removed => {}
+                Kind::Locked | Kind::Unlocked => layout::lock_name(&key),
+                Kind::Reserved => continue,
+            };
+            if stopped.contains(&latch::index_of(&key)) {
+                continue;
+            }
+            taken.add(&name, block, &frame);
+            if frame.kind != Kind::Removed {
+                names.insert(name);
+            }
+        }
+        if !stopped.is_empty() {
+            // Another process may have taken frames out, and may have been killed before that was on the disk.
+            let file = self.open_segment(full.segment(), OFlags::RDONLY, context)?;
+            self.sync_file(&file, full, context)?;
+            if taken.newest.is_empty() {
+                return Ok(());
             }
         }
         let used = segment::used_length(&bytes).saturating_sub(BLOCK);
         drop(bytes);
         sync_files(&self.layout, &names, context)?;
-        for latch in &words.latches {
+        for (index, latch) in (0..=u8::MAX).zip(&words.latches) {
             let logged = latch.logged();
-            if logged.epoch() == full.epoch() {
+            if logged.epoch() == full.epoch() && !stopped.contains(&index) {
                 latch.set_synced(logged);
             }
         }
-        let segment = words.segment(full);
         let file = self.open_segment(full.segment(), OFlags::WRONLY, context)?;
-        let header = Header::empty(segment.blocks.load(SeqCst), words.head.high.load(SeqCst));
-        segment::write_empty(&file, header, used)
-            .map_err(|error| context.io("empty a segment of the log", &self.path(full), error))?;
-        segment.epoch.store(0, SeqCst);
-        Ok(())
+        let emptied = if stopped.is_empty() {
+            let blocks = words.segment(full).blocks.load(SeqCst);
+            segment::write_empty(&file, Header::empty(blocks, words.head.high.load(SeqCst)), used)
+        } else {
+            taken.write(&file, |file| self.sync_file(file, full, context))?
+        };
+        emptied.map_err(|error| context.io("empty a segment of the log", &self.path(full), error))
+    }
+}
+
+/// The outcome for one segment.
+enum Emptied {
+    Whole,
+    /// Only frames of stopped latches are left, or none.
+    ButFramesOfStopped,
+    /// Later segments have to wait.
+    Not,
+}
+
+/// Frames that are taken out of a segment one by one: their first blocks and their lengths in blocks.
+#[derive(Default)]
+struct Taken {
+    /// The newest frame about each file.
+    newest: BTreeMap<String, (u64, u64)>,
+    older: Vec<(u64, u64)>,
+}
+
+impl Taken {
+    fn add(&mut self, name: &str, block: u64, frame: &Frame<'_>) {
+        let newest = self.newest.insert(name.to_owned(), (block, frame.blocks()));
+        self.older.extend(newest);
+    }
+
+    /// The older frames first: each newest one is on the disk as long as one of them may be.
+    fn in_order(self) -> [Vec<(u64, u64)>; 2] {
+        [self.older, self.newest.into_values().collect()]
+    }
+
+    fn write(self, file: &File, sync: impl Fn(&File) -> Result<()>) -> Result<io::Result<()>> {
+        for frames in self.in_order() {
+            for (block, blocks) in &frames {
+                let length = usize::try_from(*blocks).unwrap_or(0) * BLOCK;
+                if let Err(error) = file.write_all_at(&vec![0; length], block * BLOCK as u64) {
+                    return Ok(Err(error));
+                }
+            }
+            if !frames.is_empty() {
+                sync(file)?;
+            }
+        }
+        Ok(Ok(()))
     }
 }
 
@@ -252,45 +395,39 @@ mod tests {
     use super::*;
     use crate::FileSystemRecordStore;
 
+    /// A segment is claimed, and then the next position is moved there, unless another process was faster.
     #[test]
-    fn no_segment_is_full_while_the_frames_are_switched_to_another_one() {
+    fn a_segment_is_full_only_when_the_frames_go_to_a_later_one() {
         let dir = tempfile::tempdir().unwrap();
         let store = FileSystemRecordStore::open(dir.path()).unwrap();
         let Some(log) = store.0.log.as_ref() else { return };
         let words = log.shared.words();
-        let store_step = |step| match step {
-            0 => words.segments[1].epoch.store(7, SeqCst),
-            1 => words.head.epoch.store(7, SeqCst),
-            _ => words.head.append.store(Position::new(7, 1, 1).number(), SeqCst),
-        };
-        // In whatever order the stores of a switch are seen.
-        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
-            words.segments[0].epoch.store(6, SeqCst);
-            words.segments[1].epoch.store(0, SeqCst);
-            words.head.epoch.store(6, SeqCst);
-            words.head.append.store(Position::new(6, 0, 9).number(), SeqCst);
-            let old = Some(Position::new(6, 0, 0));
-            assert_eq!(log.oldest_full(), None, "{order:?}");
-            for (at, step) in order.into_iter().enumerate() {
-                store_step(step);
-                let is_switched = order[..=at].contains(&1) && order[..=at].contains(&2);
-                assert_eq!(log.oldest_full(), if is_switched { old } else { None }, "{order:?}, {at}");
+        let uses = |epochs: [u64; 3], active: Position| {
+            for (segment, epoch) in epochs.into_iter().enumerate() {
+                words.segments[segment].epoch.store(epoch, SeqCst);
             }
-        }
+            words.head.append.store(active.number(), SeqCst);
+            log.full_segments()
+        };
+        assert_eq!(uses([6, 0, 0], Position::new(6, 0, 9)), []);
+        assert_eq!(uses([6, 7, 0], Position::new(6, 0, 9)), [], "claimed");
+        assert_eq!(uses([6, 7, 0], Position::new(7, 1, 1)), [Position::new(6, 0, 0)]);
+        assert_eq!(uses([9, 7, 8], Position::new(9, 0, 1)), [Position::new(7, 1, 0), Position::new(8, 2, 0)]);
     }
 
-    /// A frame in a later segment may tell that the record of an earlier frame was removed.
     #[test]
-    fn the_oldest_of_several_full_segments_is_the_first_to_be_emptied() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = FileSystemRecordStore::open(dir.path()).unwrap();
-        let Some(log) = store.0.log.as_ref() else { return };
-        let words = log.shared.words();
-        for (segment, epoch) in [(0, 6), (1, 5), (2, 7)] {
-            words.segments[segment].epoch.store(epoch, SeqCst);
+    fn the_newest_frame_about_a_file_is_taken_out_last() {
+        let key = Key::new("k").unwrap();
+        let frame = |kind, number| Frame::new(kind, number, &key, b"text");
+        let mut taken = Taken::default();
+        for (name, block, frame) in [
+            ("k.json", 1, frame(Kind::Record, 1)),
+            ("k.lock", 2, frame(Kind::Locked, 1)),
+            ("k.json", 3, frame(Kind::Removed, 2)),
+            ("k.json", 4, frame(Kind::Record, 3)),
+        ] {
+            taken.add(name, block, &frame);
         }
-        words.head.epoch.store(7, SeqCst);
-        words.head.append.store(Position::new(7, 2, 1).number(), SeqCst);
-        assert_eq!(log.oldest_full(), Some(Position::new(5, 1, 0)));
+        assert_eq!(taken.in_order(), [vec![(1, 1), (3, 1)], vec![(4, 1), (2, 1)]]);
     }
 }

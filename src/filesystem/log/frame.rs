@@ -11,7 +11,7 @@ pub(crate) const BLOCK: usize = 512;
 const MAGIC: u32 = u32::from_le_bytes(*b"RSfr");
 const HEADER: usize = 36;
 
-/// The change that a frame tells. The number is the version of the record or the token of the lock.
+/// What a frame tells. The number is the version of the record or the token of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The record has this text.
@@ -24,6 +24,8 @@ pub(crate) enum Kind {
     Unlocked = 4,
     /// The record is the file of this name in the private directory, which is synced: it is too large for a frame.
     Large = 5,
+    /// All tokens and versions that were given are less than the number. The key means nothing.
+    Reserved = 6,
 }
 
 /// A change, as a frame tells it.
@@ -37,7 +39,7 @@ pub(crate) struct Frame<'a> {
 
 impl Kind {
     fn from_number(number: u32) -> Option<Self> {
-        [Self::Record, Self::Removed, Self::Locked, Self::Unlocked, Self::Large]
+        [Self::Record, Self::Removed, Self::Locked, Self::Unlocked, Self::Large, Self::Reserved]
             .into_iter()
             .find(|kind| *kind as u32 == number)
     }

@@ -12,16 +12,19 @@ mod append;
 pub(crate) mod checkpoint;
 mod displaced;
 mod frame;
+mod high_water_mark;
 mod position;
 pub(crate) mod recovery;
 pub(crate) mod segment;
 mod shared;
+mod switch;
 mod sync;
 mod told_locks;
 mod unfinished;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 pub(crate) use append::Appended;
@@ -56,6 +59,10 @@ pub(crate) struct Log {
     told_locks: PerProcess<ToldLocks>,
     /// The segments, once a relaxed change has opened them.
     files: [OnceLock<File>; SEGMENTS],
+    /// A thread of this process is emptying the log.
+    has_thread: PerProcess<bool>,
+    /// This process has waited in vain for another one that changes the use of a segment.
+    is_switch_stuck: AtomicBool,
 }
 
 impl Log {
@@ -75,6 +82,8 @@ impl Log {
             displaced: PerProcess::new(),
             told_locks: PerProcess::new(),
             files: Default::default(),
+            has_thread: PerProcess::new(),
+            is_switch_stuck: AtomicBool::new(false),
         };
         Ok(shared.map(open))
     }
@@ -104,7 +113,7 @@ impl Log {
         for (word, last) in [(&words.token, token), (&words.version, version)] {
             // An impossible number counts as lost.
             if last <= MAX_TOKEN {
-                word.fetch_max(last, std::sync::atomic::Ordering::Relaxed);
+                word.fetch_max(last, Ordering::Relaxed);
             }
         }
     }
@@ -116,6 +125,6 @@ impl Log {
 
     /// Tokens and versions that were given before the machine was restarted are not greater.
     pub(crate) fn floor(&self) -> u64 {
-        self.shared.words().head.floor.load(std::sync::atomic::Ordering::Relaxed)
+        self.shared.words().head.floor.load(Ordering::Relaxed)
     }
 }

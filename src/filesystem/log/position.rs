@@ -40,6 +40,11 @@ impl Position {
         self.0 & ((1 << BLOCK_BITS) - 1)
     }
 
+    /// The header of the same use of the segment.
+    pub(crate) fn header(self) -> Self {
+        Self(self.0 - self.block())
+    }
+
     /// The position that many blocks further in the same segment.
     pub(crate) fn after(self, blocks: u64) -> Self {
         Self(self.0 + blocks)
@@ -55,6 +60,7 @@ mod tests {
         let position = Position::new(5, 3, 17);
         assert_eq!((position.epoch(), position.segment(), position.block()), (5, 3, 17));
         assert_eq!(position.after(2), Position::new(5, 3, 19));
+        assert_eq!(position.header(), Position::new(5, 3, 0));
         assert!(Position::new(5, 15, 900) < Position::new(6, 0, 1));
         assert!(Position::default() < Position::new(1, 0, 0));
         assert_eq!(Position::from_number(position.number()), position);

@@ -34,7 +34,7 @@ pub(super) struct Header {
     /// The random number of its use.
     pub(super) nonce: u64,
     pub(super) blocks: u64,
-    /// All tokens and versions that were given are less.
+    /// All tokens and versions that were given are less, or a frame says a greater number.
     pub(super) high: u64,
 }
 
@@ -81,9 +81,19 @@ pub(super) fn name(segment: usize) -> String {
     format!("{segment:02}")
 }
 
+/// The path of a segment file in the private directory.
+pub(super) fn path_in_private(segment: usize) -> String {
+    format!("{LOG}/{}", name(segment))
+}
+
+/// The path of the file that a process locks before it uses or changes a free segment.
+pub(super) fn path_of_claim(segment: usize) -> String {
+    format!("{LOG}/claim-{}", name(segment))
+}
+
 /// The path of a segment file, for messages.
 pub(super) fn path(layout: &Layout, segment: usize) -> PathBuf {
-    layout.private_path(&format!("{LOG}/{}", name(segment)))
+    layout.private_path(&path_in_private(segment))
 }
 
 pub(super) fn open(dir: &OwnedFd, segment: usize, flags: OFlags) -> Result<File, Refusal> {
@@ -91,41 +101,47 @@ pub(super) fn open(dir: &OwnedFd, segment: usize, flags: OFlags) -> Result<File,
 }
 
 /// Creates an empty segment file, on the disk. It gets this mode, whatever the umask of this process: everyone who may
-/// write the store may write it.
+/// write the store may write it. `false`: a file of another program was there, and is moved aside.
 pub(super) fn create(
     layout: &Layout,
     dir: &OwnedFd,
     segment: usize,
     mode: Mode,
     header: Header,
-) -> Result<File, Refusal> {
+) -> Result<bool, Refusal> {
     let name = name(segment);
-    let file = loop {
-        match layout.create(dir, &*name, OFlags::RDWR) {
-            Err(Refusal::Os(Errno::EXIST)) => {}
-            created => break created?,
+    let file = match layout.create(dir, &*name, OFlags::RDWR) {
+        Err(Refusal::Os(Errno::EXIST)) => {
+            // Without content, or of a creation that was not completed: nothing refers to it.
+            let bytes = read(dir, segment)?.unwrap_or_default();
+            if used_length(&bytes) != 0 && Header::parse(&bytes).is_none() {
+                // A file of another program, or a segment that has decayed (I12).
+                let kept = publish::set_aside(layout, (dir, &name), &name, Durability::Full);
+                let error = Error::new(ErrorKind::CorruptStore, "open").with_detail("no segment of the log");
+                trace::set_aside(&kept.map_err(Refusal::Os)?, &error);
+                return Ok(false);
+            }
+            open(dir, segment, OFlags::RDWR)?
         }
-        // Without content, or of a creation that was not completed: nothing refers to it.
-        let bytes = read(dir, segment)?.unwrap_or_default();
-        if used_length(&bytes) == 0 || Header::parse(&bytes).is_some() {
-            break open(dir, segment, OFlags::RDWR)?;
-        }
-        // A file of another program, or a segment that has decayed (I12).
-        let kept = publish::set_aside(layout, (dir, &name), &name, Durability::Full).map_err(Refusal::Os)?;
-        trace::set_aside(
-            &kept,
-            &Error::new(ErrorKind::CorruptStore, "open").with_detail("no segment of the log"),
-        );
+        created => created?,
     };
     if layout.permissions.are_usual() {
         rustix::fs::fchmod(&file, mode).map_err(Refusal::Os)?;
     }
-    let length = usize::try_from(header.blocks).unwrap_or(0) * BLOCK;
-    file.write_all_at(&vec![0; length], 0).map_err(refused)?;
+    // The header first: that of an earlier use may be the only one that says which numbers were given.
     header.write(&file).map_err(refused)?;
-    file.sync_all().map_err(refused)?;
+    let length = usize::try_from(header.blocks).unwrap_or(0).saturating_sub(1) * BLOCK;
+    if let Err(error) = file.write_all_at(&vec![0; length], BLOCK as u64).and_then(|()| file.sync_all()) {
+        let _ = shrink(&file);
+        return Err(refused(error));
+    }
     retry_on_intr(|| rustix::fs::fsync(dir)).map_err(Refusal::Os)?;
-    Ok(file)
+    Ok(true)
+}
+
+/// Gives back the room of an empty segment. Its header stays: it may be the only one that says which numbers were given.
+pub(super) fn shrink(file: &File) -> io::Result<()> {
+    file.set_len(BLOCK as u64)
 }
 
 /// The length without the zeros at the end. Compares whole blocks: most of a segment is zero.
@@ -153,7 +169,8 @@ pub(super) fn empty(
     {
         publish::remove_private(dir, &name(segment));
         let mode = Mode::from_raw_mode(stat.st_mode);
-        return create(layout, dir, segment, mode, header).map(drop);
+        while !create(layout, dir, segment, mode, header)? {}
+        return Ok(());
     }
     write_empty(&open(dir, segment, OFlags::WRONLY)?, header, length.saturating_sub(BLOCK)).map_err(refused)
 }

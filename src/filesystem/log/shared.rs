@@ -35,14 +35,16 @@ pub(super) struct Head {
     pub(super) high: AtomicU64,
     /// All tokens and versions are greater than this: one before the restart may have been as great.
     pub(super) floor: AtomicU64,
-    /// When a process last began to empty full segments, in milliseconds on the boot clock. Zero: none is full.
+    /// When a process last began to empty a full segment, in milliseconds on the boot clock. Zero: none is full.
     pub(super) checkpoint: AtomicU64,
+    /// One: the last attempt to empty them has ended, but a process that is stopped prevents that for some.
+    pub(super) is_prevented: AtomicU64,
 }
 
 /// The words of a segment file.
 #[repr(C, align(64))]
 pub(super) struct Segment {
-    /// The epoch of its use. Zero: it is empty.
+    /// The epoch of its use. Zero: it is free.
     pub(super) epoch: AtomicU64,
     /// The random number of its use.
     pub(super) nonce: AtomicU64,
@@ -67,12 +69,10 @@ pub(crate) struct LatchWords {
     pub(super) logged: AtomicU64,
     /// All frames up to this position are synced.
     pub(super) synced: AtomicU64,
-    /// The position of a frame whose change may not be made yet, [`APPENDING`], or zero.
+    /// The position of a frame whose change may not be made yet, or zero. That of a header: a process is about to append
+    /// a frame to that use of the segment.
     pub(super) mark: AtomicU64,
 }
-
-/// The mark of a process that is about to append a frame.
-pub(super) const APPENDING: u64 = 1;
 
 #[repr(C)]
 pub(super) struct Words {
@@ -83,7 +83,10 @@ pub(super) struct Words {
 
 const SIZE: usize = size_of::<Words>();
 
-const MAGIC: u64 = u64::from_ne_bytes(*b"RSstate1");
+const MAGIC: u64 = u64::from_ne_bytes(*b"RSstate2");
+
+/// That of an earlier version of this crate. Its words had other meanings, so they are worth nothing.
+const EARLIER_MAGIC: u64 = u64::from_ne_bytes(*b"RSstate1");
 
 /// The value of `ready` that a process stores which does not know the boot.
 const UNKNOWN_BOOT: u64 = 2;
@@ -204,7 +207,11 @@ impl Shared {
     /// Whether the words may be of this boot, because a process has set them up that did not know the boot, or because this
     /// one does not know it.
     pub(super) fn may_be_ready(&self) -> bool {
-        let ready = self.words().head.ready.load(Ordering::Acquire);
+        let head = &self.words().head;
+        let ready = head.ready.load(Ordering::Acquire);
+        if head.magic.load(Ordering::Acquire) != MAGIC {
+            return false;
+        }
         ready == UNKNOWN_BOOT || (ready != 0 && !self.knows_boot())
     }
 
@@ -222,7 +229,8 @@ impl Shared {
         let words = self.words();
         words.head.ready.store(0, Ordering::SeqCst);
         let head = &words.head;
-        for word in [&head.append, &head.epoch, &head.high, &head.floor, &head.checkpoint] {
+        let others = [&head.high, &head.floor, &head.checkpoint, &head.is_prevented];
+        for word in [&head.append, &head.epoch].into_iter().chain(others) {
             word.store(0, Ordering::Relaxed);
         }
         for it in &words.segments {
@@ -258,10 +266,15 @@ impl Words {
     pub(super) fn segment(&self, position: Position) -> &Segment {
         &self.segments[position.segment()]
     }
+
+    /// Whether the segment has the use of this position.
+    pub(super) fn is_in_use(&self, position: Position) -> bool {
+        self.segment(position).epoch.load(Ordering::SeqCst) == position.epoch()
+    }
 }
 
 /// The bytes of a line of 64 that are used: those of the head, of a segment and of a latch.
-const USED: [usize; 3] = [7 * 8, 6 * 8, 5 * 8];
+const USED: [usize; 3] = [8 * 8, 6 * 8, 5 * 8];
 
 const FOREIGN: &str = "not the state of the log";
 
@@ -275,17 +288,17 @@ pub(crate) fn is_ours(opened: &Opened) -> io::Result<bool> {
     };
     let bytes = layout::read_head(opened, SIZE)?;
     let magic = &bytes[..bytes.len().min(size_of_val(&MAGIC))];
-    let begins = magic.iter().all(|byte| *byte == 0) || magic == MAGIC.to_ne_bytes();
+    let is_known = [MAGIC, EARLIER_MAGIC].iter().any(|known| magic == known.to_ne_bytes());
+    let begins = magic.iter().all(|byte| *byte == 0) || is_known;
     let mut lines = bytes.chunks(64).enumerate();
     let is_zero = |(line, bytes): (usize, &[u8])| bytes.iter().skip(used(line)).all(|byte| *byte == 0);
     Ok(begins && layout::size(&opened.stat) <= SIZE as u64 && lines.all(is_zero))
 }
 
 impl LatchWords {
-    /// Whether a change may not be made yet whose frame is in this use of a segment, or in an earlier one.
+    /// Whether a change may not be made yet whose frame is in this use of a segment.
     pub(super) fn is_unfinished(&self, epoch: u64) -> bool {
-        let mark = self.mark.load(Ordering::SeqCst);
-        mark == APPENDING || (mark != 0 && Position::from_number(mark).epoch() <= epoch)
+        Position::from_number(self.mark.load(Ordering::SeqCst)).epoch() == epoch
     }
 
     pub(super) fn logged(&self) -> Position {
@@ -310,7 +323,7 @@ fn identity(layout: &Layout, opened: &Opened) -> Option<u64> {
     let mut hash = Sha256::new();
     hash.update(&now.epoch()?.boot_id);
     let inode: u64 = opened.stat.st_ino.into();
-    for number in [layout.identity.0, layout.identity.1, inode, SIZE as u64] {
+    for number in [layout.identity.0, layout.identity.1, inode, SIZE as u64, MAGIC] {
         hash.update(number.to_le_bytes());
     }
     let first = hash.finalize().first_chunk().copied().map_or(0, u64::from_le_bytes);

@@ -46,15 +46,21 @@ impl<'a> Unsynced<'a> {
     }
 
     /// Takes the frame of a change out of the log, under the latch, when the change was taken back itself and that is on the
-    /// disk. `false`: another process is emptying the log, and does not end.
+    /// disk. `false`: another process has the segment locked, and does not go on.
     pub(crate) fn withdraw(&self, context: Context<'_>) -> Result<bool> {
-        let log = self.log;
-        let Some(_latch) = log.enter_checkpoint(&Limits::new(&CHECKPOINT_TIMEOUT.into()), context)? else {
-            return Ok(false);
-        };
-        // A checkpoint may have emptied the segment, and with it this frame.
-        if log.shared.words().segment(self.position).epoch.load(SeqCst) == self.position.epoch() {
-            log.void(self.position, self.file.as_ref(), context)?;
+        let (log, limits) = (self.log, Limits::new(&WITHDRAWAL_TIMEOUT.into()));
+        let words = log.shared.words();
+        // A checkpoint may empty the segment, and with it this frame.
+        while words.is_in_use(self.position) {
+            if let Some(_use) = log.keep_use(self.position.segment(), context)? {
+                if words.is_in_use(self.position) {
+                    log.void(self.position, self.file.as_ref(), context)?;
+                }
+                return Ok(true);
+            }
+            if limits.is_over() {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -117,8 +123,7 @@ impl Log {
         frames: impl Iterator<Item = (&'k Key, Position)> + Clone,
         context: Context<'_>,
     ) -> Result<()> {
-        let uses: BTreeSet<_> =
-            frames.clone().map(|(_, at)| Position::new(at.epoch(), at.segment(), 0)).collect();
+        let uses: BTreeSet<_> = frames.clone().map(|(_, at)| at.header()).collect();
         for segment in uses {
             self.sync_use(segment, context)?;
         }
@@ -141,9 +146,8 @@ impl Log {
 
     /// Syncs a segment, unless it has another use meanwhile.
     pub(super) fn sync_use(&self, position: Position, context: Context<'_>) -> Result<()> {
-        let is_in_use = || self.shared.words().segment(position).epoch.load(SeqCst) == position.epoch();
         // A checkpoint has synced everything before the segment got another use.
-        if !is_in_use() {
+        if !self.shared.words().is_in_use(position) {
             return Ok(());
         }
         let file = self.open_segment(position.segment(), OFlags::RDONLY, context)?;
@@ -157,7 +161,8 @@ impl Log {
         let failed = |error: io::Error| context.io("sync the log", &self.path(position), error);
         if let Err(error) = file.sync_data() {
             if self.shared.is_writable() {
-                segment.failed.fetch_max(position.epoch(), SeqCst);
+                // Another process may have begun the next use of the segment: its pages may be lost, too.
+                segment.failed.fetch_max(position.epoch().max(segment.epoch.load(SeqCst)), SeqCst);
             }
             return Err(failed(error));
         }
@@ -190,7 +195,7 @@ impl Log {
     }
 }
 
-/// A checkpoint takes less, unless its process is stopped.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A segment is locked for microseconds by those who claim it, unless they are stopped.
+const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 const FAILED: &str = "another process could not sync the log";

@@ -10,7 +10,6 @@ use super::Log;
 use super::frame::{BLOCK, Frame, Kind};
 use super::position::Position;
 use super::segment::LARGE;
-use super::shared::APPENDING;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES};
 use crate::filesystem::disk::lock_file::LockFile;
@@ -27,14 +26,18 @@ impl Log {
         if mark == 0 {
             return Ok(());
         }
-        if mark != APPENDING {
-            let position = Position::from_number(mark);
-            if let Some(bytes) = self.read_frame(position, context)?
-                && let Some(frame) = Frame::parse(&bytes, self.nonce(position))
-                && let Ok(key) = Key::new(frame.key)
-                && !is_made(&self.layout, options, &key, &frame)
-            {
-                self.void(position, None, context)?;
+        let position = Position::from_number(mark);
+        if position != position.header() {
+            let bytes = self.read_frame(position, context)?.unwrap_or_default();
+            match Frame::parse(&bytes, self.nonce(position)) {
+                Some(frame) => {
+                    let key = Key::new(frame.key);
+                    if key.is_ok_and(|key| !is_made(&self.layout, options, &key, &frame)) {
+                        self.void(position, None, context)?;
+                    }
+                }
+                // Another process may have taken it out, and was killed before that was on the disk.
+                None => drop(self.sync_use(position, context)),
             }
         }
         words.mark.store(0, Release);
@@ -99,5 +102,6 @@ fn is_made(layout: &Layout, options: &FileSystemOptions, key: &Key, frame: &Fram
         Kind::Removed => matches!(layout::stat(&layout.dir, &layout::record_name(key)), Ok(None)),
         Kind::Locked => LockFile::parse(frame.text).ok() == lock(),
         Kind::Unlocked => lock().is_none_or(|lock| lock.token.get() != frame.number),
+        Kind::Reserved => true,
     }
 }

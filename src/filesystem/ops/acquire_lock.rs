@@ -81,7 +81,7 @@ fn attempt(
             let last_here = core.last_token(key, context)?;
             let floor = last.token().max(LockToken::new(core.number_floor()));
             let token = latch.next_token(&core.layout, last_here, floor, context)?;
-            core.reserve_number(&latch, token.get(), context)?;
+            core.reserve_number(&latch, key, token.get(), context)?;
             let lock = LockFile {
                 key: key.clone(),
                 holder: holder.clone(),

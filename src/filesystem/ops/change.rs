@@ -89,6 +89,8 @@ fn take_back(
         if !restore(core, key, old, version) {
             return Ok(false);
         }
+        // A checkpoint may have taken its frame for one of an old record, which need not be on the disk.
+        publish::sync_file(&core.layout, &layout::record_name(key), context)?;
         publish::sync_records(&core.layout, Durability::Full, context)?;
         told.withdraw(context)
     };

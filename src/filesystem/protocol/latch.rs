@@ -46,6 +46,13 @@ pub(crate) struct Latch {
     limits: Limits,
 }
 
+/// Whether others may be in a latch at the same time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    Shared,
+}
+
 /// A latch that was entered only to read.
 pub(crate) enum ReadLatch {
     /// No state changes while this exists.
@@ -109,7 +116,17 @@ impl Latch {
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
-        Self::enter_file(layout, name, || open_to_change(layout, name), limits, context)
+        Self::enter_file(layout, name, || open_to_change(layout, name), Sharing::Alone, limits, context)
+    }
+
+    /// The same beside others that enter it in this way. `None`: a limit was reached first.
+    pub(crate) fn enter_shared(
+        layout: &Layout,
+        name: &str,
+        limits: &Limits,
+        context: Context<'_>,
+    ) -> Result<Option<Self>> {
+        Self::enter_file(layout, name, || open_to_change(layout, name), Sharing::Shared, limits, context)
     }
 
     /// [`enter_within`](Latch::enter_within) to read only: it writes nothing, so it works in a directory that
@@ -122,7 +139,7 @@ impl Latch {
     ) -> Result<Option<ReadLatch>> {
         let name = name_of(key);
         let open = || layout::open_unchecked(&layout.private, &*name, OFlags::RDONLY, Mode::empty());
-        match Self::enter_file(layout, &name, open, limits, context) {
+        match Self::enter_file(layout, &name, open, Sharing::Alone, limits, context) {
             Ok(latch) => Ok(latch.map(ReadLatch::Entered)),
             Err(error) if error.io_kind() == Some(io::ErrorKind::NotFound) => Ok(Some(ReadLatch::NeverUsed)),
             Err(error) => Err(error),
@@ -135,7 +152,7 @@ impl Latch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let open = || layout::open_unchecked(&layout.private, ".", flags, Mode::empty());
         let limits = Limits::new(&CREATION_TIMEOUT.into());
-        match Self::enter_once(layout, "", open, &limits, context)? {
+        match Self::enter_once(layout, "", open, Sharing::Alone, &limits, context)? {
             Some((latch, stat)) => Ok((stat.st_nlink > 0).then_some(latch)),
             None => Err(limits.timed_out(None, context).with_path(layout.private_path(""))),
         }
@@ -150,7 +167,7 @@ impl Latch {
         names
             .map(|name| {
                 let open = || open_to_change(layout, &name);
-                Self::enter_file(layout, &name, open, &Limits::best_effort(), context)
+                Self::enter_file(layout, &name, open, Sharing::Alone, &Limits::best_effort(), context)
             })
             .collect()
     }
@@ -159,13 +176,14 @@ impl Latch {
         layout: &Layout,
         name: &str,
         open: impl Fn() -> Result<File, Refusal>,
+        sharing: Sharing,
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Self>> {
         loop {
             // If somebody removed the file by hand while this process waited, the next process enters a new
             // file, so this one excludes nobody.
-            match Self::enter_once(layout, name, &open, limits, context)? {
+            match Self::enter_once(layout, name, &open, sharing, limits, context)? {
                 None => return Ok(None),
                 Some((latch, stat)) => match layout::irregular(&stat) {
                     Some(found) => {
@@ -184,6 +202,7 @@ impl Latch {
         layout: &Layout,
         name: &str,
         open: impl Fn() -> Result<File, Refusal>,
+        sharing: Sharing,
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<(Self, Stat)>> {
@@ -206,7 +225,7 @@ impl Latch {
                 continue;
             }
             let locked = file.with(|file| {
-                lock_within(file, limits, context)
+                lock_within(file, sharing, limits, context)
                     .map_err(|error| flock_failed(file, error, &path(), context))
             });
             if !locked.unwrap_or(Ok(false))? {
@@ -336,14 +355,18 @@ fn parse_count(text: &[u8]) -> u64 {
     std::str::from_utf8(text).ok().and_then(|text| text.trim_ascii().parse().ok()).unwrap_or(0)
 }
 
-/// Acquires the exclusive `flock`. `false`: a limit was reached first.
-fn lock_within(file: &File, limits: &Limits, context: Context<'_>) -> io::Result<bool> {
+/// Acquires the `flock`. `false`: a limit was reached first.
+fn lock_within(file: &File, sharing: Sharing, limits: &Limits, context: Context<'_>) -> io::Result<bool> {
     let mut pause = MIN_PAUSE;
     loop {
-        if try_exclusive(file)? {
+        let is_locked = match sharing {
+            Sharing::Alone => try_exclusive(file)?,
+            Sharing::Shared => try_shared(file)?,
+        };
+        if is_locked {
             return Ok(true);
         }
-        if limits.is_unlimited() {
+        if limits.is_unlimited() && sharing == Sharing::Alone {
             return exclusive(file).map(|()| true);
         }
         if limits.is_over() || limits.is_cancelled() {

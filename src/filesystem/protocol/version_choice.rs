@@ -42,7 +42,7 @@ pub(crate) fn give(
 ) -> Result<u64> {
     let shared = core.last_version(key);
     let version = confirm(chosen, last(core, key, shared, stat, chosen));
-    core.reserve_number(latch, version, context)?;
+    core.reserve_number(latch, key, version, context)?;
     if let Some(shared) = shared {
         shared.store(version, Ordering::Relaxed);
     }

@@ -26,8 +26,11 @@ pub(crate) struct Frame {
     pub(crate) text: Vec<u8>,
 }
 
-/// The kinds of frames whose number is a version. Those of the others are tokens.
+/// A frame that names the file of a record.
 pub(crate) const LARGE: u32 = 5;
+
+/// A frame that says that all tokens and versions that were given are less than its number.
+pub(crate) const RESERVED: u32 = 6;
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
@@ -110,7 +113,9 @@ pub(crate) fn parts(segment: &[u8], keys: [&str; 2]) -> [Vec<u8>; 3] {
             continue;
         };
         block += frame.blocks();
-        if let Some(key) = keys.iter().position(|key| key.as_bytes() == frame.key) {
+        if frame.kind == RESERVED {
+            parts[2].extend(Frame { nonce: 0, ..frame }.to_bytes());
+        } else if let Some(key) = keys.iter().position(|key| key.as_bytes() == frame.key) {
             if parts[key].is_empty() {
                 parts[key].extend(header.epoch.to_le_bytes());
             }
@@ -122,5 +127,8 @@ pub(crate) fn parts(segment: &[u8], keys: [&str; 2]) -> [Vec<u8>; 3] {
 
 /// All tokens and versions that were given are less, as this segment says.
 pub(crate) fn high(segment: &[u8]) -> u64 {
-    Header::parse(segment).map_or(0, |header| header.high)
+    let Some(header) = Header::parse(segment) else { return 0 };
+    let frames = segment.chunks(SECTOR).skip(1).filter(|_| header.epoch != 0).filter_map(Frame::parse);
+    let reserved = frames.filter(|frame| frame.kind == RESERVED && frame.nonce == header.nonce);
+    reserved.map(|frame| frame.number).fold(header.high, u64::max)
 }

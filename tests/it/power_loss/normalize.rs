@@ -180,10 +180,7 @@ impl Normalizer {
             return data.to_vec();
         }
         if let Some(header) = Header::parse(data) {
-            let high = match self.mode {
-                Mode::Shift => shifted(header.high),
-                _ => place(&mut self.highs, header.high, FIRST_HIGH),
-            };
+            let high = self.high(header.high);
             return Header { nonce: self.nonce(header.nonce), high, ..header }.to_bytes();
         }
         let Some(frame) = Frame::parse(data) else {
@@ -196,8 +193,20 @@ impl Normalizer {
         } else {
             self.content(&frame.text)
         };
-        let (number, nonce) = (self.number(frame.number), self.nonce(frame.nonce));
+        let number = match frame.kind {
+            frames::RESERVED => self.high(frame.number),
+            _ => self.number(frame.number),
+        };
+        let nonce = self.nonce(frame.nonce);
         Frame { nonce, number, text, ..frame }.to_bytes()
+    }
+
+    /// The place of a high-water mark among all others.
+    fn high(&mut self, high: u64) -> u64 {
+        match self.mode {
+            Mode::Shift => shifted(high),
+            _ => place(&mut self.highs, high, FIRST_HIGH),
+        }
     }
 
     fn nonce(&mut self, nonce: u64) -> u64 {

@@ -6,7 +6,7 @@ use record_store::{Durability, ReadOptions, RecordStoreExt};
 use tempfile::tempdir;
 
 use super::content::SECTOR;
-use super::frames::{Frame, Header};
+use super::frames::{Frame, Header, RESERVED};
 use crate::support::children::{Child, Stage};
 use crate::support::trace::{At, Traced, perform};
 use crate::support::{as_named, named, open, open_with};
@@ -36,7 +36,8 @@ fn told(dir: &Path, key: &str) -> usize {
     let of_segment = |bytes: Vec<u8>| {
         let header = Header::parse(&bytes).filter(|header| header.epoch > 0);
         let blocks = (1..bytes.len() / SECTOR).filter_map(|block| Frame::parse(&bytes[block * SECTOR..]));
-        let of_key = |it: &Frame| Some(it.nonce) == header.map(|it| it.nonce) && it.key == key.as_bytes();
+        let of_use = |it: &Frame| Some(it.nonce) == header.map(|it| it.nonce);
+        let of_key = |it: &Frame| it.kind != RESERVED && it.key == key.as_bytes() && of_use(it);
         blocks.filter(of_key).count()
     };
     segments.map(of_segment).sum()

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use self::apply::apply;
 use self::plan::{Step, newest, plan};
 use super::Log;
-use super::frame::BLOCK;
+use super::frame::{self, BLOCK, Frame, Kind};
 use super::segment::{self, Header};
 use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
@@ -38,6 +38,18 @@ struct Found {
     segment: usize,
     header: Header,
     bytes: Vec<u8>,
+}
+
+impl Found {
+    fn frames(&self) -> impl Iterator<Item = Frame<'_>> {
+        frame::frames(&self.bytes, self.header.nonce).map(|(_, frame)| frame)
+    }
+
+    /// All tokens and versions that were given are less.
+    fn high(&self) -> u64 {
+        let reserved = self.frames().filter(|frame| frame.kind == Kind::Reserved).map(|frame| frame.number);
+        reserved.fold(self.header.high, u64::max)
+    }
 }
 
 /// The segments after they were emptied.
@@ -187,7 +199,7 @@ fn recover(
 
 /// Empties the segments, the oldest first: a frame must not disappear while an older one about the same key is there.
 fn empty_all(layout: &Layout, dir: &OwnedFd, segments: Vec<Found>, context: Context<'_>) -> Result<Emptied> {
-    let high = segments.iter().map(|found| found.header.high).max().unwrap_or(0);
+    let high = segments.iter().map(Found::high).max().unwrap_or(0);
     let epoch = segments.iter().map(|found| found.header.epoch).max().unwrap_or(0);
     let mut emptied = Emptied { blocks: [0; SEGMENTS], epoch, high };
     for Found { segment, header, bytes } in segments {
@@ -197,7 +209,8 @@ fn empty_all(layout: &Layout, dir: &OwnedFd, segments: Vec<Found>, context: Cont
             segment::empty(layout, dir, segment, Header::empty(blocks, high), bytes.len())
                 .map_err(|refusal| refusal.into_error(context, EMPTY, segment::path(layout, segment)))?;
         }
-        emptied.blocks[segment] = blocks;
+        // One that was shrunk, or never completed, has no room for a frame.
+        emptied.blocks[segment] = if blocks < 2 { 0 } else { blocks };
     }
     Ok(emptied)
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
-use super::super::frame::{self, Frame, Kind};
+use super::super::frame::{Frame, Kind};
 use super::Found;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES, Refusal, STAGED};
@@ -56,13 +56,13 @@ enum InPlace {
 /// The newest frames of each key.
 pub(super) fn newest(segments: &[Found]) -> BTreeMap<&str, Newest<'_>> {
     let uses = segments.iter().filter(|found| found.header.epoch != 0);
-    let frames = uses.flat_map(|found| frame::frames(&found.bytes, found.header.nonce));
     let mut newest = BTreeMap::<_, Newest<'_>>::new();
-    for (_, frame) in frames {
+    for frame in uses.flat_map(Found::frames) {
         let of_key = newest.entry(frame.key).or_default();
         match frame.kind {
             Kind::Record | Kind::Removed | Kind::Large => of_key.record = Some(frame),
             Kind::Locked | Kind::Unlocked => of_key.lock = Some(frame),
+            Kind::Reserved => {}
         }
     }
     newest
