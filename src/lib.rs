@@ -131,7 +131,7 @@
 //! | `exists(key)` | [`exists`] | |
 //! | `supports_isolation_level(level)` | [`supports_isolation_level`] | |
 //! | `acquire_lock(key, holder, acquire_timeout, hold_timeout)` | [`acquire_lock`] | returns the token, and an error that names the holder where Prefect returned `False`, which is easy to ignore; a timeout of zero makes one attempt, where Prefect waited forever; an expired lock is taken over atomically, so there are never two holders |
-//! | `release_lock(key, holder)` | [`release_lock`] | releasing a key that is not locked is an error, too |
+//! | `release_lock(key, holder)` | [`release_lock`], [`release_lock_with`] | releasing a key that is not locked is an error, too |
 //! | `is_locked(key)`, `is_lock_holder(key, holder)` | [`is_locked`], [`is_lock_holder`] | the check never writes; a dead process's lock is not a lock |
 //! | `wait_for_lock(key, timeout)` | [`wait_for_lock`] | woken by the release, not by polling |
 //! | `lock(key, …)` | [`lock`] → [`LockGuard`] | a lock that cannot be acquired is an error, where Prefect ran the body nevertheless; the guard's changes are fenced |
@@ -155,6 +155,7 @@
 //! [`supports_isolation_level`]: RecordStoreExt::supports_isolation_level
 //! [`acquire_lock`]: RecordStoreExt::acquire_lock
 //! [`release_lock`]: RecordStoreExt::release_lock
+//! [`release_lock_with`]: RecordStoreExt::release_lock_with
 //! [`is_locked`]: RecordStoreExt::is_locked
 //! [`is_lock_holder`]: RecordStoreExt::is_lock_holder
 //! [`wait_for_lock`]: RecordStoreExt::wait_for_lock
@@ -222,8 +223,8 @@ pub use lock::{Acquired, Claim, LockToken};
 pub use lock_info::{LockInfo, LockState};
 pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel};
 pub use memory::MemoryRecordStore;
-pub use options::WriteOptions;
-pub use options::{CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions, WaitOptions};
+pub use options::{BreakOptions, CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions};
+pub use options::{WaitOptions, WriteOptions};
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use postgres::{

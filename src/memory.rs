@@ -11,7 +11,7 @@ use crate::process::PerProcess;
 use crate::trace;
 use crate::waiting::{Obstacle, Reports};
 use crate::{Acquired, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing};
-use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
+use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockState, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion,
 };
@@ -573,10 +573,10 @@ impl RecordStore for MemoryRecordStore {
         }
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        check_cancelled("break_lock", key, &options)?;
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+        check_cancelled("break_lock", key, options.get_wait())?;
         let mut state = self.state();
-        let is_meant = |lock: &Lock| token.is_none_or(|token| lock.token == token);
+        let is_meant = |lock: &Lock| options.get_token().is_none_or(|token| lock.token == token);
         let broken = state.locks.get(key).is_some_and(is_meant) && state.locks.remove(key).is_some();
         state.changed.notify_all();
         Ok(broken)

@@ -98,14 +98,24 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::remove", "a change")]
     pub async fn remove(&self) -> Result<bool> {
+        self.remove_with(RemoveOptions::new()).await
+    }
+
+    #[doc = same_as!("LockGuard::remove_with", "a change")]
+    pub async fn remove_with(&self, options: RemoveOptions) -> Result<bool> {
         let claim = self.held.guard.claim("remove")?;
-        self.held.store.remove_with(self.key(), RemoveOptions::new().claim(claim)).await
+        self.held.store.remove_with(self.key(), options.claim(claim)).await
     }
 
     #[doc = same_as!("LockGuard::renew", "a change")]
     pub async fn renew(&self) -> Result<()> {
+        self.renew_with(WaitOptions::new()).await
+    }
+
+    #[doc = same_as!("LockGuard::renew_with", "a change")]
+    pub async fn renew_with(&self, options: impl Into<WaitOptions>) -> Result<()> {
         let claim = self.held.guard.claim("renew")?;
-        self.held.store.renew(self.key(), claim, self.held.guard.hold_timeout()).await
+        self.held.store.renew_with(self.key(), claim, self.held.guard.hold_timeout(), options).await
     }
 
     #[doc = same_as!("LockGuard::remaining", "a read")]
@@ -137,10 +147,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
     pub async fn release(self) -> Result<()> {
+        self.release_with(WaitOptions::new()).await
+    }
+
+    #[doc = same_as!("LockGuard::release_with", "the lock is released in the background then, within the timeout")]
+    pub async fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
         self.held.guard.claim("release_lock")?;
         self.held.acquisition.give_up();
-        let held = Arc::clone(&self.held);
-        let release = async move { held.guard.release_and_report_by_futures().await };
+        let (held, options) = (Arc::clone(&self.held), options.into());
+        let release = async move { held.guard.release_and_report_by_futures(options).await };
         let mut outcome = Outcome::spawned(&*self.held.store.futures(), release);
         outcome.receive("release_lock", Some(self.key())).await
     }

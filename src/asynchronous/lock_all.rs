@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::slice;
+use std::time::Instant;
 
 use super::{AsyncLockGuard, AsyncRecordStore};
-use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result};
+use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result, WaitOptions};
 
 /// The held locks of several keys, created by [`AsyncRecordStore::lock_all`]. Dropping it releases them, as
 /// dropping a [guard](AsyncLockGuard) does.
@@ -61,9 +62,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
     ///
     /// The first of [`AsyncLockGuard::renew`]; the others are renewed nevertheless.
     pub async fn renew(&self) -> Result<()> {
-        let mut outcome = Ok(());
+        self.renew_with(WaitOptions::new()).await
+    }
+
+    /// [`renew`](AsyncLockGuards::renew) with a timeout, which is that of all renewals together, or a cancellation.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`AsyncLockGuard::renew_with`]; the others are attempted nevertheless.
+    pub async fn renew_with(&self, options: impl Into<WaitOptions>) -> Result<()> {
+        let (options, start, mut outcome) = (options.into(), Instant::now(), Ok(()));
         for guard in self {
-            outcome = outcome.and(guard.renew().await);
+            outcome = outcome.and(guard.renew_with(options.since(start)).await);
         }
         outcome
     }
@@ -75,9 +85,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
     ///
     /// The first of [`AsyncLockGuard::release`]; the others are released nevertheless.
     pub async fn release(self) -> Result<()> {
-        let mut outcome = Ok(());
+        self.release_with(WaitOptions::new()).await
+    }
+
+    /// [`release`](AsyncLockGuards::release) with a timeout, which is that of all releases together, or a cancellation.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`AsyncLockGuard::release_with`]; the others are attempted nevertheless.
+    pub async fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
+        let (options, start, mut outcome) = (options.into(), Instant::now(), Ok(()));
         for guard in self.guards.into_iter().rev() {
-            outcome = outcome.and(guard.release().await);
+            outcome = outcome.and(guard.release_with(options.since(start)).await);
         }
         outcome
     }

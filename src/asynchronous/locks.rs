@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::wait::{or_none, timeout};
 use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
 use crate::locking::holds;
-use crate::{Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, Result, WaitOptions};
+use crate::{
+    BreakOptions, Claim, Holder, IntoKey, LockInfo, LockOptions, LockToken, RecordStore, Result, WaitOptions,
+};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::acquire_lock", "an acquisition")]
@@ -16,12 +18,23 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::release_lock", "a change")]
     pub async fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
+        self.release_lock_with(key, claim, WaitOptions::new()).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::release_lock_with", "a change")]
+    pub async fn release_lock_with(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+        options: impl Into<WaitOptions>,
+    ) -> Result<()> {
         let (claim, identity) = (claim.into(), self.store.identity_raw());
+        let options = options.into();
         let release = self.short("release_lock", key, move |store, key| {
             Box::pin(async move {
                 // Before the release: after it, another task may have the next lock.
                 let known = identity.map(|store| holds::known(store, key)).unwrap_or_default();
-                store.release_lock(key, &claim, WaitOptions::new()).await?;
+                store.release_lock(key, &claim, options).await?;
                 if let Some(store) = identity {
                     holds::released_explicitly(store, key, &known);
                 }
@@ -38,9 +51,21 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         claim: impl Into<Claim>,
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
+        self.renew_with(key, claim, hold_timeout, WaitOptions::new()).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::renew_with", "a change")]
+    pub async fn renew_with(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+        hold_timeout: impl Into<Option<Duration>>,
+        options: impl Into<WaitOptions>,
+    ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
+        let options = options.into();
         let renew = self.short("renew", key, move |store, key| {
-            Box::pin(async move { store.renew(key, &claim, hold_timeout, WaitOptions::new()).await })
+            Box::pin(async move { store.renew(key, &claim, hold_timeout, options).await })
         });
         renew.await
     }
@@ -110,17 +135,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
     pub async fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.break_lock_of(key, None).await
+        self.break_lock_with(key, BreakOptions::new()).await
     }
 
-    #[doc = same_as!("RecordStoreExt::break_lock_by_token", "a change")]
-    pub async fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.break_lock_of(key, Some(token)).await
-    }
-
-    async fn break_lock_of(&self, key: impl IntoKey, token: Option<LockToken>) -> Result<bool> {
-        self.short("break_lock", key, move |store, key| store.break_lock(key, token, WaitOptions::new()))
-            .await
+    #[doc = same_as!("RecordStoreExt::break_lock_with", "a change")]
+    pub async fn break_lock_with(&self, key: impl IntoKey, options: BreakOptions) -> Result<bool> {
+        self.short("break_lock", key, move |store, key| store.break_lock(key, options)).await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::{
-    Acquired, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions, Listing,
-    LockInfo, LockOptions, LockToken, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
+    Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions,
+    Listing, LockInfo, LockOptions, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
     RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
 };
 
@@ -81,6 +81,6 @@ delegate! {
     release_lock_raw(key: &Key, claim: &Claim, options: WaitOptions) -> Result<()>;
     lock_info_raw(key: &Key) -> Result<Option<LockInfo>>;
     wait_for_lock_raw(key: &Key, options: WaitOptions) -> Result<bool>;
-    break_lock_raw(key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool>;
+    break_lock_raw(key: &Key, options: BreakOptions) -> Result<bool>;
     locks_raw() -> Result<Listing<'_, LockInfo>>;
 }

@@ -6,7 +6,7 @@ use super::PATIENCE;
 use super::subject::Subject;
 use super::support::{
     LEASE, SHORT_WAIT, assert_error, assert_error_of, assert_matches, assert_names, assert_waited,
-    blocks_until, expired_lock, long_lease, named, one_attempt, one_read, remove_by, write_by,
+    blocks_until, break_by, expired_lock, long_lease, named, one_attempt, one_read, remove_by, write_by,
 };
 use crate::{
     ErrorKind, Holder, Key, LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore,
@@ -50,8 +50,8 @@ checks! { "locks":
         "`locks` lists a lock whose lease has ended, as expired, until the key is locked again.",
     break_lock_frees_the_key:
         "`break_lock` frees the key, wakes the waiters, and reports whether a lock existed.",
-    break_lock_by_token_breaks_only_that_acquisition:
-        "`break_lock_by_token` breaks the lock of that acquisition, wakes the waiters, and leaves the lock of any other acquisition as it is.",
+    break_lock_with_a_token_breaks_only_that_acquisition:
+        "`break_lock` with a token breaks the lock of that acquisition, wakes the waiters, and leaves the lock of any other acquisition as it is.",
     queries_change_nothing:
         "Querying a lock changes nothing.",
     the_longest_timeouts_work:
@@ -337,16 +337,16 @@ fn break_lock_frees_the_key(store: &dyn RecordStore) {
     assert!(!store.break_lock("key").unwrap(), "the lock was already broken");
 }
 
-fn break_lock_by_token_breaks_only_that_acquisition(store: &dyn RecordStore) {
+fn break_lock_with_a_token_breaks_only_that_acquisition(store: &dyn RecordStore) {
     let (me, other) = (named("me"), named("other"));
-    assert!(!store.break_lock_by_token("key", LockToken::new(1)).unwrap(), "the key was never locked");
+    assert!(!store.break_lock_with("key", break_by(LockToken::new(1))).unwrap(), "the key was never locked");
     let old = store.acquire_lock("key", one_attempt(&other)).unwrap();
     assert!(store.break_lock("key").unwrap());
-    assert!(!store.break_lock_by_token("key", old).unwrap(), "that lock was already broken");
+    assert!(!store.break_lock_with("key", break_by(old)).unwrap(), "that lock was already broken");
     let new = store.acquire_lock("key", long_lease(&other)).unwrap();
     let before = info_of(store);
     for unrelated in [old, LockToken::new(new.get() + 1), LockToken::new(0)] {
-        assert!(!store.break_lock_by_token("key", unrelated).unwrap(), "no such lock is left");
+        assert!(!store.break_lock_with("key", break_by(unrelated)).unwrap(), "no such lock is left");
     }
     let same = |info: &LockInfo| (info.token(), info.holder().clone(), info.expires_at());
     assert_eq!(same(&info_of(store)), same(&before), "the lock of another acquisition was changed");
@@ -355,18 +355,18 @@ fn break_lock_by_token_breaks_only_that_acquisition(store: &dyn RecordStore) {
     // The same acquisition, after its holder acquired the lock again.
     store.acquire_lock("key", long_lease(&other)).unwrap();
     let acquires = || store.acquire_lock("key", LockOptions::new().holder(me.clone()));
-    let breaks = || assert!(store.break_lock_by_token("key", new).unwrap(), "the key was locked");
+    let breaks = || assert!(store.break_lock_with("key", break_by(new)).unwrap(), "the key was locked");
     let newest = blocks_until(acquires, breaks).unwrap();
-    assert!(!store.break_lock_by_token("key", new).unwrap(), "that lock was already broken");
+    assert!(!store.break_lock_with("key", break_by(new)).unwrap(), "that lock was already broken");
     assert!(store.is_lock_holder("key", &me).unwrap());
     assert_error(store.write_with("key", &2, write_by(new)), ErrorKind::LockLost);
-    assert!(store.break_lock_by_token("key", newest).unwrap());
+    assert!(store.break_lock_with("key", break_by(newest)).unwrap());
     assert!(!store.is_locked("key").unwrap());
 
     // A store may or may not still keep a lock that is no longer live. In either case the key is free.
     let expired = expired_lock(store, "key", &other);
-    store.break_lock_by_token("key", expired).unwrap();
-    assert!(!store.break_lock_by_token("key", expired).unwrap(), "that lock was already broken");
+    store.break_lock_with("key", break_by(expired)).unwrap();
+    assert!(!store.break_lock_with("key", break_by(expired)).unwrap(), "that lock was already broken");
     assert!(!store.is_locked("key").unwrap());
 }
 

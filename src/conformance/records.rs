@@ -6,8 +6,8 @@ use std::thread;
 use serde::{Deserialize, Serialize};
 
 use super::support::{
-    Done, assert_error, assert_error_of, assert_matches, assert_names, join, long_lease, named, one_attempt,
-    remove_by, result_of, write_by,
+    Done, assert_error, assert_error_of, assert_matches, assert_names, break_by, join, long_lease, named,
+    one_attempt, remove_by, result_of, write_by,
 };
 use crate::{
     Claim, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, LockOptions, LockToken, ReadOptions,
@@ -224,7 +224,7 @@ fn an_invalid_key_is_refused(store: &dyn RecordStore) {
     assert_error(store.is_locked(""), ErrorKind::InvalidKey);
     assert_error(store.wait_for_lock("", WaitOptions::new()), ErrorKind::InvalidKey);
     assert_error(store.break_lock(""), ErrorKind::InvalidKey);
-    assert_error(store.break_lock_by_token("", LockToken::new(1)), ErrorKind::InvalidKey);
+    assert_error(store.break_lock_with("", break_by(LockToken::new(1))), ErrorKind::InvalidKey);
     assert_error(store.compare_and_swap("", Some(&1), &2, WriteOptions::new()), ErrorKind::InvalidKey);
     assert_error(store.update("", LockOptions::new(), |_: Option<i64>| Ok(1)), ErrorKind::InvalidKey);
     assert_error(store.get_or_compute("", LockOptions::new(), || Ok(1)), ErrorKind::InvalidKey);

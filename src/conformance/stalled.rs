@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 use super::subject::Subject;
-use super::support::{LEASE, assert_error, assert_matches, join, named, one_attempt, result_of, write_by};
+use super::support::{
+    LEASE, assert_error, assert_error_of, assert_matches, join, named, one_attempt, result_of, write_by,
+};
 use crate::{
-    Cancellation, ErrorKind, LockToken, RecordStore, RecordStoreExt, RemoveOptions, Result, WaitOptions,
-    WriteOptions,
+    BreakOptions, Cancellation, ErrorKind, LockToken, RecordStore, RecordStoreExt, RemoveOptions, Result,
+    WaitOptions, WriteOptions,
 };
 
 checks! { "stalled":
@@ -16,6 +18,8 @@ checks! { "stalled":
         "While a process is stopped in the middle of a change, every other change of the key ends with `LockTimeout` at its timeout, not before and not long after, and changes nothing.",
     a_change_that_cannot_be_made_can_be_cancelled(stalls):
         "While a process is stopped in the middle of a change, every other change of the key waits, and returns `Cancelled` promptly if it is cancelled.",
+    a_call_of_a_guard_ends_at_its_timeout(stalls):
+        "While a process is stopped in the middle of a change, the changes of a guard, its renewal and its release end with `LockTimeout` at their timeouts. The lock stays, and its token releases it later.",
     a_change_goes_on_after_the_end_of_the_other_one(stalls):
         "A change without a timeout waits for a process that is stopped in the middle of another one, and is made then.",
     a_wait_ends_at_its_timeout(stalls):
@@ -63,7 +67,7 @@ fn for_each_change(store: &dyn RecordStore, token: LockToken, mut body: impl FnM
         }),
         ("renew", &|wait| store.renew_raw(&key, &token.into(), Some(PATIENCE), wait)),
         ("release_lock", &|wait| store.release_lock_raw(&key, &token.into(), wait)),
-        ("break_lock", &|wait| store.break_lock_raw(&key, None, wait).map(drop)),
+        ("break_lock", &|wait| store.break_lock_raw(&key, BreakOptions::new().wait(wait)).map(drop)),
     ];
     changes.into_iter().for_each(&mut body);
 }
@@ -122,6 +126,32 @@ fn a_change_that_cannot_be_made_can_be_cancelled(subject: &Subject) {
     });
     drop(stalled);
     assert_unchanged(store, token);
+}
+
+fn a_call_of_a_guard_ends_at_its_timeout(subject: &Subject) {
+    let store = subject.store();
+    let timeout = Duration::from_millis(200);
+    let guard = store.lock("key", one_attempt(&named("me"))).unwrap();
+    guard.write(&1).unwrap();
+    let token = guard.token();
+    let stalled = subject.stall("key");
+    let start = Instant::now();
+    let outcomes = [
+        ("write", guard.write_with(&2, WriteOptions::new().timeout(timeout))),
+        ("remove", guard.remove_with(RemoveOptions::new().timeout(timeout)).map(drop)),
+        ("renew", guard.renew_with(timeout)),
+        ("release_lock", guard.release_with(timeout)),
+    ];
+    let elapsed = start.elapsed();
+    for (operation, outcome) in outcomes {
+        assert_error_of(outcome, ErrorKind::LockTimeout, operation);
+    }
+    assert!(elapsed >= timeout * 4, "the calls gave up after {elapsed:?} of four times {timeout:?}");
+    assert!(elapsed < PATIENCE / 2, "the calls gave up late, after {elapsed:?} of four times {timeout:?}");
+    drop(stalled);
+    assert_unchanged(store, token);
+    store.release_lock("key", token).unwrap();
+    assert!(!store.is_locked("key").unwrap(), "the token did not release the lock");
 }
 
 fn a_change_goes_on_after_the_end_of_the_other_one(subject: &Subject) {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 use crate::{
-    Claim, Error, ErrorKind, Holder, Key, LockOptions, LockToken, ReadOptions, RecordStore, RecordStoreExt,
-    RemoveOptions, Result, WriteOptions,
+    BreakOptions, Claim, Error, ErrorKind, Holder, Key, LockOptions, LockToken, ReadOptions, RecordStore,
+    RecordStoreExt, RemoveOptions, Result, WriteOptions,
 };
 
 /// A lease that is short enough for a check to wait until it expires.
@@ -52,6 +52,11 @@ pub(super) fn one_read() -> ReadOptions {
 /// Options for a write on this claim.
 pub(super) fn write_by(claim: impl Into<Claim>) -> WriteOptions {
     WriteOptions::new().claim(claim)
+}
+
+/// Options that break the lock of this acquisition.
+pub(super) fn break_by(token: LockToken) -> BreakOptions {
+    BreakOptions::new().token(token)
 }
 
 /// Options for a removal on this claim.

@@ -16,10 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::WriteOptions;
-use crate::{
-    Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions, LockToken,
-};
-use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo, Recovery};
+use crate::{Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
+use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo, Recovery};
 use crate::{
     RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions,
 };
@@ -337,9 +335,9 @@ impl RecordStore for FileSystemRecordStore {
         self.0.explained(ops::wait_for_lock::wait_for_lock(&self.0, key, &options))
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        let target = token.map_or(Target::Any, Target::Acquisition);
-        self.0.explained(ops::break_lock::break_lock(&self.0, key, target, &options))
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+        let target = options.get_token().map_or(Target::Any, Target::Acquisition);
+        self.0.explained(ops::break_lock::break_lock(&self.0, key, target, options.get_wait()))
     }
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {

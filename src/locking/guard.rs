@@ -188,11 +188,12 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         self.write_with(result, WriteOptions::new())
     }
 
-    /// [`write`](LockGuard::write) with options: a time to live.
+    /// [`write`](LockGuard::write) with options: a time to live, a timeout or a cancellation. The claim is that of the
+    /// guard.
     ///
     /// # Errors
     ///
-    /// As for [`write`](LockGuard::write).
+    /// As for [`write`](LockGuard::write), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`].
     pub fn write_with<R: Serialize + ?Sized>(&self, result: &R, options: WriteOptions) -> Result<()> {
         self.write_raw(&Json::encode_result("write", &self.key, result)?, options)
     }
@@ -212,8 +213,17 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, [`ErrorKind::Io`] if the
     /// operating system refuses. The lock stays as it is.
     pub fn remove(&self) -> Result<bool> {
+        self.remove_with(RemoveOptions::new())
+    }
+
+    /// [`remove`](LockGuard::remove) with options: a timeout or a cancellation. The claim is that of the guard.
+    ///
+    /// # Errors
+    ///
+    /// As for [`remove`](LockGuard::remove), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`].
+    pub fn remove_with(&self, options: RemoveOptions) -> Result<bool> {
         let claim = self.claim("remove")?;
-        self.store.remove_raw(&self.key, RemoveOptions::new().claim(claim))
+        self.store.remove_raw(&self.key, options.claim(claim))
     }
 
     /// Restarts the lease, with the hold timeout with which the lock was acquired.
@@ -221,14 +231,21 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// # Errors
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live: an expired lease cannot be
-    /// renewed, even if nobody acquired the lock since.
+    /// renewed, even if nobody acquired the lock since. [`ErrorKind::Io`] and similar: the lease runs on as before.
     pub fn renew(&self) -> Result<()> {
-        self.renew_within(WaitOptions::new())
+        self.renew_with(WaitOptions::new())
     }
 
-    pub(crate) fn renew_within(&self, options: WaitOptions) -> Result<()> {
+    /// [`renew`](LockGuard::renew) with a timeout or a cancellation, because a process that is stopped in the middle of an
+    /// operation on the key can delay a renewal.
+    ///
+    /// # Errors
+    ///
+    /// As for [`renew`](LockGuard::renew), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]: the lease runs on
+    /// as before then, and the renewal can be repeated until it ends.
+    pub fn renew_with(&self, options: impl Into<WaitOptions>) -> Result<()> {
         let claim = self.claim("renew")?;
-        self.store.renew_raw(&self.key, &claim, self.hold_timeout, options)
+        self.store.renew_raw(&self.key, &claim, self.hold_timeout, options.into())
     }
 
     /// The rest of the lease. `Ok(None)`: it has no lease.
@@ -273,12 +290,25 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// it may have overlapped with another holder's. [`ErrorKind::Io`] if the operating system refuses; the
     /// lock then stays until its lease expires or the process ends.
     pub fn release(self) -> Result<()> {
-        self.release_and_report()
+        self.release_with(WaitOptions::new())
     }
 
-    pub(crate) fn release_and_report(&self) -> Result<()> {
+    /// [`release`](LockGuard::release) with a timeout or a cancellation, because a process that is stopped in the middle of
+    /// an operation on the key can delay a release.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release`](LockGuard::release), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]. The guard is
+    /// gone then, but the lock is not released: it stays until its lease expires or the process ends. A
+    /// [`release_lock`](crate::RecordStoreExt::release_lock) with the [token](LockGuard::token) releases it earlier, and
+    /// so does the next guard of the holder.
+    pub fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
+        self.release_and_report(options.into())
+    }
+
+    pub(crate) fn release_and_report(&self, options: WaitOptions) -> Result<()> {
         let checked = if self.is_last() { Ok(()) } else { self.info("release_lock").map(drop) };
-        let released = self.release_within(WaitOptions::new());
+        let released = self.release_within(options);
         match checked {
             // Such a store can only be asked by a change.
             Err(error) if error.kind() == ErrorKind::Unsupported => released,
@@ -436,15 +466,15 @@ impl<S: RecordStore + ?Sized> LockGuard<'static, S> {
         Ok(Self::new(StoreRef::Owned(Arc::clone(store)), key, &counting, &acquired))
     }
 
-    pub(crate) async fn release_and_report_by_futures(&self) -> Result<()> {
-        let Some(futures) = self.store.futures_raw() else { return self.release_and_report() };
+    pub(crate) async fn release_and_report_by_futures(&self, options: WaitOptions) -> Result<()> {
+        let Some(futures) = self.store.futures_raw() else { return self.release_and_report(options) };
         let checked = if self.is_last() {
             Ok(())
         } else {
             let info = futures.lock_info(&self.key).await;
             info.and_then(|info| self.own("release_lock", info)).map(drop)
         };
-        checked.and(self.release_by_futures(WaitOptions::new()).await)
+        checked.and(self.release_by_futures(options).await)
     }
 
     pub(crate) async fn release_by_futures(&self, options: WaitOptions) -> Result<()> {

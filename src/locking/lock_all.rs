@@ -65,7 +65,17 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
     ///
     /// The first of [`LockGuard::renew`]; the others are renewed nevertheless.
     pub fn renew(&self) -> Result<()> {
-        first_error(self.guards.iter().map(LockGuard::renew))
+        self.renew_with(WaitOptions::new())
+    }
+
+    /// [`renew`](LockGuards::renew) with a timeout, which is that of all renewals together, or a cancellation.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`LockGuard::renew_with`]; the others are attempted nevertheless.
+    pub fn renew_with(&self, options: impl Into<WaitOptions>) -> Result<()> {
+        let (options, start) = (options.into(), Instant::now());
+        first_error(self.guards.iter().map(|guard| guard.renew_with(options.since(start))))
     }
 
     /// Releases all locks, and reports if one was lost before.
@@ -74,7 +84,18 @@ impl<'a, S: RecordStore + ?Sized> LockGuards<'a, S> {
     ///
     /// The first of [`LockGuard::release`]; the others are released nevertheless.
     pub fn release(self) -> Result<()> {
-        first_error(self.into_guards().into_iter().rev().map(LockGuard::release))
+        self.release_with(WaitOptions::new())
+    }
+
+    /// [`release`](LockGuards::release) with a timeout, which is that of all releases together, or a cancellation.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`LockGuard::release_with`]; the others are attempted nevertheless.
+    pub fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
+        let (options, start) = (options.into(), Instant::now());
+        let guards = self.into_guards().into_iter().rev();
+        first_error(guards.map(|guard| guard.release_with(options.since(start))))
     }
 
     pub(crate) fn into_guards(mut self) -> Vec<LockGuard<'a, S>> {
@@ -145,7 +166,7 @@ impl<'a, S: RecordStore + ?Sized> Acquisition<'a, '_, S> {
         if self.options.get_hold_timeout().is_none() {
             return Ok(None);
         }
-        match first_error(self.guards.iter().map(|guard| guard.renew_within(self.wait()))) {
+        match first_error(self.guards.iter().map(|guard| guard.renew_with(self.wait()))) {
             Ok(()) => Ok(None),
             Err(error) if error.is_lock_lost() => Ok(Some(error)),
             Err(error) => Err(error),

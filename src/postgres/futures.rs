@@ -7,7 +7,7 @@ use super::engine::engine;
 use super::{PostgresRecordStore, lock_info, locks, records, watching};
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
-    Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
+    Acquired, BreakOptions, Claim, Expected, Json, Key, LockInfo, LockOptions, RawRecord, ReadOptions,
     RecordVersion, RemoveOptions, WaitOptions, WriteOptions,
 };
 
@@ -94,12 +94,7 @@ impl RecordStoreFutures for PostgresRecordStore {
         Box::pin(locks::wait_for_lock(&self.0, key, options))
     }
 
-    fn break_lock<'a>(
-        &'a self,
-        key: &'a Key,
-        token: Option<LockToken>,
-        options: WaitOptions,
-    ) -> RecordStoreFuture<'a, bool> {
-        Box::pin(locks::break_lock(&self.0, key, token, options))
+    fn break_lock<'a>(&'a self, key: &'a Key, options: BreakOptions) -> RecordStoreFuture<'a, bool> {
+        Box::pin(locks::break_lock(&self.0, key, options))
     }
 }

@@ -18,8 +18,8 @@ use super::status::Status;
 use super::waiting::{Wait, left, report, until_free};
 use crate::trace::{self, WaitingFuture};
 use crate::{
-    Acquired, Claim, ErrorKind, Holder, Key, Listing, LockInfo, LockOptions, LockState, LockToken, Result,
-    WaitOptions,
+    Acquired, BreakOptions, Claim, ErrorKind, Holder, Key, Listing, LockInfo, LockOptions, LockState,
+    LockToken, Result, WaitOptions,
 };
 
 pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -> Result<Acquired> {
@@ -157,15 +157,10 @@ pub(super) async fn release(core: &Arc<Core>, key: &Key, claim: &Claim, options:
     }
 }
 
-pub(super) async fn break_lock(
-    core: &Arc<Core>,
-    key: &Key,
-    token: Option<LockToken>,
-    options: WaitOptions,
-) -> Result<bool> {
-    let (limits, context) = (Limits::new(&options), Context::new("break_lock", key));
+pub(super) async fn break_lock(core: &Arc<Core>, key: &Key, options: BreakOptions) -> Result<bool> {
+    let (limits, context) = (Limits::new(options.get_wait()), Context::new("break_lock", key));
     let id = KeyId::of(key);
-    let token = token.map(|token| i64::try_from(token.get()).unwrap_or(-1));
+    let token = options.get_token().map(|token| i64::try_from(token.get()).unwrap_or(-1));
     let parameters = [id.id(), id.latch(), Parameter::Long(token), Parameter::Patience];
     let rows = core.call(context, &limits, Repeat::No, Query::BreakLock, &parameters).await?;
     Ok(rows.first().is_some_and(|row| row.get(0)))

@@ -39,8 +39,8 @@ use self::engine::block_on;
 use self::limits::Limits;
 use self::url::Target;
 use crate::{
-    Acquired, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions, Listing,
-    LockInfo, LockOptions, LockToken, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
+    Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions,
+    Listing, LockInfo, LockOptions, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
     RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
 };
 
@@ -287,8 +287,8 @@ impl RecordStore for PostgresRecordStore {
         block_on(locks::wait_for_lock(&self.0, key, options))
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        block_on(locks::break_lock(&self.0, key, token, options))
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+        block_on(locks::break_lock(&self.0, key, options))
     }
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {

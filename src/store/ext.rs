@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 
 use crate::compute;
 use crate::locking::holds;
+use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     Claim, Error, Expected, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards,
 };
-use crate::{Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockToken, PendingTransaction, ReadOptions, RecordStore, RecordVersion,
     RecordWatch,
@@ -82,13 +82,13 @@ pub trait RecordStoreExt: RecordStore {
         self.write_raw(&key, &Json::encode_result("write", &key, result)?, WriteOptions::new())
     }
 
-    /// [`write`](RecordStoreExt::write) with options: a claim, by holder or by token, or a time to live.
-    /// Not in Prefect.
+    /// [`write`](RecordStoreExt::write) with options: a claim, by holder or by token, a time to live, a timeout or a
+    /// cancellation. Not in Prefect.
     ///
     /// # Errors
     ///
     /// As for [`write`](RecordStoreExt::write), and [`ErrorKind::LockLost`] if the claim is by token and
-    /// that lock is no longer live.
+    /// that lock is no longer live, [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]: the old record stays.
     fn write_with<R: Serialize + ?Sized>(
         &self,
         key: impl IntoKey,
@@ -358,12 +358,12 @@ pub trait RecordStoreExt: RecordStore {
         self.remove_with(key, RemoveOptions::new())
     }
 
-    /// [`remove`](RecordStoreExt::remove) with options: a claim, by holder or by token.
+    /// [`remove`](RecordStoreExt::remove) with options: a claim, by holder or by token, a timeout or a cancellation.
     ///
     /// # Errors
     ///
     /// As for [`remove`](RecordStoreExt::remove), and [`ErrorKind::LockLost`] if the claim is by token
-    /// and that lock is no longer live.
+    /// and that lock is no longer live, [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]: the record stays.
     fn remove_with(&self, key: impl IntoKey, options: RemoveOptions) -> Result<bool> {
         self.remove_raw(&key.into_key()?, options)
     }
@@ -406,13 +406,30 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// For a claim by holder: [`ErrorKind::NotLocked`], or [`ErrorKind::NotLockHolder`] if another has
-    /// the lock. For a claim by token: [`ErrorKind::LockLost`]. No live lock is changed then.
+    /// the lock. For a claim by token: [`ErrorKind::LockLost`]. [`ErrorKind::Io`] and similar. The lock stays as it was
+    /// then, unless [`Error::is_outcome_unknown`].
     fn release_lock(&self, key: impl IntoKey, claim: impl Into<Claim>) -> Result<()> {
+        self.release_lock_with(key, claim, WaitOptions::new())
+    }
+
+    /// [`release_lock`](RecordStoreExt::release_lock) with a timeout or a cancellation, because a process that is stopped
+    /// in the middle of an operation on the key can delay a release.
+    ///
+    /// # Errors
+    ///
+    /// As for [`release_lock`](RecordStoreExt::release_lock), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]:
+    /// the lock is held as before then, and the release can be repeated.
+    fn release_lock_with(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+        options: impl Into<WaitOptions>,
+    ) -> Result<()> {
         let key = key.into_key()?;
         let store = self.identity_raw();
         // Before the release: after it, another thread may have the next lock.
         let known = store.map(|store| holds::known(store, &key)).unwrap_or_default();
-        self.release_lock_raw(&key, &claim.into(), WaitOptions::new())?;
+        self.release_lock_raw(&key, &claim.into(), options.into())?;
         if let Some(store) = store {
             holds::released_explicitly(store, &key, &known);
         }
@@ -424,14 +441,31 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// # Errors
     ///
-    /// As for [`release_lock`](RecordStoreExt::release_lock).
+    /// As for [`release_lock`](RecordStoreExt::release_lock). The lease runs on as before then.
     fn renew(
         &self,
         key: impl IntoKey,
         claim: impl Into<Claim>,
         hold_timeout: impl Into<Option<Duration>>,
     ) -> Result<()> {
-        self.renew_raw(&key.into_key()?, &claim.into(), hold_timeout.into(), WaitOptions::new())
+        self.renew_with(key, claim, hold_timeout, WaitOptions::new())
+    }
+
+    /// [`renew`](RecordStoreExt::renew) with a timeout or a cancellation, because a process that is stopped in the middle
+    /// of an operation on the key can delay a renewal.
+    ///
+    /// # Errors
+    ///
+    /// As for [`renew`](RecordStoreExt::renew), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]: the lease runs
+    /// on as before then, and the renewal can be repeated until it ends.
+    fn renew_with(
+        &self,
+        key: impl IntoKey,
+        claim: impl Into<Claim>,
+        hold_timeout: impl Into<Option<Duration>>,
+        options: impl Into<WaitOptions>,
+    ) -> Result<()> {
+        self.renew_raw(&key.into_key()?, &claim.into(), hold_timeout.into(), options.into())
     }
 
     /// Acquires the lock and returns the guard that holds it. Prefect's context manager
@@ -568,22 +602,23 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the operating system refuses.
+    /// [`ErrorKind::Io`] if the operating system refuses. The lock stays then, unless [`Error::is_outcome_unknown`].
     fn break_lock(&self, key: impl IntoKey) -> Result<bool> {
-        self.break_lock_raw(&key.into_key()?, None, WaitOptions::new())
+        self.break_lock_with(key, BreakOptions::new())
     }
 
-    /// [`break_lock`](RecordStoreExt::break_lock) for the lock of exactly one acquisition, live or not.
-    /// `Ok(false)`: that lock is gone, and if there is another one now, it stays.
+    /// [`break_lock`](RecordStoreExt::break_lock) with options: for the lock of exactly one acquisition, with a timeout or
+    /// a cancellation. A process that is stopped in the middle of an operation on the key can delay the call.
     ///
-    /// With the token of the [`LockInfo`] on which the decision was based, a lock that was acquired since
-    /// then cannot be hit.
+    /// With a [token](BreakOptions::token), `Ok(false)` means: that lock is gone, and if there is another one now, it
+    /// stays.
     ///
     /// # Errors
     ///
-    /// As for [`lock_info`](RecordStoreExt::lock_info).
-    fn break_lock_by_token(&self, key: impl IntoKey, token: LockToken) -> Result<bool> {
-        self.break_lock_raw(&key.into_key()?, Some(token), WaitOptions::new())
+    /// As for [`break_lock`](RecordStoreExt::break_lock), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]: the
+    /// lock is as before then. With a token, also as for [`lock_info`](RecordStoreExt::lock_info).
+    fn break_lock_with(&self, key: impl IntoKey, options: BreakOptions) -> Result<bool> {
+        self.break_lock_raw(&key.into_key()?, options)
     }
 
     /// Every key that has a record, in no order. Not in Prefect.

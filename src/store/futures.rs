@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::{
-    Acquired, Claim, Expected, Json, Key, LockInfo, LockOptions, LockToken, RawRecord, ReadOptions,
+    Acquired, BreakOptions, Claim, Expected, Json, Key, LockInfo, LockOptions, RawRecord, ReadOptions,
     RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 
@@ -73,7 +73,7 @@ operations! {
     release_lock = release_lock_raw(claim: &'a Claim, options: WaitOptions) -> ();
     lock_info = lock_info_raw() -> Option<LockInfo>;
     wait_for_lock = wait_for_lock_raw(options: WaitOptions) -> bool;
-    break_lock = break_lock_raw(token: Option<LockToken>, options: WaitOptions) -> bool;
+    break_lock = break_lock_raw(options: BreakOptions) -> bool;
 }
 
 /// Makes a call that blocks.

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::{
-    Acquired, Claim, Error, Evicted, EvictionPolicy, Json, Key, ListOptions, LockInfo, LockOptions,
-    LockToken, RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, Result, WaitOptions,
+    Acquired, BreakOptions, Claim, Error, Evicted, EvictionPolicy, Json, Key, ListOptions, LockInfo,
+    LockOptions, RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, Result, WaitOptions,
     WriteOptions,
 };
 #[cfg(doc)]
@@ -287,7 +287,8 @@ pub trait RecordStore: Debug + Send + Sync {
     /// # Errors
     ///
     /// [`ErrorKind::NotLocked`] or [`ErrorKind::NotLockHolder`] for a claim by holder,
-    /// [`ErrorKind::LockLost`] for a claim by token that is not valid.
+    /// [`ErrorKind::LockLost`] for a claim by token that is not valid. [`ErrorKind::LockTimeout`] and
+    /// [`ErrorKind::Cancelled`]. The lock is as before then, unless [`Error::is_outcome_unknown`].
     fn renew_raw(
         &self,
         key: &Key,
@@ -330,14 +331,14 @@ pub trait RecordStore: Debug + Send + Sync {
     }
 
     /// Removes the lock of any holder, live or not; with a token, only the lock of that acquisition.
-    /// `Ok(false)`: there was none. See [`RecordStoreExt::break_lock`].
+    /// `Ok(false)`: there was none. See [`RecordStoreExt::break_lock_with`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] if the operating system refuses. With a token also as for
-    /// [`RecordStore::lock_info_raw`].
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        let _ = (token, options);
+    /// [`ErrorKind::Io`] if the operating system refuses, [`ErrorKind::LockTimeout`], [`ErrorKind::Cancelled`]. With a
+    /// token also as for [`RecordStore::lock_info_raw`].
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+        let _ = options;
         Err(unsupported("break_lock", Some(key)))
     }
 
@@ -438,13 +439,8 @@ macro_rules! delegate {
             fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
                 (**self).wait_for_lock_raw(key, options)
             }
-            fn break_lock_raw(
-                &self,
-                key: &Key,
-                token: Option<LockToken>,
-                options: WaitOptions,
-            ) -> Result<bool> {
-                (**self).break_lock_raw(key, token, options)
+            fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+                (**self).break_lock_raw(key, options)
             }
             fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
                 (**self).locks_raw()

@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::libc;
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockToken, OpenMode,
-    ReadOptions, RecordStoreExt, WriteOptions,
+    BreakOptions, Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockToken,
+    OpenMode, ReadOptions, RecordStoreExt, WriteOptions,
 };
 use tempfile::TempDir;
 
@@ -445,7 +445,9 @@ impl Look {
             Look::Acquire => drop(store.acquire_lock("released", LockOptions::new()).unwrap()),
             Look::Break => assert!(!store.break_lock("released").unwrap()),
             Look::BreakByToken => {
-                assert!(!store.break_lock_by_token("released", LockToken::new(1)).unwrap());
+                assert!(
+                    !store.break_lock_with("released", BreakOptions::new().token(LockToken::new(1))).unwrap()
+                );
             }
         }
     }

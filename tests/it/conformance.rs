@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use record_store::conformance::{self, Check, Suite};
 use record_store::{
-    Acquired, Claim, Durability, ErrorKind, EvictionPolicy, Expected, FileSystemOptions,
+    Acquired, BreakOptions, Claim, Durability, ErrorKind, EvictionPolicy, Expected, FileSystemOptions,
     FileSystemRecordStore, Holder, IsolationLevel, Json, Key, ListOptions, Listing, LockInfo, LockOptions,
     LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore, RecordStoreExt,
     RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
@@ -200,8 +200,8 @@ impl RecordStore for InUnits {
         self.0.wait_for_lock_raw(key, options)
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
-        self.0.break_lock_raw(key, token, options)
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
+        self.0.break_lock_raw(key, options)
     }
 
     /// An engine that ends leases by itself knows only the live ones.
@@ -297,7 +297,7 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ("lock_info", Minimal.is_lock_holder("key", &me).err()),
         ("wait_for_lock", Minimal.wait_for_lock("key", WaitOptions::new()).err()),
         ("break_lock", Minimal.break_lock("key").err()),
-        ("break_lock", Minimal.break_lock_by_token("key", LockToken::new(1)).err()),
+        ("break_lock", Minimal.break_lock_with("key", BreakOptions::new().token(LockToken::new(1))).err()),
         ("locks", Minimal.locks().err()),
     ];
     for (name, error) in refused {

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Acquired, Cancellation, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing,
-    LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore,
-    RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
+    Acquired, BreakOptions, Cancellation, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json,
+    Key, Listing, LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions,
+    RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -271,7 +271,7 @@ impl RecordStore for Faulty {
         }
         self.inner.write_raw(key, &self.stored(result)?, options)?;
         if self.has(Fault::WriteLosesTheLock) {
-            self.inner.break_lock_raw(key, None, WaitOptions::new())?;
+            self.inner.break_lock_raw(key, BreakOptions::new())?;
         }
         Ok(())
     }
@@ -382,7 +382,7 @@ impl RecordStore for Faulty {
         let outcome = self.polled(&wait, acquire, |outcome| !outcome.as_ref().is_err_and(Error::is_timeout));
         let outcome = match outcome {
             Err(error) if error.is_timeout() && self.has(Fault::AcquireIgnoresOthers) => {
-                self.inner.break_lock_raw(key, None, WaitOptions::new())?;
+                self.inner.break_lock_raw(key, BreakOptions::new())?;
                 self.inner.acquire_lock_raw(key, options)
             }
             outcome => outcome,
@@ -392,7 +392,7 @@ impl RecordStore for Faulty {
         if self.has(Fault::CancelledAcquisitionGetsTheLock)
             && outcome.as_ref().is_err_and(Error::is_cancelled)
         {
-            self.inner.break_lock_raw(key, None, WaitOptions::new())?;
+            self.inner.break_lock_raw(key, BreakOptions::new())?;
             self.inner.acquire_lock_raw(key, LockOptions::new().holder(holder))?;
         }
         let mut acquired = outcome?;
@@ -401,7 +401,7 @@ impl RecordStore for Faulty {
         {
             let (store, key) = (self.inner.clone(), key.clone());
             std::mem::forget(
-                cancellation.on_cancel(move || drop(store.break_lock_raw(&key, None, WaitOptions::new()))),
+                cancellation.on_cancel(move || drop(store.break_lock_raw(&key, BreakOptions::new()))),
             );
         }
         if self.has(Fault::ReentryIsNotReported) {
@@ -459,20 +459,20 @@ impl RecordStore for Faulty {
         Ok(self.cancelled(outcome, || Ok(false))? || self.has(Fault::WaitIsAlwaysTrue))
     }
 
-    fn break_lock_raw(&self, key: &Key, token: Option<LockToken>, options: WaitOptions) -> Result<bool> {
+    fn break_lock_raw(&self, key: &Key, options: BreakOptions) -> Result<bool> {
         let key = &self.key(key);
-        match (token, self.fault) {
-            (Some(_), Fault::BreakIgnoresTheToken) => self.inner.break_lock_raw(key, None, options),
+        match (options.get_token(), self.fault) {
+            (Some(_), Fault::BreakIgnoresTheToken) => self.inner.break_lock_raw(key, options.token(None)),
             (Some(_), Fault::BreakByTokenReturnsTrue) => {
-                self.inner.break_lock_raw(key, token, options).map(|_| true)
+                self.inner.break_lock_raw(key, options).map(|_| true)
             }
             // Breaks the lock of the holder that once had this token.
             (Some(token), Fault::BreakAcceptsOldTokens) => {
                 let newest = self.inner.lock_info_raw(key)?.map(|info| info.token());
                 let meant = newest.filter(|newest| *newest >= token && token.get() > 0);
-                self.inner.break_lock_raw(key, Some(meant.unwrap_or(token)), options)
+                self.inner.break_lock_raw(key, options.token(meant.unwrap_or(token)))
             }
-            _ => Ok(self.inner.break_lock_raw(key, token, options)? && !self.has(Fault::BreakReturnsFalse)),
+            _ => Ok(self.inner.break_lock_raw(key, options)? && !self.has(Fault::BreakReturnsFalse)),
         }
     }
 
@@ -526,9 +526,9 @@ fn every_fault_is_found() {
         (AcquireKeepsTheLease, "leases::acquiring_again_restarts_the_lease"),
         (AcquireRepeatsTheToken, "locks::tokens_only_grow"),
         (BoundIsNamed, "locks::a_bound_holder_is_a_holder_of_its_own_kind"),
-        (BreakAcceptsOldTokens, "locks::break_lock_by_token_breaks_only_that_acquisition"),
-        (BreakByTokenReturnsTrue, "locks::break_lock_by_token_breaks_only_that_acquisition"),
-        (BreakIgnoresTheToken, "locks::break_lock_by_token_breaks_only_that_acquisition"),
+        (BreakAcceptsOldTokens, "locks::break_lock_with_a_token_breaks_only_that_acquisition"),
+        (BreakByTokenReturnsTrue, "locks::break_lock_with_a_token_breaks_only_that_acquisition"),
+        (BreakIgnoresTheToken, "locks::break_lock_with_a_token_breaks_only_that_acquisition"),
         (BreakReturnsFalse, "locks::break_lock_frees_the_key"),
         (ComparesThroughF64, "changes::a_swap_compares_numbers_exactly"),
         (DeepIsFlattened, "records::a_deeply_nested_result_is_kept_or_refused"),

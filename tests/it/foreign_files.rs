@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::libc;
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, Problem,
-    RecordStoreExt, WriteOptions,
+    BreakOptions, Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode,
+    Problem, RecordStoreExt, WriteOptions,
 };
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde::{Deserialize, Serialize};
@@ -355,7 +355,9 @@ fn a_lock_file_that_is_no_lock_is_kept_by_everything_that_removes_locks() {
         fs::write(&place, content).unwrap();
         assert!(store.acquire_lock("k", LockOptions::new()).is_err());
         assert!(store.release_lock("k", named("job")).is_err());
-        assert!(store.break_lock_by_token("k", record_store::LockToken::new(1)).is_err());
+        assert!(
+            store.break_lock_with("k", BreakOptions::new().token(record_store::LockToken::new(1))).is_err()
+        );
         store.sweep().unwrap();
         assert_eq!(fs::read(&place).unwrap(), content);
         assert!(store.break_lock("k").unwrap());

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Claim, Durability, Error, ErrorKind, Expected, FileSystemRecordStore, Holder, Json, Key, LockGuard,
-    LockOptions, LockToken, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, WaitOptions,
-    WriteOptions,
+    BreakOptions, Cancellation, Claim, Durability, Error, ErrorKind, Expected, FileSystemRecordStore, Holder,
+    Json, Key, LockGuard, LockOptions, LockToken, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions,
+    WaitOptions, WriteOptions,
 };
 use rustix::process::Signal;
 use tempfile::tempdir;
@@ -563,29 +563,89 @@ fn changes_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let token = store.acquire_lock("k", as_named("job")).unwrap();
-    let (key, claim) = (Key::new("k").unwrap(), Claim::Token(token));
+    let key = Key::new("k").unwrap();
     while_stopped_in_latch(dir.path(), "k", || {
         for timeout in [Duration::ZERO, millis(300)] {
             let timed_out =
                 |error: Error| assert!(error.is_timeout() && error.holder().is_none(), "{error:?}");
             let write = || WriteOptions::new().claim(token).timeout(timeout);
             let remove = RemoveOptions::new().claim(token).timeout(timeout);
-            let (json, wait) = (Json::encode(&1).unwrap(), WaitOptions::new().timeout(timeout));
+            let json = Json::encode(&1).unwrap();
             assert_bounded(timeout, || timed_out(store.write_with("k", &1, write()).unwrap_err()));
             assert_bounded(timeout, || {
                 timed_out(store.compare_and_swap_raw(&key, Expected::Absent, &json, write()).unwrap_err());
             });
             assert_bounded(timeout, || timed_out(store.remove_with("k", remove).unwrap_err()));
-            let renew = || store.renew_raw(&key, &claim, Some(PATIENCE), wait.clone());
-            assert_bounded(timeout, || timed_out(renew().unwrap_err()));
             assert_bounded(timeout, || {
-                timed_out(store.release_lock_raw(&key, &claim, wait.clone()).unwrap_err());
+                timed_out(store.renew_with("k", token, PATIENCE, timeout).unwrap_err());
             });
             assert_bounded(timeout, || {
-                timed_out(store.break_lock_raw(&key, None, wait.clone()).unwrap_err());
+                timed_out(store.release_lock_with("k", token, timeout).unwrap_err());
             });
+            for options in [BreakOptions::new(), BreakOptions::new().token(token)] {
+                assert_bounded(timeout, || {
+                    timed_out(store.break_lock_with("k", options.timeout(timeout)).unwrap_err());
+                });
+            }
         }
     });
+    assert_eq!(store.lock_info("k").unwrap().unwrap().remaining(), None, "the lease is as it was");
     store.write_with("k", &1, WriteOptions::new().claim(token)).unwrap();
+    store.release_lock("k", token).unwrap();
+}
+
+/// A release that timed out leaves the lock. Its token releases it, and so does the next guard of its holder.
+#[test]
+fn guards_return_by_their_timeout_while_a_process_is_stopped_in_the_latch() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let (timeout, me) = (millis(300), || as_named("job"));
+    assert_ne!(latch_of("k"), latch_of("free"));
+    let guard = store.lock("k", me()).unwrap();
+    guard.write(&1).unwrap();
+    let token = guard.token();
+    while_stopped_in_latch(dir.path(), "k", || {
+        let timed_out = |error: Error| assert!(error.is_timeout(), "{error:?}");
+        let (write, remove) = (WriteOptions::new().timeout(timeout), RemoveOptions::new().timeout(timeout));
+        assert_bounded(timeout, || timed_out(guard.write_with(&2, write).unwrap_err()));
+        assert_bounded(timeout, || timed_out(guard.remove_with(remove).unwrap_err()));
+        assert_bounded(timeout, || timed_out(guard.renew_with(timeout).unwrap_err()));
+        assert_bounded(timeout, || timed_out(guard.release_with(timeout).unwrap_err()));
+    });
+    assert_eq!(store.lock_info("k").unwrap().unwrap().token(), token);
+    let read = ReadOptions::new().claim(token);
+    assert_eq!(store.read_with::<u8>("k", read).unwrap().unwrap().result, 1);
+    store.release_lock("k", token).unwrap();
+    assert!(!store.is_locked("k").unwrap());
+
+    let guards = store.lock_all(["free", "k"], me()).unwrap();
+    while_stopped_in_latch(dir.path(), "k", || {
+        let of_k =
+            |error: Error| assert!(error.is_timeout() && error.key().unwrap().as_str() == "k", "{error:?}");
+        assert_bounded(timeout, || of_k(guards.renew_with(timeout).unwrap_err()));
+        assert_bounded(timeout, || of_k(guards.release_with(timeout).unwrap_err()));
+        assert!(!store.is_locked("free").unwrap(), "the other locks are released");
+    });
+    assert!(store.is_locked("k").unwrap());
+    drop(store.lock("k", me()).unwrap());
+    assert!(!store.is_locked("k").unwrap());
+}
+
+/// A cancellation ends the release of a guard as a timeout does.
+#[test]
+fn a_release_is_cancelled_while_a_process_is_stopped_in_the_latch() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let guard = store.lock("k", as_named("job")).unwrap();
+    let (token, cancellation) = (guard.token(), Cancellation::new());
+    while_stopped_in_latch(dir.path(), "k", || {
+        std::thread::scope(|scope| {
+            let release = scope.spawn(|| guard.release_with(&cancellation));
+            std::thread::sleep(millis(100));
+            cancellation.cancel();
+            assert!(release.join().unwrap().unwrap_err().is_cancelled());
+        });
+        assert_eq!(store.lock_info("k").unwrap().unwrap().token(), token);
+    });
     store.release_lock("k", token).unwrap();
 }

@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    FileSystemOptions, Holder, LockOptions, OpenMode, ReadOptions, RecordStoreExt, WaitOptions,
+    BreakOptions, FileSystemOptions, Holder, LockOptions, OpenMode, ReadOptions, RecordStoreExt, WaitOptions,
 };
 use tempfile::tempdir;
 
@@ -432,7 +432,11 @@ fn a_broken_lock_wakes_its_waiter() {
     for by_token in [false, true] {
         let token = store.acquire_lock("k", as_named("forever").acquire_timeout(PATIENCE)).unwrap();
         let mut waiter = start_waiting(dir.path(), None);
-        let broken = if by_token { store.break_lock_by_token("k", token) } else { store.break_lock("k") };
+        let broken = if by_token {
+            store.break_lock_with("k", BreakOptions::new().token(token))
+        } else {
+            store.break_lock("k")
+        };
         assert!(broken.unwrap());
         waiter.expect("acquired");
         waiter.kill();

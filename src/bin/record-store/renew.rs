@@ -1,6 +1,6 @@
 //! `renew`: restarts the lease of a lock.
 
-use record_store::{Claim, OpenMode, RecordStore, WaitOptions};
+use record_store::{Claim, OpenMode, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, RenewArgs};
 use crate::failure::Failure;
@@ -9,6 +9,5 @@ use crate::records::{LATCH_TIMEOUT, open_to_write};
 pub(crate) fn renew(args: &RenewArgs) -> Result<(), Failure> {
     let durability = DurabilityArgs { relaxed: false };
     let store = open_to_write(&args.record.store, &durability, OpenMode::Existing)?;
-    let wait = WaitOptions::new().timeout(LATCH_TIMEOUT);
-    Ok(store.renew_raw(&args.record.key, &Claim::Delegated(args.token), args.hold, wait)?)
+    Ok(store.renew_with(&args.record.key, Claim::Delegated(args.token), args.hold, LATCH_TIMEOUT)?)
 }

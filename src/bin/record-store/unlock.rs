@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use record_store::{Error, ErrorKind, Key, LockInfo, OpenMode, RecordStore, RecordStoreExt, WaitOptions};
+use record_store::{BreakOptions, Error, ErrorKind, Key, LockInfo, OpenMode, RecordStoreExt};
 
 use crate::args::{DurabilityArgs, UnlockArgs};
 use crate::confirm::{confirmed, is_interactive};
@@ -104,16 +104,14 @@ impl Found {
 
     /// Releases the lock that was found. A lock that another holder acquired since then stays.
     fn release(&self, store: &Store, key: &Key, wait: Duration) -> Result<(), Failure> {
-        let is_released = match self {
-            Self::Lock(lock) => waiting(|observer| {
-                let options = WaitOptions::from(wait).observer(observer);
-                store.break_lock_raw(key, Some(lock.token()), options)
-            })?,
-            Self::NoLock(_) => match store.files() {
-                Some(files) => files.break_damaged_lock(key, wait)?,
-                None => store.break_lock(key)?,
-            },
-        };
+        let is_released = waiting(|observer| {
+            let options = BreakOptions::new().timeout(wait).observer(observer);
+            match (self, store.files()) {
+                (Self::Lock(lock), _) => store.break_lock_with(key, options.token(lock.token())),
+                (Self::NoLock(_), Some(files)) => files.break_damaged_lock(key, options.get_wait().clone()),
+                (Self::NoLock(_), None) => store.break_lock_with(key, options),
+            }
+        })?;
         if is_released {
             return Ok(());
         }

@@ -91,7 +91,8 @@ mod tests {
     use std::time::Duration;
 
     use crate::{
-        ErrorKind, FileSystemRecordStore, Holder, Key, LockOptions, RecordStoreExt, WaitOptions, WriteOptions,
+        BreakOptions, ErrorKind, FileSystemRecordStore, Holder, Key, LockOptions, RecordStoreExt,
+        WaitOptions, WriteOptions,
     };
 
     #[test]
@@ -129,11 +130,11 @@ mod tests {
         let options = LockOptions::new().holder(job.clone());
         let old = store.acquire_lock("k", options.clone()).unwrap();
         store.release_lock("k", &job).unwrap();
-        assert!(!store.break_lock_by_token("k", old).unwrap());
+        assert!(!store.break_lock_with("k", BreakOptions::new().token(old)).unwrap());
         let new = store.acquire_lock("k", options).unwrap();
-        assert!(!store.break_lock_by_token("k", old).unwrap());
+        assert!(!store.break_lock_with("k", BreakOptions::new().token(old)).unwrap());
         assert!(store.is_lock_holder("k", &job).unwrap());
-        assert!(store.break_lock_by_token("k", new).unwrap());
+        assert!(store.break_lock_with("k", BreakOptions::new().token(new)).unwrap());
         assert!(!store.is_locked("k").unwrap());
         assert!(store.write_with("k", &1, WriteOptions::new().claim(new)).unwrap_err().is_lock_lost());
     }

@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Acquired, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore, RawRecord, ReadOptions,
-    RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
+    Acquired, BreakOptions, Cancellation, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore,
+    RawRecord, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 use tokio::sync::Semaphore;
 
 use super::{Guard, long_timeout, multi_threaded, open, single_threaded, wait_until, wait_until_queued};
-use crate::support::{PATIENCE, as_named, millis, names_in, storm};
+use crate::support::{PATIENCE, as_named, latch_of, millis, names_in, storm};
 
 #[test]
 fn two_tasks_of_one_thread_exclude_each_other() {
@@ -347,4 +347,53 @@ fn keep_alive_ends_with_its_guard() {
             assert!(matches!(outcome, Err(RecvTimeoutError::Disconnected)), "{outcome:?}");
         }
     });
+}
+
+/// The latch of the key is held, as by a process that is stopped in the middle of an operation.
+#[test]
+fn a_release_and_a_renewal_return_by_their_timeout() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for runtime in [single_threaded(), multi_threaded()] {
+        runtime.block_on(async {
+            let guard = store.lock("k", as_named("me")).await.unwrap();
+            guard.write(&1).await.unwrap();
+            let (token, timeout) = (guard.token(), millis(50));
+            let latch = std::fs::File::open(dir.path().join(latch_of("k"))).unwrap();
+            latch.lock().unwrap();
+            let start = Instant::now();
+            assert!(guard.renew_with(timeout).await.unwrap_err().is_timeout());
+            let remove = RemoveOptions::new().timeout(timeout);
+            assert!(guard.remove_with(remove).await.unwrap_err().is_timeout());
+            assert!(store.renew_with("k", token, PATIENCE, timeout).await.unwrap_err().is_timeout());
+            assert!(guard.release_with(timeout).await.unwrap_err().is_timeout());
+            assert!(store.release_lock_with("k", token, timeout).await.unwrap_err().is_timeout());
+            let any = BreakOptions::new().timeout(timeout);
+            assert!(store.break_lock_with("k", any).await.unwrap_err().is_timeout());
+            assert!(
+                start.elapsed() >= timeout * 6 && start.elapsed() < PATIENCE / 2,
+                "{:?}",
+                start.elapsed()
+            );
+            let cancellation = Cancellation::new();
+            cancellation.cancel();
+            let cancelled = store.release_lock_with("k", token, &cancellation).await;
+            assert!(cancelled.unwrap_err().is_cancelled());
+            drop(latch);
+            let info = store.lock_info("k").await.unwrap().expect("the lock stays");
+            assert_eq!((info.token(), info.remaining()), (token, None));
+            store.release_lock("k", token).await.unwrap();
+
+            let guards = store.lock_all(["free", "k"], as_named("me")).await.unwrap();
+            let latch = std::fs::File::open(dir.path().join(latch_of("k"))).unwrap();
+            latch.lock().unwrap();
+            assert!(guards.renew_with(timeout).await.unwrap_err().is_timeout());
+            assert!(guards.release_with(timeout).await.unwrap_err().is_timeout());
+            drop(latch);
+            assert!(!store.is_locked("free").await.unwrap() && store.is_locked("k").await.unwrap());
+            // The next guard of the holder makes up for the release that failed.
+            store.lock("k", as_named("me")).await.unwrap().release().await.unwrap();
+            assert!(!store.is_locked("k").await.unwrap());
+        });
+    }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Cancellation, Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions,
-    MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, RemoveOptions,
-    Result, UpdateOptions, WriteOptions,
+    BreakOptions, Cancellation, Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo,
+    LockOptions, MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt,
+    RemoveOptions, Result, UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -92,7 +92,7 @@ fn locks_can_be_acquired_renewed_released_and_broken() {
         store.release_lock("k", me).await.unwrap();
         assert_eq!(store.release_lock("k", token).await.unwrap_err().kind(), ErrorKind::LockLost);
         store.acquire_lock("k", as_named("other")).await.unwrap();
-        assert!(!store.break_lock_by_token("k", token).await.unwrap());
+        assert!(!store.break_lock_with("k", BreakOptions::new().token(token)).await.unwrap());
         assert!(store.break_lock("k").await.unwrap());
         assert!(store.wait_for_lock("k", None).await.unwrap());
     });

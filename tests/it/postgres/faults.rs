@@ -74,6 +74,11 @@ const FAULTS: &[Fault] = &[
         &["stalled::a_change_that_waits_past_the_lease_is_refused"],
     ),
     ("a release enters no latch", &[("release", ENTER, "")], STALLED),
+    (
+        "a guard releases without the latch",
+        &[("release", ENTER, "")],
+        &["stalled::a_call_of_a_guard_ends_at_its_timeout"],
+    ),
     ("a write enters no latch", &[("write", ENTER, "")], STALLED),
     ("a removal enters no latch", &[("remove", ENTER, "")], STALLED),
     ("an acquisition enters no latch", &[("acquire", ENTER, "")], STALLED),

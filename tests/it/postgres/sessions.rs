@@ -4,8 +4,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Cancellation, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions, RecordStoreExt,
-    WaitOptions, WriteOptions,
+    BreakOptions, Cancellation, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions,
+    RecordStoreExt, WaitOptions, WriteOptions,
 };
 
 use super::server::Server;
@@ -311,7 +311,7 @@ fn a_stalled_latch_ends_no_call_late() {
         }),
         ("renew", &|wait| raw.renew_raw(&key, &token.into(), None, wait)),
         ("release", &|wait| raw.release_lock_raw(&key, &token.into(), wait)),
-        ("break", &|wait| raw.break_lock_raw(&key, None, wait).map(drop)),
+        ("break", &|wait| raw.break_lock_raw(&key, BreakOptions::new().wait(wait)).map(drop)),
         ("wait_for_lock", &|wait| match raw.wait_for_lock_raw(&key, wait) {
             Ok(false) => Err(record_store::Error::new(ErrorKind::LockTimeout, "")),
             outcome => outcome.map(drop),

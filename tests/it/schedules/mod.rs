@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use nix::libc;
 use record_store::{
-    Cancellation, Claim, Durability, ErrorKind, EvictionPolicy, FileSystemRecordStore, LockGuard,
-    LockOptions, ReadOptions, RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
+    BreakOptions, Cancellation, Claim, Durability, ErrorKind, EvictionPolicy, FileSystemRecordStore,
+    LockGuard, LockOptions, ReadOptions, RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
@@ -133,7 +133,7 @@ fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim
         Operation::Break => yes_or_no(store.break_lock(key)?),
         Operation::BreakByToken => {
             let Claim::Token(token) = claim else { unreachable!() };
-            yes_or_no(store.break_lock_by_token(key, token)?)
+            yes_or_no(store.break_lock_with(key, BreakOptions::new().token(token))?)
         }
         Operation::Sweep => {
             store.sweep()?;

@@ -204,7 +204,9 @@ fn wake_at(
         Event::Release => waiter.run_beside(|| store.release_lock(key, token).unwrap()),
         Event::Break => waiter.run_beside(|| assert!(store.break_lock(key).unwrap())),
         Event::BreakByToken => {
-            waiter.run_beside(|| assert!(store.break_lock_by_token(key, token).unwrap()));
+            waiter.run_beside(|| {
+                assert!(store.break_lock_with(key, BreakOptions::new().token(token)).unwrap());
+            });
         }
         Event::Cancel => waiter.cancel(),
         Event::Write => waiter.run_beside(|| {

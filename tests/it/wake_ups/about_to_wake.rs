@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use record_store::{Durability, FileSystemRecordStore, LockToken, RecordStoreExt};
+use record_store::{BreakOptions, Durability, FileSystemRecordStore, LockToken, RecordStoreExt};
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
@@ -60,7 +60,9 @@ impl Waker {
         match self {
             Waker::Release => store.release_lock(key, named("holder")).unwrap(),
             Waker::Break => assert!(store.break_lock(key).unwrap()),
-            Waker::BreakByToken => assert!(store.break_lock_by_token(key, token.unwrap()).unwrap()),
+            Waker::BreakByToken => {
+                assert!(store.break_lock_with(key, BreakOptions::new().token(token.unwrap())).unwrap())
+            }
             Waker::LateRenewal => {
                 if let Err(error) = store.renew(key, token.unwrap(), None) {
                     assert!(error.is_lock_lost(), "{error}");
@@ -112,7 +114,7 @@ fn break_left(store: &FileSystemRecordStore, key: &str) {
     if let Some(info) = store.lock_info(key).unwrap()
         && info.holder() == &named("holder")
     {
-        store.break_lock_by_token(key, info.token()).unwrap();
+        store.break_lock_with(key, BreakOptions::new().token(info.token())).unwrap();
     }
 }
 
