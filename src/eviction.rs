@@ -16,7 +16,7 @@ use std::vec;
 /// for number in 0..5 {
 ///     store.write(format!("page {number}"), &number)?;
 /// }
-/// let evicted = store.evict(&EvictionPolicy::new().max_records(3))?;
+/// let evicted = store.evict(EvictionPolicy::new().max_records(3))?;
 /// assert_eq!((evicted.records, evicted.records_left), (2, 3));
 /// assert!(store.exists("page 4")?);
 /// # Ok::<(), record_store::Error>(())

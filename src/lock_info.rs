@@ -60,8 +60,8 @@ impl LockInfo {
 
     /// Sets the note of the acquisition.
     #[must_use]
-    pub fn with_note(mut self, note: Option<&str>) -> Self {
-        self.note = note.map(Arc::from);
+    pub fn with_note<'a>(mut self, note: impl Into<Option<&'a str>>) -> Self {
+        self.note = note.into().map(Arc::from);
         self
     }
 

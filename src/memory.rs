@@ -488,7 +488,7 @@ impl RecordStore for MemoryRecordStore {
         Ok(self.state().record(key).map(|record| record.info(key)))
     }
 
-    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+    fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
         let mut state = self.state();
         let candidate = |(key, record): (&Key, &Record)| Candidate {
             modified: record.modified,
@@ -499,7 +499,7 @@ impl RecordStore for MemoryRecordStore {
         let mut records: Vec<_> = state.records.iter().collect();
         records.sort_by_key(|(_, record)| record.raw.version.number());
         let candidates = records.into_iter().map(candidate).collect();
-        let evicted = eviction::evict(policy, candidates, |key| {
+        let evicted = eviction::evict(&policy, candidates, |key| {
             if state.live(key, Instant::now()).is_some() {
                 return Ok(Outcome::Kept);
             }

@@ -74,7 +74,7 @@ delegate! {
     keys_raw() -> Result<Listing<'_, Key>>;
     records_raw(options: ListOptions) -> Result<Listing<'_, RecordInfo>>;
     record_info_raw(key: &Key) -> Result<Option<RecordInfo>>;
-    evict_raw(policy: &EvictionPolicy) -> Result<Evicted>;
+    evict_raw(policy: EvictionPolicy) -> Result<Evicted>;
     supports_isolation_level_raw(level: IsolationLevel) -> bool;
     acquire_lock_raw(key: &Key, options: LockOptions) -> Result<Acquired>;
     renew_raw(key: &Key, claim: &Claim, hold_timeout: Option<Duration>, options: WaitOptions) -> Result<()>;

@@ -301,8 +301,8 @@ impl RecordStore for FileSystemRecordStore {
         self.0.explained(ops::records::record_info(&self.0, key))
     }
 
-    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
-        self.0.explained(ops::evict::evict(&self.0, policy))
+    fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
+        self.0.explained(ops::evict::evict(&self.0, &policy))
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

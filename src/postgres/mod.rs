@@ -253,8 +253,8 @@ impl RecordStore for PostgresRecordStore {
         block_on(record_info::record_info(&self.0, key))
     }
 
-    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
-        block_on(evict::evict(&self.0, policy))
+    fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
+        block_on(evict::evict(&self.0, &policy))
     }
 
     fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

@@ -693,7 +693,7 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
-    fn evict(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+    fn evict(&self, policy: EvictionPolicy) -> Result<Evicted> {
         self.evict_raw(policy)
     }
 

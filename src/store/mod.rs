@@ -257,7 +257,7 @@ pub trait RecordStore: Debug + Send + Sync {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
-    fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+    fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
         let _ = policy;
         Err(unsupported("evict", None))
     }
@@ -412,7 +412,7 @@ macro_rules! delegate {
             fn record_info_raw(&self, key: &Key) -> Result<Option<RecordInfo>> {
                 (**self).record_info_raw(key)
             }
-            fn evict_raw(&self, policy: &EvictionPolicy) -> Result<Evicted> {
+            fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
                 (**self).evict_raw(policy)
             }
             fn supports_isolation_level_raw(&self, level: IsolationLevel) -> bool {

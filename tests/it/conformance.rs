@@ -286,7 +286,7 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ("keys", Minimal.keys().err()),
         ("records", Minimal.records(ListOptions::new()).err()),
         ("record_info", Minimal.record_info("key").err()),
-        ("evict", Minimal.evict(&EvictionPolicy::new()).err()),
+        ("evict", Minimal.evict(EvictionPolicy::new()).err()),
         ("acquire_lock", Minimal.acquire_lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.lock("key", LockOptions::new()).err()),
         ("acquire_lock", Minimal.try_lock("key", LockOptions::new()).err()),

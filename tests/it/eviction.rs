@@ -39,7 +39,7 @@ fn fill(stage: &Stage) {
     for time in 0..times {
         store.write(format!("{number} {time}"), &vec![number; 100]).unwrap();
         if time % 20 == 0 {
-            store.evict(&EvictionPolicy::new().max_records(LIMIT)).unwrap();
+            store.evict(EvictionPolicy::new().max_records(LIMIT)).unwrap();
         }
     }
     stage.send("done");
@@ -99,7 +99,7 @@ fn eight_processes_keep_a_cache_small() {
         child.finish();
     }
     let store = open(dir.path());
-    let evicted = store.evict(&EvictionPolicy::new().max_records(LIMIT)).unwrap();
+    let evicted = store.evict(EvictionPolicy::new().max_records(LIMIT)).unwrap();
     assert_eq!((evicted.records_left, evicted.kept), (LIMIT, 0), "{evicted:?}");
     assert_eq!(store.keys().unwrap().count() as u64, LIMIT);
     assert!(store.locks().unwrap().next().is_none());
@@ -121,7 +121,7 @@ fn what_was_not_written_by_the_store_is_never_evicted() {
     let damaged = dir.path().join("damaged.json");
     std::fs::write(&damaged, "{").unwrap();
     std::fs::create_dir(dir.path().join("directory.json")).unwrap();
-    let evicted = store.evict(&EvictionPolicy::new().max_records(0)).unwrap();
+    let evicted = store.evict(EvictionPolicy::new().max_records(0)).unwrap();
     assert_eq!((evicted.records, evicted.kept, evicted.records_left), (1, 2, 2));
     assert!(by_hand.exists() && damaged.exists() && dir.path().join("directory.json").exists());
     assert!(store.damaged().unwrap().is_empty());
@@ -136,7 +136,7 @@ fn an_expired_record_counts_until_it_is_evicted() {
     store.write_with("expired", &1, expires_at_once).unwrap();
     std::thread::sleep(millis(15));
     store.write("key", &1).unwrap();
-    let evicted = store.evict(&EvictionPolicy::new().max_records(1)).unwrap();
+    let evicted = store.evict(EvictionPolicy::new().max_records(1)).unwrap();
     assert_eq!((evicted.records, evicted.kept, evicted.records_left), (1, 0, 1));
     assert!(store.exists("key").unwrap());
 }
@@ -147,8 +147,8 @@ fn a_store_that_is_opened_read_only_says_what_would_be_evicted() {
     open(dir.path()).write("key", &1).unwrap();
     let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir.path()).unwrap();
     let policy = EvictionPolicy::new().max_records(0);
-    assert_eq!(reader.evict(&policy).unwrap_err().kind(), ErrorKind::ReadOnly);
-    assert_eq!(reader.evict(&policy.dry_run(true)).unwrap().records, 1);
+    assert_eq!(reader.evict(policy.clone()).unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert_eq!(reader.evict(policy.dry_run(true)).unwrap().records, 1);
     assert!(reader.exists("key").unwrap());
 }
 

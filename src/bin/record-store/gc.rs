@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use record_store::{Evicted, FileSystemOptions, OpenMode, RecordStoreExt};
+use record_store::{Evicted, EvictionPolicy, FileSystemOptions, OpenMode, RecordStoreExt};
 use serde::Serialize;
 
 use crate::args::GcArgs;
@@ -78,7 +78,7 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     if let Some(url) = store::url(&args.store.dir) {
         return gc_on_server(url, args);
     }
-    if let Some(policy) = policy.as_ref().filter(|policy| policy.is_dry_run()) {
+    if let Some(policy) = policy.clone().filter(EvictionPolicy::is_dry_run) {
         let evicted = open_to_read(&args.store)?.evict(policy)?;
         return print(&Removed { records: 0, locks: 0, damaged: None, evicted: Some(evicted.into()) }, args);
     }
@@ -93,7 +93,7 @@ pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let watch = Damaged::watch(&Store::from(store.clone()), None);
     let swept = store.sweep()?;
     drop(watch);
-    let evicted = policy.map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
+    let evicted = policy.map(|policy| store.evict(policy)).transpose()?.map(JsonEvicted::from);
     let removed = Removed { records: swept.records, locks: swept.locks, damaged, evicted };
     print(&removed, args)
 }
@@ -109,7 +109,7 @@ fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
     let policy = args.limits.policy();
     // First, because an expired record takes no place.
     let (records, locks) = if args.limits.dry_run { (0, 0) } else { store.sweep()? };
-    let evicted = policy.map(|policy| store.evict(&policy)).transpose()?.map(JsonEvicted::from);
+    let evicted = policy.map(|policy| store.evict(policy)).transpose()?.map(JsonEvicted::from);
     let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     print(&Removed { records: number(records), locks: number(locks), damaged: None, evicted }, args)
 }

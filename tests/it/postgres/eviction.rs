@@ -31,7 +31,7 @@ fn evict_at_once(stage: &Stage) {
     let store = open(&stage.argument::<String>());
     stage.send("ready");
     stage.expect("go");
-    let evicted = store.evict(&EvictionPolicy::new().max_records(50)).unwrap();
+    let evicted = store.evict(EvictionPolicy::new().max_records(50)).unwrap();
     assert_eq!((evicted.kept, evicted.records_left), (0, 50));
     stage.send(&evicted.records.to_string());
 }
@@ -78,7 +78,7 @@ fn an_eviction_waits_for_a_removal_that_is_not_committed_and_takes_no_other_reco
         "removed",
     );
     std::thread::scope(|scope| {
-        let evicting = scope.spawn(|| store.evict(&EvictionPolicy::new().max_records(1)).unwrap());
+        let evicting = scope.spawn(|| store.evict(EvictionPolicy::new().max_records(1)).unwrap());
         // The objects of advisory locks have no sign.
         let waits = format!(
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = {}::oid",
@@ -150,12 +150,12 @@ fn ages_are_measured_by_the_clock_of_the_server() {
     let day = Duration::from_hours(24);
     let age = store.record_info("old").unwrap().unwrap().modified().elapsed().unwrap();
     assert!(age > day && age < 3 * day, "{age:?}");
-    let evicted = store.evict(&EvictionPolicy::new().older_than(day)).unwrap();
+    let evicted = store.evict(EvictionPolicy::new().older_than(day)).unwrap();
     assert_eq!((evicted.records, evicted.records_left), (1, 1));
     // A new write is a new time.
     set("2 days", "new");
     store.write("new", &2).unwrap();
-    assert_eq!(store.evict(&EvictionPolicy::new().older_than(day)).unwrap().records, 0);
+    assert_eq!(store.evict(EvictionPolicy::new().older_than(day)).unwrap().records, 0);
     let modified = store.record_info("new").unwrap().unwrap().modified();
     assert!(modified <= SystemTime::now() + millis(2_000), "{modified:?}");
 }

@@ -52,7 +52,7 @@ fn an_eviction_removes_no_record_that_is_locked_meanwhile() {
 fn an_eviction_takes_no_other_record_for_one_that_is_removed_meanwhile() {
     at_every_later_step(Operation::Evict, write_the_oldest, |store, key, mut actor, step| {
         actor.advance(step);
-        let evicted = actor.run_beside(|| store.evict(&EvictionPolicy::new().max_records(1)).unwrap());
+        let evicted = actor.run_beside(|| store.evict(EvictionPolicy::new().max_records(1)).unwrap());
         let is_in_latch = actor.helped;
         let outcome = actor.finish();
         assert_eq!(outcome.answer, "done", "{}", outcome.position);

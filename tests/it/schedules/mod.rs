@@ -140,7 +140,7 @@ fn execute(store: &FileSystemRecordStore, key: &str, operation: Operation, claim
             "done"
         }
         Operation::Evict => {
-            store.evict(&EvictionPolicy::new().max_records(1))?;
+            store.evict(EvictionPolicy::new().max_records(1))?;
             "done"
         }
         Operation::RenewByHolder => {
