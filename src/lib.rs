@@ -242,7 +242,7 @@ pub use store::futures::{RecordStoreFuture, RecordStoreFutures};
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use version::RecordVersion;
-pub use waiting::{WaitObserver, WaitReport};
+pub use waiting::{WaitObserver, WaitReport, WaitReports};
 pub use watch::{RecordChange, RecordWatch};
 
 /// Runs the README's examples.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::eviction::{self, Candidate, Outcome};
 use crate::process::PerProcess;
 use crate::trace;
-use crate::waiting::{Obstacle, Reports};
+use crate::waiting::{Obstacle, WaitReports};
 use crate::{Acquired, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json, Key, Listing};
 use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
@@ -259,7 +259,7 @@ impl MemoryRecordStore {
         in_the_way: impl Fn(&State, Instant) -> Option<LockInfo>,
     ) -> Result<Option<(MutexGuard<'_, State>, T)>> {
         let start = Instant::now();
-        let reports = Reports::new(options, start);
+        let reports = WaitReports::new(options, start);
         let _wakes = options.get_cancellation().map(|it| it.on_cancel(self.alarm()));
         // A deadline beyond the range of the clock is never reached.
         let deadline = options.get_timeout().and_then(|timeout| start.checked_add(timeout));

@@ -167,6 +167,13 @@ impl LockOptions {
         self
     }
 
+    /// Waits with these options, in the place of the acquire timeout, the cancellation and the observer. So a store that
+    /// makes a call in several steps gives each step the rest of the time.
+    pub fn wait(mut self, options: impl Into<WaitOptions>) -> Self {
+        self.wait = options.into();
+        self
+    }
+
     /// The lease: after this time without [renewal](crate::LockGuard::renew) the lock is free for
     /// others, whatever its holder does. Suspended time counts. Within one boot of Linux, a stepped wall clock
     /// does not matter.
@@ -182,11 +189,6 @@ impl LockOptions {
     pub fn note(mut self, note: &str) -> Self {
         let cut = note.floor_char_boundary(MAX_NOTE_BYTES);
         self.note = Some(note[..cut].into());
-        self
-    }
-
-    pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
-        self.wait = wait;
         self
     }
 
@@ -291,6 +293,13 @@ impl ReadOptions {
         self
     }
 
+    /// Waits with these options, in the place of the timeout, the cancellation and the observer. So a store that
+    /// makes a call in several steps gives each step the rest of the time.
+    pub fn wait(mut self, options: impl Into<WaitOptions>) -> Self {
+        self.wait = options.into();
+        self
+    }
+
     /// Returns the last committed state at once, whoever holds the lock and whatever the claim is: for
     /// dashboards and monitoring. The holder may be about to replace that state.
     pub fn ignore_lock(mut self) -> Self {
@@ -313,11 +322,6 @@ impl ReadOptions {
     /// How long to wait, and what ends the wait early.
     pub fn get_wait(&self) -> &WaitOptions {
         &self.wait
-    }
-
-    pub(crate) fn wait(mut self, wait: WaitOptions) -> Self {
-        self.wait = wait;
-        self
     }
 
     /// Whether the lock is ignored.
@@ -391,6 +395,13 @@ impl WriteOptions {
         self
     }
 
+    /// Waits with these options, in the place of the timeout, the cancellation and the observer. So a store that
+    /// makes a call in several steps gives each step the rest of the time.
+    pub fn wait(mut self, options: impl Into<WaitOptions>) -> Self {
+        self.wait = options.into();
+        self
+    }
+
     /// How long to wait, and what ends the wait early.
     pub fn get_wait(&self) -> &WaitOptions {
         &self.wait
@@ -451,6 +462,13 @@ impl RemoveOptions {
     /// Tells the observer whom the call waits for, if that takes long.
     pub fn observer<'a>(mut self, observer: impl Into<Option<&'a WaitObserver>>) -> Self {
         self.wait = self.wait.observer(observer);
+        self
+    }
+
+    /// Waits with these options, in the place of the timeout, the cancellation and the observer. So a store that
+    /// makes a call in several steps gives each step the rest of the time.
+    pub fn wait(mut self, options: impl Into<WaitOptions>) -> Self {
+        self.wait = options.into();
         self
     }
 
@@ -525,7 +543,8 @@ impl BreakOptions {
         self
     }
 
-    /// Waits with these options, in the place of the timeout, the cancellation and the observer.
+    /// Waits with these options, in the place of the timeout, the cancellation and the observer. So a store that
+    /// makes a call in several steps gives each step the rest of the time.
     pub fn wait(mut self, options: impl Into<WaitOptions>) -> Self {
         self.wait = options.into();
         self

@@ -59,9 +59,7 @@ impl WaitObserver {
         self.0.after
     }
 
-    /// Passes a report on. For implementers of stores: call this without a mutex, when the call has waited for
-    /// [`after`](WaitObserver::after), and again after the same time if another lock is in the way by then.
-    pub fn observe(&self, report: &WaitReport) {
+    pub(crate) fn observe(&self, report: &WaitReport) {
         (self.0.observe)(report);
     }
 }
@@ -202,18 +200,75 @@ impl PartialEq for Observed {
 
 impl Eq for Observed {}
 
-/// The reports of one call.
+/// The reports of one call to its observer. For implementers of stores.
+///
+/// A call may consist of several waits in a store: [`lock_all`](crate::RecordStoreExt::lock_all) acquires one lock after
+/// the other, and renews in between. The options that the store gets know the whole call, so the observer learns once
+/// whom it waits for, and since when.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use record_store::{Acquired, Key, LockOptions, MemoryRecordStore, RecordStore, Result, WaitReports};
+///
+/// /// Acquires a lock of a store that can only be asked again and again.
+/// fn acquire(store: &MemoryRecordStore, key: &Key, options: LockOptions) -> Result<Acquired> {
+///     let start = Instant::now();
+///     let reports = WaitReports::new(options.get_wait(), start);
+///     let timeout = options.get_acquire_timeout();
+///     loop {
+///         match store.acquire_lock_raw(key, options.clone().acquire_timeout(Duration::ZERO)) {
+///             Err(error) if error.is_timeout() && timeout.is_none_or(|timeout| start.elapsed() < timeout) => {}
+///             outcome => return outcome,
+///         }
+///         if let (Some(reports), Some(lock)) = (&reports, store.lock_info_raw(key)?) {
+///             reports.report_if_due("acquire_lock", key, Some(lock));
+///         }
+///         std::thread::sleep(Duration::from_millis(10));
+///     }
+/// }
+/// # let key = Key::new("report")?;
+/// # acquire(&MemoryRecordStore::new(), &key, LockOptions::new())?;
+/// # Ok::<(), record_store::Error>(())
+/// ```
 #[derive(Clone, Debug)]
-pub(crate) struct Reports {
+pub struct WaitReports {
     observer: WaitObserver,
     call: Arc<Call>,
 }
 
-impl Reports {
+impl WaitReports {
     /// Those of a call, or of a step of one, that begins at `start`. `None`: nobody observes it.
-    pub(crate) fn new(options: &WaitOptions, start: Instant) -> Option<Self> {
+    #[must_use]
+    pub fn new(options: &WaitOptions, start: Instant) -> Option<Self> {
         let Observed { observer, call } = options.observed()?.of_call(start);
         Some(Self { observer, call: call? })
+    }
+
+    /// Reports the lock that is in the way or, without one, that a process is in the middle of an operation on the key,
+    /// if the call has waited for [that long](WaitObserver::after). Returns when this is to be called again at the
+    /// latest. `None`: this lock has been reported, and there is nothing to report before another one is in the way.
+    ///
+    /// The caller holds no mutex: the observer may use the store.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "a call that asks again after short pauses does not need it"
+    )]
+    pub fn report_if_due(
+        &self,
+        operation: &'static str,
+        key: &Key,
+        lock: Option<LockInfo>,
+    ) -> Option<Instant> {
+        let obstacle = match &lock {
+            Some(lock) => Obstacle::lock(key, lock.holder(), Some(lock.token())),
+            None => Obstacle::process(key),
+        };
+        let at = self.due_at(&obstacle)?;
+        if at > Instant::now() {
+            return Some(at);
+        }
+        self.report(operation, obstacle, lock);
+        None
     }
 
     /// When the obstacle has to be reported. `None`: it was reported last.
@@ -260,20 +315,20 @@ mod tests {
         let options = WaitOptions::new().observer(&observer).of_call(Instant::now());
         let key = Key::new("k").unwrap();
         let holders = ["a", "b"].map(|name| Holder::named(name).unwrap());
-        let report = |reports: &Reports, holder: &Holder, token| {
+        let report = |reports: &WaitReports, holder: &Holder, token| {
             let obstacle = || Obstacle::lock(&key, holder, Some(LockToken::new(token)));
             if reports.due_at(&obstacle()).is_some() {
                 reports.report("read", obstacle(), None);
             }
         };
         for (holder, token) in [(0, 1), (0, 1), (0, 2), (1, 3), (1, 3), (0, 4)] {
-            let step = Reports::new(&options, Instant::now()).unwrap();
+            let step = WaitReports::new(&options, Instant::now()).unwrap();
             report(&step, &holders[holder], token);
         }
         assert_eq!(reports.try_iter().count(), 4);
         // Another call with the same options.
         report(
-            &Reports::new(&WaitOptions::new().observer(&observer), Instant::now()).unwrap(),
+            &WaitReports::new(&WaitOptions::new().observer(&observer), Instant::now()).unwrap(),
             &holders[0],
             4,
         );
@@ -284,7 +339,7 @@ mod tests {
     fn reports_are_as_far_apart_as_the_first_from_the_start() {
         let observer = WaitObserver::new(Duration::from_secs(5), |_| ());
         let start = Instant::now();
-        let reports = Reports::new(&WaitOptions::new().observer(&observer), start).unwrap();
+        let reports = WaitReports::new(&WaitOptions::new().observer(&observer), start).unwrap();
         let (key, holder) = (Key::new("k").unwrap(), Holder::named("a").unwrap());
         let obstacle = |token| Obstacle::lock(&key, &holder, Some(LockToken::new(token)));
         assert_eq!(reports.due_at(&obstacle(1)), Some(start + Duration::from_secs(5)));
@@ -300,11 +355,11 @@ mod tests {
         let due = |after| {
             let options = WaitOptions::new().observer(&WaitObserver::new(after, |_| ()));
             let key = Key::new("k").unwrap();
-            Reports::new(&options, start).unwrap().due_at(&Obstacle::process(&key))
+            WaitReports::new(&options, start).unwrap().due_at(&Obstacle::process(&key))
         };
         assert_eq!(due(Duration::from_secs(5)), Some(start + Duration::from_secs(5)));
         assert_eq!(due(Duration::MAX), None);
-        assert!(Reports::new(&WaitOptions::new(), start).is_none());
+        assert!(WaitReports::new(&WaitOptions::new(), start).is_none());
     }
 
     #[test]

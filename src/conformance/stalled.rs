@@ -34,36 +34,18 @@ type Change<'a> = (&'static str, &'a (dyn Fn(WaitOptions) -> Result<()> + Sync))
 fn for_each_change(store: &dyn RecordStore, token: LockToken, mut body: impl FnMut(Change<'_>)) {
     let key = crate::Key::new("key").unwrap();
     let json = crate::Json::parse("2").unwrap();
-    let by = |wait: &WaitOptions| {
-        let options = WriteOptions::new().claim(token).timeout(wait.get_timeout());
-        match wait.get_cancellation() {
-            Some(cancellation) => options.cancellation(cancellation),
-            None => options,
-        }
-    };
+    let by = |wait| WriteOptions::new().claim(token).wait(wait);
     let version = store.version_raw(&key).unwrap();
     let changes: [Change<'_>; 7] = [
-        ("write", &|wait| store.write_raw(&key, &json, by(&wait))),
+        ("write", &|wait| store.write_raw(&key, &json, by(wait))),
         ("compare_and_swap", &|wait| {
             let expected = crate::Expected::Version(version);
-            store.compare_and_swap_raw(&key, expected, &json, by(&wait)).map(drop)
+            store.compare_and_swap_raw(&key, expected, &json, by(wait)).map(drop)
         }),
-        ("remove", &|wait| {
-            let options = RemoveOptions::new().claim(token).timeout(wait.get_timeout());
-            let options = match wait.get_cancellation() {
-                Some(cancellation) => options.cancellation(cancellation),
-                None => options,
-            };
-            store.remove_raw(&key, options).map(drop)
-        }),
+        ("remove", &|wait| store.remove_raw(&key, RemoveOptions::new().claim(token).wait(wait)).map(drop)),
         ("acquire_lock", &|wait| {
             // Its own lock, for which it does not have to wait otherwise.
-            let options = one_attempt(&named("me")).acquire_timeout(wait.get_timeout());
-            let options = match wait.get_cancellation() {
-                Some(cancellation) => options.cancellation(cancellation),
-                None => options,
-            };
-            store.acquire_lock_raw(&key, options).map(drop)
+            store.acquire_lock_raw(&key, one_attempt(&named("me")).wait(wait)).map(drop)
         }),
         ("renew", &|wait| store.renew_raw(&key, &token.into(), Some(PATIENCE), wait)),
         ("release_lock", &|wait| store.release_lock_raw(&key, &token.into(), wait)),

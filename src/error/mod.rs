@@ -212,8 +212,11 @@ impl Error {
         self
     }
 
-    /// Sets the key in the file, for [`ErrorKind::KeyMismatch`]. It is also the detail.
-    pub(crate) fn with_stored_key(mut self, key: &Key) -> Self {
+    /// Sets the key of the record or the lock that was found in the place of another one, for
+    /// [`ErrorKind::KeyMismatch`]. It is also the detail. The advice depends on it: keys that differ only in case or
+    /// Unicode form may share a place, so their records are not [computed again](crate::CorruptRecords::recomputes).
+    #[must_use]
+    pub fn with_stored_key(mut self, key: &Key) -> Self {
         self.0.stored_key = Some(key.clone());
         self.with_detail(display::quoted(key))
     }

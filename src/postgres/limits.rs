@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::engine::{Timer, until};
-use crate::waiting::Reports;
+use crate::waiting::WaitReports;
 use crate::{Cancellation, Error, ErrorKind, Holder, Key, Result, WaitOptions};
 
 /// The operation and its key, for errors to name.
@@ -57,7 +57,7 @@ pub(super) struct Limits {
     /// `None`: never. A time beyond the range of the clock is never, too.
     deadline: Option<Instant>,
     cancellation: Option<Cancellation>,
-    reports: Option<Reports>,
+    reports: Option<WaitReports>,
 }
 
 impl Limits {
@@ -68,7 +68,7 @@ impl Limits {
             start,
             deadline: options.get_timeout().and_then(|timeout| start.checked_add(timeout)),
             cancellation: options.get_cancellation().cloned(),
-            reports: Reports::new(options, start),
+            reports: WaitReports::new(options, start),
         }
     }
 
@@ -82,7 +82,7 @@ impl Limits {
     }
 
     /// `None`: nobody observes the call.
-    pub(super) fn reports(&self) -> Option<&Reports> {
+    pub(super) fn reports(&self) -> Option<&WaitReports> {
         self.reports.as_ref()
     }
 

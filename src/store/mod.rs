@@ -111,12 +111,13 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 /// timeout is over, with [`ErrorKind::LockTimeout`] unless the method says otherwise, and as soon as it is
 /// cancelled, with [`ErrorKind::Cancelled`]. A change does not wait for another holder's lock, but it may have to
 /// wait for a process that is stopped in the middle of a change. [`Cancellation::on_cancel`] is how a store
-/// wakes a thread that sleeps.
+/// wakes a thread that sleeps, and [`WaitReports`] how it tells the observer in the options whom a call waits for.
 ///
 /// Acquisitions that wait get the lock in the order in which they began to wait, and a new one does not pass them. If
 /// one of them is dead or stopped, the next one has its turn.
 ///
 /// [`Cancellation::on_cancel`]: crate::Cancellation::on_cancel
+/// [`WaitReports`]: crate::WaitReports
 pub trait RecordStore: Debug + Send + Sync {
     /// The identity of the store. With it the guards of this process know which of them share a lock, so that the
     /// last one releases it. `None`, the default: only the guard that acquired a lock first releases it.

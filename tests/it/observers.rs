@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RecordStoreExt, WaitObserver, WaitOptions,
-    WaitReport, WriteOptions,
+    Acquired, Claim, Json, Key, LockOptions, MemoryRecordStore, RawRecord, ReadOptions, RecordStore,
+    RecordStoreExt, Result, WaitObserver, WaitOptions, WaitReport, WaitReports, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -228,4 +228,60 @@ fn a_future_reports_too() {
         assert!(report.waited() >= millis(50) && report.lock().is_some(), "{report:?}");
         assert!(reports.try_recv().is_err());
     }
+}
+
+/// A store that is written outside of the crate, and that cannot wait but only ask again.
+#[derive(Debug)]
+struct Polling(MemoryRecordStore);
+
+impl RecordStore for Polling {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.0.read_raw(key, options)
+    }
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        self.0.write_raw(key, result, options)
+    }
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
+        self.0.exists_raw(key)
+    }
+    fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        let (start, timeout) = (Instant::now(), options.get_acquire_timeout());
+        let reports = WaitReports::new(options.get_wait(), start);
+        loop {
+            let attempt = self.0.acquire_lock_raw(key, options.clone().acquire_timeout(Duration::ZERO));
+            if attempt.is_ok() || timeout.is_some_and(|timeout| start.elapsed() >= timeout) {
+                return attempt;
+            }
+            if let (Some(reports), Some(lock)) = (&reports, self.0.lock_info_raw(key)?) {
+                reports.report_if_due("acquire_lock", key, Some(lock));
+            }
+            thread::sleep(millis(5));
+        }
+    }
+    fn renew_raw(&self, key: &Key, claim: &Claim, hold: Option<Duration>, wait: WaitOptions) -> Result<()> {
+        self.0.renew_raw(key, claim, hold, wait)
+    }
+    fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        self.0.release_lock_raw(key, claim, options)
+    }
+}
+
+/// Each slice of the wait is shorter than the time after which the observer is told.
+#[test]
+fn a_store_of_another_crate_reports_for_all_steps_of_a_call() {
+    let store = Polling(MemoryRecordStore::new());
+    let guard = store.lock("b", as_named("editor")).unwrap();
+    let (observer, reports) = observer(millis(300));
+    let options = LockOptions::new().hold_timeout(millis(600)).acquire_timeout(PATIENCE).observer(&observer);
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| store.lock_all(["a", "b"], options).map(drop));
+        let report = reports.recv_timeout(PATIENCE).unwrap();
+        assert_eq!((report.operation(), report.key().as_str()), ("acquire_lock", "b"));
+        assert_eq!(report.lock().unwrap().holder(), guard.holder());
+        assert!(report.waited() >= millis(300), "{report:?}");
+        thread::sleep(millis(450));
+        assert!(reports.try_recv().is_err(), "the same lock was reported again");
+        guard.release().unwrap();
+        waiter.join().unwrap().unwrap();
+    });
 }

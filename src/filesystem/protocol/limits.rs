@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::filesystem::context::Context;
-use crate::waiting::Reports;
+use crate::waiting::WaitReports;
 use crate::{Cancellation, Error, ErrorKind, Holder, Result, WaitOptions};
 
 /// A latch is held for microseconds. Even a call that may not wait gives it this long: only a stopped
@@ -24,7 +24,7 @@ pub(crate) struct Limits {
     /// `None`: never. A time beyond the range of the clock is never, too.
     deadline: Option<Instant>,
     cancellation: Option<Cancellation>,
-    reports: Option<Reports>,
+    reports: Option<WaitReports>,
 }
 
 impl Limits {
@@ -35,7 +35,7 @@ impl Limits {
             start,
             deadline: options.get_timeout().and_then(|timeout| start.checked_add(timeout)),
             cancellation: options.get_cancellation().cloned(),
-            reports: Reports::new(options, start),
+            reports: WaitReports::new(options, start),
         }
     }
 
@@ -55,7 +55,7 @@ impl Limits {
     }
 
     /// `None`: nobody observes the call.
-    pub(crate) fn reports(&self) -> Option<&Reports> {
+    pub(crate) fn reports(&self) -> Option<&WaitReports> {
         self.reports.as_ref()
     }
 

@@ -298,17 +298,8 @@ fn a_stalled_latch_ends_no_call_late() {
     let raw: &dyn record_store::RecordStore = &store;
     let json = record_store::Json::parse("1").unwrap();
     let calls: [(&str, Call<'_>); 6] = [
-        ("write", &|wait| {
-            let options = WriteOptions::new().claim(token).timeout(wait.get_timeout());
-            raw.write_raw(&key, &json, with_cancellation(options, &wait))
-        }),
-        ("acquire", &|wait| {
-            let mut options = as_named("other").acquire_timeout(wait.get_timeout());
-            if let Some(cancellation) = wait.get_cancellation() {
-                options = options.cancellation(cancellation);
-            }
-            raw.acquire_lock_raw(&key, options).map(drop)
-        }),
+        ("write", &|wait| raw.write_raw(&key, &json, WriteOptions::new().claim(token).wait(wait))),
+        ("acquire", &|wait| raw.acquire_lock_raw(&key, as_named("other").wait(wait)).map(drop)),
         ("renew", &|wait| raw.renew_raw(&key, &token.into(), None, wait)),
         ("release", &|wait| raw.release_lock_raw(&key, &token.into(), wait)),
         ("break", &|wait| raw.break_lock_raw(&key, BreakOptions::new().wait(wait)).map(drop)),
@@ -339,13 +330,6 @@ fn a_stalled_latch_ends_no_call_late() {
     drop(stalled);
     guard.write(&1).unwrap();
     guard.release().unwrap();
-}
-
-fn with_cancellation(options: WriteOptions, wait: &WaitOptions) -> WriteOptions {
-    match wait.get_cancellation() {
-        Some(cancellation) => options.cancellation(cancellation),
-        None => options,
-    }
 }
 
 /// `now()` would be the time before the wait for the latch.
