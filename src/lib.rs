@@ -221,7 +221,7 @@ pub use json::Json;
 pub use key::{IntoKey, Key};
 pub use lock::{Acquired, Claim, LockToken};
 pub use lock_info::{LockInfo, LockState};
-pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel};
+pub use locking::{Cancellation, LockGuard, LockGuards, OnCancel, OwnedLockGuard, OwnedLockGuards};
 pub use memory::MemoryRecordStore;
 pub use options::{BreakOptions, CorruptRecords, LockOptions, ReadOptions, RemoveOptions, UpdateOptions};
 pub use options::{WaitOptions, WriteOptions};

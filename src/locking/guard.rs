@@ -22,7 +22,7 @@ use crate::{RemoveOptions, Result, StoreIdentity, TransactionRecord, WaitOptions
 /// A held lock. Nobody else changes the record until the guard is dropped or its lease expires.
 ///
 /// Created by [`RecordStoreExt::lock`](crate::RecordStoreExt::lock), or by
-/// [`lock_owned`](crate::RecordStoreExt::lock_owned) with a store of its own: then it is `'static`. Reads,
+/// [`lock_owned`](crate::RecordStoreExt::lock_owned) as an [`OwnedLockGuard`](crate::OwnedLockGuard). Reads,
 /// writes and removals through the guard are *fenced*: they succeed only while exactly this acquisition's
 /// lock is live. A holder that outlasts its lease changes nothing and gets [`ErrorKind::LockLost`].
 ///
@@ -507,7 +507,8 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     /// timeout there is no lease to renew, and the call does nothing.
     ///
     /// For stores that can be cloned: [`FileSystemRecordStore`](crate::FileSystemRecordStore),
-    /// [`MemoryRecordStore`](crate::MemoryRecordStore), `Arc<dyn RecordStore>`.
+    /// [`MemoryRecordStore`](crate::MemoryRecordStore), `Arc<dyn RecordStore>`. For others there is
+    /// [`OwnedLockGuard::keep_alive`](crate::OwnedLockGuard::keep_alive).
     ///
     /// ```
     /// use std::sync::atomic::{AtomicBool, Ordering};

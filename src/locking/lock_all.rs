@@ -195,7 +195,7 @@ fn release_all<S: RecordStore + ?Sized>(guards: &mut Vec<LockGuard<'_, S>>) {
     }
 }
 
-fn first_error(outcomes: impl Iterator<Item = Result<()>>) -> Result<()> {
+pub(super) fn first_error(outcomes: impl Iterator<Item = Result<()>>) -> Result<()> {
     outcomes.fold(Ok(()), Result::and)
 }
 

@@ -5,7 +5,9 @@ mod guard;
 pub(crate) mod holds;
 mod keep_alive;
 mod lock_all;
+mod owned;
 
 pub use cancellation::{Cancellation, OnCancel};
 pub use guard::LockGuard;
 pub use lock_all::LockGuards;
+pub use owned::{OwnedLockGuard, OwnedLockGuards};

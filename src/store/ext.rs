@@ -13,8 +13,8 @@ use crate::{
     Claim, Error, Expected, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards,
 };
 use crate::{
-    LockInfo, LockOptions, LockToken, PendingTransaction, ReadOptions, RecordStore, RecordVersion,
-    RecordWatch,
+    LockInfo, LockOptions, LockToken, OwnedLockGuard, OwnedLockGuards, PendingTransaction, ReadOptions,
+    RecordStore, RecordVersion, RecordWatch,
 };
 use crate::{RemoveOptions, Result, TransactionRecord, UpdateOptions, WaitOptions, WriteOptions};
 
@@ -483,10 +483,10 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use record_store::{LockGuard, LockOptions, MemoryRecordStore, RecordStoreExt};
+    /// use record_store::{LockOptions, MemoryRecordStore, OwnedLockGuard, RecordStoreExt};
     ///
     /// struct Job {
-    ///     guard: LockGuard<'static, MemoryRecordStore>,
+    ///     guard: OwnedLockGuard<MemoryRecordStore>,
     /// }
     ///
     /// let store = Arc::new(MemoryRecordStore::new());
@@ -499,12 +499,8 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// As for [`acquire_lock`](RecordStoreExt::acquire_lock).
-    fn lock_owned(
-        self: &Arc<Self>,
-        key: impl IntoKey,
-        options: LockOptions,
-    ) -> Result<LockGuard<'static, Self>> {
-        LockGuard::acquire_owned(self, key.into_key()?, options)
+    fn lock_owned(self: &Arc<Self>, key: impl IntoKey, options: LockOptions) -> Result<OwnedLockGuard<Self>> {
+        OwnedLockGuard::acquire(self, key.into_key()?, options)
     }
 
     /// [`lock`](RecordStoreExt::lock) that does not wait. `Ok(None)`: another holder has the lock, or
@@ -515,11 +511,22 @@ pub trait RecordStoreExt: RecordStore {
     /// As for [`acquire_lock`](RecordStoreExt::acquire_lock), but never [`ErrorKind::LockTimeout`].
     #[must_use = "the lock is released as soon as the guard is dropped, and `None` means that there is none"]
     fn try_lock(&self, key: impl IntoKey, options: LockOptions) -> Result<Option<LockGuard<'_, Self>>> {
-        match self.lock(key, options.acquire_timeout(Duration::ZERO)) {
-            Ok(guard) => Ok(Some(guard)),
-            Err(error) if error.is_timeout() => Ok(None),
-            Err(error) => Err(error),
-        }
+        none_at_timeout(self.lock(key, options.acquire_timeout(Duration::ZERO)))
+    }
+
+    /// [`try_lock`](RecordStoreExt::try_lock) with a guard that owns its store, as
+    /// [`lock_owned`](RecordStoreExt::lock_owned) returns it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`try_lock`](RecordStoreExt::try_lock).
+    #[must_use = "the lock is released as soon as the guard is dropped, and `None` means that there is none"]
+    fn try_lock_owned(
+        self: &Arc<Self>,
+        key: impl IntoKey,
+        options: LockOptions,
+    ) -> Result<Option<OwnedLockGuard<Self>>> {
+        none_at_timeout(self.lock_owned(key, options.acquire_timeout(Duration::ZERO)))
     }
 
     /// Acquires the locks of several keys: all of them, or none at the timeout. Not in Prefect.
@@ -551,6 +558,21 @@ pub trait RecordStoreExt: RecordStore {
     ) -> Result<LockGuards<'_, Self>> {
         let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<_>>()?;
         LockGuards::acquire(keys, &options, |key, options| LockGuard::acquire(self, key, options))
+    }
+
+    /// [`lock_all`](RecordStoreExt::lock_all) with guards that own their store: they can be kept in a struct or moved
+    /// into a thread.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock_all`](RecordStoreExt::lock_all).
+    fn lock_all_owned<K: IntoKey>(
+        self: &Arc<Self>,
+        keys: impl IntoIterator<Item = K>,
+        options: LockOptions,
+    ) -> Result<OwnedLockGuards<Self>> {
+        let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<_>>()?;
+        OwnedLockGuards::acquire(self, keys, &options)
     }
 
     /// Whether the key has a live lock of any holder. Prefect's `RecordStore.is_locked`. The answer may be
@@ -717,3 +739,10 @@ pub trait RecordStoreExt: RecordStore {
 }
 
 impl<S: RecordStore + ?Sized> RecordStoreExt for S {}
+
+fn none_at_timeout<T>(outcome: Result<T>) -> Result<Option<T>> {
+    match outcome {
+        Err(error) if error.is_timeout() => Ok(None),
+        outcome => outcome.map(Some),
+    }
+}

@@ -1,5 +1,6 @@
 //! Keep-alive: a background thread renews the lease while the guard lives, and reports a lost lock.
 
+use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
@@ -103,9 +104,45 @@ fn keep_alive_accepts_a_lock_without_a_lease() {
 #[test]
 fn keep_alive_works_on_a_shared_dyn_store() {
     let dir = tempdir().unwrap();
-    let store: std::sync::Arc<dyn RecordStore> =
-        std::sync::Arc::new(FileSystemRecordStore::open(dir.path()).unwrap());
+    let store: Arc<dyn RecordStore> = Arc::new(FileSystemRecordStore::open(dir.path()).unwrap());
     let guard = store.lock("k", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
     guard.keep_alive(|_| ()).unwrap();
     guard.release().unwrap();
+}
+
+/// A store that cannot be cloned.
+#[test]
+fn owned_guards_of_any_store_are_kept_alive() {
+    let dir = tempdir().unwrap();
+    let store: Arc<dyn RecordStore> = Arc::new(FileSystemRecordStore::open(dir.path()).unwrap());
+    let lease = || LockOptions::new().hold_timeout(Duration::from_secs(2));
+    let one = store.lock_owned("one", lease()).unwrap();
+    let several = store.lock_all_owned(["b", "a"], lease()).unwrap();
+    assert!(store.try_lock_owned("one", as_named("other")).unwrap().is_none());
+    let (lost, losses) = channel();
+    let lost_too = lost.clone();
+    one.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
+    several.keep_alive(move |error| lost_too.send(error).unwrap()).unwrap();
+    let (one, several) = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(3));
+        one.write("done").unwrap();
+        several.get("a").unwrap().write("done").unwrap();
+        (one, several)
+    })
+    .join()
+    .unwrap();
+    assert!(losses.try_recv().is_err(), "a lock was lost");
+    assert!(store.break_lock("b").unwrap());
+    assert_eq!(losses.recv_timeout(PATIENCE).unwrap().key().unwrap().as_str(), "b");
+    one.release().unwrap();
+    let mut guards = several.into_iter();
+    let (a, b) = (guards.next().unwrap(), guards.next().unwrap());
+    assert_eq!((a.key().as_str(), b.key().as_str()), ("a", "b"));
+    a.release_with(PATIENCE).unwrap();
+    assert!(b.release().unwrap_err().is_lock_lost());
+    assert!(losses.recv().is_err(), "a release was reported as a loss");
+    assert!(store.locks().unwrap().next().is_none());
+    let guard = store.try_lock_owned("one", as_named("other")).unwrap().expect("a free lock");
+    drop(guard);
+    assert!(!store.is_locked("one").unwrap());
 }

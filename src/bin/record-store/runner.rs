@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use record_store::{Error, FileSystemRecordStore, LockGuard, RecordStore};
+use record_store::{Error, FileSystemRecordStore, OwnedLockGuard, RecordStore};
 
 use crate::command::{Ended, Event};
 use crate::failure::{Failure, HOLD_EXCEEDED, signal_code};
@@ -24,7 +24,7 @@ pub(crate) struct Runner {
 
 /// A lock, in the store that the result is written to.
 pub(crate) struct Held {
-    pub(crate) guard: LockGuard<'static, dyn RecordStore>,
+    pub(crate) guard: OwnedLockGuard<dyn RecordStore>,
     pub(crate) store: Store,
     /// The command inherits the owner file, so that it keeps the lock if this process is killed. `None`: at a server,
     /// a lock ends with the connection of this process.
@@ -32,7 +32,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(guard: LockGuard<'static, dyn RecordStore>, store: &Store) -> Result<Self, Error> {
+    pub(crate) fn new(guard: OwnedLockGuard<dyn RecordStore>, store: &Store) -> Result<Self, Error> {
         let owner = store.files().map(FileSystemRecordStore::share_owner).transpose()?;
         Ok(Self { guard, store: store.clone(), owner })
     }
