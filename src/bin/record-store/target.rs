@@ -77,13 +77,16 @@ impl Target {
 
 /// Creates a temporary file that is removed if a signal terminates this program, even during its
 /// creation.
-#[allow(clippy::disallowed_methods, reason = "the file of an export is not a file of a store")]
 fn removed_on_signals(create: impl FnOnce() -> io::Result<NamedTempFile>) -> io::Result<NamedTempFile> {
     let path: Arc<Mutex<Option<PathBuf>>> = Arc::default();
     let path_to_remove = Arc::clone(&path);
     signals::run_before_exit(move || {
         // The mutex is held during the creation, so this waits for the path.
         if let Some(path) = &*path_to_remove.lock().unwrap_or_else(PoisonError::into_inner) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the unfinished file of an export is no file of a store"
+            )]
             let _ = std::fs::remove_file(path);
         }
     })?;
@@ -94,6 +97,7 @@ fn removed_on_signals(create: impl FnOnce() -> io::Result<NamedTempFile>) -> io:
 }
 
 /// Syncs the file before the rename, so that a power loss leaves no empty file at `path`.
+#[expect(clippy::disallowed_methods, reason = "the file of an export is no file of a store")]
 fn publish(staged: BufWriter<NamedTempFile>, path: &Path) -> io::Result<()> {
     let staged = staged.into_inner()?;
     staged.as_file().sync_all()?;

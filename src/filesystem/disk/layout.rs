@@ -158,7 +158,6 @@ impl Layout {
     }
 
     /// [`make_private_dir`](Layout::make_private_dir), and whether this call has created it.
-    #[allow(clippy::disallowed_methods, reason = "it takes back only what it has just created")]
     pub(crate) fn make_private_dir_if_missing(&self, name: &str) -> Result<(OwnedFd, bool), Errno> {
         match rustix::fs::mkdirat(&self.private, name, self.permissions.dir_mode()) {
             Ok(()) => {
@@ -170,6 +169,10 @@ impl Layout {
                 });
                 // A directory that cannot be used, or has no permissions, must not stay.
                 opened.inspect_err(|_| {
+                    #[expect(
+                        clippy::disallowed_methods,
+                        reason = "an empty directory that this call has just created; `publish` imports this module"
+                    )]
                     let _ = rustix::fs::unlinkat(&self.private, name, AtFlags::REMOVEDIR);
                 })
             }
