@@ -64,7 +64,7 @@ impl RecordStoreFutures for PostgresRecordStore {
     }
 
     fn acquire_lock<'a>(&'a self, key: &'a Key, options: LockOptions) -> RecordStoreFuture<'a, Acquired> {
-        Box::pin(locks::acquire(&self.0, key, options))
+        Box::pin(locks::acquire_lock(&self.0, key, options))
     }
 
     fn renew<'a>(
@@ -83,7 +83,7 @@ impl RecordStoreFutures for PostgresRecordStore {
         claim: &'a Claim,
         options: WaitOptions,
     ) -> RecordStoreFuture<'a, ()> {
-        Box::pin(locks::release(&self.0, key, claim, options))
+        Box::pin(locks::release_lock(&self.0, key, claim, options))
     }
 
     fn lock_info<'a>(&'a self, key: &'a Key) -> RecordStoreFuture<'a, Option<LockInfo>> {

@@ -22,7 +22,7 @@ use crate::{
     LockToken, Result, WaitOptions,
 };
 
-pub(super) async fn acquire(core: &Arc<Core>, key: &Key, options: LockOptions) -> Result<Acquired> {
+pub(super) async fn acquire_lock(core: &Arc<Core>, key: &Key, options: LockOptions) -> Result<Acquired> {
     let limits = Limits::new(options.get_wait());
     let context = Context::new("acquire_lock", key);
     limits.check_cancelled(context)?;
@@ -71,7 +71,7 @@ async fn acquire_as(
         if let Some(wait) = &mut wait {
             wait.is_queued |= waits;
         }
-        let called = core.call_function(context, limits, Repeat::Yes, Query::Acquire, &parameters).await;
+        let called = core.call_function(context, limits, Repeat::Yes, Query::AcquireLock, &parameters).await;
         let (status, row) = match called {
             Ok(answer) => answer,
             Err(error) => break Err(error),
@@ -145,12 +145,18 @@ pub(super) async fn renew(
     }
 }
 
-pub(super) async fn release(core: &Arc<Core>, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+pub(super) async fn release_lock(
+    core: &Arc<Core>,
+    key: &Key,
+    claim: &Claim,
+    options: WaitOptions,
+) -> Result<()> {
     let (limits, context) = (Limits::new(&options), Context::new("release_lock", key));
     let id = KeyId::of(key);
     let [holder, bound, owner, token] = claim_parameters(claim);
     let parameters = [id.id(), id.latch(), holder, bound, owner, token, Parameter::Patience];
-    let (status, row) = core.call_function(context, &limits, Repeat::No, Query::Release, &parameters).await?;
+    let (status, row) =
+        core.call_function(context, &limits, Repeat::No, Query::ReleaseLock, &parameters).await?;
     match status {
         Status::Ok => Ok(()),
         status => Err(not_own(core, context, status, claim, Core::holder_in(&row, 1, 2))),

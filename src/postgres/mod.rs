@@ -262,7 +262,7 @@ impl RecordStore for PostgresRecordStore {
     }
 
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
-        block_on(locks::acquire(&self.0, key, options))
+        block_on(locks::acquire_lock(&self.0, key, options))
     }
 
     fn renew_raw(
@@ -276,7 +276,7 @@ impl RecordStore for PostgresRecordStore {
     }
 
     fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
-        block_on(locks::release(&self.0, key, claim, options))
+        block_on(locks::release_lock(&self.0, key, claim, options))
     }
 
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {

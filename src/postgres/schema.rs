@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
 /// functions, is another version.
-pub(super) const VERSION: i32 = 2;
+pub(super) const VERSION: i32 = 3;
 
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
@@ -120,7 +120,9 @@ async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
 /// Adds the columns that are missing, and makes the functions anew. The records stay as they are: those of which nobody
 /// knows when they were written count as written now.
 ///
-/// Processes that have the store open go on with the new functions, which take what the old ones took.
+/// Processes that have the store open go on with the new functions, which take what the old ones took. The functions that
+/// had other names before version 3 (`acquire`, `release`, `await_free`, `await_change`) stay as they are for these
+/// processes.
 async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     let has = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::pg_catalog.regclass \
                AND attname = $2 AND NOT attisdropped)";

@@ -144,7 +144,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION {schema}.acquire(
+CREATE FUNCTION {schema}.acquire_lock(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint,
     p_hold bigint, p_waits boolean, p_patience integer, p_note bytea,
     OUT status integer, OUT token bigint, OUT holder bytea, OUT bound boolean, OUT remaining bigint,
@@ -265,7 +265,7 @@ BEGIN
     RETURN {LOCKED};
 END $$;
 
-CREATE FUNCTION {schema}.release(
+CREATE FUNCTION {schema}.release_lock(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_patience integer,
     OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
@@ -481,7 +481,7 @@ BEGIN
 END $$;
 
 -- Waits until no lock is in the way: the caller is notified if the status is {LOCKED}. p_holder may be null.
-CREATE FUNCTION {schema}.await_free(
+CREATE FUNCTION {schema}.wait_for_lock(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint, p_patience integer,
     OUT status integer, OUT holder bytea, OUT bound boolean, OUT remaining bigint)
 LANGUAGE plpgsql AS $$
@@ -504,7 +504,7 @@ BEGIN
 END $$;
 
 -- Waits until the record has another version than p_version. The caller is notified if the status is {SAME}.
-CREATE FUNCTION {schema}.await_change(
+CREATE FUNCTION {schema}.wait_for_change(
     p_id bytea, p_hash integer, p_owner bigint, p_nonce bigint, p_version bigint, p_patience integer,
     OUT status integer, OUT version bigint, OUT remaining bigint)
 LANGUAGE plpgsql AS $$

@@ -13,13 +13,13 @@ pub(super) enum Query {
     Version,
     Write,
     Remove,
-    Acquire,
+    AcquireLock,
     Renew,
-    Release,
+    ReleaseLock,
     BreakLock,
     LockInfo,
-    AwaitFree,
-    AwaitChange,
+    WaitForLock,
+    WaitForChange,
     Leave,
     Keys,
     Records,
@@ -91,16 +91,27 @@ impl Query {
 
     /// Whether it changes anything that is not only a wait.
     pub(super) fn changes(self) -> bool {
-        use Query::{Acquire, BreakLock, Evict, EvictSeveral, Leave, Release, Remove, Renew, Sweep, Write};
+        use Query::{
+            AcquireLock, BreakLock, Evict, EvictSeveral, Leave, ReleaseLock, Remove, Renew, Sweep, Write,
+        };
         matches!(
             self,
-            Write | Remove | Acquire | Renew | Release | BreakLock | Leave | Evict | EvictSeveral | Sweep
+            Write
+                | Remove
+                | AcquireLock
+                | Renew
+                | ReleaseLock
+                | BreakLock
+                | Leave
+                | Evict
+                | EvictSeveral
+                | Sweep
         )
     }
 
     /// Whether its answer may be that the session of this process has ended.
     pub(super) fn says_gone(self) -> bool {
-        matches!(self, Self::Acquire | Self::AwaitFree | Self::AwaitChange)
+        matches!(self, Self::AcquireLock | Self::WaitForLock | Self::WaitForChange)
     }
 
     pub(super) fn text(self, schema: &str) -> String {
@@ -120,13 +131,13 @@ impl Query {
             Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Write => call("write", 12),
             Self::Remove => call("remove", 7),
-            Self::Acquire => call("acquire", 11),
+            Self::AcquireLock => call("acquire_lock", 11),
             Self::Renew => call("renew", 8),
-            Self::Release => call("release", 7),
+            Self::ReleaseLock => call("release_lock", 7),
             Self::BreakLock => call("break_lock", 4),
             Self::LockInfo => format!("SELECT {INFO} WHERE l.id = $1").replace("{schema}", schema),
-            Self::AwaitFree => call("await_free", 7),
-            Self::AwaitChange => call("await_change", 6),
+            Self::WaitForLock => call("wait_for_lock", 7),
+            Self::WaitForChange => call("wait_for_change", 6),
             Self::Leave => call("leave", 4),
             Self::Keys => format!(
                 "SELECT id, key FROM {schema}.records WHERE id > $1 AND {LIVES} ORDER BY id LIMIT 500"

@@ -108,7 +108,7 @@ pub(super) async fn until_free(
     ];
     wait.is_queued = true;
     let (status, row) =
-        core.call_function(context, limits, Repeat::Yes, Query::AwaitFree, &parameters).await?;
+        core.call_function(context, limits, Repeat::Yes, Query::WaitForLock, &parameters).await?;
     match status {
         Status::Ok => {
             wait.is_queued = false;

@@ -37,7 +37,8 @@ pub(super) async fn wait_for_change(
             Parameter::Patience,
         ];
         wait.is_queued = true;
-        let called = core.call_function(context, &limits, Repeat::Yes, Query::AwaitChange, &parameters).await;
+        let called =
+            core.call_function(context, &limits, Repeat::Yes, Query::WaitForChange, &parameters).await;
         match called {
             Ok((Status::Other, row)) => {
                 wait.is_queued = false;

@@ -48,7 +48,7 @@ const FAULTS: &[Fault] = &[
     (
         "there is no queue",
         &[(
-            "acquire",
+            "acquire_lock",
             "t\n            WHERE t.id = p_id AND t.kind = 'l'",
             "t\n            WHERE false AND t.kind = 'l'",
         )],
@@ -62,8 +62,8 @@ const FAULTS: &[Fault] = &[
     (
         "a waiter's death is ignored",
         &[
-            ("acquire", "NOT {schema}.lives(w.owner)", "false"),
-            ("acquire", "interval '1 second'", "interval '1 hour'"),
+            ("acquire_lock", "NOT {schema}.lives(w.owner)", "false"),
+            ("acquire_lock", "interval '1 second'", "interval '1 hour'"),
             ("notify_free", "IF {schema}.lives(w.owner) THEN", "IF true THEN"),
         ],
         &["processes::a_waiter_that_is_killed_holds_up_nobody"],
@@ -73,15 +73,15 @@ const FAULTS: &[Fault] = &[
         &[("is_live", "clock_timestamp()", "now()")],
         &["stalled::a_change_that_waits_past_the_lease_is_refused"],
     ),
-    ("a release enters no latch", &[("release", ENTER, "")], STALLED),
+    ("a release enters no latch", &[("release_lock", ENTER, "")], STALLED),
     (
         "a guard releases without the latch",
-        &[("release", ENTER, "")],
+        &[("release_lock", ENTER, "")],
         &["stalled::a_call_of_a_guard_ends_at_its_timeout"],
     ),
     ("a write enters no latch", &[("write", ENTER, "")], STALLED),
     ("a removal enters no latch", &[("remove", ENTER, "")], STALLED),
-    ("an acquisition enters no latch", &[("acquire", ENTER, "")], STALLED),
+    ("an acquisition enters no latch", &[("acquire_lock", ENTER, "")], STALLED),
     ("a renewal enters no latch", &[("renew", ENTER, "")], STALLED),
     ("a break enters no latch", &[("break_lock", ENTER, "")], STALLED),
     (
@@ -114,7 +114,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a bound holder is the same in every process for an acquisition",
-        &[("acquire", OF_THIS_PROCESS, "")],
+        &[("acquire_lock", OF_THIS_PROCESS, "")],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
@@ -134,7 +134,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a named holder is another one in each process",
-        &[("acquire", "(NOT p_bound OR l.owner = p_owner)", "l.owner = p_owner")],
+        &[("acquire_lock", "(NOT p_bound OR l.owner = p_owner)", "l.owner = p_owner")],
         &["processes::a_named_holder_is_the_same_in_every_process"],
     ),
     (

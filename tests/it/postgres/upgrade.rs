@@ -2,27 +2,35 @@
 
 use std::time::{Duration, SystemTime};
 
-use record_store::{PostgresOptions, PostgresRecordStore, RecordStoreExt};
+use record_store::{LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt};
 
 use super::server::Server;
 use super::{new_url, open};
+use crate::support::named;
 
-const STATUSES: [&str; 9] =
-    ["OK", "AGAIN", "LOCKED", "BEHIND", "LOST", "NOT_LOCKED", "GONE", "OTHER", "SAME"];
+const STATUSES: [&str; 11] =
+    ["OK", "AGAIN", "LOCKED", "BEHIND", "LOST", "NOT_LOCKED", "GONE", "OTHER", "SAME", "ABSENT", "BUSY"];
+
+const SCHEMAS: [&str; 2] = [
+    include_str!("../../../fixtures/postgres/schema-1.sql"),
+    include_str!("../../../fixtures/postgres/schema-2.sql"),
+];
 
 /// Makes a store of version 1, with a record and a lock. Returns its schema.
 fn make(server: &Server, url: &str) -> String {
+    make_version(server, url, 1)
+}
+
+fn make_version(server: &Server, url: &str, version: usize) -> String {
     let (_, schema) = url.split_once("schema=").unwrap();
-    let text = include_str!("../../../fixtures/postgres/schema-1.sql")
-        .replace("{schema}", schema)
-        .replace("{latch}", "(-4711)");
+    let text = SCHEMAS[version - 1].replace("{schema}", schema).replace("{latch}", "(-4711)");
     let text = STATUSES
         .iter()
         .enumerate()
         .fold(text, |text, (number, name)| text.replace(&format!("{{{name}}}"), &number.to_string()));
     server.sql(&format!("CREATE SCHEMA {schema}"));
     server.sql(&text);
-    server.sql(&format!("INSERT INTO {schema}.store (version, high, low) VALUES (1, 17, -3)"));
+    server.sql(&format!("INSERT INTO {schema}.store (version, high, low) VALUES ({version}, 17, -3)"));
     assert_eq!(write(server, schema, "7"), "0");
     server.sql(&format!(
         "INSERT INTO {schema}.locks (id, key, holder, bound, owner, token, nonce, acquired_at) \
@@ -48,7 +56,7 @@ fn a_store_of_version_1_is_upgraded_with_all_that_is_in_it() {
     let token = server.sql(&format!("SELECT token FROM {schema}.locks"));
     let start = SystemTime::now() - Duration::from_secs(2);
     let store = PostgresRecordStore::connect(&url, PostgresOptions::new().existing()).unwrap();
-    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "2|17|-3");
+    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "3|17|-3");
     assert_eq!(store.verify().map(Result::unwrap).count(), 0);
     let record = store.read::<u8>("k").unwrap().unwrap();
     assert_eq!(record.result, 7);
@@ -78,7 +86,35 @@ fn several_that_open_a_store_of_version_1_at_once_upgrade_it_once() {
         }
     });
     assert_eq!(open(&url).keys().unwrap().count(), 9);
-    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "2");
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "3");
+}
+
+/// Processes of an earlier version, which still have the store open, call functions of other names.
+#[test]
+fn processes_of_earlier_versions_exclude_those_of_this_one() {
+    let Some(server) = Server::shared() else { return };
+    for version in [1, 2] {
+        let url = new_url().unwrap();
+        let schema = make_version(server, &url, version);
+        let store = open(&url);
+        assert_eq!(store.verify().map(Result::unwrap).count(), 0, "{version}");
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        // The session of this process stands for the other one, too.
+        let owner = server.sql(&format!("SELECT owner FROM {schema}.locks WHERE key = 'k'"));
+        let acquire = format!(
+            "SELECT status FROM {schema}.acquire(sha256('k'), 'k', 5, 'old', false, {owner}, 7, NULL, false, 1000, NULL)"
+        );
+        let release =
+            format!("SELECT status FROM {schema}.release(sha256('k'), 5, 'old', false, {owner}, NULL, 1000)");
+        assert_eq!(server.sql(&acquire), "2", "version {version}: it is locked");
+        assert_eq!(server.sql(&release), "2", "version {version}: another has the lock");
+        guard.release().unwrap();
+        assert_eq!(server.sql(&acquire), "0", "version {version}");
+        assert!(store.try_lock("k", LockOptions::new()).unwrap().is_none(), "version {version}");
+        assert!(store.is_lock_holder("k", &named("old")).unwrap(), "version {version}");
+        assert_eq!(server.sql(&release), "0", "version {version}");
+        assert!(!store.is_locked("k").unwrap(), "version {version}");
+    }
 }
 
 #[test]
