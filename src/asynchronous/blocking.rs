@@ -52,6 +52,16 @@ impl<T: Send + 'static> Outcome<T> {
         thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)
     }
 
+    /// Runs a long blocking call on a thread of its own (`true`) or, if none is available, on the pool.
+    pub(super) fn long<F: Future<Output = Result<T>> + Send + 'static>(
+        store: &dyn RecordStoreFutures,
+        call: impl Fn(bool) -> F,
+    ) -> Self {
+        let permit = permits().try_acquire_owned().ok();
+        let on_thread = permit.and_then(|permit| Self::on_thread(permit, call(true)));
+        on_thread.unwrap_or_else(|| Self::spawned(store, call(false)))
+    }
+
     fn of(
         call: impl Future<Output = Result<T>> + Send + 'static,
     ) -> (impl Future<Output = ()> + Send + 'static, Self) {

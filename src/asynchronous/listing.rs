@@ -7,11 +7,11 @@ use std::vec;
 use tokio::sync::mpsc;
 
 use super::AsyncRecordStore;
-use super::blocking::{Outcome, permits};
+use super::blocking::Outcome;
 use crate::{Listing, RecordStore, Result};
 
-/// A stream of items, created by [`AsyncRecordStore::keys`](super::AsyncRecordStore::keys) and
-/// [`locks`](super::AsyncRecordStore::locks).
+/// A stream of items, created by [`AsyncRecordStore::keys`](super::AsyncRecordStore::keys),
+/// [`records`](super::AsyncRecordStore::records) and [`locks`](super::AsyncRecordStore::locks).
 ///
 /// A thread reads a little ahead until the listing ends or is dropped. If no thread is available, the whole
 /// listing is read at once.
@@ -40,14 +40,15 @@ pub struct AsyncListing<T> {
     outcome: Option<Outcome<()>>,
 }
 
-/// The items of one batch.
-const BATCH: usize = 64;
+/// The items of one batch, if they are small.
+pub(super) const BATCH: usize = 64;
 
 impl<T: Send + 'static> AsyncListing<T> {
     pub(super) async fn begin<S: RecordStore + ?Sized + 'static>(
         operation: &'static str,
         store: &AsyncRecordStore<S>,
-        list: fn(&S) -> Result<Listing<'_, T>>,
+        batch: usize,
+        list: impl Fn(&S) -> Result<Listing<'_, T>> + Clone + Send + 'static,
     ) -> Result<Self> {
         // One batch is read ahead. So the whole listing as one batch never blocks the pool.
         let (sender, batches) = mpsc::channel(1);
@@ -61,12 +62,12 @@ impl<T: Send + 'static> AsyncListing<T> {
                 }
             }
         };
-        let on_thread = permits().try_acquire_owned().ok().and_then(|permit| {
+        let outcome = Outcome::long(&*store.blocking(), |has_thread| {
             let read = read.clone();
-            Outcome::on_thread(permit, async move { read(BATCH) })
+            async move { read(if has_thread { batch } else { usize::MAX }) }
         });
-        let outcome = on_thread
-            .unwrap_or_else(|| Outcome::spawned(&*store.blocking(), async move { read(usize::MAX) }));
+        // The last sender is that of the call, and its end is that of the listing.
+        drop(read);
         let mut listing = Self { operation, batch: Vec::new().into_iter(), batches, outcome: Some(outcome) };
         // Reports if the listing cannot begin.
         listing.next_batch().await?;

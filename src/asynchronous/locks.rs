@@ -3,6 +3,7 @@
 use std::slice;
 use std::time::Duration;
 
+use super::listing::BATCH;
 use super::wait::{or_none, timeout};
 use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
 use crate::locking::holds;
@@ -145,6 +146,6 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]
     pub async fn locks(&self) -> Result<AsyncListing<LockInfo>> {
-        AsyncListing::begin("locks", self, S::locks_raw).await
+        AsyncListing::begin("locks", self, BATCH, S::locks_raw).await
     }
 }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::blocking::Outcome;
+use super::listing::BATCH;
 use super::{AsyncListing, AsyncRecordStore, current_holder};
-use crate::{Claim, Expected, IntoKey, Json, Key, ReadOptions, RecordStore, RecordVersion};
-use crate::{RemoveOptions, Result, TransactionRecord, WriteOptions};
+use crate::{
+    Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, ReadOptions, RecordInfo,
+    RecordStore, RecordVersion, RemoveOptions, Result, TransactionRecord, WriteOptions,
+};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::read", "a read")]
@@ -124,7 +128,33 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::keys", "a read")]
     pub async fn keys(&self) -> Result<AsyncListing<Key>> {
-        AsyncListing::begin("keys", self, S::keys_raw).await
+        AsyncListing::begin("keys", self, BATCH, S::keys_raw).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::records", "a read")]
+    pub async fn records(&self, options: ListOptions) -> Result<AsyncListing<RecordInfo>> {
+        // Results may be large.
+        let batch = if options.reads_results() { 1 } else { BATCH };
+        AsyncListing::begin("records", self, batch, move |store| store.records_raw(options.clone())).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::record_info", "a read")]
+    pub async fn record_info(&self, key: impl IntoKey) -> Result<Option<RecordInfo>> {
+        self.short("record_info", key, |store, key| store.record_info(key)).await
+    }
+
+    #[doc = same_as!("RecordStoreExt::evict", "a change of each record", "An eviction whose future is dropped may \
+        go on to its end.")]
+    pub async fn evict(&self, policy: EvictionPolicy) -> Result<Evicted> {
+        let futures = self.futures();
+        if !futures.blocks() {
+            return futures.evict(policy).await;
+        }
+        let evict = |_| {
+            let (futures, policy) = (Arc::clone(&futures), policy.clone());
+            async move { futures.evict(policy).await }
+        };
+        Outcome::long(&*futures, evict).receive("evict", None).await
     }
 }
 

@@ -4,11 +4,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::engine::engine;
-use super::{PostgresRecordStore, lock_info, locks, records, watching};
+use super::{PostgresRecordStore, evict, lock_info, locks, record_info, records, watching};
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
-    Acquired, BreakOptions, Claim, Expected, Json, Key, LockInfo, LockOptions, RawRecord, ReadOptions,
-    RecordVersion, RemoveOptions, WaitOptions, WriteOptions,
+    Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
+    RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, WaitOptions, WriteOptions,
 };
 
 impl RecordStoreFutures for PostgresRecordStore {
@@ -61,6 +61,14 @@ impl RecordStoreFutures for PostgresRecordStore {
         options: WaitOptions,
     ) -> RecordStoreFuture<'a, Option<RecordVersion>> {
         Box::pin(watching::wait_for_change(&self.0, key, seen, options))
+    }
+
+    fn record_info<'a>(&'a self, key: &'a Key) -> RecordStoreFuture<'a, Option<RecordInfo>> {
+        Box::pin(record_info::record_info(&self.0, key))
+    }
+
+    fn evict<'a>(&'a self, policy: EvictionPolicy) -> RecordStoreFuture<'a, Evicted> {
+        Box::pin(async move { evict::evict(&self.0, &policy).await })
     }
 
     fn acquire_lock<'a>(&'a self, key: &'a Key, options: LockOptions) -> RecordStoreFuture<'a, Acquired> {

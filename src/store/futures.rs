@@ -6,8 +6,9 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use crate::{
-    Acquired, BreakOptions, Claim, Expected, Json, Key, LockInfo, LockOptions, RawRecord, ReadOptions,
-    RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions,
+    Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
+    RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions,
+    WriteOptions,
 };
 
 /// The outcome of an operation, as a future.
@@ -21,8 +22,8 @@ macro_rules! operations {
     ($($name:ident = $blocking:ident($($argument:ident: $type:ty),*) -> $output:ty;)*) => {
         /// The operations of [`RecordStore`](crate::RecordStore) as futures, with the same meaning.
         ///
-        /// A future of a change may be dropped at any time: the change happens as a whole or not at all. A future of
-        /// `acquire_lock` is never dropped before its end, but cancelled.
+        /// A future of a change may be dropped at any time: the change happens as a whole or not at all. `evict` is a
+        /// change of each record. A future of `acquire_lock` is never dropped before its end, but cancelled.
         pub trait RecordStoreFutures: Send + Sync {
             /// Runs a future to its end, independent of the caller's runtime.
             fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>);
@@ -35,7 +36,7 @@ macro_rules! operations {
             $(
                 #[doc = concat!("See [`RecordStore::", stringify!($blocking), "`](crate::RecordStore::",
                     stringify!($blocking), ").")]
-                fn $name<'a>(&'a self, key: &'a Key $(, $argument: $type)*) -> RecordStoreFuture<'a, $output>;
+                fn $name<'a>(&'a self $(, $argument: $type)*) -> RecordStoreFuture<'a, $output>;
             )*
         }
 
@@ -50,8 +51,8 @@ macro_rules! operations {
             }
 
             $(
-                fn $name<'a>(&'a self, key: &'a Key $(, $argument: $type)*) -> RecordStoreFuture<'a, $output> {
-                    Box::pin(async move { self.0.$blocking(key $(, $argument)*) })
+                fn $name<'a>(&'a self $(, $argument: $type)*) -> RecordStoreFuture<'a, $output> {
+                    Box::pin(async move { self.0.$blocking($($argument),*) })
                 }
             )*
         }
@@ -59,21 +60,24 @@ macro_rules! operations {
 }
 
 operations! {
-    read = read_raw(options: ReadOptions) -> Option<RawRecord>;
-    write = write_raw(result: &'a Json, options: WriteOptions) -> ();
-    compare_and_swap =
-        compare_and_swap_raw(expected: Expected<'a>, result: &'a Json, options: WriteOptions) -> bool;
-    exists = exists_raw() -> bool;
-    remove = remove_raw(options: RemoveOptions) -> bool;
-    version = version_raw() -> RecordVersion;
+    read = read_raw(key: &'a Key, options: ReadOptions) -> Option<RawRecord>;
+    write = write_raw(key: &'a Key, result: &'a Json, options: WriteOptions) -> ();
+    compare_and_swap = compare_and_swap_raw(
+        key: &'a Key, expected: Expected<'a>, result: &'a Json, options: WriteOptions) -> bool;
+    exists = exists_raw(key: &'a Key) -> bool;
+    remove = remove_raw(key: &'a Key, options: RemoveOptions) -> bool;
+    version = version_raw(key: &'a Key) -> RecordVersion;
     wait_for_change =
-        wait_for_change_raw(seen: RecordVersion, options: WaitOptions) -> Option<RecordVersion>;
-    acquire_lock = acquire_lock_raw(options: LockOptions) -> Acquired;
-    renew = renew_raw(claim: &'a Claim, hold_timeout: Option<Duration>, options: WaitOptions) -> ();
-    release_lock = release_lock_raw(claim: &'a Claim, options: WaitOptions) -> ();
-    lock_info = lock_info_raw() -> Option<LockInfo>;
-    wait_for_lock = wait_for_lock_raw(options: WaitOptions) -> bool;
-    break_lock = break_lock_raw(options: BreakOptions) -> bool;
+        wait_for_change_raw(key: &'a Key, seen: RecordVersion, options: WaitOptions) -> Option<RecordVersion>;
+    record_info = record_info_raw(key: &'a Key) -> Option<RecordInfo>;
+    evict = evict_raw(policy: EvictionPolicy) -> Evicted;
+    acquire_lock = acquire_lock_raw(key: &'a Key, options: LockOptions) -> Acquired;
+    renew = renew_raw(
+        key: &'a Key, claim: &'a Claim, hold_timeout: Option<Duration>, options: WaitOptions) -> ();
+    release_lock = release_lock_raw(key: &'a Key, claim: &'a Claim, options: WaitOptions) -> ();
+    lock_info = lock_info_raw(key: &'a Key) -> Option<LockInfo>;
+    wait_for_lock = wait_for_lock_raw(key: &'a Key, options: WaitOptions) -> bool;
+    break_lock = break_lock_raw(key: &'a Key, options: BreakOptions) -> bool;
 }
 
 /// Makes a call that blocks.

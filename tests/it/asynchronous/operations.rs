@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    BreakOptions, Cancellation, Durability, Error, ErrorKind, IsolationLevel, Json, Key, Listing, LockInfo,
-    LockOptions, MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt,
-    RemoveOptions, Result, UpdateOptions, WriteOptions,
+    BreakOptions, Cancellation, Durability, Error, ErrorKind, EvictionPolicy, IsolationLevel, Json, Key,
+    ListOptions, Listing, LockInfo, LockOptions, MemoryRecordStore, RawRecord, ReadOptions, RecordChange,
+    RecordInfo, RecordStore, RecordStoreExt, RemoveOptions, Result, UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -122,6 +122,102 @@ fn listings_return_all_keys_and_locks() {
         let mut locks = store.locks().await.unwrap();
         assert_eq!(locks.next().await.unwrap().unwrap().key().as_str(), "k1");
         assert!(locks.next().await.is_none());
+    });
+}
+
+#[test]
+fn records_can_be_described_listed_and_evicted() {
+    with_each_store(async |store| {
+        assert!(store.record_info("k1").await.unwrap().is_none());
+        for number in 0..4 {
+            store.write(format!("k{number}"), &number).await.unwrap();
+        }
+        store.write("other", "a result").await.unwrap();
+        let info = store.record_info("k1").await.unwrap().unwrap();
+        let version = store.read::<u8>("k1").await.unwrap().unwrap().version;
+        assert_eq!((info.key().as_str(), info.version()), ("k1", version));
+        for has_results in [false, true] {
+            let options = ListOptions::new().prefix("k").results(has_results);
+            let (mut listing, mut listed) = (store.records(options).await.unwrap(), BTreeSet::new());
+            while let Some(record) = listing.next().await {
+                let record = record.unwrap();
+                let number = record.result().map(Json::as_str);
+                assert_eq!(number, has_results.then(|| &record.key().as_str()[1..]));
+                listed.insert(record.key().to_string());
+            }
+            assert_eq!(listed.iter().map(String::as_str).collect::<Vec<_>>(), ["k0", "k1", "k2", "k3"]);
+        }
+        let _guard = store.lock("k0", LockOptions::new()).await.unwrap();
+        let policy = EvictionPolicy::new().max_records(2);
+        let dry_run = store.evict(policy.clone().dry_run(true)).await.unwrap();
+        assert_eq!((dry_run.records, dry_run.kept), (3, 1));
+        assert_eq!(store.evict(policy.clone()).await.unwrap(), dry_run);
+        // The locked one, and one more.
+        assert!(store.exists("k0").await.unwrap());
+        let (mut listing, mut left) = (store.records(ListOptions::new()).await.unwrap(), 0);
+        while let Some(record) = listing.next().await {
+            record.unwrap();
+            left += 1;
+        }
+        assert_eq!(left, 2);
+    });
+}
+
+/// A store of any number of records with results. Counts those that were read.
+#[derive(Clone, Debug, Default)]
+struct Endless {
+    store: MemoryRecordStore,
+    read: Arc<AtomicU32>,
+}
+
+impl RecordStore for Endless {
+    fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.store.read_raw(key, options)
+    }
+    fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
+        self.store.write_raw(key, result, options)
+    }
+    fn exists_raw(&self, key: &Key) -> Result<bool> {
+        self.store.exists_raw(key)
+    }
+    fn records_raw(&self, options: ListOptions) -> Result<Listing<'_, RecordInfo>> {
+        assert!(options.reads_results());
+        Ok(Box::new(std::iter::repeat_with(|| {
+            self.read.fetch_add(1, Ordering::Relaxed);
+            Ok(self.store.record_info("k").unwrap().unwrap())
+        })))
+    }
+}
+
+#[test]
+fn a_listing_with_results_reads_few_of_them_ahead() {
+    let endless = Endless::default();
+    endless.store.write("k", &1).unwrap();
+    let store = AsyncRecordStore::new(endless.clone());
+    single_threaded().block_on(async {
+        let mut listing = store.records(ListOptions::new().results(true)).await.unwrap();
+        for _ in 0..5 {
+            listing.next().await.unwrap().unwrap();
+        }
+        tokio::time::sleep(millis(50)).await;
+    });
+    let read = endless.read.load(Ordering::Relaxed);
+    assert!((5..10).contains(&read), "{read}");
+}
+
+#[test]
+fn an_eviction_does_not_wait_for_the_pool() {
+    let dir = tempdir().unwrap();
+    let store = AsyncRecordStore::new(open_with(dir.path(), Durability::Relaxed));
+    single_threaded().block_on(async {
+        store.write("k", &1).await.unwrap();
+        // Keeps the pool's only thread.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || ended.recv());
+        let policy = EvictionPolicy::new().max_records(0);
+        let evicted = tokio::time::timeout(PATIENCE, store.evict(policy.clone())).await.unwrap().unwrap();
+        assert_eq!((evicted.records, evicted.records_left), (1, 0));
+        drop(end);
     });
 }
 

@@ -6,7 +6,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use record_store::asynchronous::AsyncRecordStore;
-use record_store::{Cancellation, LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt, Result};
+use record_store::{
+    Cancellation, EvictionPolicy, ListOptions, LockOptions, PostgresOptions, PostgresRecordStore,
+    RecordStoreExt, Result,
+};
 use tokio::time::{sleep, timeout};
 
 use super::{new_url, open};
@@ -91,8 +94,36 @@ fn every_operation_can_be_dropped_at_every_await() {
             .await;
             drop_after_each_poll(&store, || store.write("k", &2)).await;
             drop_after_each_poll(&store, || store.read::<u8>("k")).await;
+            drop_after_each_poll(&store, || store.record_info("k")).await;
+            let policy = EvictionPolicy::new().max_records(0);
+            drop_after_each_poll(&store, || store.evict(policy.clone())).await;
         });
     }
+}
+
+#[test]
+fn records_are_described_and_evicted_without_a_thread() {
+    let Some(url) = new_url() else { return };
+    let store = AsyncRecordStore::new(open(&url));
+    let [single_threaded, _] = runtimes();
+    single_threaded.block_on(async {
+        for key in ["old", "young"] {
+            store.write(key, &1).await.unwrap();
+        }
+        // Keeps the only thread of the pool.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || ended.recv());
+        let info = timeout(PATIENCE, store.record_info("old")).await.unwrap().unwrap().unwrap();
+        assert_eq!((info.key().as_str(), info.size()), ("old", 1));
+        let policy = EvictionPolicy::new().max_records(1);
+        let evicted = timeout(PATIENCE, store.evict(policy.clone())).await.unwrap().unwrap();
+        assert_eq!((evicted.records, evicted.records_left), (1, 1));
+        let mut left = store.records(ListOptions::new().results(true)).await.unwrap();
+        let young = left.next().await.unwrap().unwrap();
+        assert_eq!((young.key().as_str(), young.result().unwrap().as_str()), ("young", "1"));
+        assert!(left.next().await.is_none());
+        drop(end);
+    });
 }
 
 #[test]
