@@ -12,7 +12,8 @@ use std::thread;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::process::PerProcess;
-use crate::store::futures::{RecordStoreFutures, poll_once};
+use crate::store::calls::poll_once;
+use crate::store::futures::RecordStoreFutures;
 use crate::{Error, ErrorKind, Key, Result};
 
 /// The number of threads of a process that wait at the same time.
@@ -46,7 +47,7 @@ impl<T: Send + 'static> Outcome<T> {
     ) -> Option<Self> {
         let (call, outcome) = Self::of(call);
         let run = move || {
-            poll_once(call);
+            let _ = poll_once(call);
             drop(permit);
         };
         thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)

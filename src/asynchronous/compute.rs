@@ -1,15 +1,13 @@
 //! Read, compute and write as one operation: compute once, update.
 
 use std::slice;
-use std::sync::Arc;
-use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{AsyncLockGuard, AsyncRecordStore};
-use crate::compute::{Found, GET_OR_COMPUTE, Search};
-use crate::{Error, IntoKey, Json, Key, ReadOptions, RecordStore, Result, UpdateOptions};
+use crate::compute::{self, Found, GET_OR_COMPUTE};
+use crate::{Error, IntoKey, Key, RecordStore, Result, UpdateOptions};
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     /// As [`RecordStoreExt::get_or_compute`](crate::RecordStoreExt::get_or_compute).
@@ -56,42 +54,23 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         F: Future<Output = Result<R, E>>,
     {
         let (key, options) = (key.into_key()?, options.into());
-        let guard = match self.find_or_lock(&key, &options).await? {
-            Found::Record(json) => return Ok(json.decode_result(GET_OR_COMPUTE, &key)?),
-            Found::Lock(guard) => guard,
-        };
-        let json = Arc::new(Json::encode_result(GET_OR_COMPUTE, &key, &f().await?)?);
-        guard.write_json(&json, options.write()).await?;
-        // The result is stored, so it does not matter if the lock is lost by now.
-        let _ = guard.release().await;
-        // The same as the other callers get: not every value survives JSON unchanged.
-        Ok(json.decode_result(GET_OR_COMPUTE, &key)?)
+        compute::get_or_compute(&key, &options, self.find_or_lock(&key, &options), f).await
     }
 
-    /// See [`Search`].
+    /// See [`compute::find_or_lock`].
     async fn find_or_lock(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
         let (keys, lock, options) = (slice::from_ref(key), options.get_lock().clone(), options.clone());
         let futures = self.futures();
         // Only the first one needs a thread. Without threads, all of them wait in the store.
         let queues = futures.blocks().then_some(&self.queues);
-        let find_or_lock =
-            self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |locking, lock, _| {
-                let options = options.clone().lock(lock);
-                Box::pin(async move {
-                    let (futures, key, search) = (&locking.futures, locking.key(), Search::new(&options));
-                    let guard = loop {
-                        if let Some(json) = search.found(futures.read(key, search.read_options()).await)? {
-                            return Ok(Found::Record(json));
-                        }
-                        if let Some(guard) = search.locked(locking.lock(search.lock_options()).await)? {
-                            break guard;
-                        }
-                    };
-                    let again = futures.read(key, search.read_options().claim(guard.token())).await;
-                    search.found_or_locked(again, guard)
-                })
-            });
-        find_or_lock.await
+        let found = self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |locking, lock, _| {
+            let options = options.clone().lock(lock);
+            Box::pin(async move {
+                let read = |options| locking.futures.read(locking.key(), options);
+                compute::find_or_lock(&options, read, |options| locking.lock(options)).await
+            })
+        });
+        found.await
     }
 
     #[doc = same_as!("RecordStoreExt::update", "an acquisition until `f` returns, then a change")]
@@ -116,13 +95,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         E: From<Error>,
         F: Future<Output = Result<R, E>>,
     {
-        let (start, options) = (Instant::now(), options.into());
-        let guard = self.lock(key, options.get_lock().clone()).await?;
-        let rest = options.get_lock().get_wait().since(start);
-        let old = guard.read_with(ReadOptions::new().wait(rest)).await?.map(|record| record.result);
-        let new = f(old).await?;
-        guard.write_with(&new, options.write()).await?;
-        let _ = guard.release().await;
-        Ok(new)
+        let (key, options) = (key.into_key()?, options.into());
+        compute::update(&key, &options, self.lock(&key, options.get_lock().clone()), f).await
     }
 }

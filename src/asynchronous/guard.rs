@@ -11,8 +11,9 @@ use tokio::runtime::Handle;
 use super::AsyncRecordStore;
 use super::blocking::Outcome;
 use super::pending::Acquisition;
-use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RecordStore, Result};
-use crate::{ReadOptions, RemoveOptions, TransactionRecord, WaitOptions, WriteOptions};
+use crate::compute;
+use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RawRecord, ReadOptions, RecordStore};
+use crate::{RemoveOptions, Result, TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
 /// [`LockGuard`] is to a thread: its operations are fenced, and the last guard of a holder releases.
@@ -73,8 +74,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
         &self,
         options: ReadOptions,
     ) -> Result<Option<TransactionRecord<R>>> {
+        self.read_raw(options).await?.map(|record| record.decode("read", self.key().clone())).transpose()
+    }
+
+    async fn read_raw(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
         let claim = self.held.guard.claim("read")?;
-        self.held.store.read_with(self.key(), options.claim(claim)).await
+        self.held.store.read_raw(self.key(), options.claim(claim)).await
     }
 
     #[doc = same_as!("LockGuard::write", "a change")]
@@ -87,7 +92,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
         self.write_json(&Arc::new(Json::encode_result("write", self.key(), result)?), options).await
     }
 
-    pub(super) async fn write_json(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
+    async fn write_json(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
         let write = async {
             let claim = self.held.guard.claim("write")?;
             self.held.store.write_json(self.key(), Arc::clone(result), options.claim(claim)).await
@@ -154,15 +159,34 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     pub async fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
         self.held.guard.claim("release_lock")?;
         self.held.acquisition.give_up();
-        let (held, options) = (Arc::clone(&self.held), options.into());
-        let release = async move { held.guard.release_and_report_by_futures(options).await };
-        let mut outcome = Outcome::spawned(&*self.held.store.futures(), release);
+        let (held, futures, options) = (Arc::clone(&self.held), self.held.store.futures(), options.into());
+        let calls = Arc::clone(&futures);
+        let release = async move { held.guard.release_and_report(&*calls, options).await };
+        let mut outcome = Outcome::spawned(&*futures, release);
         outcome.receive("release_lock", Some(self.key())).await
     }
 
     /// Leaves the lock to be released by its token or its holder.
     pub(super) fn into_token(self) -> LockToken {
         self.held.guard.leave_locked()
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> compute::Held for AsyncLockGuard<S> {
+    fn token(&self) -> LockToken {
+        self.token()
+    }
+
+    async fn read(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.read_raw(options).await
+    }
+
+    async fn write(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
+        self.write_json(result, options).await
+    }
+
+    async fn end(self) {
+        let _ = self.release().await;
     }
 }
 
@@ -177,7 +201,8 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
         if futures.blocks() && Handle::try_current().is_err() {
             return;
         }
-        let release = async move { held.guard.release_by_futures(WaitOptions::new()).await };
+        let calls = Arc::clone(&futures);
+        let release = async move { held.guard.release_by(&*calls, WaitOptions::new()).await };
         drop(Outcome::spawned(&*futures, release));
     }
 }

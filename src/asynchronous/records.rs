@@ -9,8 +9,8 @@ use super::blocking::Outcome;
 use super::listing::BATCH;
 use super::{AsyncListing, AsyncRecordStore, current_holder};
 use crate::{
-    Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, ReadOptions, RecordInfo,
-    RecordStore, RecordVersion, RemoveOptions, Result, TransactionRecord, WriteOptions,
+    Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, RawRecord, ReadOptions,
+    RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, TransactionRecord, WriteOptions,
 };
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
@@ -25,11 +25,16 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         key: impl IntoKey,
         options: ReadOptions,
     ) -> Result<Option<TransactionRecord<R>>> {
-        let (key, wait, claim) = (key.into_key()?, options.get_wait().clone(), claim(options.get_claim()));
+        let key = key.into_key()?;
+        self.read_raw(&key, options).await?.map(|record| record.decode("read", key)).transpose()
+    }
+
+    pub(super) async fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
+        let (wait, claim) = (options.get_wait().clone(), claim(options.get_claim()));
         let options = options.claim(claim);
         let read = self
-            .wait("read", &key, &wait, move |store, key, wait| store.read(key, options.clone().wait(wait)));
-        read.await?.map(|record| record.decode("read", key)).transpose()
+            .wait("read", key, &wait, move |store, key, wait| store.read(key, options.clone().wait(wait)));
+        read.await
     }
 
     #[doc = same_as!("RecordStoreExt::write", "a change")]

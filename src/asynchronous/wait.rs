@@ -96,7 +96,8 @@ impl<S: RecordStore + ?Sized + 'static> Locking<S> {
 
     /// Acquires the lock of the only key.
     pub(super) async fn lock(&self, options: LockOptions) -> Result<AsyncLockGuard<S>> {
-        let guard = LockGuard::acquire_by_futures(&self.store.store, self.key().clone(), options).await?;
+        let (calls, store, key) = (&*self.futures, &self.store.store, self.key().clone());
+        let guard = LockGuard::acquire_owned_by(calls, store, key, options).await?;
         Ok(AsyncLockGuard::new(&self.store, guard, &self.acquisitions[0]))
     }
 }

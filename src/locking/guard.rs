@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,7 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::holds::{self, Arrival, Entered};
 use super::keep_alive::KeepAlive;
+use crate::compute::Held;
 use crate::process::ProcessId;
+use crate::store::calls::{Calls, block};
 use crate::trace;
 use crate::{
     Acquired, Claim, Error, ErrorKind, Holder, Json, Key, LockInfo, LockOptions, LockToken, RawRecord,
@@ -86,32 +89,42 @@ impl<S: ?Sized> Deref for StoreRef<'_, S> {
 
 impl<S: RecordStore + ?Sized + 'static> LockGuard<'static, S> {
     pub(crate) fn acquire_owned(store: &Arc<S>, key: Key, options: LockOptions) -> Result<Self> {
-        Self::acquire_with(StoreRef::Owned(Arc::clone(store)), key, options)
+        block("acquire_lock", Self::acquire_owned_by(&**store, store, key, options))
+    }
+
+    pub(crate) async fn acquire_owned_by(
+        calls: &(impl Calls + ?Sized),
+        store: &Arc<S>,
+        key: Key,
+        options: LockOptions,
+    ) -> Result<Self> {
+        Self::acquire_by(calls, StoreRef::Owned(Arc::clone(store)), key, options).await
     }
 }
 
 impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     pub(crate) fn acquire(store: &'a S, key: Key, options: LockOptions) -> Result<Self> {
-        Self::acquire_with(StoreRef::Borrowed(store), key, options)
+        block("acquire_lock", Self::acquire_by(store, StoreRef::Borrowed(store), key, options))
     }
 
-    fn acquire_with(store: StoreRef<'a, S>, key: Key, options: LockOptions) -> Result<Self> {
+    async fn acquire_by(
+        calls: &(impl Calls + ?Sized),
+        store: StoreRef<'a, S>,
+        key: Key,
+        options: LockOptions,
+    ) -> Result<Self> {
         let counting = Counting::begin(&*store, &key, options);
         let acquired = loop {
             // The store knows only of its own wait.
-            let acquired = store.acquire_lock_raw(&key, counting.options());
+            let acquired = calls.acquire_lock(&key, counting.options()).await;
             let acquired = acquired.map_err(|error| error.waiting_since(counting.start))?;
             if counting.count(&key, &acquired)? {
                 break acquired;
             }
-            std::thread::sleep(COUNTING_PAUSE);
+            calls.wait(|| thread::sleep(COUNTING_PAUSE)).await;
         };
-        Ok(Self::new(store, key, &counting, &acquired))
-    }
-
-    fn new(store: StoreRef<'a, S>, key: Key, counting: &Counting, acquired: &Acquired) -> Self {
         let counted_in = store.identity_raw();
-        Self {
+        Ok(Self {
             store,
             key,
             holder: counting.options.resolve_holder(),
@@ -121,7 +134,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
             counted_in,
             is_done: AtomicBool::new(counted_in.is_none() && acquired.reentrant),
             keep_alive: Mutex::new(None),
-        }
+        })
     }
 
     #[cfg(feature = "tokio")]
@@ -254,12 +267,12 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live.
     pub fn remaining(&self) -> Result<Option<Duration>> {
-        self.info("remaining").map(|info| info.remaining())
+        block("remaining", self.info("remaining", &*self.store)).map(|info| info.remaining())
     }
 
-    fn info(&self, operation: &'static str) -> Result<LockInfo> {
+    async fn info(&self, operation: &'static str, calls: &(impl Calls + ?Sized)) -> Result<LockInfo> {
         self.claim(operation)?;
-        self.own(operation, self.store.lock_info_raw(&self.key)?)
+        self.own(operation, calls.lock_info(&self.key).await?)
     }
 
     /// The key's live lock, if it is that of this acquisition.
@@ -303,12 +316,16 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
     /// [`release_lock`](crate::RecordStoreExt::release_lock) with the [token](LockGuard::token) releases it earlier, and
     /// so does the next guard of the holder.
     pub fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
-        self.release_and_report(options.into())
+        block("release_lock", self.release_and_report(&*self.store, options.into()))
     }
 
-    pub(crate) fn release_and_report(&self, options: WaitOptions) -> Result<()> {
-        let checked = if self.is_last() { Ok(()) } else { self.info("release_lock").map(drop) };
-        let released = self.release_within(options);
+    pub(crate) async fn release_and_report(
+        &self,
+        calls: &(impl Calls + ?Sized),
+        options: WaitOptions,
+    ) -> Result<()> {
+        let checked = if self.is_last() { Ok(()) } else { self.info("release_lock", calls).await.map(drop) };
+        let released = self.release_by(calls, options).await;
         match checked {
             // Such a store can only be asked by a change.
             Err(error) if error.kind() == ErrorKind::Unsupported => released,
@@ -325,19 +342,25 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         }
     }
 
-    /// Releases the lock while operations through the guard may still be running. Later ones are refused.
     pub(crate) fn release_within(&self, options: WaitOptions) -> Result<()> {
+        block("release_lock", self.release_by(&*self.store, options))
+    }
+
+    /// Releases the lock while operations through the guard may still be running. Later ones are refused.
+    pub(crate) async fn release_by(&self, calls: &(impl Calls + ?Sized), options: WaitOptions) -> Result<()> {
         let claim = self.claim("release_lock")?;
         let is_done = self.is_done.swap(true, Ordering::AcqRel);
         // Stopped before the release, which it would report as a loss.
-        self.stop_keep_alive();
+        if let Some(keep_alive) = self.take_keep_alive() {
+            calls.wait(|| drop(keep_alive)).await;
+        }
         if is_done {
             return Ok(());
         }
-        let release = || self.store.release_lock_raw(&self.key, &claim, options);
-        let Some(store) = self.counted_in else { return release() };
+        let release = calls.release_lock(&self.key, &claim, options);
+        let Some(store) = self.counted_in else { return release.await };
         let Some(last) = holds::leave(store, &self.key, self.token) else { return Ok(()) };
-        let released = release();
+        let released = release.await;
         last.end(released.as_ref().map_or_else(Error::is_lock_lost, |()| true));
         released
     }
@@ -359,10 +382,6 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         self.process.is_here()
             && (!self.is_done.load(Ordering::Acquire)
                 || self.keep_alive.lock().unwrap_or_else(PoisonError::into_inner).is_some())
-    }
-
-    pub(crate) fn stop_keep_alive(&self) {
-        drop(self.take_keep_alive());
     }
 
     fn take_keep_alive(&self) -> Option<KeepAlive> {
@@ -388,7 +407,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         let claim = self.claim("renew")?;
         let Some(hold_timeout) = self.hold_timeout else { return Ok(()) };
         self.renew()?;
-        self.stop_keep_alive();
+        drop(self.take_keep_alive());
         let key = self.key.clone();
         let renew = move |wait| store.renew_raw(&key, &claim, Some(hold_timeout), wait);
         let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| {
@@ -450,53 +469,6 @@ impl Counting {
     }
 }
 
-/// The same by the futures of the store. If it has none, they block.
-#[cfg(feature = "tokio")]
-impl<S: RecordStore + ?Sized> LockGuard<'static, S> {
-    pub(crate) async fn acquire_by_futures(store: &Arc<S>, key: Key, options: LockOptions) -> Result<Self> {
-        let Some(futures) = store.futures_raw() else { return Self::acquire_owned(store, key, options) };
-        let counting = Counting::begin(&**store, &key, options);
-        let acquired = loop {
-            let acquired = futures.acquire_lock(&key, counting.options()).await?;
-            if counting.count(&key, &acquired)? {
-                break acquired;
-            }
-            tokio::time::sleep(COUNTING_PAUSE).await;
-        };
-        Ok(Self::new(StoreRef::Owned(Arc::clone(store)), key, &counting, &acquired))
-    }
-
-    pub(crate) async fn release_and_report_by_futures(&self, options: WaitOptions) -> Result<()> {
-        let Some(futures) = self.store.futures_raw() else { return self.release_and_report(options) };
-        let checked = if self.is_last() {
-            Ok(())
-        } else {
-            let info = futures.lock_info(&self.key).await;
-            info.and_then(|info| self.own("release_lock", info)).map(drop)
-        };
-        checked.and(self.release_by_futures(options).await)
-    }
-
-    pub(crate) async fn release_by_futures(&self, options: WaitOptions) -> Result<()> {
-        let Some(futures) = self.store.futures_raw() else { return self.release_within(options) };
-        let claim = self.claim("release_lock")?;
-        let is_done = self.is_done.swap(true, Ordering::AcqRel);
-        // Its thread may be waiting for the runtime that polls this future.
-        if let Some(keep_alive) = self.take_keep_alive() {
-            let _ = tokio::task::spawn_blocking(move || drop(keep_alive)).await;
-        }
-        if is_done {
-            return Ok(());
-        }
-        let release = futures.release_lock(&self.key, &claim, options);
-        let Some(store) = self.counted_in else { return release.await };
-        let Some(last) = holds::leave(store, &self.key, self.token) else { return Ok(()) };
-        let released = release.await;
-        last.end(released.as_ref().map_or_else(Error::is_lock_lost, |()| true));
-        released
-    }
-}
-
 impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     /// Renews the lease in the background for as long as the guard lives: long work can then run under a
     /// short lease. A process that hangs or is stopped loses the lock after the hold timeout; one that
@@ -533,6 +505,22 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     pub fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
         self.keep_alive_through(S::clone(&self.store), on_loss)
     }
+}
+
+impl<S: RecordStore + ?Sized> Held for LockGuard<'_, S> {
+    fn token(&self) -> LockToken {
+        self.token
+    }
+
+    async fn read(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
+        self.read_raw(options)
+    }
+
+    async fn write(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
+        self.write_raw(result, options)
+    }
+
+    async fn end(self) {}
 }
 
 impl<S: RecordStore + ?Sized> Drop for LockGuard<'_, S> {

@@ -1,11 +1,13 @@
 //! The contract, for users of stores: typed methods on every [`RecordStore`].
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::calls::block;
 use crate::compute;
 use crate::locking::holds;
 use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
@@ -264,7 +266,11 @@ pub trait RecordStoreExt: RecordStore {
         R: Serialize + DeserializeOwned,
         E: From<Error>,
     {
-        compute::get_or_compute(self, &key.into_key()?, &options.into(), f)
+        let (key, options) = (key.into_key()?, options.into());
+        let read = |options| ready(self.read_raw(&key, options));
+        let lock = |options| ready(LockGuard::acquire(self, key.clone(), options));
+        let found = compute::find_or_lock(&options, read, lock);
+        block(compute::GET_OR_COMPUTE, compute::get_or_compute(&key, &options, found, || ready(f())))
     }
 
     /// Reads the record, lets `f` compute the next result from it, and writes that, all under the lock.
@@ -313,7 +319,9 @@ pub trait RecordStoreExt: RecordStore {
         R: Serialize + DeserializeOwned,
         E: From<Error>,
     {
-        compute::update(self, key.into_key()?, &options.into(), f)
+        let (key, options) = (key.into_key()?, options.into());
+        let lock = async { LockGuard::acquire(self, key.clone(), options.get_lock().clone()) };
+        block("update", compute::update(&key, &options, lock, |old| ready(f(old))))
     }
 
     /// Prepares a transaction on the record; [`begin`](PendingTransaction::begin) begins it.

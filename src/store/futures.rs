@@ -1,10 +1,10 @@
 //! The operations of a store as futures: its own, which need no threads, or those that block.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
+use super::calls::poll_once;
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
     RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions,
@@ -78,10 +78,4 @@ operations! {
     lock_info = lock_info_raw(key: &'a Key) -> Option<LockInfo>;
     wait_for_lock = wait_for_lock_raw(key: &'a Key, options: WaitOptions) -> bool;
     break_lock = break_lock_raw(key: &'a Key, options: BreakOptions) -> bool;
-}
-
-/// Makes a call that blocks.
-pub(crate) fn poll_once(call: impl Future<Output = ()>) {
-    let polled = pin!(call).poll(&mut Context::from_waker(Waker::noop()));
-    debug_assert!(polled.is_ready(), "a future that blocks is ready when it returns");
 }

@@ -1,5 +1,6 @@
 //! The contract, for implementers of stores. `ext` has the methods for their users.
 
+pub(crate) mod calls;
 pub(crate) mod ext;
 #[cfg(feature = "tokio")]
 pub(crate) mod futures;
