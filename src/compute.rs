@@ -12,8 +12,9 @@ use crate::{
     WaitOptions, WriteOptions,
 };
 
-/// A waiter queues this long for a lock that nobody seemed to hold, then it reads the record again. So as
-/// soon as the record is written, all waiters for it continue, not one after the other.
+/// A caller that finds neither a record nor a lock, and still cannot acquire the lock, has no event to wait for: others
+/// are in the queue before it, or a process is in the middle of an operation. It queues this long, then it reads again.
+/// So it does not use up a processor meanwhile, and if one of the others writes the record, it continues soon.
 const REREAD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A guard under which a result is computed: one whose calls block, or one whose calls are futures.
@@ -53,6 +54,9 @@ where
 /// Waits until there is a record, or until the lock of a key without one is acquired. A damaged record counts as none,
 /// if the options say so. It reads and locks by turns, and reads again under the lock, because another caller may have
 /// computed the record between the read and the acquisition.
+///
+/// While another caller has the lock, it waits in the read and not for the lock: the release wakes all readers, and all of
+/// them continue with the record. In the queue for the lock, they would continue one after the other.
 pub(crate) async fn find_or_lock<G: Held, R, L>(
     options: &UpdateOptions,
     read: impl Fn(ReadOptions) -> R,
@@ -62,13 +66,17 @@ where
     R: Future<Output = Result<Option<RawRecord>>>,
     L: Future<Output = Result<G>>,
 {
-    let search = Search::new(options);
+    let (search, mut queue) = (Search::new(options), Duration::ZERO);
     let guard = loop {
         if let Some(json) = search.found(read(search.read_options()).await)? {
             return Ok(Found::Record(json));
         }
-        if let Some(guard) = search.locked(lock(search.lock_options()).await)? {
-            break guard;
+        match lock(search.lock_options(queue)).await {
+            Ok(guard) => break guard,
+            Err(error) if error.is_timeout() && search.rest().get_timeout() != Some(Duration::ZERO) => {
+                queue = if error.holder().is_some() { Duration::ZERO } else { REREAD_INTERVAL };
+            }
+            Err(error) => return Err(error.waiting_since(search.start)),
         }
     };
     let again = read(search.read_options().claim(guard.token())).await;
@@ -114,20 +122,10 @@ impl Search {
         }
     }
 
-    /// The options of an acquisition.
-    fn lock_options(&self) -> LockOptions {
+    /// The options of an acquisition that queues this long.
+    fn lock_options(&self, queue: Duration) -> LockOptions {
         let left = self.rest().get_timeout();
-        let queue = left.map_or(REREAD_INTERVAL, |left| left.min(REREAD_INTERVAL));
-        self.options.clone().acquire_timeout(queue)
-    }
-
-    /// The guard that was acquired. `None`: it is time to read again.
-    fn locked<G>(&self, acquired: Result<G>) -> Result<Option<G>> {
-        match acquired {
-            Ok(guard) => Ok(Some(guard)),
-            Err(error) if error.is_timeout() && self.rest().get_timeout() != Some(Duration::ZERO) => Ok(None),
-            Err(error) => Err(error.waiting_since(self.start)),
-        }
+        self.options.clone().acquire_timeout(left.map_or(queue, |left| left.min(queue)))
     }
 
     /// The rest of the acquire timeout, and the cancellation.
@@ -162,23 +160,65 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::future::ready;
+
     use super::*;
-    use crate::ErrorKind;
+    use crate::store::calls::block;
+    use crate::{ErrorKind, Holder};
 
     fn search(timeout: Option<Duration>) -> Search {
         Search::new(&LockOptions::new().acquire_timeout(timeout).into())
     }
 
+    struct Locked;
+
+    impl Held for Locked {
+        fn token(&self) -> LockToken {
+            LockToken::new(1)
+        }
+        async fn read(&self, _: ReadOptions) -> Result<Option<RawRecord>> {
+            Ok(None)
+        }
+        async fn write(&self, _: &Arc<Json>, _: WriteOptions) -> Result<()> {
+            Ok(())
+        }
+        async fn end(self) {}
+    }
+
+    /// Searches in a store without a record, in which these acquisitions fail and the next one succeeds. Returns how long
+    /// each of them queues, and how many reads there are.
+    fn search_in(timeout: Option<Duration>, fails: Vec<Error>) -> Result<(Vec<Option<Duration>>, usize)> {
+        let (fails, queues) = (RefCell::new(fails.into_iter()), RefCell::new(Vec::new()));
+        let reads = Cell::new(0);
+        let read = |_| {
+            reads.set(reads.get() + 1);
+            ready(Ok(None))
+        };
+        let lock = |options: LockOptions| {
+            queues.borrow_mut().push(options.get_acquire_timeout());
+            ready(fails.borrow_mut().next().map_or(Ok(Locked), Err))
+        };
+        let options = LockOptions::new().acquire_timeout(timeout).into();
+        let found = block("test", find_or_lock(&options, read, lock))?;
+        assert!(matches!(found, Found::Lock(Locked)));
+        drop(found);
+        Ok((queues.into_inner(), reads.get()))
+    }
+
     #[test]
-    fn a_search_reads_again_after_a_short_wait_for_the_lock() {
-        let timeout = || Err::<(), _>(Error::new(ErrorKind::LockTimeout, "acquire_lock"));
-        let (endless, ended) = (search(None), search(Some(Duration::ZERO)));
-        assert_eq!(endless.read_options().get_wait().get_timeout(), None);
-        assert_eq!(endless.lock_options().get_acquire_timeout(), Some(REREAD_INTERVAL));
-        assert_eq!(endless.locked(timeout()).unwrap(), None);
-        assert_eq!(ended.lock_options().get_acquire_timeout(), Some(Duration::ZERO));
-        assert!(ended.locked(timeout()).unwrap_err().waited().is_some());
-        assert_eq!(ended.locked(Ok(())).unwrap(), Some(()));
+    fn a_search_waits_in_the_read_for_a_lock_and_queues_only_if_there_is_none() {
+        let timeout = || Error::new(ErrorKind::LockTimeout, "acquire_lock");
+        let locked = || timeout().with_holder(Holder::named("other").unwrap());
+        let (queues, reads) = search_in(None, vec![locked(), timeout(), locked()]).unwrap();
+        let (no, short) = (Some(Duration::ZERO), Some(REREAD_INTERVAL));
+        assert_eq!((queues, reads), (vec![no, no, short, no], 5));
+        let error = search_in(Some(Duration::ZERO), vec![locked()]).unwrap_err();
+        assert!(error.is_timeout() && error.waited().is_some());
+        assert_eq!(
+            search_in(None, vec![Error::new(ErrorKind::Io, "acquire_lock")]).unwrap_err().kind(),
+            ErrorKind::Io
+        );
     }
 
     #[test]

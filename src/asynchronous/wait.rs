@@ -17,10 +17,14 @@ use crate::{
     Cancellation, Error, ErrorKind, Key, LockGuard, LockOptions, OnCancel, RecordStore, Result, WaitOptions,
 };
 
-/// The first and the longest pause between the attempts of a call that has no thread yet.
+/// The first and the longest pause between the attempts of a call that has no thread yet, because all of them wait or none
+/// can be started. No event says that it could go on: another process may release its lock, and only a thread can wait for
+/// that. So it makes at most twenty short calls in a second.
 const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(50)];
 
-/// A queued task attempts this often: its holder may have got the lock in another way.
+/// A queued task attempts this often: its holder may have got the lock in another way, through another store or in another
+/// process of the same name, and nothing reports that. The tasks before it end their turns as events; so this pause is
+/// neither a delay of the queue nor of a computed record, and costs a queued task four short calls in a second.
 const QUEUED_PAUSE: Duration = Duration::from_millis(250);
 
 /// A pending release is a short operation, unless a process is stopped inside one. So even an acquisition
