@@ -26,9 +26,10 @@
 //! wait runs on a thread outside of the pool. So a release never queues behind the waiters that it will
 //! wake, however small the pool is. The tasks that acquire one lock through clones of one store wait in a
 //! queue, and only the first one needs a thread. At most 64 such threads exist; further calls retry, at least
-//! every 50 ms.
+//! every 50 ms. Listings and evictions run on these threads too, and on the pool if none is available.
 //!
-//! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them.
+//! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them,
+//! except for listings.
 //!
 //! # Cancel safety
 //!
