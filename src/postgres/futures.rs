@@ -67,7 +67,7 @@ impl RecordStoreFutures for PostgresRecordStore {
         Box::pin(record_info::record_info(&self.0, key))
     }
 
-    fn evict<'a>(&'a self, policy: EvictionPolicy) -> RecordStoreFuture<'a, Evicted> {
+    fn evict(&self, policy: EvictionPolicy) -> RecordStoreFuture<'_, Evicted> {
         Box::pin(async move { evict::evict(&self.0, &policy).await })
     }
 

@@ -36,6 +36,7 @@ macro_rules! operations {
             $(
                 #[doc = concat!("See [`RecordStore::", stringify!($blocking), "`](crate::RecordStore::",
                     stringify!($blocking), ").")]
+                #[allow(clippy::elidable_lifetime_names, reason = "the arguments of some operations have it")]
                 fn $name<'a>(&'a self $(, $argument: $type)*) -> RecordStoreFuture<'a, $output>;
             )*
         }
@@ -51,6 +52,7 @@ macro_rules! operations {
             }
 
             $(
+                #[allow(clippy::elidable_lifetime_names, reason = "the arguments of some operations have it")]
                 fn $name<'a>(&'a self $(, $argument: $type)*) -> RecordStoreFuture<'a, $output> {
                     Box::pin(async move { self.0.$blocking($($argument),*) })
                 }
