@@ -5,13 +5,14 @@ use std::thread;
 use std::time::Duration;
 
 use record_store::{
-    Cancellation, Error, ErrorKind, FileSystemOptions, IsolationLevel, LockOptions, MemoryRecordStore,
-    OpenMode, ReadOptions, RecordStore, RecordStoreExt,
+    Cancellation, Claim, Error, ErrorKind, FileSystemOptions, IsolationLevel, Key, LockOptions, LockToken,
+    MemoryRecordStore, OpenMode, ReadOptions, RecordStore, RecordStoreExt, RecordVersion, RemoveOptions,
+    WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
 use crate::support::children::{Sleeping, spawn_until_asleep};
-use crate::support::{as_named, millis, names_in, open, storm};
+use crate::support::{as_named, millis, named, names_in, open, storm};
 
 type Store = std::sync::Arc<dyn RecordStore>;
 
@@ -151,6 +152,110 @@ fn an_acquire_that_is_already_cancelled_does_not_get_a_free_lock() {
         assert!(store.try_lock("k", options.clone()).unwrap_err().is_cancelled());
         assert!(store.lock_all(["a", "k"], options).unwrap_err().is_cancelled());
         assert!(!store.is_locked("k").unwrap());
+    });
+}
+
+/// An operation, and a call of it with a claim. None of them has to wait, but for the lock of another holder.
+type Call = (&'static str, fn(&dyn RecordStore, &Key, &Claim, &WaitOptions) -> Result<(), Error>);
+
+fn write_within(claim: &Claim, wait: &WaitOptions) -> WriteOptions {
+    WriteOptions::new().claim(claim.clone()).cancellation(wait.get_cancellation().unwrap())
+}
+
+fn read_within(wait: &WaitOptions) -> ReadOptions {
+    ReadOptions::new().cancellation(wait.get_cancellation().unwrap())
+}
+
+/// All operations that can be cancelled.
+const CALLS: [Call; 15] = [
+    ("read", |store, key, claim, wait| {
+        store.read_with::<u8>(key, read_within(wait).claim(claim.clone())).map(drop)
+    }),
+    ("read", |store, key, _, wait| store.read_with::<u8>(key, read_within(wait).ignore_lock()).map(drop)),
+    ("write", |store, key, claim, wait| store.write_with(key, &2, write_within(claim, wait))),
+    // With the value that is there, and with another one: without a cancellation the second call returns `false`.
+    ("compare_and_swap", |store, key, claim, wait| {
+        store.compare_and_swap(key, Some(&1), &2, write_within(claim, wait)).map(drop)
+    }),
+    ("compare_and_swap", |store, key, claim, wait| {
+        store.compare_and_swap(key, Some(&7), &2, write_within(claim, wait)).map(drop)
+    }),
+    ("compare_and_swap", |store, key, claim, wait| {
+        store.write_if_absent(key, &2, write_within(claim, wait)).map(drop)
+    }),
+    ("remove", |store, key, claim, wait| {
+        let options = RemoveOptions::new().claim(claim.clone());
+        store.remove_with(key, options.cancellation(wait.get_cancellation().unwrap())).map(drop)
+    }),
+    ("acquire_lock", |store, key, _, wait| {
+        let options = as_named("me").hold_timeout(LEASE);
+        store.acquire_lock(key, options.cancellation(wait.get_cancellation().unwrap())).map(drop)
+    }),
+    ("renew", |store, key, claim, wait| store.renew_raw(key, claim, Some(LEASE), wait.clone())),
+    ("release_lock", |store, key, claim, wait| store.release_lock_raw(key, claim, wait.clone())),
+    ("break_lock", |store, key, _, wait| store.break_lock_raw(key, None, wait.clone()).map(drop)),
+    ("break_lock", |store, key, claim, wait| {
+        let Claim::Token(token) = claim else {
+            return store.break_lock_raw(key, None, wait.clone()).map(drop);
+        };
+        store.break_lock_raw(key, Some(*token), wait.clone()).map(drop)
+    }),
+    ("wait_for_lock", |store, key, _, wait| store.wait_for_lock(key, wait.clone()).map(drop)),
+    ("watch", |store, key, _, wait| store.watch(key)?.next(wait.clone()).map(drop)),
+    // The version of no record.
+    ("watch", |store, key, _, wait| {
+        store.wait_for_change_raw(key, RecordVersion::new(7), wait.clone()).map(drop)
+    }),
+];
+
+const LEASE: Duration = Duration::from_hours(1);
+
+/// The record, and the lock: its token, and whether it has a lease.
+type State = (Option<(u8, RecordVersion)>, Option<(LockToken, bool)>);
+
+fn state(store: &dyn RecordStore, key: &Key) -> State {
+    let record = store.read_with::<u8>(key, ReadOptions::new().ignore_lock()).unwrap();
+    let lock = store.lock_info(key).unwrap();
+    (
+        record.map(|record| (record.result, record.version)),
+        lock.map(|lock| (lock.token(), lock.expires_at().is_some())),
+    )
+}
+
+#[test]
+fn a_call_that_is_already_cancelled_changes_nothing() {
+    with_each_store(|store| {
+        for key in ["mine", "theirs", "free"] {
+            store.write(key, &1).unwrap();
+        }
+        let mine = store.acquire_lock("mine", as_named("me")).unwrap();
+        let theirs = store.acquire_lock("theirs", as_named("another")).unwrap();
+        let cancellation = Cancellation::new();
+        cancellation.cancel();
+        for timeout in [None, Some(Duration::ZERO), Some(crate::support::PATIENCE)] {
+            let wait = WaitOptions::new().timeout(timeout).cancellation(&cancellation);
+            for claim in [Claim::from(named("me")), Claim::from(mine)] {
+                for key in ["mine", "theirs", "free", "absent"].map(|key| Key::new(key).unwrap()) {
+                    let before = state(&**store, &key);
+                    for (number, (operation, call)) in CALLS.iter().enumerate() {
+                        let what = format!("call {number}, {operation} of {key} by {claim:?}, {timeout:?}");
+                        let error = call(&**store, &key, &claim, &wait).expect_err(&what);
+                        assert_eq!(
+                            (error.kind(), error.operation(), error.key()),
+                            (ErrorKind::Cancelled, *operation, Some(&key)),
+                            "{what}: {error:?}"
+                        );
+                        assert!(!error.is_outcome_unknown(), "{what}");
+                        assert_eq!(state(&**store, &key), before, "{what}");
+                    }
+                }
+            }
+        }
+        for (key, token) in [("mine", mine), ("theirs", theirs)] {
+            store.release_lock(key, token).unwrap();
+            store.remove(key).unwrap();
+        }
+        store.remove("free").unwrap();
     });
 }
 

@@ -42,6 +42,7 @@ pub(crate) fn compare_and_swap(
     };
     // Checked first without the latch, because staging a record that will not be published is expensive.
     core.check_writable(context)?;
+    Limits::new(options.get_wait()).check_cancelled(context)?;
     admit(core, key, &claim, context)?;
     if is_expected()? && write_if(core, key, result, &claim, options, context, is_expected)? {
         return Ok(true);
