@@ -27,8 +27,10 @@ use crate::watchdog::abort_if_hung;
 pub(crate) const ROLES: &[Role] = &[
     ("change one record", change),
     ("write and tell the outcome", write_and_tell),
+    ("checkpoint the log", checkpoint),
     ("read durably", read_durably),
     ("recover a store", recover),
+    ("write a large record", write_a_large_record),
     ("write until told", write_until_told),
 ];
 
@@ -453,10 +455,56 @@ impl Look {
     }
 }
 
+fn write_a_large_record(stage: &Stage) {
+    let (dir, is_durable): (PathBuf, bool) = stage.argument();
+    let store = open_with(&dir, if is_durable { Durability::Full } else { Durability::Relaxed });
+    let large = "x".repeat(LARGE);
+    perform(stage, "", || store.write("k", &large)).unwrap();
+    stage.send("done");
+}
+
+/// The log tells only where such a record is.
+const LARGE: usize = 60_000;
+
+/// The version of a record is chosen before the latch is entered. Inside, it may have to be replaced.
+#[test]
+fn a_large_record_is_on_the_disk_before_the_log_tells_it_also_if_its_version_is_replaced() {
+    for is_durable in [true, false] {
+        let dir = in_memory();
+        drop(open(dir.path()));
+        let then = SystemTime::now() + Duration::from_hours(1);
+        let version = then.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros().try_into().unwrap();
+        crate::versions::versioned(dir.path(), "k", version);
+        let file = fs::File::options().write(true).open(dir.path().join("k.json")).unwrap();
+        file.set_modified(then).unwrap();
+        let child = Child::start("write a large record", &(dir.path(), is_durable));
+        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let (mut writes, mut is_synced) = (0, true);
+        while let Some(call) = traced.next_call() {
+            match call.number {
+                libc::SYS_write | libc::SYS_pwrite64 if call.arguments[2] > LARGE as u64 => {
+                    writes += 1;
+                    is_synced = false;
+                }
+                libc::SYS_fdatasync => is_synced = true,
+                libc::SYS_pwrite64 => assert!(is_synced, "durable: {is_durable}"),
+                _ => {}
+            }
+            traced.execute();
+        }
+        let mut child = traced.release();
+        child.expect("done");
+        child.finish();
+        assert_eq!(writes, 2, "the version was not replaced");
+        let read = open(dir.path()).read::<String>("k").unwrap().unwrap();
+        assert!(read.version.number().unwrap() > version);
+    }
+}
+
 /// The changes of a relaxed process are not on the disk. A durable one that sees it syncs the log before it goes on.
 #[test]
 fn nobody_acts_on_what_is_not_on_the_disk() {
-    for read in Look::ALL {
+    for look in Look::ALL {
         let dir = in_memory();
         let relaxed = open_with(dir.path(), Durability::Relaxed);
         relaxed.write("gone", &1_u8).unwrap();
@@ -466,17 +514,88 @@ fn nobody_acts_on_what_is_not_on_the_disk() {
         relaxed.release_lock("released", token).unwrap();
         relaxed.write("k", &1_u8).unwrap();
         for expected in [1, 0] {
-            let child = Child::start("read durably", &(dir.path(), read));
-            let Some((mut traced, _)) = Traced::attach(child) else { return };
-            let mut syncs = 0;
-            while let Some(call) = traced.next_call() {
-                syncs += u32::from(call.number == libc::SYS_fdatasync);
-                traced.execute();
+            let Some(syncs) = syncs_of(dir.path(), look) else { return };
+            assert_eq!(syncs, expected, "{look:?}: only the first one has something to wait for");
+        }
+    }
+}
+
+/// How often a durable process syncs the log that looks at something. `None` where `ptrace` is forbidden.
+fn syncs_of(dir: &Path, look: Look) -> Option<u32> {
+    let (mut traced, _) = Traced::attach(Child::start("read durably", &(dir, look)))?;
+    let mut syncs = 0;
+    while let Some(call) = traced.next_call() {
+        syncs += u32::from(call.number == libc::SYS_fdatasync);
+        traced.execute();
+    }
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    Some(syncs)
+}
+
+fn checkpoint(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    assert!(perform(stage, "", || store.checkpoint()).unwrap());
+    stage.send("done");
+}
+
+/// A checkpoint syncs the segments that get no more frames. The others are not on the disk.
+#[test]
+fn nobody_acts_on_a_change_that_was_made_while_the_log_was_emptied() {
+    let dir = in_memory();
+    let relaxed = open_with(dir.path(), Durability::Relaxed);
+    relaxed.write("before", &1_u8).unwrap();
+    let child = Child::start("checkpoint the log", &dir.path());
+    let Some((mut traced, _)) = Traced::attach(child) else { return };
+    let mut is_written = false;
+    while let Some(call) = traced.next_call() {
+        if call.number == libc::SYS_fdatasync && !is_written {
+            relaxed.write("k", &1_u8).unwrap();
+            is_written = true;
+        }
+        traced.execute();
+    }
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert!(is_written, "the checkpoint has synced no segment");
+    assert_eq!(syncs_of(dir.path(), Look::Read), Some(1));
+}
+
+/// At each call of the checkpoint, the change is on the disk, or whoever acts on it syncs it.
+#[test]
+fn nobody_acts_on_what_a_killed_checkpoint_has_not_synced() {
+    let syncs = [libc::SYS_fdatasync, libc::SYS_fsync, libc::SYS_syncfs];
+    for stop in 0.. {
+        let dir = in_memory();
+        let relaxed = open_with(dir.path(), Durability::Relaxed);
+        relaxed.write("k", &1_u8).unwrap();
+        let child = Child::start("checkpoint the log", &dir.path());
+        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let (mut left, mut is_synced) = (stop, false);
+        let is_killed = loop {
+            let Some(call) = traced.next_call() else { break false };
+            if left == 0 {
+                break true;
             }
+            left -= 1;
+            is_synced |= syncs.contains(&call.number);
+            traced.execute();
+        };
+        if is_killed {
+            traced.kill();
+        } else {
             let mut child = traced.release();
             child.expect("done");
             child.finish();
-            assert_eq!(syncs, expected, "{read:?}: only the first one has something to wait for");
+        }
+        let by_reader = syncs_of(dir.path(), Look::Read).unwrap();
+        assert!(is_synced || by_reader > 0, "killed at call {stop}");
+        if !is_killed {
+            assert!(stop > 10, "only {stop} calls");
+            return;
         }
     }
 }

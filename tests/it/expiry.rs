@@ -215,3 +215,20 @@ fn a_time_to_live_beyond_the_calendar_never_expires() {
     assert!(store.read::<i64>("key").unwrap().is_none());
     assert!(dir.path().join(".store/expiring").exists());
 }
+
+/// An editor wakes nobody. The watch looks at the file from time to time, although the record expires much later.
+#[cfg(not(record_store_no_recheck))]
+#[test]
+fn a_watch_of_a_record_that_expires_notices_a_change_by_hand() {
+    use crate::support::PATIENCE;
+    use crate::support::children::spawn_until_asleep;
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write_with("key", &1, WriteOptions::new().time_to_live(60 * PATIENCE)).unwrap();
+    let watching = spawn_until_asleep({
+        let store = open(dir.path());
+        move || store.watch("key").unwrap().next(10 * PATIENCE).unwrap()
+    });
+    std::fs::write(dir.path().join("key.json"), "{\"key\":\"key\",\"result\":2}").unwrap();
+    assert!(watching.join().is_some());
+}

@@ -75,8 +75,23 @@ fn files_of_another_program_in_the_places_of_private_ones_are_not_those_of_an_un
     let with_text_at_the_end = [&zeros[64..], &line.repeat(4)].concat();
     let too_long = [&zeros[..], b"\0"].concat();
     let events: [&[u8]; 5] = [b"applog", line, &line.repeat(500), &with_text_at_the_end, &too_long];
-    let files = events.iter().map(|content| ("events", *content)).chain([("expiring", &b"x"[..])]);
-    for (name, content) in files {
+    // Each of a store is refused in the place of another.
+    let whole = tempdir().unwrap();
+    open(whole.path()).lock("k", LockOptions::new()).unwrap().write(&1).unwrap();
+    let [table, state] =
+        ["events", "log/state"].map(|name| fs::read(whole.path().join(".store").join(name)).unwrap());
+    let others: [(&str, &[u8]); 9] = [
+        ("expiring", b"x"),
+        ("expiring", b"\0"),
+        ("expiring", &zeros),
+        ("expiring", &table),
+        ("expiring", &state),
+        ("events", &state),
+        ("log/state", line),
+        ("log/state", &line.repeat(500)),
+        ("log/state", &table),
+    ];
+    for (name, content) in events.iter().map(|content| ("events", *content)).chain(others) {
         let dir = tempdir().unwrap();
         let path = dir.path().join(".store").join(name);
         put(&path, content);

@@ -16,7 +16,7 @@ use crate::support::trace::tamper::Call;
 use crate::support::trace::{Traced, perform};
 use crate::support::{in_memory, millis, names_in, open_with};
 
-pub(crate) const ROLES: &[Role] = &[("change k", change)];
+pub(crate) const ROLES: &[Role] = &[("change k", change), ("read k", read)];
 
 const FOREIGN: &str = "{\n  \"name\": \"demo\"\n}\n";
 const SOUND: &str = "{\"key\":\"k\",\"result\":1}";
@@ -291,4 +291,49 @@ fn a_relaxed_write_needs_no_longer_names_than_a_durable_one() {
             assert_eq!(kept(&store), foreign);
         }
     }
+}
+
+const LIMIT: u64 = 200;
+
+/// Sends the result or the kind of the error.
+fn read(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = FileSystemOptions::new().max_record_bytes(LIMIT).open(dir).unwrap();
+    let read = perform(stage, "", || store.read::<u8>("k"));
+    stage.send(&read.map_or_else(
+        |error| format!("{:?}", error.kind()),
+        |record| format!("{:?}", record.map(|record| record.result)),
+    ));
+}
+
+/// Another program appends to the file at each moment of the read: also after its size was asked for. What was cut off
+/// at the limit is not taken for a damaged record.
+#[test]
+fn a_record_that_grows_beyond_the_limit_while_it_is_read_is_too_large() {
+    let mut outcomes = Vec::new();
+    for stop in 0.. {
+        let (dir, _store) = store_with(Some(SOUND));
+        let Some((mut traced, _)) = Traced::attach(Child::start("read k", &dir.path())) else { return };
+        let mut number = 0;
+        while let Some(_call) = traced.next_call() {
+            if number == stop {
+                fs::write(dir.path().join("k.json"), SOUND.repeat(20)).unwrap();
+            }
+            number += 1;
+            traced.execute();
+        }
+        let mut child = traced.release();
+        outcomes.push(child.receive());
+        child.finish();
+        if stop >= number {
+            break;
+        }
+    }
+    let reached = outcomes.iter().position(|outcome| outcome == "Some(1)");
+    let (too_large, read) = outcomes.split_at(reached.unwrap());
+    assert!(
+        too_large.len() > 3 && too_large.iter().all(|outcome| outcome == "RecordTooLarge"),
+        "{outcomes:?}"
+    );
+    assert!(read.iter().all(|outcome| outcome == "Some(1)"), "{outcomes:?}");
 }

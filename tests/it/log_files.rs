@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use record_store::{
     Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
@@ -13,8 +14,12 @@ use crate::support::children::{Child, Role, Stage};
 use crate::support::{in_memory, names_in, open, open_with};
 use crate::tree;
 
-pub(crate) const ROLES: &[Role] =
-    &[("use a store until told", use_until_told), ("use a store without proc", use_without_proc)];
+pub(crate) const ROLES: &[Role] = &[
+    ("use a store until told", use_until_told),
+    ("use a store without proc", use_without_proc),
+    #[cfg(target_arch = "x86_64")]
+    ("sweep old files", sweep_old_files),
+];
 
 /// Writes a record, and keeps a lock until the parent has seen it.
 fn use_until_told(stage: &Stage) {
@@ -161,6 +166,27 @@ fn stores_that_share_files_by_hard_links_do_not_share_a_log() {
     }
 }
 
+/// A power loss before the first change. The number of the first store would have to be given again.
+#[test]
+fn a_copy_by_hard_links_continues_the_numbers_of_the_original() {
+    let dir = in_memory();
+    let [original, linked] = ["original", "linked"].map(|name| dir.path().join(name));
+    let mut child = Child::start("use a store until told", &(&original, "k"));
+    child.expect("written");
+    child.send("end");
+    child.finish();
+    let copied = Command::new("cp").args(["-al", "--"]).arg(&original).arg(&linked).status();
+    assert!(copied.unwrap().success());
+    drop(open(&linked));
+    let lost = in_memory();
+    tree::copy(&linked, lost.path());
+    fs::remove_file(lost.path().join(".store/events")).unwrap();
+    let ahead = SystemTime::now() + Duration::from_hours(23);
+    let ahead = ahead.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros();
+    let token = open(lost.path()).acquire_lock("l", LockOptions::new()).unwrap();
+    assert!(u128::from(token.get()) > ahead, "{token} may have been given before");
+}
+
 fn use_without_proc(stage: &Stage) {
     assert!(Command::new("mount").args(["-t", "tmpfs", "none", "/proc"]).status().unwrap().success());
     assert!(!Path::new("/proc/sys").exists());
@@ -201,6 +227,25 @@ fn processes_that_do_not_know_the_boot_share_a_store() {
     }
 }
 
+/// Its owner file proves that the machine was not restarted.
+#[test]
+fn a_process_that_does_not_know_the_boot_joins_one_that_does() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.write("k", "written").unwrap();
+    let Some(mut child) = Child::start_in_mount_namespace("use a store without proc", &(dir.path(), "by it"))
+    else {
+        return;
+    };
+    child.expect("written");
+    store.write("k", "newer").unwrap();
+    assert!(store.is_locked("held").unwrap());
+    child.send("end");
+    child.finish();
+    assert_eq!(result_of(&store, "k").as_deref(), Some("newer"));
+    assert_eq!(result_of(&store, "by it").as_deref(), Some("written"));
+}
+
 /// The names under which a relaxed process keeps the old files until the log is synced.
 #[test]
 fn a_relaxed_process_keeps_a_bounded_number_of_old_files() {
@@ -238,4 +283,46 @@ fn a_relaxed_process_removes_its_old_files_when_another_one_has_synced_the_log()
     durable.write("k", &6).unwrap();
     relaxed.write("k", &7).unwrap();
     assert_eq!(staged(), 1, "only that of the last write");
+}
+
+#[cfg(target_arch = "x86_64")]
+fn sweep_old_files(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open_with(&dir, Durability::Relaxed);
+    for round in 0..3 {
+        store.write("k", &round).unwrap();
+    }
+    crate::support::trace::perform(stage, "", || store.sweep()).unwrap();
+    stage.send("swept");
+    stage.expect("end");
+}
+
+/// That segment is not trusted any more. A sweep syncs the records themselves, and needs the old files no longer.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_sweep_removes_the_old_files_although_the_log_could_not_be_synced() {
+    use crate::support::trace::Traced;
+    use nix::{errno::Errno, libc};
+    let dir = in_memory();
+    let store = open(dir.path());
+    let staged = || names_in(&dir.path().join(".store/staged")).len();
+    let child = Child::start("sweep old files", &dir.path());
+    let Some((mut traced, _)) = Traced::attach(child) else { return };
+    assert!(staged() > 1);
+    let mut has_failed = false;
+    while let Some(call) = traced.next_call() {
+        if call.number == libc::SYS_fdatasync && !has_failed {
+            has_failed = true;
+            traced.fail(Errno::EIO);
+        } else {
+            traced.execute();
+        }
+    }
+    let mut child = traced.release();
+    child.expect("swept");
+    assert!(has_failed);
+    assert_eq!(staged(), 0);
+    child.send("end");
+    child.finish();
+    assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 2);
 }

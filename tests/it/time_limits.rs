@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use nix::libc;
 use record_store::{
-    FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, ReadOptions, RecordStoreExt,
-    RemoveOptions, WriteOptions,
+    FileSystemOptions, FileSystemRecordStore, Key, LockOptions, OpenMode, ReadOptions, RecordStore,
+    RecordStoreExt, RecordVersion, RemoveOptions, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -21,11 +21,16 @@ pub(crate) const ROLES: &[Role] = &[("wait within a limit", wait_within_limit)];
 /// Longer than a wait without reports of deaths, and much shorter than the time between two checks of the files.
 const LIMIT: Duration = Duration::from_millis(20);
 
+/// Shorter than the time between two checks of the files.
+const LIFE: Duration = Duration::from_millis(200);
+
 /// Calls that find the lock of `held` held, and `stuck` in a latch that another process is in. Each returns after
 /// the limit, and says how long it waited.
 type Wait = (&'static str, fn(&FileSystemRecordStore) -> Option<Duration>);
 
-const WAITS: [Wait; 6] = [
+const EXPIRING: &str = "watch of a record that expires";
+
+const WAITS: [Wait; 7] = [
     ("acquire_lock", |store| {
         store.acquire_lock("held", LockOptions::new().acquire_timeout(LIMIT)).unwrap_err().waited()
     }),
@@ -45,6 +50,17 @@ const WAITS: [Wait; 6] = [
         store.write_with("stuck", &1, WriteOptions::new().timeout(LIMIT)).unwrap_err().waited()
     }),
     ("remove", |store| store.remove_with("stuck", RemoveOptions::new().timeout(LIMIT)).unwrap_err().waited()),
+    // It has no limit, but the record expires, which nobody tells the watch.
+    (EXPIRING, |store| {
+        store.write_with("expiring", &1, WriteOptions::new().time_to_live(LIFE)).unwrap();
+        let key = Key::new("expiring").unwrap();
+        let seen = store.version_raw(&key).unwrap();
+        if !seen.is_absent() {
+            let changed = store.wait_for_change_raw(&key, seen, WaitOptions::new()).unwrap();
+            assert_eq!(changed, Some(RecordVersion::ABSENT));
+        }
+        None
+    }),
 ];
 
 /// Those that also work in a store that is opened read-only.
@@ -117,7 +133,8 @@ fn no_sleep_of_a_call_with_a_limit_is_longer_than_the_limit() {
                 }
             }
             // A latch is waited for longer, because it is held only for microseconds: but with short pauses.
-            let is_kept = !sleeps.is_empty() && sleeps.iter().all(|sleep| *sleep <= LIMIT);
+            let limit = if *operation == EXPIRING { LIFE } else { LIMIT };
+            let is_kept = !sleeps.is_empty() && sleeps.iter().all(|sleep| *sleep <= limit);
             assert!(is_kept, "{operation}, {reads_only}: {sleeps:?}");
         }
     }

@@ -217,7 +217,8 @@ fn of_version_1(dir: &Path, key: &str, version: u64) {
     std::fs::write(dir.join(format!("{key}.json")), text).unwrap();
 }
 
-fn versioned(dir: &Path, key: &str, version: u64) {
+/// A record with this version.
+pub(crate) fn versioned(dir: &Path, key: &str, version: u64) {
     let crc32 = crc32fast::hash(format!("{version}\0\0{}", 1).as_bytes());
     let text = format!(
         "{{\"key\":\"{key}\",\"version\":{version},\"record_crc32\":\"{crc32:08x}\",\"result\":1}}\n"

@@ -235,3 +235,33 @@ pub(crate) fn timed_out(
 ) -> Error {
     limits.timed_out(holder, context).with_path(core.layout.lock_path(key))
 }
+
+// The other systems have no queue.
+#[cfg(all(test, target_os = "linux", not(record_store_elsewhere)))]
+mod tests {
+    use super::*;
+    use crate::{FileSystemRecordStore, LockOptions, RecordStoreExt};
+
+    /// The next one would look at a key that is held again.
+    #[test]
+    fn a_waiter_that_gets_the_lock_wakes_nobody_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let as_named = |name| LockOptions::new().holder(Holder::named(name).unwrap());
+        let held = store.acquire_lock("k", as_named("holder")).unwrap();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| store.acquire_lock("k", as_named("first")));
+            while !core.events.is_awaited(&key) {
+                std::thread::yield_now();
+            }
+            let second =
+                core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap().unwrap();
+            core.events.observe(&key, Some(&second));
+            store.release_lock("k", held).unwrap();
+            first.join().unwrap().unwrap();
+            core.events.observe(&key, Some(&second));
+            assert!(!second.is_notified());
+        });
+    }
+}

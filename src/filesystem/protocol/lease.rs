@@ -126,6 +126,13 @@ mod tests {
     }
 
     #[test]
+    fn of_a_lease_that_is_over_nothing_is_left() {
+        assert_eq!(Term::Over.left(), Some(Duration::ZERO));
+        assert_eq!(Term::Left(YEARS_10).left(), Some(YEARS_10));
+        assert_eq!(Term::Unlimited.left(), None);
+    }
+
+    #[test]
     fn a_stepped_wall_clock_changes_nothing() {
         for wall in [start().wall + YEARS_10, start().wall - YEARS_10] {
             let now = Reading { wall, ..later(Duration::from_secs(29)) };

@@ -32,6 +32,9 @@ const MAX_INTERRUPTIONS: usize = 60;
 /// The file name of a key of this length is a hash, so listings must read the file.
 const HASHED_KEY_LENGTH: usize = 300;
 
+/// Files that every store has in its private directory.
+const NEEDED: [&str; 6] = ["events", "latches", "log/00", "log/state", "owners", "staged"];
+
 /// A store, and the process that receives the faults.
 struct Harness {
     operation: Operation,
@@ -166,6 +169,12 @@ impl Harness {
                 // A store that could not be created leaves nothing, unless only the last sync failed.
                 let is_half_made = private.exists() && !private.join("format.json").exists();
                 assert!(!is_half_made, "{injection}: a half-made store is left");
+                // Then it is whole: another process may have opened it already.
+                if operation == Operation::OpenNew && private.exists() {
+                    let lacks = |part: &&str| !private.join(part).exists();
+                    let lacking: Vec<_> = NEEDED.into_iter().filter(lacks).collect();
+                    assert!(lacking.is_empty(), "{injection}: a store without {lacking:?}");
+                }
             }
         }
         let format = std::fs::read_to_string(private.join("format.json")).unwrap_or_default();

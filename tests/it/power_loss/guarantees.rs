@@ -139,15 +139,19 @@ impl<'a> Guarantees<'a> {
         Ok(())
     }
 
-    /// The file of another program is in its place, on its way, or moved aside.
+    /// The file of another program is in its place, on its way, or moved aside. After a durable change it is where the
+    /// program was told.
     fn check_foreign_file(&self, tree: &Tree) -> Result<(), String> {
         if self.sequence.start != Start::Foreign {
             return Ok(());
         }
-        let is_kept = tree.iter().any(|&(_, image)| {
-            is_file(image) && self.interner.content_of(image).bytes() == FOREIGN.as_bytes()
+        let is_aside = self.keys[0].durable > 0;
+        let is_kept = tree.iter().any(|&(path, image)| {
+            is_file(image)
+                && self.interner.content_of(image).bytes() == FOREIGN.as_bytes()
+                && (!is_aside || self.interner.path_of(path).contains("/.store/damaged/"))
         });
-        if is_kept { Ok(()) } else { Err("a foreign file is lost".into()) }
+        if is_kept { Ok(()) } else { Err(format!("a foreign file is lost, or not aside: {is_aside}")) }
     }
 }
 

@@ -363,6 +363,11 @@ fn a_store_that_is_upgraded_survives_power_loss() {
 }
 
 #[test]
+fn a_store_whose_creator_was_killed_survives_power_loss() {
+    survey(&sample(sequences(Start::NewByKilled, false, 1), 0, 24));
+}
+
+#[test]
 fn a_store_that_another_handle_created_without_syncs_survives_power_loss() {
     survey(&sample(sequences(Start::NewByRelaxed, false, 1), 0, 24));
 }

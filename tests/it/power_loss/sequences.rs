@@ -92,6 +92,8 @@ pub(crate) enum Start {
     NewInNewDirectory,
     /// Just now, by another handle, which syncs nothing.
     NewByRelaxed,
+    /// Just now, by a process that was killed before its last sync: that of the name of the format file.
+    NewByKilled,
     /// Long ago, by a version of the library that wrote format version 1. The open upgrades it.
     Version1,
 }
@@ -293,6 +295,9 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
         make_version_1(dir);
         report(stage, Mark::Settled);
     }
+    if sequence.start == Start::NewByKilled {
+        create_but_the_last_sync(stage, dir);
+    }
     report(stage, Mark::Open);
     let store = open_with(dir, durability);
     report(stage, Mark::Opened);
@@ -319,6 +324,19 @@ fn play_one(stage: &Stage, dir: &Path, sequence: &Sequence) {
         let token = player.perform(*operation, position);
         report(stage, Mark::Return(position, Receipt { token: token.map(LockToken::get), lease: None }));
     }
+}
+
+/// Creates a store, and leaves it as a process does that is killed before its last sync.
+fn create_but_the_last_sync(stage: &Stage, dir: &Path) {
+    drop(open_with(dir, Durability::Full));
+    let private = dir.join(".store");
+    let text = std::fs::read(private.join("format.json")).unwrap();
+    std::fs::remove_file(private.join("format.json")).unwrap();
+    // Its words say that the format is on the disk.
+    std::fs::remove_file(private.join("log/state")).unwrap();
+    report(stage, Mark::Settled);
+    std::fs::write(private.join("format.json"), text).unwrap();
+    std::fs::File::open(private.join("format.json")).unwrap().sync_data().unwrap();
 }
 
 /// Makes the store one of format version 1, with a file that a dead process has staged.

@@ -618,4 +618,27 @@ mod tests {
         assert_eq!(slots_in_use(table).count(), 0, "slots leaked");
         assert!(!core.events.is_awaited(&key));
     }
+
+    /// Without its mark nobody finds a waiter. With the mark of a free slot, all look at it for ever.
+    #[test]
+    fn only_a_slot_that_is_freed_loses_its_mark() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let table = core.events.mapping.table().unwrap();
+        let enqueue = || core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap();
+        let (waiter, other) = (enqueue().unwrap(), enqueue().unwrap());
+        // Meanwhile it has another waiter, or none.
+        for state in [SKIPPED, NOTIFIED, CLAIMED, FREE] {
+            free_slot(table, waiter.slot, state);
+            assert!(slots_in_use(table).eq([waiter.slot, other.slot]), "{state}");
+            assert_eq!(table.slots[waiter.slot].state.load(Acquire), WAITING, "{state}");
+        }
+        free_slot(table, waiter.slot, WAITING);
+        assert!(slots_in_use(table).eq([other.slot]));
+        free_slot(table, waiter.slot, FREE);
+        assert!(slots_in_use(table).eq([other.slot]));
+        drop((waiter, other));
+        assert_eq!(slots_in_use(table).count(), 0);
+    }
 }
