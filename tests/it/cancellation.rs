@@ -5,9 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use record_store::{
-    Cancellation, Claim, Error, ErrorKind, FileSystemOptions, IsolationLevel, Key, LockOptions, LockToken,
-    MemoryRecordStore, OpenMode, ReadOptions, RecordStore, RecordStoreExt, RecordVersion, RemoveOptions,
-    WaitOptions, WriteOptions,
+    BreakOptions, Cancellation, Claim, Error, ErrorKind, FileSystemOptions, IsolationLevel, Key, LockOptions,
+    LockToken, MemoryRecordStore, OpenMode, ReadOptions, RecordStore, RecordStoreExt, RecordVersion,
+    RemoveOptions, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -193,12 +193,14 @@ const CALLS: [Call; 15] = [
     }),
     ("renew", |store, key, claim, wait| store.renew_raw(key, claim, Some(LEASE), wait.clone())),
     ("release_lock", |store, key, claim, wait| store.release_lock_raw(key, claim, wait.clone())),
-    ("break_lock", |store, key, _, wait| store.break_lock_raw(key, None, wait.clone()).map(drop)),
+    ("break_lock", |store, key, _, wait| {
+        store.break_lock_raw(key, BreakOptions::new().wait(wait.clone())).map(drop)
+    }),
     ("break_lock", |store, key, claim, wait| {
         let Claim::Token(token) = claim else {
-            return store.break_lock_raw(key, None, wait.clone()).map(drop);
+            return store.break_lock_raw(key, BreakOptions::new().wait(wait.clone())).map(drop);
         };
-        store.break_lock_raw(key, Some(*token), wait.clone()).map(drop)
+        store.break_lock_raw(key, BreakOptions::new().token(*token).wait(wait.clone())).map(drop)
     }),
     ("wait_for_lock", |store, key, _, wait| store.wait_for_lock(key, wait.clone()).map(drop)),
     ("watch", |store, key, _, wait| store.watch(key)?.next(wait.clone()).map(drop)),
