@@ -31,9 +31,12 @@ pub(crate) const ROLES: &[Role] = &[
     ("enter another time namespace", enter_another_time_namespace),
 ];
 
-/// Ends a forked child without destructors of its parent's values.
-fn exit(code: i32) -> ! {
-    std::process::exit(code)
+/// Ends a forked child without destructors of its parent's values, and without the cleanup of the standard library: that
+/// locks a mutex that another thread of the parent may have held at the fork.
+#[expect(unsafe_code, reason = "_exit")]
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: it only ends the process.
+    unsafe { libc::_exit(code) }
 }
 
 /// Forks. The child runs `work` and ends, with an error if it panics.

@@ -320,7 +320,7 @@ fn in_fork<T>(shared: T, work: impl FnOnce(T)) -> T {
             // The child must not outlive its parent, even if the parent is killed.
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(shared)));
-            std::process::exit(i32::from(done.is_err()));
+            crate::forks::exit(i32::from(done.is_err()));
         }
         nix::unistd::ForkResult::Parent { child } => {
             let status = nix::sys::wait::waitpid(child, None).unwrap();

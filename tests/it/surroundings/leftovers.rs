@@ -171,7 +171,7 @@ pub(super) fn write_in_forks(stage: &Stage) {
         match unsafe { nix::unistd::fork() }.unwrap() {
             nix::unistd::ForkResult::Child => {
                 let done = store.write(format!("child-{}", number % 10), &number);
-                std::process::exit(i32::from(done.is_err()));
+                crate::forks::exit(i32::from(done.is_err()));
             }
             nix::unistd::ForkResult::Parent { child } => {
                 let status = nix::sys::wait::waitpid(child, None).unwrap();
