@@ -214,7 +214,7 @@ fn stop_at(work: Work, with_writer: bool, call: usize) -> Option<()> {
     Some(())
 }
 
-/// What happens to the actor at a call.
+/// The fate of the actor at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Killed,

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::fs::OFlags;
 
@@ -14,7 +14,7 @@ use super::frame::{BLOCK, Frame, Kind};
 use super::position::Position;
 use super::segment;
 use super::shared::LatchWords;
-use super::switch::CLAIM_TIMEOUT;
+use super::switch::{CLAIM_TIMEOUT, PAUSE, is_full};
 use super::sync::Unsynced;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::LOG;
@@ -145,7 +145,7 @@ impl Room<'_> {
     /// Waits until the frame may be tried again, after this error. Fails if that does not help, or not in time.
     fn wait(&mut self, error: Error, context: Context<'_>) -> Result<()> {
         let Self { log, options, limits, .. } = *self;
-        let is_log_full = error.io_kind() == Some(io::ErrorKind::TimedOut);
+        let is_log_full = is_full(&error);
         if !is_log_full && error.io_kind() != Some(io::ErrorKind::StorageFull) {
             return Err(error);
         }
@@ -173,9 +173,6 @@ impl Room<'_> {
         Ok(())
     }
 }
-
-/// Another process is emptying the log.
-const PAUSE: Duration = Duration::from_millis(1);
 
 impl<'a> Appended<'a> {
     /// The change that the frame tells, if it is told, was made with this outcome. After an error the frame is taken out of

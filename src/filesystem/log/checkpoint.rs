@@ -9,8 +9,6 @@
 //! about the same key is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -24,6 +22,7 @@ use super::frame::{self, BLOCK, Frame, Kind};
 use super::position::Position;
 use super::segment::{self, Header};
 use super::shared;
+use super::switch::PAUSE;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, LOG_CHECKPOINT, Layout};
 use crate::filesystem::disk::private_names::SEGMENTS;
@@ -36,17 +35,11 @@ use crate::{Key, Result};
 /// A segment that was filled in more milliseconds is not needed by a busy store.
 const SLOW: u64 = 10_000;
 
-/// The pause between two attempts of a call that waits for a checkpoint.
-const PAUSE: Duration = Duration::from_millis(1);
-
 /// After so many milliseconds, others look after a process that is emptying a segment: it may have ended.
 const PATIENCE: u64 = 100;
 
 /// After so many milliseconds, they go on without it: it may be stopped.
 const STOPPED: u64 = 1_000;
-
-/// A segment is created within milliseconds, unless the process that does it is stopped.
-const SEAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process is between a frame and its change for microseconds, unless it is stopped.
 const LATCH_TIMEOUT: Duration = Duration::from_millis(2);
@@ -186,7 +179,7 @@ impl Log {
             return Ok(true);
         }
         // The first segments were full. Now they are free, and the larger ones can be shrunk.
-        self.switch_in_time(at, limits, context)?;
+        self.switch_in_time(at, context)?;
         self.checkpoint_within(options, limits, context)
     }
 
@@ -208,11 +201,9 @@ impl Log {
 
     /// Makes the frames active that are in no full segment, so that a checkpoint includes all of them.
     fn seal(&self, context: Context<'_>) -> Result<()> {
-        let words = self.shared.words();
-        let at = words.append();
-        let limits = Limits::new(&SEAL_TIMEOUT.into());
+        let at = self.shared.words().append();
         let is_empty = at.epoch() == 0 || at.block() <= 1;
-        if is_empty { Ok(()) } else { self.switch_in_time(at, &limits, context) }
+        if is_empty { Ok(()) } else { self.switch_in_time(at, context) }
     }
 
     /// The latches with a change that may not be made yet although its frame is in this segment: a process is stopped
@@ -252,7 +243,7 @@ impl Log {
             return Ok(Emptied::ButFramesOfStopped);
         }
         let Some(keep) = self.keep_use(full.segment(), context)? else {
-            // Whoever claims a segment locks it while it is free.
+            // A process that claims a segment locks it while it is free.
             return Ok(if words.is_in_use(full) { Emptied::Not } else { Emptied::Whole });
         };
         if words.is_in_use(full) {
@@ -313,20 +304,29 @@ impl Log {
             }
         }
         let file = self.open_segment(full.segment(), OFlags::WRONLY, context)?;
-        let emptied = if stopped.is_empty() {
+        let failed = |error| context.io("empty a segment of the log", &self.path(full), error);
+        if stopped.is_empty() {
             let blocks = words.segment(full).blocks.load(SeqCst);
-            segment::write_empty(&file, Header::empty(blocks, words.head.high.load(SeqCst)), used)
-        } else {
-            taken.write(&file, |file| self.sync_file(file, full, context))?
-        };
-        emptied.map_err(|error| context.io("empty a segment of the log", &self.path(full), error))
+            let header = Header::empty(blocks, words.head.high.load(SeqCst));
+            return segment::write_empty(&file, header, used).map_err(failed);
+        }
+        for frames in taken.in_order() {
+            for (block, blocks) in &frames {
+                let zeros = vec![0; usize::try_from(*blocks).unwrap_or(0) * BLOCK];
+                file.write_all_at(&zeros, block * BLOCK as u64).map_err(failed)?;
+            }
+            if !frames.is_empty() {
+                self.sync_file(&file, full, context)?;
+            }
+        }
+        Ok(())
     }
 }
 
 /// The outcome for one segment.
 enum Emptied {
     Whole,
-    /// Only frames of stopped latches are left, or none.
+    /// The frames of stopped latches are left; or all, because no later segment is full.
     ButFramesOfStopped,
     /// Later segments have to wait.
     Not,
@@ -349,21 +349,6 @@ impl Taken {
     /// The older frames first: each newest one is on the disk as long as one of them may be.
     fn in_order(self) -> [Vec<(u64, u64)>; 2] {
         [self.older, self.newest.into_values().collect()]
-    }
-
-    fn write(self, file: &File, sync: impl Fn(&File) -> Result<()>) -> Result<io::Result<()>> {
-        for frames in self.in_order() {
-            for (block, blocks) in &frames {
-                let length = usize::try_from(*blocks).unwrap_or(0) * BLOCK;
-                if let Err(error) = file.write_all_at(&vec![0; length], block * BLOCK as u64) {
-                    return Ok(Err(error));
-                }
-            }
-            if !frames.is_empty() {
-                sync(file)?;
-            }
-        }
-        Ok(Ok(()))
     }
 }
 

@@ -11,7 +11,7 @@ pub(crate) const BLOCK: usize = 512;
 const MAGIC: u32 = u32::from_le_bytes(*b"RSfr");
 const HEADER: usize = 36;
 
-/// What a frame tells. The number is the version of the record or the token of the lock.
+/// The kind of a frame. The number in the frame is the version of the record or the token of the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The record has this text.

@@ -35,8 +35,8 @@ struct Claimed<'a> {
 /// A segment is claimed for a short time, unless the process that does it is stopped.
 pub(super) const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The pause between two attempts to claim one.
-const PAUSE: Duration = Duration::from_millis(1);
+/// The pause between two attempts of a call that waits for another process.
+pub(super) const PAUSE: Duration = Duration::from_millis(1);
 
 /// Others wait so long for the process that changes the use of a segment.
 const TURN_TIMEOUT: Duration = Duration::from_millis(50);
@@ -82,15 +82,11 @@ impl Log {
         }
     }
 
-    /// [`switch`](Log::switch), again and again for a while if others are about to use or to create segments.
-    pub(super) fn switch_in_time(&self, at: Position, limits: &Limits, context: Context<'_>) -> Result<()> {
+    /// [`switch`](Log::switch), until the frames go to another segment than that of `at`.
+    pub(super) fn switch_in_time(&self, at: Position, context: Context<'_>) -> Result<()> {
+        let limits = Limits::new(&CLAIM_TIMEOUT.into());
         while self.shared.words().append().epoch() == at.epoch() {
-            match self.switch(at, 1, limits, context) {
-                Err(error) if is_full(&error) && limits.elapsed() < CLAIM_TIMEOUT => {
-                    std::thread::sleep(PAUSE);
-                }
-                switched => switched?,
-            }
+            attempt_in_time(|| self.switch(at, 1, &limits, context))?;
         }
         Ok(())
     }
@@ -146,16 +142,9 @@ impl Log {
 
     /// Creates the first segments, so that a full disk prevents no removal. Called when the log is set up.
     pub(super) fn add_first_segments(&self, context: Context<'_>) -> Result<()> {
-        let start = Instant::now();
         for segment in &self.shared.words().segments[..2] {
             while segment.blocks.load(SeqCst) == 0 {
-                match self.add_segment(1, context) {
-                    // The process forks.
-                    Err(error) if is_full(&error) && start.elapsed() < CLAIM_TIMEOUT => {
-                        std::thread::sleep(PAUSE);
-                    }
-                    added => added?,
-                }
+                attempt_in_time(|| self.add_segment(1, context))?;
             }
         }
         Ok(())
@@ -183,14 +172,14 @@ impl Log {
         is_wanted: impl Fn(usize, &Segment) -> bool,
         context: Context<'_>,
     ) -> Result<Option<Claimed<'_>>> {
-        let words = self.shared.words();
+        let shared = self.shared.words();
         // One with a later epoch than the frames have reached: its process was killed before they went there, or it has the
         // claim.
         let is_free = |it: &Segment| {
             let epoch = it.epoch.load(SeqCst);
-            epoch == 0 || epoch > words.append().epoch()
+            epoch == 0 || epoch > shared.append().epoch()
         };
-        for (number, words) in words.segments.iter().enumerate() {
+        for (number, words) in shared.segments.iter().enumerate() {
             let is_ours = || is_free(words) && is_wanted(number, words);
             let lock = |name: &str| {
                 Latch::enter_named(&self.layout, name, &Limits::new(&LOCK_TIMEOUT.into()), context)
@@ -225,6 +214,17 @@ impl Log {
     fn full(&self, context: Context<'_>) -> Error {
         let full = io::Error::new(io::ErrorKind::TimedOut, FULL);
         context.io("append to the log", &self.layout.private_path(LOG), full)
+    }
+}
+
+/// Attempts again for a while if no segment is free: others are about to use or to create one, or this process forks.
+fn attempt_in_time(attempt: impl Fn() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if is_full(&error) && start.elapsed() < CLAIM_TIMEOUT => std::thread::sleep(PAUSE),
+            done => return done,
+        }
     }
 }
 
