@@ -10,8 +10,9 @@ pub enum Durability {
     /// [guide](crate::guide::durability).
     #[default]
     Full,
-    /// A crash of any process, but not of the machine: no call waits for the disk. After a power loss a record is its
-    /// newest or an earlier published value. It is never damaged, and never missing if it was on the disk.
+    /// A crash of any process, but not of the machine: few calls wait for the disk, see the
+    /// [guide](crate::guide::durability). After a power loss a record is its newest or an earlier published value. It is
+    /// never damaged, and never missing if it was on the disk.
     Relaxed,
 }
 

@@ -71,12 +71,17 @@ impl Old {
     /// Examines a displaced file and removes it.
     pub(crate) fn settle(self, core: &Core, context: Context<'_>) -> Was {
         let (was, name) = self.examine(core, context);
-        if let Some(name) = name
-            && let Err(error) = publish::remove_staged(&core.layout, &name, context)
-        {
-            trace::unsettled(&error);
+        if let Some(name) = name {
+            discard(core, &name, context);
         }
         was
+    }
+}
+
+/// Unlinks the staged name of an old record. If that fails, a sweep does it after the end of this process.
+pub(crate) fn discard(core: &Core, name: &str, context: Context<'_>) {
+    if let Err(error) = publish::remove_staged(&core.layout, name, context) {
+        trace::unsettled(&error);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::old_file::{Old, Was};
+use crate::filesystem::disk::old_file::{self, Old, Was};
 use crate::filesystem::disk::{layout, publish, record_head};
 use crate::filesystem::log::{Appended, Unsynced};
 use crate::filesystem::options::Durability;
@@ -45,30 +45,32 @@ impl<'a> Change<'a> {
             publish::sync_records(&core.layout, core.options.durability, context)?;
             return Ok(was);
         };
-        if core.options.durability == Durability::Full {
+        let is_full = core.options.durability == Durability::Full;
+        if is_full {
             told.sync(context).map_err(|error| take_back(core, key, &told, &old, version, context, error))?;
-        } else if version.is_some() {
-            core.events.changed(key);
-            let (was, name) = old.examine(core, context);
-            if let (Some(log), Some(name)) = (&core.log, name) {
-                log.remove_when_synced(key, &told, name, context);
-            }
-            return Ok(was);
         }
         core.events.changed(key);
-        if is_large {
-            publish::sync_records(&core.layout, core.options.durability, context)?;
+        if is_full && is_large {
+            publish::sync_records(&core.layout, Durability::Full, context)?;
         }
         let is_named = old.is_named_by_log();
-        let was = old.settle(core, context);
-        let is_told = match &was {
-            Was::Nothing => is_named,
-            // A recovery takes a record without a version for one that somebody wrote by hand later.
-            Was::Record(proof) => is_named && proof.version.is_some(),
-            Was::Damaged => false,
-        };
-        if !is_told {
-            publish::sync_records(&core.layout, core.options.durability, context)?;
+        let (was, staged) = old.examine(core, context);
+        // A recovery takes a record without a version for one that somebody wrote by hand later.
+        let is_by_hand = matches!(&was, Was::Record(proof) if proof.version.is_none());
+        if is_by_hand && !is_full {
+            // A durable read of the new record waits only for the log.
+            told.sync(context).map_err(Error::with_unknown_outcome)?;
+        }
+        let is_told = is_named && was != Was::Damaged;
+        if is_by_hand || is_full && !is_told {
+            publish::sync_records(&core.layout, Durability::Full, context)?;
+        }
+        let Some(staged) = staged else { return Ok(was) };
+        match &core.log {
+            Some(log) if !is_full && !is_by_hand && version.is_some() => {
+                log.remove_when_synced(key, &told, staged, context);
+            }
+            _ => old_file::discard(core, &staged, context),
         }
         Ok(was)
     }

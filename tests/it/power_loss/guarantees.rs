@@ -145,7 +145,8 @@ impl<'a> Guarantees<'a> {
         if self.sequence.start != Start::Foreign {
             return Ok(());
         }
-        let is_aside = self.keys[0].durable > 0;
+        // A relaxed change is not where the program was told until a checkpoint, also if its record is durable.
+        let is_aside = !self.sequence.relaxed && self.keys[0].durable > 0;
         let is_kept = tree.iter().any(|&(path, image)| {
             is_file(image)
                 && self.interner.content_of(image).bytes() == FOREIGN.as_bytes()

@@ -305,7 +305,7 @@ fn each_rule_of_the_log_holds() {
 
 #[test]
 fn an_old_store_survives_power_loss() {
-    let sequences = sample(sequences(Start::Old, false, 3), 1, 4_000);
+    let sequences = sample(sequences(Start::Old, false, 3), 1, 6_000);
     let states = survey(&sequences);
     assert!(states > 1_000, "only {states} states: does the recorder miss system calls?");
 }
@@ -319,7 +319,7 @@ fn an_old_store_without_syncs_survives_power_loss() {
 
 /// Sequences of up to two operations, all on the record of `a`, which is changed.
 fn changes_of_one_record(start: Start) -> Vec<Sequence> {
-    let all = [sequences(start, false, 2), sequences(start, true, 1)].concat();
+    let all = [sequences(start, false, 2), sequences(start, true, 2)].concat();
     let on_it = |sequence: &Sequence| sequence.operations.iter().all(|operation| operation.key == 0);
     let changes_it = |sequence: &Sequence| {
         let changes = |action| matches!(action, Action::Write | Action::Remove | Action::GuardedWrite);
@@ -328,16 +328,32 @@ fn changes_of_one_record(start: Start) -> Vec<Sequence> {
     all.into_iter().filter(changes_it).collect()
 }
 
+/// Each kind of change of the record of `a`, durable or seen by a durable reader, and a sample of longer sequences.
+fn changes_and_a_sample(start: Start) -> Vec<Sequence> {
+    use Action::{GuardedWrite, Read, Remove, Write, WriteLarge};
+    let of = |relaxed, actions: &[Action]| Sequence {
+        start,
+        relaxed,
+        job: None,
+        operations: actions.iter().map(|&action| Operation { action, key: 0 }).collect(),
+    };
+    let durable = [Write, WriteLarge, Remove, GuardedWrite].map(|change| of(false, &[change]));
+    let seen = [Write, WriteLarge, Remove].map(|change| of(true, &[change, Read]));
+    let mut all = [durable.as_slice(), &seen].concat();
+    all.extend(sample(changes_of_one_record(start), 0, 80));
+    all
+}
+
 #[test]
 fn a_foreign_file_survives_power_loss() {
-    let states = survey(&sample(changes_of_one_record(Start::Foreign), 0, 12));
+    let states = survey(&changes_and_a_sample(Start::Foreign));
     assert!(states > 500, "only {states} states: does the recorder miss system calls?");
 }
 
 /// The log tells of a newer record, but a file without a version may have been written after that.
 #[test]
 fn a_change_of_a_record_written_by_hand_survives_power_loss() {
-    let states = survey(&sample(changes_of_one_record(Start::ByHand), 1, 12));
+    let states = survey(&changes_and_a_sample(Start::ByHand));
     assert!(states > 500, "only {states} states: does the recorder miss system calls?");
 }
 
