@@ -339,9 +339,7 @@ fn no_increment_of_several_processes_is_lost(subject: &Subject) {
     for other in &mut others {
         other.send(&request);
     }
-    for _ in 0..ROUNDS {
-        count(store, "locked", "swapped").unwrap();
-    }
+    count(store, "locked", "swapped", ROUNDS).unwrap();
     for other in &mut others {
         let (answer, _) = other.receive(PATIENCE * 3);
         assert_eq!(answer, Answer::Done, "increments in another process");

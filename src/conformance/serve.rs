@@ -130,28 +130,38 @@ fn carry_out(store: &dyn RecordStore, request: &Request) -> Answer {
             Answer::of(store.wait_for_lock(key, WaitOptions::new().timeout(*timeout)), Answer::Flag)
         }
         Request::Count { locked, swapped, rounds } => {
-            Answer::of((0..*rounds).try_for_each(|_| count(store, locked, swapped)), done)
+            Answer::of(count(store, locked, swapped, *rounds), done)
         }
         // A forked child has no children.
         Request::InForkedChild(_) => Answer::Failed(String::new(), "a forked child cannot fork".into()),
     }
 }
 
-/// Increments the number of a record under its lock, and that of another one by swaps.
-pub(super) fn count(store: &dyn RecordStore, locked: &str, swapped: &str) -> crate::Result<()> {
-    store.update(locked, LockOptions::new(), |old: Option<u64>| {
-        // So that others have the time to wait, and to be late.
-        thread::sleep(Duration::from_micros(200));
-        Ok(old.unwrap_or(0) + 1)
-    })?;
-    loop {
-        let seen = store.read::<u64>(swapped)?;
-        let version = seen.as_ref().map_or(RecordVersion::ABSENT, |record| record.version);
-        let next = seen.map_or(0, |record| record.result) + 1;
-        if store.write_if_version(swapped, version, &next, WriteOptions::new())? {
-            return Ok(());
-        }
+/// Increments the number of a record under its lock, and then that of another one by swaps, so many times each.
+///
+/// Not in turns: the processes get the lock one after another, so few of their swaps would meet.
+pub(super) fn count(store: &dyn RecordStore, locked: &str, swapped: &str, rounds: u32) -> crate::Result<()> {
+    for _ in 0..rounds {
+        store.update(locked, LockOptions::new(), |old: Option<u64>| {
+            // So that others have the time to wait, and to be late.
+            thread::sleep(Duration::from_micros(200));
+            Ok(old.unwrap_or(0) + 1)
+        })?;
     }
+    for _ in 0..rounds {
+        while !increment_by_swap(store, swapped)? {}
+    }
+    Ok(())
+}
+
+/// `false`: another process was faster.
+fn increment_by_swap(store: &dyn RecordStore, key: &str) -> crate::Result<bool> {
+    let seen = store.read::<u64>(key)?;
+    let version = seen.as_ref().map_or(RecordVersion::ABSENT, |record| record.version);
+    let next = seen.map_or(0, |record| record.result) + 1;
+    // So that others have the time to swap it.
+    thread::sleep(Duration::from_millis(1));
+    store.write_if_version(key, version, &next, WriteOptions::new())
 }
 
 fn checked(key: &str) -> Key {
