@@ -158,6 +158,53 @@ fn a_copy_of_a_store_in_use_opens_and_every_record_in_it_is_whole() {
     }
 }
 
+/// A backup is made twice to the same place, as rsync does it. The locks of processes are of the original only.
+#[test]
+fn the_copies_that_usual_programs_make_are_sound_stores() {
+    let programs = [
+        ("cp", "cp -a -- \"$1/.\" \"$2\""),
+        ("tar", "rm -rf -- \"$2\" && mkdir -- \"$2\" && tar -C \"$1\" -cf - . | tar -C \"$2\" -xf -"),
+        ("rsync", "rsync -a --delete -- \"$1/\" \"$2\""),
+    ];
+    for (program, command) in programs {
+        let run = |arguments: &[&std::ffi::OsStr]| {
+            let status = std::process::Command::new("sh").arg("-c").args(arguments).status().unwrap();
+            status.success()
+        };
+        if !run(&[format!("command -v {program} >/dev/null").as_ref()]) {
+            eprintln!("SKIPPED: {program} is not installed");
+            continue;
+        }
+        let (dir, backups) = (in_memory(), in_memory());
+        let backup = backups.path().join("backup");
+        let store = open(dir.path());
+        let _bound = store.lock("bound", LockOptions::new()).unwrap();
+        let named_token = store.acquire_lock("named", as_named("job")).unwrap();
+        for round in 0..2_u8 {
+            store.write("new", &round).unwrap();
+            store.write(format!("removed-{round}"), &round).unwrap();
+            store.write("large", &"x".repeat(100_000 + usize::from(round))).unwrap();
+            if round == 1 {
+                assert!(store.remove("removed-0").unwrap());
+            }
+            let last = store.read::<u8>("new").unwrap().unwrap().version.number().unwrap();
+            fs::create_dir_all(&backup).unwrap();
+            assert!(run(&[command.as_ref(), "sh".as_ref(), dir.path().as_os_str(), backup.as_os_str()]));
+            let copy = open(&backup);
+            let what = format!("{program}, round {round}");
+            assert_eq!(copy.read::<u8>("new").unwrap().unwrap().result, round, "{what}");
+            assert_eq!(copy.exists("removed-0").unwrap(), round == 0, "{what}");
+            let large = copy.read::<String>("large").unwrap().unwrap().result;
+            assert_eq!(large.len(), 100_000 + usize::from(round), "{what}");
+            assert_eq!(copy.lock_info("named").unwrap().unwrap().token(), named_token, "{what}");
+            assert!(!copy.is_locked("bound").unwrap() && store.is_locked("bound").unwrap(), "{what}");
+            assert_eq!(copy.verify().map(Result::unwrap).filter(|it| it.problem.is_damage()).count(), 0);
+            copy.write("new", &99).unwrap();
+            assert!(copy.read::<u8>("new").unwrap().unwrap().version.number().unwrap() > last, "{what}");
+        }
+    }
+}
+
 fn write_until_told(stage: &Stage) {
     let (dir, number): (PathBuf, u32) = stage.argument();
     let store = open(&dir);
