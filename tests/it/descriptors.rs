@@ -6,8 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use record_store::{
-    Cancellation, Durability, FileSystemOptions, FileSystemRecordStore, IsolationLevel, LockOptions,
-    OpenMode, RecordStoreExt, WriteOptions,
+    Cancellation, FileSystemOptions, IsolationLevel, LockOptions, OpenMode, RecordStoreExt, WriteOptions,
 };
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
@@ -212,7 +211,7 @@ mod every_call {
     use nix::errno::Errno;
     use nix::libc;
 
-    use record_store::{ReadOptions, RecordVersion};
+    use record_store::{Durability, FileSystemRecordStore, ReadOptions, RecordVersion};
 
     use super::*;
     use crate::support::trace::{Traced, perform};

@@ -11,12 +11,19 @@ use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, RecordS
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::foreign_files::{PACKAGE, TSCONFIG, assert_kept};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::tamper::Call;
 use crate::support::trace::{Traced, perform};
 use crate::support::{in_memory, millis, names_in, open_with};
 
-pub(crate) const ROLES: &[Role] = &[("change k", change), ("read k", read)];
+pub(crate) const ROLES: &[Role] = &[
+    ("change k", change),
+    ("read k", read),
+    ("change without exchange", change_without_exchange),
+    ("create a store", create),
+    ("write a record", write),
+];
 
 const FOREIGN: &str = "{\n  \"name\": \"demo\"\n}\n";
 const SOUND: &str = "{\"key\":\"k\",\"result\":1}";
@@ -336,4 +343,132 @@ fn a_record_that_grows_beyond_the_limit_while_it_is_read_is_too_large() {
         "{outcomes:?}"
     );
     assert!(read.iter().all(|outcome| outcome == "Some(1)"), "{outcomes:?}");
+}
+
+fn create(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let options = FileSystemOptions::new().durability(Durability::Relaxed);
+    let store = perform(stage, "", || options.open(dir)).unwrap();
+    store.write("second", &2).unwrap();
+    stage.send("done");
+}
+
+/// A process that finds a directory without a store may then find the records of another process that has created
+/// the store meanwhile.
+#[test]
+fn two_processes_that_create_one_store_do_not_refuse_each_other() {
+    let is_mkdir = |number| matches!(number, libc::SYS_mkdir | libc::SYS_mkdirat);
+    for stop in 0.. {
+        let dir = in_memory();
+        let child = Child::start("create a store", &dir.path());
+        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let mut is_over = false;
+        for _ in 0..=stop {
+            let call = traced.next_call().expect("the store is created");
+            is_over |= is_mkdir(call.number);
+            if is_over {
+                break;
+            }
+            traced.execute();
+        }
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        store.write("first", &1).unwrap();
+        if is_over {
+            traced.execute();
+        }
+        let mut child = traced.release();
+        child.expect("done");
+        child.finish();
+        assert_eq!(store.keys().unwrap().count(), 2);
+        if is_over {
+            assert!(stop > 3, "{stop}");
+            return;
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Task {
+    dir: PathBuf,
+    remove: bool,
+}
+
+fn change_without_exchange(stage: &Stage) {
+    let Task { dir, remove } = stage.argument();
+    let store = FileSystemRecordStore::open(dir).unwrap();
+    perform(stage, "", || {
+        if remove { store.remove("k").map(drop) } else { store.write("k", &2) }.unwrap();
+    });
+    stage.send("done");
+}
+
+fn write(stage: &Stage) {
+    let (dir, durability): (PathBuf, bool) = stage.argument();
+    let durability = if durability { Durability::Full } else { Durability::Relaxed };
+    let store = FileSystemOptions::new().durability(durability).open(dir).unwrap();
+    perform(stage, "", || store.write("k", &2)).unwrap();
+    stage.send("done");
+}
+
+/// Another program knows no latch: it may create the file at any moment of a write.
+#[test]
+fn a_file_that_appears_during_a_write_is_kept() {
+    for full in [false, true] {
+        for stop in 0.. {
+            let dir = in_memory();
+            let store = FileSystemRecordStore::open(dir.path()).unwrap();
+            let Some((mut traced, _)) = Traced::attach(Child::start("write a record", &(dir.path(), full)))
+            else {
+                return;
+            };
+            let mut is_published = false;
+            for _ in 0..stop {
+                let Some(call) = traced.next_call() else { break };
+                traced.execute();
+                is_published |= [libc::SYS_renameat2, libc::SYS_linkat].contains(&call.number);
+            }
+            if is_published {
+                break;
+            }
+            fs::write(dir.path().join("k.json"), PACKAGE).unwrap();
+            let mut child = traced.release();
+            child.expect("done");
+            child.finish();
+            assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 2, "stop {stop}");
+            assert_kept(&store, [("k.json", PACKAGE.as_bytes())]);
+        }
+    }
+}
+
+/// On a file system that can neither exchange two files nor refuse to replace one, the file is examined in its place.
+/// It is also examined there if it cannot be moved to the staging directory.
+#[test]
+fn foreign_files_are_kept_where_the_file_system_cannot_exchange_files() {
+    let sound = "{\"key\":\"k\",\"result\":1}";
+    // A record is staged before it is published, so only a removal can fail to stage the file.
+    for (remove, stages) in [(false, true), (true, true), (true, false)] {
+        let dir = in_memory();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        for old in [PACKAGE, sound, TSCONFIG] {
+            fs::write(dir.path().join("k.json"), old).unwrap();
+            let task = Task { dir: dir.path().to_owned(), remove };
+            let child = Child::start("change without exchange", &task);
+            let Some((mut traced, _)) = Traced::attach(child) else { return };
+            let mut renames = 0;
+            while let Some(call) = traced.next_call() {
+                renames += u32::from(call.number == libc::SYS_renameat);
+                match call.number {
+                    libc::SYS_renameat2 => traced.fail(Errno::EINVAL),
+                    libc::SYS_renameat if !stages && renames == 1 => traced.fail(Errno::ENOSPC),
+                    _ => traced.execute(),
+                }
+            }
+            let mut child = traced.release();
+            child.expect("done");
+            child.finish();
+            let read = store.read::<u8>("k").unwrap().map(|record| record.result);
+            assert_eq!(read, (!remove).then_some(2), "remove: {remove}, stages: {stages}, {old}");
+        }
+        assert_kept(&store, [("k.json", PACKAGE.as_bytes()), ("k.json", TSCONFIG.as_bytes())]);
+    }
 }

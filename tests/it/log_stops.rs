@@ -14,7 +14,8 @@ use record_store::{FileSystemRecordStore, RecordStoreExt};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use crate::commit_log::{contains, copy, log_of, stopped_before_the_change};
+use crate::commit_log::calls::stopped_before_the_change;
+use crate::commit_log::{contains, copy, log_of};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{Traced, perform};
 use crate::support::{PATIENCE, as_named, in_memory, millis, open};

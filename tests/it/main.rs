@@ -75,6 +75,8 @@ mod watchdog;
 fn roles() -> impl Iterator<Item = &'static support::children::Role> {
     [
         commit_log::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        commit_log::calls::ROLES,
         log_files::ROLES,
         #[cfg(target_arch = "x86_64")]
         log_stops::ROLES,
@@ -84,7 +86,6 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         disturbances::ROLES,
         eviction::ROLES,
         failing_calls::ROLES,
-        foreign_files::ROLES,
         #[cfg(target_arch = "x86_64")]
         foreign_races::ROLES,
         forks::ROLES,

@@ -9,7 +9,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{Gid, Mode, Stat, Uid};
+use rustix::fs::{Gid, Mode, RawMode, Stat, Uid};
 use rustix::io::Errno;
 
 /// The mode and the owner of new files.
@@ -61,12 +61,16 @@ impl Permissions {
 
     /// The mode to create a file with.
     pub(crate) fn mode(&self) -> Mode {
-        Mode::from_raw_mode(self.file_mode)
+        mode_of(self.file_mode)
     }
 
     /// The mode to create a directory with: everyone who may read a file may also search its directory.
     pub(crate) fn dir_mode(&self) -> Mode {
-        Mode::from_raw_mode(self.file_mode | (self.file_mode & 0o444) >> 2)
+        mode_of(self.dir_bits())
+    }
+
+    fn dir_bits(&self) -> u32 {
+        self.file_mode | (self.file_mode & 0o444) >> 2
     }
 
     /// Completes a file that this process has just created.
@@ -76,7 +80,7 @@ impl Permissions {
 
     /// Completes a directory that this process has just created.
     pub(crate) fn apply_to_dir(&self, dir: impl AsFd) -> Result<(), Errno> {
-        self.set(dir, self.dir_mode() | Mode::from_raw_mode(SETGID))
+        self.set(dir, mode_of(self.dir_bits() | SETGID))
     }
 
     /// Gives the private directory of a shared store the group of the directory above it, from which it inherits
@@ -92,9 +96,9 @@ impl Permissions {
     /// if necessary, because it may belong to somebody else.
     pub(crate) fn apply_to_root(&self, dir: impl AsFd, stat: &Stat) -> Result<(), Errno> {
         #[allow(clippy::useless_conversion, reason = "the type of the mode differs between systems")]
-        let (current, missing) = (u32::from(stat.st_mode) & 0o7777, self.dir_mode().as_raw_mode() | SETGID);
+        let (current, missing) = (u32::from(stat.st_mode) & 0o7777, self.dir_bits() | SETGID);
         if self.is_exact && current & missing != missing {
-            rustix::fs::fchmod(dir, Mode::from_raw_mode(current | missing))?;
+            rustix::fs::fchmod(dir, mode_of(current | missing))?;
         }
         Ok(())
     }
@@ -111,6 +115,16 @@ impl Permissions {
         // After the change of the owner, which may clear the setgid bit.
         if self.is_exact { rustix::fs::fchmod(file, mode) } else { Ok(()) }
     }
+}
+
+/// The mode of these bits.
+#[allow(
+    clippy::unnecessary_fallible_conversions,
+    clippy::useless_conversion,
+    reason = "the type differs between systems"
+)]
+fn mode_of(bits: u32) -> Mode {
+    Mode::from_raw_mode(RawMode::try_from(bits & 0o7777).unwrap_or_default())
 }
 
 /// Whether a store whose private directory has this mode is shared by a group.

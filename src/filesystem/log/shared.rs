@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+#[cfg(target_os = "linux")]
 use sha2::{Digest, Sha256};
 
 use super::position::Position;

@@ -106,6 +106,7 @@ pub(crate) fn slots_in_use(store: &Path) -> u32 {
 /// Adds the waiter of a killed process to the wait queue of `key`. Only its slot in the mapped table is
 /// left, whose layout never changes. The next release finds a waiter in the queue, and the next process
 /// to wait finds out that this waiter is dead.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn enqueue_dead_waiter(store: &Path, key: &str) {
     use std::os::unix::fs::FileExt;
     const WAITING: u32 = 1;

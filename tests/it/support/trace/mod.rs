@@ -7,8 +7,6 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod tamper;
 
-use std::path::PathBuf;
-
 use nix::libc;
 use nix::sys::ptrace;
 use nix::sys::signal::Signal;
@@ -112,13 +110,6 @@ impl Traced {
     /// The child, to talk to its other threads.
     pub(crate) fn child(&mut self) -> &mut Child {
         self.child.as_mut().expect("not released")
-    }
-
-    /// The file of the first argument of the current system call, if that is a descriptor.
-    pub(crate) fn file_of_call(&self) -> Option<PathBuf> {
-        let call = self.describe();
-        let descriptor = u32::from_str_radix(call.split(' ').nth(1)?.strip_prefix("0x")?, 16).ok()?;
-        std::fs::read_link(format!("/proc/{}/fd/{descriptor}", self.process)).ok()
     }
 
     /// Detaches, so that the child continues without the tracer.

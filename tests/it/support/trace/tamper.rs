@@ -1,6 +1,8 @@
 //! Fault injection into the system calls of a traced child: a call is not executed and fails, is executed
 //! and still reports a failure, or transfers only a part.
 
+use std::path::PathBuf;
+
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
@@ -18,6 +20,13 @@ pub(crate) struct Call {
 const NO_CALL: u64 = u64::MAX;
 
 impl Traced {
+    /// The file of the first argument of the current system call, if that is a descriptor.
+    pub(crate) fn file_of_call(&self) -> Option<PathBuf> {
+        let call = self.describe();
+        let descriptor = u32::from_str_radix(call.split(' ').nth(1)?.strip_prefix("0x")?, 16).ok()?;
+        std::fs::read_link(format!("/proc/{}/fd/{descriptor}", self.process)).ok()
+    }
+
     /// Runs to the entry of the operation's next system call. Returns `None` at the end of the operation.
     /// The previous call must have been completed by one of the methods below.
     pub(crate) fn next_call(&mut self) -> Option<Call> {
