@@ -61,6 +61,9 @@ pub struct FileSystemOptions {
     pub(super) max_record_bytes: u64,
 }
 
+/// The largest record file by default.
+pub(super) const DEFAULT_MAX_RECORD_BYTES: u64 = 1 << 30;
+
 impl OpenMode {
     /// Whether a missing store is created.
     pub(super) fn creates(self) -> bool {
@@ -76,7 +79,7 @@ impl Default for FileSystemOptions {
             file_mode: None,
             is_shared: false,
             allows_any_file_system: false,
-            max_record_bytes: 1 << 30,
+            max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
         }
     }
 }

@@ -287,6 +287,48 @@ fn copy_without_frames_of(old: &str, new: &str) -> TempDir {
     lost
 }
 
+/// A part of a long record could look torn.
+#[test]
+fn a_recovery_by_a_process_with_a_small_limit_leaves_longer_records_alone() {
+    for limit in [511, 8_191, 8_192] {
+        let lost = copy_without_frames_of(&"x".repeat(20_000), &"y".repeat(20_001));
+        drop(FileSystemOptions::new().max_record_bytes(limit).open(lost.path()).unwrap());
+        let store = open(lost.path());
+        let read = store.read::<String>("k").unwrap().unwrap().result;
+        assert_eq!(read.len(), 20_001, "limit {limit}");
+        assert!(read.starts_with('y'), "limit {limit}");
+    }
+}
+
+/// What was removed or replaced is gone, also if it was long: nobody deletes what is kept as damaged.
+#[test]
+fn a_recovery_keeps_no_record_that_it_replaces_or_removes() {
+    for length in [100, 60_000, 70_000, 300_000] {
+        let dir = in_memory();
+        let store = open(dir.path());
+        let secret = "secret".repeat(length / 6);
+        for key in ["replaced", "removed"] {
+            store.write(key, &secret).unwrap();
+        }
+        let old =
+            ["replaced", "removed"].map(|key| fs::read(dir.path().join(format!("{key}.json"))).unwrap());
+        store.write("replaced", "new").unwrap();
+        assert!(store.remove("removed").unwrap());
+        let lost = copy(dir.path());
+        for (key, text) in ["replaced", "removed"].iter().zip(old) {
+            fs::write(lost.path().join(format!("{key}.json")), text).unwrap();
+        }
+        let store = open(lost.path());
+        assert_eq!(store.read::<String>("replaced").unwrap().unwrap().result, "new", "{length}");
+        assert!(!store.exists("removed").unwrap(), "{length}");
+        assert_eq!(store.damaged().unwrap().len(), 0, "{length}");
+        for file in tree::files(lost.path()) {
+            let text = fs::read(lost.path().join(&file)).unwrap();
+            assert!(length < 1_000 || !contains(&text, "secretsecret"), "{length}: {file}");
+        }
+    }
+}
+
 #[test]
 fn a_whole_file_of_another_program_stays_although_a_staged_file_has_its_name() {
     let lost = copy_without_frames();

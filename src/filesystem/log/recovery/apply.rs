@@ -6,19 +6,27 @@ use rustix::io::Errno;
 
 use super::super::frame::BLOCK;
 use super::plan::Step;
+use super::read_record;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES, Refusal};
+use crate::filesystem::disk::layout::{self, Layout, Refusal};
 use crate::filesystem::disk::lock_file::{self, LockFile};
 use crate::filesystem::disk::publish::{self, Staged};
 use crate::filesystem::disk::torn_record;
-use crate::filesystem::options::Durability;
+use crate::filesystem::options::{Durability, FileSystemOptions};
 use crate::{Error, ErrorKind, Result, record, trace};
 
 /// Makes one change, and syncs its data. The directories are synced when all are made.
-pub(super) fn apply(layout: &Layout, step: &Step, context: Context<'_>) -> Result<()> {
+pub(super) fn apply(
+    layout: &Layout,
+    options: &FileSystemOptions,
+    step: &Step,
+    context: Context<'_>,
+) -> Result<()> {
+    let keep_foreign =
+        |name: &str, text: &[u8], keep: Keep| keep_foreign(layout, options, (name, text), keep, context);
     match step {
         Step::Write { name, text } => {
-            keep_foreign(layout, name, text, publish::keep, context)?;
+            keep_foreign(name, text, publish::keep)?;
             let owner = publish::nameless_owner();
             Staged::new(layout, &owner, text, Durability::Full, context)?.rename_over(name, context)?;
         }
@@ -29,28 +37,30 @@ pub(super) fn apply(layout: &Layout, step: &Step, context: Context<'_>) -> Resul
             if let Some(opened) = opened {
                 let synced = opened.file.sync_data();
                 synced.map_err(|error| context.io("sync the staged file", &path(), error))?;
-                keep_foreign(layout, name, &[], publish::keep, context)?;
+                keep_foreign(name, &[], publish::keep)?;
                 publish::move_staged_over(layout, from, name, context)?;
             }
         }
         Step::Remove { name } => {
-            let set_aside = |layout: &Layout, name: &str| {
+            keep_foreign(name, &[], |layout, name| {
                 publish::set_aside(layout, (&layout.dir, name), name, Durability::Full)
-            };
-            keep_foreign(layout, name, &[], set_aside, context)?;
+            })?;
             publish::remove(layout, name, context)?;
         }
     }
     Ok(())
 }
 
+/// Keeps a file of this name. Returns its new place.
+type Keep = fn(&Layout, &str) -> Result<PathBuf, Errno>;
+
 /// Keeps a file that is about to be replaced or removed, if a power loss alone does not explain it: it is neither a record
 /// nor a lock, and no torn form of `text` (I12).
 fn keep_foreign(
     layout: &Layout,
-    name: &str,
-    text: &[u8],
-    keep: impl Fn(&Layout, &str) -> Result<PathBuf, Errno>,
+    options: &FileSystemOptions,
+    (name, text): (&str, &[u8]),
+    keep: Keep,
     context: Context<'_>,
 ) -> Result<()> {
     let path = || layout.root().join(name);
@@ -59,21 +69,24 @@ fn keep_foreign(
         Ok(None) | Err(Refusal::NotRegular(_)) => return Ok(()),
         Err(refusal) => return Err(refusal.into_error(context, "open", path())),
     };
-    let found = layout::read_up_to(&opened, (text.len() as u64).max(MAX_LOCK_BYTES as u64));
-    let found = found.map_err(|error| context.io("read", &path(), error))?;
-    let is_lock = layout::record_stem(name).is_none();
-    if is_torn(&found, text)
-        || is_lock && lock_file::is_unfinished(&found)
-        || !is_lock && torn_record::is_of_record(&found, name)
-        || record::parse(&found).is_ok()
-        || LockFile::parse(&found).is_ok()
-    {
+    let found = read_record(&opened, options).map_err(|error| context.io("read", &path(), error))?;
+    if found.is_some_and(|found| is_explained(&found, name, text)) {
         return Ok(());
     }
     let kept = keep(layout, name).map_err(|errno| context.io("move aside", &path(), errno))?;
     let error: Error = context.error(ErrorKind::CorruptRecord).with_detail("torn by a power loss");
     trace::set_aside(&kept, &error.with_path(path()));
     Ok(())
+}
+
+/// Whether a power loss alone explains what is in a file.
+fn is_explained(found: &[u8], name: &str, text: &[u8]) -> bool {
+    let is_lock = layout::record_stem(name).is_none();
+    is_torn(found, text)
+        || is_lock && lock_file::is_unfinished(found)
+        || !is_lock && torn_record::is_of_record(found, name)
+        || record::parse(found).is_ok()
+        || LockFile::parse(found).is_ok()
 }
 
 /// Whether each sector of a file is zeros, or that of the text. Both may be shorter.

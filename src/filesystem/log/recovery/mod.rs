@@ -25,10 +25,10 @@ use super::frame::{self, BLOCK, Frame, Kind};
 use super::segment::{self, Header};
 use crate::error::LOG_IN_USE;
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, OWNERS};
+use crate::filesystem::disk::layout::{self, LOG, LOG_STATE, Layout, OWNERS, Opened};
 use crate::filesystem::disk::private_names::{self, SEGMENTS};
 use crate::filesystem::disk::publish;
-use crate::filesystem::options::FileSystemOptions;
+use crate::filesystem::options::{DEFAULT_MAX_RECORD_BYTES, FileSystemOptions};
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::owner::{self, Owner};
 use crate::{ErrorKind, Key, Recovery, Result, trace};
@@ -173,6 +173,17 @@ fn find_segments(layout: &Layout, dir: &OwnedFd, context: Context<'_>) -> Result
     Ok(found)
 }
 
+/// Reads a file that may be a record, also if it is over the limit of this process: the part up to there would look torn,
+/// or like a file of another program. `None`: it is too long to be checked.
+fn read_record(opened: &Opened, options: &FileSystemOptions) -> io::Result<Option<Vec<u8>>> {
+    let limit = options.max_record_bytes.max(DEFAULT_MAX_RECORD_BYTES);
+    if layout::size(&opened.stat) > limit {
+        return Ok(None);
+    }
+    let text = layout::read_up_to(opened, limit)?;
+    Ok((text.len() as u64 <= limit).then_some(text))
+}
+
 /// Makes the files agree with the log, and syncs them.
 fn recover(
     layout: &Layout,
@@ -183,7 +194,7 @@ fn recover(
     let newest = newest(segments);
     let steps = plan(layout, options, &newest, context)?;
     for step in &steps {
-        apply(layout, step, context)?;
+        apply(layout, options, step, context)?;
     }
     // Also the files that are right already: after a copy, they may not be on the disk.
     let names: BTreeSet<_> = newest.keys().flat_map(names_of).collect();

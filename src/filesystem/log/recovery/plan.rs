@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 
 use super::super::frame::{Frame, Kind};
-use super::Found;
+use super::{Found, read_record};
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES, Refusal, STAGED};
 use crate::filesystem::disk::lock_file::LockFile;
@@ -243,13 +243,13 @@ fn newest_staged(
 
 fn is_torn_file(layout: &Layout, options: &FileSystemOptions, name: &str) -> bool {
     let Ok(Some(opened)) = layout::open_existing(&layout.dir, name) else { return false };
-    layout::read_up_to(&opened, options.max_record_bytes).is_ok_and(|text| looks_torn(&text))
+    read_record(&opened, options).is_ok_and(|text| text.is_some_and(|text| looks_torn(&text)))
 }
 
 /// The key in a file, if that is a record.
 fn key_inside(dir: &OwnedFd, options: &FileSystemOptions, name: &str) -> Option<Key> {
     let opened = layout::open_existing(dir, name).ok()??;
-    let text = layout::read_up_to(&opened, options.max_record_bytes).ok()?;
+    let text = read_record(&opened, options).ok()??;
     Key::new(record::parse(&text).ok()?.key).ok()
 }
 
@@ -268,8 +268,9 @@ fn in_place(
         Err(Refusal::NotRegular(_)) => return Ok(InPlace::Irregular),
         Err(refusal) => return Err(refusal.into_error(context, "open the record", path())),
     };
-    let text = layout::read_up_to(&opened, options.max_record_bytes);
+    let text = read_record(&opened, options);
     let text = text.map_err(|error| context.io("read the record", &path(), error))?;
+    let Some(text) = text else { return Ok(InPlace::Other) };
     Ok(match record::parse(&text) {
         Ok(parsed) if parsed.key == key.as_str() => InPlace::Record(parsed.version),
         Err(_) if looks_torn(&text) => InPlace::Torn,
