@@ -16,12 +16,16 @@ mod preallocated;
 mod raw;
 #[path = "common/reading.rs"]
 mod reading;
+#[cfg(target_os = "linux")]
+#[path = "common/replay.rs"]
+mod replay;
 #[path = "common/setup.rs"]
 mod setup;
 
 use std::fs;
 use std::hint::black_box;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use record_store::RecordStoreExt;
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, Holder, LockOptions};
@@ -44,6 +48,9 @@ fn main() {
     for durability in [Durability::Full, Durability::Relaxed] {
         writes(&mut table, &scratch.path().join(format!("{durability:?}")), durability);
     }
+    longest_writes(&mut table, &scratch.path().join("longest"));
+    #[cfg(target_os = "linux")]
+    calls(&mut table, &scratch.path().join("calls"));
     reads(&mut table, &scratch.path().join("reads"));
     locks(&mut table, &scratch.path().join("locks"));
     many(&mut table, &scratch.path().join("many"));
@@ -136,6 +143,116 @@ fn durable_writes(
         plan("write, durable, existing key"),
         |run| store.write(&existing[run % existing.len()], &value).expect("written"),
         |_| file.write(text),
+    );
+}
+
+/// So many writes fill more than one segment of the log, so there is a switch and a checkpoint among them.
+const WRITES: usize = 600;
+
+/// The longest of many durable writes, compared with the longest of as many without a log.
+fn longest_writes(table: &mut Table, dir: &Path) {
+    let (store, raw) = store_and_floor(dir, Durability::Full);
+    let value = invoice(SHORT);
+    store.write("size", &value).expect("written");
+    let text = fs::read(dir.join("store").join("size.json")).expect("the record is a file");
+    let writes = table.mode().choose(WRITES, 2);
+    let keys: Vec<String> = (0..KEYS).map(|n| format!("invoice-{n:06}")).collect();
+    let files: Vec<String> = keys.iter().map(|key| record_file(key)).collect();
+    table.compare_measured(
+        Plan {
+            operation: "the longest of 600 durable writes".into(),
+            floor: "the longest of 600: create, write, fdatasync, rename, fsync".into(),
+            target: Some(1.0),
+            pairs: 40,
+        },
+        |_| longest(writes, |n| store.write(&keys[n % KEYS], &value).expect("written")),
+        |_| longest(writes, |n| raw.publish(&files[n % KEYS], &text, Durability::Full)),
+    );
+}
+
+fn longest(runs: usize, mut operation: impl FnMut(usize)) -> Duration {
+    let times = (0..runs).map(|run| {
+        let start = Instant::now();
+        operation(run);
+        start.elapsed()
+    });
+    times.max().unwrap_or_default()
+}
+
+/// The system calls of some operations alone, compared with the floors of these operations and with the store.
+#[cfg(target_os = "linux")]
+fn calls(table: &mut Table, dir: &Path) {
+    let (store, raw) = store_and_floor(dir, Durability::Relaxed);
+    fs::create_dir_all(dir.join("calls")).expect("the directory is created");
+    let mut replay = replay::Replay::new(&dir.join("calls"));
+    let value = invoice(SHORT);
+    store.write("size", &value).expect("written");
+    let text = fs::read(dir.join("store").join("size.json")).expect("the record is a file");
+    let guard = store.lock("size", LockOptions::new()).expect("locked");
+    let lock = fs::read(dir.join("store").join("size.lock")).expect("the lock is a file");
+    guard.release().expect("released");
+
+    let plan = |operation: &'static str, floor: &'static str, pairs| Plan {
+        operation: operation.into(),
+        floor: floor.into(),
+        target: None,
+        pairs,
+    };
+    // One part of the names for each comparison, so that each key is new.
+    let runs = table.runs(&plan("", "", 4_000)).max(KEYS);
+    let names: Vec<_> = (0..2 * runs).map(|run| format!("invoice-{run:06}")).collect();
+    let files: Vec<_> = names.iter().map(|name| (record_file(name), format!("{name}.lock"))).collect();
+    let (of_store, of_floor) = ((&names[runs..], &files[runs..]), &files[..runs]);
+
+    let floor = "create, write, rename";
+    table.compare(
+        plan("calls of a relaxed write, new key", floor, 4_000),
+        |run| replay.write(&of_floor[run].0, &of_floor[run].1, &text, true),
+        |run| raw.publish(&of_floor[run].0, &text, Durability::Relaxed),
+    );
+    table.compare(
+        plan("write, relaxed, new key", "its calls", 4_000),
+        |run| store.write(&of_store.0[run], &value).expect("written"),
+        |run| replay.write(&of_store.1[run].0, &of_store.1[run].1, &text, true),
+    );
+    let (names, files) = (&names[..KEYS], &files[..KEYS]);
+    for (name, (record, lock)) in names.iter().zip(files) {
+        store.write(name, &value).expect("written");
+        raw.publish(record, &text, Durability::Relaxed);
+        replay.write_any(record, lock, &text);
+    }
+    table.compare(
+        plan("calls of a relaxed write, existing key", floor, 4_000),
+        |run| replay.write(&files[run % KEYS].0, &files[run % KEYS].1, &text, false),
+        |run| raw.publish(&files[run % KEYS].0, &text, Durability::Relaxed),
+    );
+    table.compare(
+        plan("write, relaxed, existing key", "its calls", 4_000),
+        |run| store.write(&names[run % KEYS], &value).expect("written"),
+        |run| replay.write(&files[run % KEYS].0, &files[run % KEYS].1, &text, false),
+    );
+    table.compare(
+        plan("calls of a read", "open, fstat, read, close, parse", 20_000),
+        |run| drop(black_box(replay.read(&files[run % KEYS].0, &files[run % KEYS].1))),
+        |run| drop(black_box(raw.read::<Invoice>(&files[run % KEYS].0))),
+    );
+    table.compare(
+        plan("read, 300 B", "its calls", 20_000),
+        |run| drop(black_box(store.read::<Invoice>(&names[run % KEYS]).expect("read"))),
+        |run| drop(black_box(replay.read(&files[run % KEYS].0, &files[run % KEYS].1))),
+    );
+    table.compare(
+        plan("calls of acquire and release", "create, write, close, unlink", 10_000),
+        |_| replay.acquire_and_release("key.lock", &lock),
+        |_| {
+            drop(raw.create("key.lock", &lock));
+            raw.unlink("key.lock");
+        },
+    );
+    table.compare(
+        plan("acquire and release", "its calls", 10_000),
+        |_| store.lock("key", LockOptions::new()).expect("locked").release().expect("released"),
+        |_| replay.acquire_and_release("key.lock", &lock),
     );
 }
 

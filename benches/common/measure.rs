@@ -71,6 +71,16 @@ impl Table {
         mut operation: impl FnMut(usize),
         mut floor: impl FnMut(usize),
     ) {
+        self.compare_measured(plan, |run| time(|| operation(run)), |run| time(|| floor(run)));
+    }
+
+    /// [`compare`](Self::compare) for two sides that return their time.
+    pub(crate) fn compare_measured(
+        &mut self,
+        plan: Plan,
+        mut operation: impl FnMut(usize) -> Duration,
+        mut floor: impl FnMut(usize) -> Duration,
+    ) {
         if self.filter.as_ref().is_some_and(|filter| !plan.operation.contains(filter.as_str())) {
             return;
         }
@@ -79,11 +89,11 @@ impl Table {
         for run in 0..runs {
             // The order alternates too: the second may benefit or suffer from the first.
             let (of_operation, of_floor) = if run % 2 == 0 {
-                let first = time(|| operation(run));
-                (first, time(|| floor(run)))
+                let first = operation(run);
+                (first, floor(run))
             } else {
-                let first = time(|| floor(run));
-                (time(|| operation(run)), first)
+                let first = floor(run);
+                (operation(run), first)
             };
             times.push((of_operation, of_floor));
         }

@@ -44,8 +44,9 @@ const STOPPED: u64 = 1_000;
 /// A process is between a frame and its change for microseconds, unless it is stopped.
 const LATCH_TIMEOUT: Duration = Duration::from_millis(2);
 
-/// More files than this are not synced one by one, but with the whole file system.
-const MAX_SINGLE_SYNCS: usize = 64;
+/// More files than this are not synced one by one, but with the whole file system. That is one flush instead of many, but the
+/// processes that sync the log meanwhile wait for all of it, on XFS for many milliseconds.
+const MAX_SINGLE_SYNCS: usize = 1024;
 
 impl Log {
     /// Whether a segment is full.
