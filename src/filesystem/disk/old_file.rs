@@ -46,32 +46,37 @@ impl Old {
         !matches!(self, Old::Examined(Was::Record(_) | Was::Damaged))
     }
 
-    /// Examines a displaced file, when the latch is left. Returns the staged name that is to be unlinked.
+    /// Examines a displaced file, when the latch is left.
     ///
     /// A failure changes nothing for the caller, whose change has been made: the file stays where it is, and the
     /// sweep after the end of this process is the next attempt.
-    pub(crate) fn examine(self, core: &Core, context: Context<'_>) -> (Was, Option<String>) {
+    pub(crate) fn examine(&self, core: &Core, context: Context<'_>) -> Was {
         match self {
             Old::Displaced(displaced) => {
-                match examine_displaced(&core.layout, &core.options, &displaced, context) {
-                    (Was::Damaged, settled) => {
-                        if let Err(error) = settled {
-                            trace::unsettled(&error);
-                        }
-                        (Was::Damaged, None)
-                    }
-                    (was, _) => (was, Some(displaced.name)),
+                let (was, settled) = examine_displaced(&core.layout, &core.options, displaced, context);
+                if let Err(error) = settled {
+                    trace::unsettled(&error);
                 }
+                was
             }
-            Old::Linked(second) => (Was::Nothing, Some(second)),
-            Old::Examined(was) => (was, None),
+            Old::Linked(_) => Was::Nothing,
+            Old::Examined(was) => was.clone(),
+        }
+    }
+
+    /// The staged name that is to be unlinked, after [`examine`](Self::examine) has returned this.
+    pub(crate) fn into_staged(self, was: &Was) -> Option<String> {
+        match self {
+            Old::Displaced(displaced) => (*was != Was::Damaged).then_some(displaced.name),
+            Old::Linked(second) => Some(second),
+            Old::Examined(_) => None,
         }
     }
 
     /// Examines a displaced file and removes it.
     pub(crate) fn settle(self, core: &Core, context: Context<'_>) -> Was {
-        let (was, name) = self.examine(core, context);
-        if let Some(name) = name {
+        let was = self.examine(core, context);
+        if let Some(name) = self.into_staged(&was) {
             discard(core, &name, context);
         }
         was

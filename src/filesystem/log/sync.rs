@@ -150,6 +150,10 @@ impl Log {
         if !self.shared.words().is_in_use(position) {
             return Ok(());
         }
+        // A relaxed change has opened it before it was written.
+        if let Some(file) = self.files[position.segment()].get() {
+            return self.sync_file(file, position, context);
+        }
         let file = self.open_segment(position.segment(), OFlags::RDONLY, context)?;
         self.sync_file(&file, position, context)
     }

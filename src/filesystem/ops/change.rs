@@ -54,25 +54,28 @@ impl<'a> Change<'a> {
             publish::sync_records(&core.layout, Durability::Full, context)?;
         }
         let is_named = old.is_named_by_log();
-        let (was, staged) = old.examine(core, context);
+        let was = old.examine(core, context);
         // A recovery takes a record without a version for one that somebody wrote by hand later.
         let is_by_hand = matches!(&was, Was::Record(proof) if proof.version.is_none());
         if is_by_hand && !is_full {
             // A durable read of the new record waits only for the log.
-            told.sync(context).map_err(Error::with_unknown_outcome)?;
+            told.sync(context).map_err(|error| take_back(core, key, &told, &old, version, context, error))?;
         }
         let is_told = is_named && was != Was::Damaged;
-        if is_by_hand || is_full && !is_told {
-            publish::sync_records(&core.layout, Durability::Full, context)?;
-        }
-        let Some(staged) = staged else { return Ok(was) };
-        match &core.log {
-            Some(log) if !is_full && !is_by_hand && version.is_some() => {
-                log.remove_when_synced(key, &told, staged, context);
+        let synced = if is_by_hand || is_full && !is_told {
+            publish::sync_records(&core.layout, Durability::Full, context)
+        } else {
+            Ok(())
+        };
+        if let Some(staged) = old.into_staged(&was) {
+            match &core.log {
+                Some(log) if !is_full && !is_by_hand && version.is_some() => {
+                    log.remove_when_synced(key, &told, staged, context);
+                }
+                _ => old_file::discard(core, &staged, context),
             }
-            _ => old_file::discard(core, &staged, context),
         }
-        Ok(was)
+        synced.map(|()| was)
     }
 }
 

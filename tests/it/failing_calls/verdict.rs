@@ -91,8 +91,10 @@ impl Injection {
         }
     }
 
+    /// The record that the relaxed write replaces was written by hand, so it syncs the directory, too.
     fn is_failed_directory_sync(&self) -> bool {
-        self.call.number == libc::SYS_fsync && self.operation.is_durable()
+        let syncs = self.operation.is_durable() || self.operation == Operation::WriteRelaxed;
+        self.call.number == libc::SYS_fsync && syncs
     }
 
     /// Whether no sync of the log succeeds: the change was taken back, but its frame may be on the disk. An operation that only reads
