@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use crate::trace;
 use crate::{
-    CorruptRecords, Error, Json, Key, LockOptions, LockToken, RawRecord, ReadOptions, Result, UpdateOptions,
-    WaitOptions, WriteOptions,
+    CorruptRecords, Error, ErrorKind, Json, Key, LockOptions, LockToken, RawRecord, ReadOptions, Result,
+    UpdateOptions, WaitOptions, WriteOptions,
 };
 
 /// A caller that finds neither a record nor a lock, and still cannot acquire the lock, has no event to wait for: others
@@ -51,6 +51,58 @@ where
     Ok(json.decode_result(GET_OR_COMPUTE, key)?)
 }
 
+/// Finds a stale record, or the lock of one, before the usual search.
+pub(crate) async fn find<G: Held, R, L>(
+    options: &UpdateOptions,
+    read: impl Fn(ReadOptions) -> R,
+    lock: impl Fn(LockOptions) -> L,
+) -> Result<Found<G>>
+where
+    R: Future<Output = Result<Option<RawRecord>>>,
+    L: Future<Output = Result<G>>,
+{
+    match find_stale(options, &read, &lock).await? {
+        Some(found) => Ok(found),
+        None => find_or_lock(options, read, lock).await,
+    }
+}
+
+/// If the record is stale: acquires the lock, or finds the stale record if that is not possible without a wait. `None`:
+/// the record is not stale, there is none, or the options do not want a stale one.
+///
+/// No step waits, whatever the acquire timeout is. The first read ignores the lock, because the caller that computes has
+/// it. The read under the lock finds out whether that caller has been faster than the acquisition.
+pub(crate) async fn find_stale<G: Held, R, L>(
+    options: &UpdateOptions,
+    read: impl Fn(ReadOptions) -> R,
+    lock: impl Fn(LockOptions) -> L,
+) -> Result<Option<Found<G>>>
+where
+    R: Future<Output = Result<Option<RawRecord>>>,
+    L: Future<Output = Result<G>>,
+{
+    let at_once = options.get_lock().clone().acquire_timeout(Duration::ZERO);
+    let search = Search::new(&options.clone().lock(at_once));
+    if search.stale_time.is_none() {
+        return Ok(None);
+    }
+    // The usual search reads again: it reports an error, and it computes a damaged record again.
+    let Ok(Some(record)) = read(search.read_options().ignore_lock()).await else { return Ok(None) };
+    if !search.is_stale(&record) {
+        return Ok(None);
+    }
+    let stale = Some(Found::Record(record.json));
+    let guard = match lock(search.lock_options(Duration::ZERO)).await {
+        Ok(guard) => guard,
+        Err(error) if error.is_timeout() || error.kind() == ErrorKind::ReadOnly => return Ok(stale),
+        Err(error) => return Err(error.waiting_since(search.start)),
+    };
+    match read(search.read_options().claim(guard.token())).await {
+        Err(error) if error.is_timeout() => Ok(stale),
+        again => search.found_under(guard, again).map(Some),
+    }
+}
+
 /// Waits until there is a record, or until the lock of a key without one is acquired. A damaged record counts as none,
 /// if the options say so. It reads and locks by turns, and reads again under the lock, because another caller may have
 /// computed the record between the read and the acquisition.
@@ -68,8 +120,8 @@ where
 {
     let (search, mut queue) = (Search::new(options), Duration::ZERO);
     let guard = loop {
-        if let Some(json) = search.found(read(search.read_options()).await)? {
-            return Ok(Found::Record(json));
+        if let Some(record) = search.found(read(search.read_options()).await)? {
+            return Ok(Found::Record(record.json));
         }
         match lock(search.lock_options(queue)).await {
             Ok(guard) => break guard,
@@ -80,12 +132,7 @@ where
         }
     };
     let again = read(search.read_options().claim(guard.token())).await;
-    if let Err(error) = &again
-        && search.corrupt.recomputes(error)
-    {
-        trace::recomputes(error);
-    }
-    Ok(search.found(again)?.map_or(Found::Lock(guard), Found::Record))
+    search.found_under(guard, again)
 }
 
 /// The result of a search: the record, or the lock under which the caller computes it.
@@ -98,14 +145,18 @@ pub(crate) enum Found<G> {
 struct Search {
     start: Instant,
     corrupt: CorruptRecords,
+    stale_time: Option<Duration>,
     options: LockOptions,
 }
 
 impl Search {
     fn new(options: &UpdateOptions) -> Self {
-        let (start, corrupt, options) = (Instant::now(), options.get_corrupt_records(), options.get_lock());
+        let (start, corrupt, stale_time) =
+            (Instant::now(), options.get_corrupt_records(), options.stale_time());
+        let options = options.get_lock();
         let wait = options.get_wait().of_call(start);
-        Self { start, corrupt, options: options.clone().holder(options.resolve_holder()).wait(wait) }
+        let options = options.clone().holder(options.resolve_holder()).wait(wait);
+        Self { start, corrupt, stale_time, options }
     }
 
     /// The options of a read, which waits while another caller computes.
@@ -113,10 +164,28 @@ impl Search {
         ReadOptions::new().wait(self.rest()).claim(self.options.resolve_holder())
     }
 
+    /// Whether a record is in the last part of its life, in which it is stale.
+    fn is_stale(&self, record: &RawRecord) -> bool {
+        record.time_left.zip(self.stale_time).is_some_and(|(left, stale_time)| left <= stale_time)
+    }
+
+    /// What the read under the lock has found. The holder computes if the record is stale, too.
+    fn found_under<G>(&self, guard: G, read: Result<Option<RawRecord>>) -> Result<Found<G>> {
+        if let Err(error) = &read
+            && self.corrupt.recomputes(error)
+        {
+            trace::recomputes(error);
+        }
+        Ok(match self.found(read)? {
+            Some(record) if !self.is_stale(&record) => Found::Record(record.json),
+            _ => Found::Lock(guard),
+        })
+    }
+
     /// The record that a read has found.
-    fn found(&self, read: Result<Option<RawRecord>>) -> Result<Option<Json>> {
+    fn found(&self, read: Result<Option<RawRecord>>) -> Result<Option<RawRecord>> {
         match read {
-            Ok(record) => Ok(record.map(|record| record.json)),
+            Ok(record) => Ok(record),
             Err(error) if self.corrupt.recomputes(&error) => Ok(None),
             Err(error) => Err(error.waiting_since(self.start)),
         }
@@ -228,5 +297,98 @@ mod tests {
         let mut fails = search(None);
         fails.corrupt = CorruptRecords::Fail;
         assert_eq!(fails.found(damaged()).unwrap_err().kind(), ErrorKind::CorruptRecord);
+    }
+
+    const HOUR: Duration = Duration::from_hours(1);
+
+    fn an_hour_and_a_stale_hour() -> UpdateOptions {
+        UpdateOptions::new().time_to_live(HOUR).stale_for(HOUR)
+    }
+
+    fn record(left: impl Into<Option<Duration>>) -> Result<Option<RawRecord>> {
+        let json = Json::encode(&1)?;
+        Ok(Some(RawRecord::new(json, crate::RecordVersion::new(1)).with_time_left(left)))
+    }
+
+    fn fails<T>(kind: ErrorKind) -> Result<T> {
+        Err(Error::new(kind, "test"))
+    }
+
+    /// What is found by [`find_stale`] if the reads and the acquisition have these outcomes, and that no step may wait.
+    fn stale_in<const N: usize>(
+        options: &UpdateOptions,
+        reads: [Result<Option<RawRecord>>; N],
+        locked: Result<Locked>,
+    ) -> Result<&'static str> {
+        let (reads, locked) = (RefCell::new(reads.into_iter()), RefCell::new(Some(locked)));
+        let read = |options: ReadOptions| {
+            assert_eq!(options.get_wait().get_timeout(), Some(Duration::ZERO));
+            assert_eq!(options.ignores_lock(), locked.borrow().is_some());
+            ready(reads.borrow_mut().next().unwrap())
+        };
+        let lock = |options: LockOptions| {
+            assert_eq!(options.get_acquire_timeout(), Some(Duration::ZERO));
+            ready(locked.borrow_mut().take().unwrap())
+        };
+        let found = block("test", find_stale(options, read, lock))?;
+        assert!(reads.borrow_mut().next().is_none(), "a read is missing");
+        Ok(match found {
+            None => "search",
+            Some(Found::Record(_)) => "record",
+            Some(Found::Lock(Locked)) => "lock",
+        })
+    }
+
+    #[test]
+    fn a_stale_record_is_given_out_if_the_lock_is_not_free() {
+        let options = &an_hour_and_a_stale_hour();
+        let without_lock = |kind| stale_in(options, [record(HOUR)], fails(kind));
+        assert_eq!(without_lock(ErrorKind::LockTimeout).unwrap(), "record");
+        assert_eq!(without_lock(ErrorKind::ReadOnly).unwrap(), "record");
+        assert_eq!(without_lock(ErrorKind::Io).unwrap_err().kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn the_holder_computes_unless_the_record_is_fresh_by_now() {
+        let options = &an_hour_and_a_stale_hour();
+        let then = |again| stale_in(options, [record(HOUR), again], Ok(Locked));
+        assert_eq!(then(record(HOUR)).unwrap(), "lock");
+        assert_eq!(then(record(2 * HOUR)).unwrap(), "record");
+        assert_eq!(then(record(None)).unwrap(), "record");
+        assert_eq!(then(Ok(None)).unwrap(), "lock");
+        assert_eq!(then(fails(ErrorKind::CorruptRecord)).unwrap(), "lock");
+        assert_eq!(then(fails(ErrorKind::LockTimeout)).unwrap(), "record");
+        assert_eq!(then(fails(ErrorKind::Io)).unwrap_err().kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn all_else_is_left_to_the_usual_search() {
+        let options = &an_hour_and_a_stale_hour();
+        let unused = || fails(ErrorKind::Other);
+        let reads = [
+            record(HOUR + Duration::from_nanos(1)),
+            record(None),
+            Ok(None),
+            fails(ErrorKind::CorruptRecord),
+            fails(ErrorKind::LockTimeout),
+        ];
+        for read in reads {
+            assert_eq!(stale_in(options, [read], unused()).unwrap(), "search");
+        }
+        let without = [UpdateOptions::new().time_to_live(HOUR), UpdateOptions::new().stale_for(HOUR)];
+        for options in &without {
+            assert_eq!(stale_in(options, [], unused()).unwrap(), "search");
+        }
+    }
+
+    #[test]
+    fn a_result_is_written_for_its_time_to_live_and_the_time_in_which_it_is_stale() {
+        let written = |options: UpdateOptions| options.write().get_time_to_live();
+        assert_eq!(written(an_hour_and_a_stale_hour()), Some(2 * HOUR));
+        assert_eq!(written(UpdateOptions::new().stale_for(HOUR)), None);
+        assert_eq!(written(an_hour_and_a_stale_hour().time_to_live(Duration::MAX)), Some(Duration::MAX));
+        // Still a record that expires: one that does not would never be stale.
+        let forever = written(an_hour_and_a_stale_hour().stale_for(Duration::MAX)).unwrap();
+        assert!(forever < 2_000 * 365 * 24 * HOUR, "{forever:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Read, compute and write as one operation: compute once, update.
 
 use std::slice;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,7 +55,42 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         F: Future<Output = Result<R, E>>,
     {
         let (key, options) = (key.into_key()?, options.into());
-        compute::get_or_compute(&key, &options, self.find_or_lock(&key, &options), f).await
+        compute::get_or_compute(&key, &options, self.find(&key, &options), f).await
+    }
+
+    /// See [`compute::find`].
+    async fn find(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
+        match self.find_stale(key, options).await? {
+            Some(found) => Ok(found),
+            None => self.find_or_lock(key, options).await,
+        }
+    }
+
+    /// See [`compute::find_stale`].
+    async fn find_stale(
+        &self,
+        key: &Key,
+        options: &UpdateOptions,
+    ) -> Result<Option<Found<AsyncLockGuard<S>>>> {
+        if options.stale_time().is_none() {
+            return Ok(None);
+        }
+        let lock = options.get_lock().clone().acquire_timeout(Duration::ZERO);
+        let (keys, options) = (slice::from_ref(key), options.clone());
+        // Outside of the queue, because the call does not wait.
+        let found =
+            self.acquire(GET_OR_COMPUTE, keys, lock, self.futures(), None, move |locking, lock, _| {
+                let options = options.clone().lock(lock);
+                Box::pin(async move {
+                    let read = |options| locking.futures.read(locking.key(), options);
+                    compute::find_stale(&options, read, |options| locking.lock(options)).await
+                })
+            });
+        match found.await {
+            // The same holder's earlier lock is not released yet. The usual search waits for that.
+            Err(error) if error.is_timeout() => Ok(None),
+            found => found,
+        }
     }
 
     /// See [`compute::find_or_lock`].

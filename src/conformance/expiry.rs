@@ -1,8 +1,15 @@
 //! Records with a time to live.
 
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::thread;
+use std::time::Instant;
+
 use super::PATIENCE;
-use super::support::{LEASE, assert_matches, named, one_attempt, write_by};
-use crate::{Key, LockOptions, ReadOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions};
+use super::support::{LEASE, assert_error, assert_matches, join, named, one_attempt, write_by};
+use crate::{
+    ErrorKind, Key, LockOptions, ReadOptions, RecordStore, RecordStoreExt, UpdateOptions, WriteOptions,
+};
 
 checks! { "expiry":
     a_record_expires_on_time:
@@ -17,6 +24,12 @@ checks! { "expiry":
         "`remove`, a swap and a computation treat an expired record as absent.",
     expiry_of_a_record_keeps_its_lock:
         "The expiry of a record does not affect its lock, and the holder can write the next record.",
+    a_stale_result_is_given_out_while_one_caller_computes:
+        "While one caller computes the successor of a stale result, `get_or_compute` gives that result to the others at once.",
+    one_of_many_callers_computes_the_successor:
+        "Of many callers of `get_or_compute` that find a stale result, one computes its successor.",
+    no_result_is_given_out_after_its_stale_time:
+        "When the time is over in which a result is stale, `get_or_compute` gives it to nobody, also while another holder has the lock.",
 }
 
 /// Options for a record that expires during the check.
@@ -37,7 +50,7 @@ fn a_record_expires_on_time(store: &dyn RecordStore) {
     store.write_with("long", &1, WriteOptions::new().time_to_live(PATIENCE * 100)).unwrap();
     assert_eq!(store.read::<i64>("long").unwrap().unwrap().result, 1);
     assert!(store.exists("long").unwrap());
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     store.write_with("key", &1, expiring()).unwrap();
     wait_for_expiry(store, "key");
     assert!(start.elapsed() >= LEASE, "the record expired too early");
@@ -135,4 +148,62 @@ fn each_swap_sets_the_time_to_live(store: &dyn RecordStore) {
     for name in ["value", "version", "another"] {
         wait_for_expiry(store, name);
     }
+}
+
+/// Options with which any record that expires is stale, unless it was written with them.
+fn stale_options() -> UpdateOptions {
+    let lock = LockOptions::new().acquire_timeout(PATIENCE);
+    UpdateOptions::new().lock(lock).time_to_live(PATIENCE * 100).stale_for(PATIENCE * 100)
+}
+
+fn write_stale(store: &dyn RecordStore, key: &str) {
+    store.write_with(key, &1, WriteOptions::new().time_to_live(PATIENCE * 10)).unwrap();
+}
+
+fn a_stale_result_is_given_out_while_one_caller_computes(store: &dyn RecordStore) {
+    let other_gets = || {
+        thread::scope(|scope| {
+            let get = || store.get_or_compute("key", stale_options(), || Ok(-1));
+            join(scope.spawn(get))
+        })
+    };
+    write_stale(store, "key");
+    let computed = store.get_or_compute("key", stale_options(), || {
+        let start = Instant::now();
+        for _ in 0..3 {
+            assert_matches!(other_gets(), Ok(1), "while another caller computed");
+        }
+        assert!(start.elapsed() < PATIENCE / 2, "the callers waited for the computation");
+        Ok(2)
+    });
+    assert_matches!(computed, Ok(2));
+    assert_matches!(other_gets(), Ok(2), "after the computation");
+    assert!(!store.is_locked("key").unwrap(), "a caller has left a lock");
+}
+
+fn one_of_many_callers_computes_the_successor(store: &dyn RecordStore) {
+    for round in 0..20 {
+        let (key, computed, all) = (format!("key {round}"), AtomicI64::new(1), Barrier::new(4));
+        write_stale(store, &key);
+        let get = || {
+            all.wait();
+            let compute = || Ok(computed.fetch_add(1, Ordering::Relaxed) + 1);
+            let got = store.get_or_compute(&key, stale_options(), compute);
+            assert_matches!(got, Ok(1 | 2));
+        };
+        thread::scope(|scope| [(); 4].map(|()| scope.spawn(get)).map(join));
+        assert_eq!(computed.into_inner(), 2, "the number of the last result");
+        assert_eq!(store.read::<i64>(&*key).unwrap().unwrap().result, 2);
+    }
+}
+
+fn no_result_is_given_out_after_its_stale_time(store: &dyn RecordStore) {
+    store.write_with("key", &1, expiring()).unwrap();
+    wait_for_expiry(store, "key");
+    let other = named("other");
+    store.acquire_lock("key", one_attempt(&other)).unwrap();
+    let at_once = stale_options().lock(one_attempt(&named("me")));
+    assert_error(store.get_or_compute("key", at_once, || Ok(-1)), ErrorKind::LockTimeout);
+    store.release_lock("key", &other).unwrap();
+    assert_matches!(store.get_or_compute("key", stale_options(), || Ok(2)), Ok(2));
 }

@@ -3,7 +3,7 @@
 //! 1. [Lock a record](locking): guards, leases, timeouts and errors.
 //! 2. [Compute once](compute_once): many workers need a result, one of them computes it.
 //! 3. [Update](update): read, change and write a record without losing concurrent changes.
-//! 4. [Records that expire](expiry): caches and sessions.
+//! 4. [Records that expire](expiry): caches and sessions; stale results.
 //! 5. [A cache that stays small](eviction): remove the oldest records, and see what there is.
 //! 6. [Waiting for a record](watching): sleep until another process changes it.
 //! 7. [Several keys](several_keys): acquire several locks without a deadlock.

@@ -217,7 +217,8 @@ pub trait RecordStoreExt: RecordStore {
     /// [has it](crate::Error::unstored).
     ///
     /// `options` are [`LockOptions`], or [`UpdateOptions`] to give the result a time to live. The acquire
-    /// timeout and the cancellation end the wait, not `f`.
+    /// timeout and the cancellation end the wait, not `f`. With [`stale_for`](UpdateOptions::stale_for), no caller waits
+    /// for the successor of a result: one computes it, and the others get the old one meanwhile.
     ///
     /// For closures with an error type of their own there is
     /// [`get_or_try_compute`](RecordStoreExt::get_or_try_compute).
@@ -269,7 +270,7 @@ pub trait RecordStoreExt: RecordStore {
         let (key, options) = (key.into_key()?, options.into());
         let read = |options| ready(self.read_raw(&key, options));
         let lock = |options| ready(LockGuard::acquire(self, key.clone(), options));
-        let found = compute::find_or_lock(&options, read, lock);
+        let found = compute::find(&options, read, lock);
         block(compute::GET_OR_COMPUTE, compute::get_or_compute(&key, &options, found, || ready(f())))
     }
 

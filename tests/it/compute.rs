@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Acquired, Cancellation, Claim, Durability, Error, ErrorKind, Json, Key, LockOptions, MemoryRecordStore,
-    RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result, WaitOptions, WriteOptions,
+    Acquired, Cancellation, Claim, CorruptRecords, Durability, Error, ErrorKind, Json, Key, LockOptions,
+    MemoryRecordStore, RawRecord, ReadOptions, RecordChange, RecordStore, RecordStoreExt, Result,
+    UpdateOptions, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
     ("compute", compute),
+    ("compute-stale", compute_stale),
     ("swap", swap),
     ("transfer", transfer),
     ("watch", watch),
@@ -38,12 +40,21 @@ fn start(role: &'static str, dir: &Path, times: u64) -> Child {
 /// Calls `get_or_compute` for each key that it receives. The computation sends `computing` and receives
 /// how it must end. Afterwards the child sends the outcome of the call.
 fn compute(stage: &Stage) {
+    compute_with(stage, &UpdateOptions::new());
+}
+
+/// [`compute`] with options for stale results.
+fn compute_stale(stage: &Stage) {
+    compute_with(stage, &stale_options());
+}
+
+fn compute_with(stage: &Stage, options: &UpdateOptions) {
     let task: Task = stage.argument();
     let store = open(&task.dir);
     stage.send("ready");
     loop {
         let key = stage.receive();
-        let options = LockOptions::new().acquire_timeout(PATIENCE);
+        let options = options.clone().lock(LockOptions::new().acquire_timeout(PATIENCE));
         let got = store.get_or_compute(key, options, || {
             stage.send("computing");
             match stage.receive().as_str() {
@@ -118,6 +129,126 @@ fn a_process_that_dies_or_fails_computing_is_replaced_at_once() {
     }
     assert!(replaced < Duration::from_secs(10), "{replaced:?}");
     assert_eq!(open(dir.path()).read::<String>("key").unwrap().unwrap().result, "7");
+}
+
+/// Options with which any record that expires is stale, unless it was written with them.
+pub(crate) fn stale_options() -> UpdateOptions {
+    UpdateOptions::new().time_to_live(60 * PATIENCE).stale_for(60 * PATIENCE)
+}
+
+/// Writes a result that is stale for [`stale_options`].
+pub(crate) fn stale_write() -> WriteOptions {
+    WriteOptions::new().time_to_live(30 * PATIENCE)
+}
+
+#[test]
+fn other_processes_get_the_stale_result_until_its_successor_is_stored() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write_with("key", "old", stale_write()).unwrap();
+    let mut children: Vec<_> = (0..4).map(|_| start("compute-stale", dir.path(), 0)).collect();
+    for child in &mut children {
+        child.send("key");
+    }
+    let mut first = take_computing_child(&mut children);
+    for child in &mut children {
+        // A child that computed too would send `computing` first.
+        child.expect("old");
+        child.send("key");
+        child.expect("old");
+    }
+    // An observer sees it too. Other readers wait for the lock, as ever.
+    let observed = ReadOptions::new().ignore_lock();
+    assert_eq!(store.read_with::<String>("key", observed).unwrap().unwrap().result, "old");
+    let at_once = ReadOptions::new().timeout(Duration::ZERO);
+    assert!(store.read_with::<String>("key", at_once).unwrap_err().is_timeout());
+    first.send("new");
+    first.expect("new");
+    for child in &mut children {
+        child.send("key");
+        child.expect("new");
+    }
+    assert!(!store.is_locked("key").unwrap());
+    let left = store.record_info("key").unwrap().unwrap().time_left().unwrap();
+    assert!(left > 60 * PATIENCE && left <= 120 * PATIENCE, "{left:?}");
+}
+
+#[test]
+fn a_stale_result_stays_if_its_successor_is_not_computed() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write_with("key", "old", stale_write()).unwrap();
+    let mut children: Vec<_> = (0..4).map(|_| start("compute-stale", dir.path(), 0)).collect();
+    let mut last = children.pop().unwrap();
+    for (at, end) in ["fail", "kill", "panic"].into_iter().enumerate() {
+        let mut child = children.pop().unwrap();
+        child.send("key");
+        child.expect("computing");
+        last.send("key");
+        last.expect("old");
+        match end {
+            "fail" => {
+                child.send(end);
+                child.expect("failed on purpose");
+            }
+            "kill" => drop(child.kill()),
+            _ => {
+                child.send(end);
+                // Not the end of the process, which would also free the lock.
+                assert!(store.wait_for_lock("key", PATIENCE).unwrap());
+            }
+        }
+        assert_eq!(children.len(), 2 - at);
+        assert!(store.wait_for_lock("key", PATIENCE).unwrap());
+        assert_eq!(store.read::<String>("key").unwrap().unwrap().result, "old", "after: {end}");
+    }
+    last.send("key");
+    last.expect("computing");
+    last.send("new");
+    last.expect("new");
+}
+
+/// A user who may not write cannot compute the next result, but gets the stale one.
+#[test]
+fn a_reader_of_a_read_only_store_gets_the_stale_result() {
+    let dir = tempdir().unwrap();
+    open(dir.path()).write_with("key", "old", stale_write()).unwrap();
+    let options = record_store::FileSystemOptions::new().mode(record_store::OpenMode::ReadOnly);
+    let store = options.open(dir.path()).unwrap();
+    let never = || -> Result<String> { panic!("a reader computes") };
+    assert_eq!(store.get_or_compute("key", stale_options(), never).unwrap(), "old");
+}
+
+#[test]
+fn a_damaged_record_is_computed_again_also_if_stale_results_are_wanted() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    store.write_with("key", "old", stale_write()).unwrap();
+    std::fs::write(dir.path().join("key.json"), "damaged").unwrap();
+    let fails = stale_options().corrupt_records(CorruptRecords::Fail);
+    let error = store.get_or_compute("key", fails, || Ok(String::new())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CorruptRecord);
+    assert_eq!(store.get_or_compute("key", stale_options(), || Ok("new".to_owned())).unwrap(), "new");
+}
+
+#[test]
+fn a_result_becomes_stale_after_its_time_to_live() {
+    let memory = MemoryRecordStore::new();
+    let dir = tempdir().unwrap();
+    let files = open(dir.path());
+    for store in [&memory as &dyn RecordStore, &files] {
+        let options = |time| UpdateOptions::new().time_to_live(time).stale_for(60 * PATIENCE);
+        assert_eq!(store.get_or_compute("fresh", options(60 * PATIENCE), || Ok(1)).unwrap(), 1);
+        assert_eq!(store.get_or_compute("fresh", options(60 * PATIENCE), || Ok(2)).unwrap(), 1);
+        assert_eq!(store.update("stale", options(millis(1)), |_: Option<i32>| Ok(1)).unwrap(), 1);
+        std::thread::sleep(millis(2));
+        // Plain reads do not see a difference.
+        assert_eq!(store.read::<i32>("stale").unwrap().unwrap().result, 1);
+        assert_eq!(store.get_or_compute("stale", options(millis(1)), || Ok(2)).unwrap(), 2);
+        // A record that never expires is never stale.
+        store.write("forever", &1).unwrap();
+        assert_eq!(store.get_or_compute("forever", options(millis(1)), || Ok(2)).unwrap(), 1);
+    }
 }
 
 /// Increments a counter with `compare_and_swap` only.

@@ -38,9 +38,11 @@ enum Fault {
     DeepIsRefused,
     ExpiredIsHeld,
     ExistsCountsLocks,
+    ExpiredIsRead,
     FloatsAreRounded,
     IgnoreLockChecksTheToken,
     IgnoreLockFindsNothing,
+    IgnoreLockForgetsTheTime,
     IgnoreLockIsIgnored,
     KeysIgnoreCase,
     KeysOmitsOne,
@@ -209,6 +211,11 @@ impl Faulty {
     }
 }
 
+/// The key of a copy that does not expire.
+fn copy(key: &Key) -> Key {
+    Key::new(format!("{key}, copy")).unwrap()
+}
+
 /// The number of the record's version.
 fn number_of(record: &RawRecord) -> u64 {
     record.version.number().unwrap()
@@ -228,7 +235,17 @@ impl RecordStore for Faulty {
         if options.ignores_lock() && !checks_token && !self.has(Fault::IgnoreLockIsIgnored) {
             let is_hidden =
                 self.has(Fault::IgnoreLockFindsNothing) && self.inner.lock_info_raw(key)?.is_some();
-            return if is_hidden { Ok(None) } else { self.inner.read_raw(key, options) };
+            let record = if is_hidden { None } else { self.inner.read_raw(key, options.clone())? };
+            return match record {
+                None if self.has(Fault::ExpiredIsRead) => {
+                    let copy = self.inner.read_raw(&copy(key), options)?;
+                    Ok(copy.map(|copy| copy.with_time_left(Duration::ZERO)))
+                }
+                Some(record) if self.has(Fault::IgnoreLockForgetsTheTime) => {
+                    Ok(Some(record.with_time_left(None)))
+                }
+                record => Ok(record),
+            };
         }
         let all = self.has(Fault::ReadIgnoresLocks)
             || (self.has(Fault::ReadOfMissingIgnoresLocks) && !self.inner.exists_raw(key)?);
@@ -270,6 +287,9 @@ impl RecordStore for Faulty {
             options = options.time_to_live(time.mul_f64(0.4));
         }
         self.inner.write_raw(key, &self.stored(result)?, options)?;
+        if self.has(Fault::ExpiredIsRead) {
+            self.inner.write_raw(&copy(key), result, WriteOptions::new())?;
+        }
         if self.has(Fault::WriteLosesTheLock) {
             self.inner.break_lock_raw(key, BreakOptions::new())?;
         }
@@ -520,6 +540,7 @@ fn assert_found<const N: usize>(expected: [(Fault, &str); N]) {
 fn every_fault_is_found() {
     use Fault::*;
     assert_found([
+        (AcquireIgnoresOthers, "expiry::one_of_many_callers_computes_the_successor"),
         (AcquireIgnoresOthers, "locks::another_holder_cannot_acquire_a_live_lock"),
         (AcquireIgnoresOthers, "guards::a_failed_lock_is_an_error"),
         (AcquireIgnoresOthers, "guards::try_lock_does_not_wait"),
@@ -536,9 +557,11 @@ fn every_fault_is_found() {
         (ExpiredIsHeld, "leases::an_expired_lock_is_not_a_lock"),
         (ExpiredIsHeld, "locks::locks_lists_every_live_lock_once"),
         (ExistsCountsLocks, "records::exists_ignores_locks"),
+        (ExpiredIsRead, "expiry::no_result_is_given_out_after_its_stale_time"),
         (FloatsAreRounded, "records::floats_are_kept_bit_for_bit"),
         (IgnoreLockChecksTheToken, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
         (IgnoreLockFindsNothing, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
+        (IgnoreLockForgetsTheTime, "expiry::a_stale_result_is_given_out_while_one_caller_computes"),
         (IgnoreLockIsIgnored, "waiting::ignore_lock_reads_the_last_committed_state_at_once"),
         (KeysIgnoreCase, "keys::case_and_unicode_form_are_significant"),
         (KeysOmitsOne, "records::keys_lists_each_record_once"),

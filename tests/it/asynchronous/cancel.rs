@@ -16,6 +16,7 @@ use tempfile::tempdir;
 use tokio::time::{sleep, timeout};
 
 use super::{Store, long_timeout, multi_threaded, open, single_threaded, wait_until, wait_until_queued};
+use crate::compute::{stale_options, stale_write};
 use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
 /// Polls the future at most this many times, then drops it, whatever its state is.
@@ -79,6 +80,11 @@ fn every_operation_can_be_dropped_at_every_await() {
             drop_after_each_poll(&store, async || {
                 store.remove("k").await?;
                 store.get_or_compute("k", options(), async || old_or_one(None)).await
+            })
+            .await;
+            drop_after_each_poll(&store, async || {
+                store.write_with("k", &0, stale_write()).await?;
+                store.get_or_compute("k", stale_options(), async || old_or_one(None)).await
             })
             .await;
             drop_after_each_poll(&store, async || {
@@ -222,7 +228,7 @@ fn aborted_acquisitions_of_every_kind_do_not_disturb_others() {
                 random ^= random << 17;
                 let store = store.clone();
                 let aborted = tokio::spawn(async move {
-                    match random % 4 {
+                    match random % 5 {
                         0 => drop(store.lock("k", LockOptions::new()).await),
                         1 => {
                             let lease = LockOptions::new().hold_timeout(PATIENCE);
@@ -231,6 +237,11 @@ fn aborted_acquisitions_of_every_kind_do_not_disturb_others() {
                         2 => {
                             let fails = async || Err::<u8, _>(Error::other("on purpose"));
                             drop(store.get_or_compute("computed", LockOptions::new(), fails).await);
+                        }
+                        3 => {
+                            let fails = async || Err::<u8, _>(Error::other("on purpose"));
+                            drop(store.write_with("stale", &0, stale_write()).await);
+                            drop(store.get_or_compute("stale", stale_options(), fails).await);
                         }
                         // Tasks with one holder do not exclude each other.
                         _ => {

@@ -12,9 +12,10 @@ use record_store::{
     RecordInfo, RecordStore, RecordStoreExt, RemoveOptions, Result, UpdateOptions, WriteOptions,
 };
 use tempfile::tempdir;
+use tokio::sync::oneshot;
 
 use super::{multi_threaded, single_threaded};
-use crate::compute::{Slow, assert_limited};
+use crate::compute::{Slow, assert_limited, stale_options, stale_write};
 use crate::support::{PATIENCE, as_named, millis, named, open_with};
 
 type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
@@ -368,6 +369,60 @@ fn fifty_tasks_compute_a_result_once() {
             assert_eq!(computed.load(Ordering::Relaxed), 1);
             assert!(!store.is_locked("k").await.unwrap());
         });
+    }
+}
+
+/// Lets a task compute the next result, and others ask for it meanwhile.
+async fn compute_while_others_ask<S: RecordStore + 'static>(store: AsyncRecordStore<S>) {
+    store.write_with("k", &1, stale_write()).await.unwrap();
+    let (computing, is_computing) = oneshot::channel();
+    let (go_on, may_go_on) = oneshot::channel::<()>();
+    let computes = store.clone();
+    let first = tokio::spawn(async move {
+        let compute = || async {
+            computing.send(()).unwrap();
+            may_go_on.await.unwrap();
+            Ok(2)
+        };
+        computes.get_or_compute("k", stale_options(), compute).await
+    });
+    is_computing.await.unwrap();
+    // These wait for the lock, in the queue of this process.
+    let waiting = [3, 4].map(|number| {
+        let store = store.clone();
+        tokio::spawn(async move { store.get_or_compute("k", LockOptions::new(), async || Ok(number)).await })
+    });
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..3 {
+        let store = store.clone();
+        let never = async || -> Result<u8> { panic!("two tasks compute") };
+        let other = tokio::spawn(async move { store.get_or_compute("k", stale_options(), never).await });
+        let got = tokio::time::timeout(PATIENCE, other).await.expect("the stale result");
+        assert_eq!(got.unwrap().unwrap(), 1);
+    }
+    go_on.send(()).unwrap();
+    assert_eq!(first.await.unwrap().unwrap(), 2);
+    for task in waiting {
+        assert_eq!(task.await.unwrap().unwrap(), 2);
+    }
+    let never = async || panic!("the result is fresh");
+    assert_eq!(store.get_or_compute::<u8, _>("k", stale_options(), never).await.unwrap(), 2);
+    assert!(!store.is_locked("k").await.unwrap());
+}
+
+#[test]
+fn other_tasks_get_the_stale_result_while_one_computes() {
+    let dir = tempdir().unwrap();
+    single_threaded().block_on(compute_while_others_ask(super::open(dir.path())));
+    multi_threaded().block_on(compute_while_others_ask(super::open(dir.path())));
+    let memory = AsyncRecordStore::new(MemoryRecordStore::new());
+    single_threaded().block_on(compute_while_others_ask(memory));
+    #[cfg(feature = "postgres")]
+    if let Some(url) = crate::postgres::new_url() {
+        let server = AsyncRecordStore::new(crate::postgres::open(&url));
+        single_threaded().block_on(compute_while_others_ask(server));
     }
 }
 
