@@ -1,5 +1,6 @@
 //! `run`: runs a command once per key, across all processes.
 
+use std::io;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) fn run(args: RunArgs) -> Result<(), Failure> {
     let run = Run::new(args)?;
     let acquired = match run.read_now() {
+        Ok(Some(stored)) if run.is_stale(&stored) => run.acquire_now(stored),
         Ok(Some(stored)) => Ok(Acquired::Result(stored)),
         Ok(None) => run.refuse_own_lock().map(|()| run.acquire())?,
         Err(error) => Err(error),
@@ -65,6 +67,12 @@ fn is_unusable(error: &Error) -> bool {
         _ => error.is_locked() || error.is_lock_lost(),
     };
     !is_usable
+}
+
+/// Whether this user may only read the store.
+fn is_not_writable(error: &Error) -> bool {
+    let denied = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    error.io_kind().is_some_and(|kind| denied.contains(&kind))
 }
 
 struct Run {
@@ -115,40 +123,72 @@ impl Run {
         }
     }
 
+    fn open(&self) -> Result<Store, Error> {
+        open_to_write(&self.args.record.store, &self.args.durability, self.args.adopt.mode())
+    }
+
     /// Acquires the lock, or reads the result that another caller stores meanwhile. Signals are deferred while the lock
     /// is held.
     fn acquire(&self) -> Result<Acquired, Error> {
-        let mode = self.args.adopt.mode();
-        let store = open_to_write(&self.args.record.store, &self.args.durability, mode)?;
+        let store = self.open()?;
         loop {
             if let Some(stored) = self.await_unlocked(&store)? {
                 return Ok(Acquired::Result(stored));
             }
-            self.runner.signals.defer();
-            let acquired = self.try_acquire(&store);
-            if let Ok(Some(lock @ Acquired::Lock(_))) = acquired {
-                return Ok(lock);
-            }
-            self.runner.signals.stop_deferring();
-            // A signal has priority over any outcome, because the user requested termination.
-            if let Some(signal) = self.runner.deferred_signal() {
-                std::process::exit(signal_code(signal).into());
-            }
-            if let Some(acquired) = acquired? {
+            if let Some(acquired) = self.attempt(&store)? {
                 return Ok(acquired);
             }
         }
     }
 
-    /// Reads the stored result without waiting. This needs only read permission. If the store cannot be
-    /// opened, this returns `None`: the next step creates the store or reports the error.
+    /// Acquires the lock to compute the successor of a stale result, without waiting. Returns the stale one if another
+    /// holder has the lock, or if this user may not write.
+    fn acquire_now(&self, stale: Stored) -> Result<Acquired, Error> {
+        match self.open().and_then(|store| self.attempt(&store)) {
+            Err(error) if error.is_timeout() || is_not_writable(&error) => Ok(Acquired::Result(stale)),
+            acquired => Ok(acquired?.unwrap_or(Acquired::Result(stale))),
+        }
+    }
+
+    /// As [`try_acquire`](Self::try_acquire), with signals deferred. They stay deferred if this returns the lock.
+    fn attempt(&self, store: &Store) -> Result<Option<Acquired>, Error> {
+        self.runner.signals.defer();
+        let acquired = self.try_acquire(store);
+        if matches!(acquired, Ok(Some(Acquired::Lock(_)))) {
+            return acquired;
+        }
+        self.runner.signals.stop_deferring();
+        // A signal has priority over any outcome, because the user requested termination.
+        if let Some(signal) = self.runner.deferred_signal() {
+            std::process::exit(signal_code(signal).into());
+        }
+        acquired
+    }
+
+    /// Whether a stored result is in the last part of its life, in which it is stale.
+    fn is_stale(&self, stored: &Stored) -> bool {
+        stored.time_left.zip(self.args.stale_for()).is_some_and(|(left, stale_for)| left <= stale_for)
+    }
+
+    /// Reads the stored result without waiting, and a stale one also while another caller computes the next one. This
+    /// needs only read permission. If the store cannot be opened, this returns `None`: the next step creates the store
+    /// or reports the error.
     fn read_now(&self) -> Result<Option<Stored>, Error> {
         let record = &self.args.record;
         if self.args.refresh {
             return Ok(None);
         }
         let Ok(store) = open_to_read(&record.store) else { return Ok(None) };
-        match Stored::read(self.form, &store, &record.key, ReadOptions::new().timeout(Duration::ZERO)) {
+        let read = |options: ReadOptions| {
+            Stored::read(self.form, &store, &record.key, options.timeout(Duration::ZERO))
+        };
+        if self.args.stale_for().is_some()
+            && let Ok(Some(stored)) = read(ReadOptions::new().ignore_lock())
+            && self.is_stale(&stored)
+        {
+            return Ok(Some(stored));
+        }
+        match read(ReadOptions::new()) {
             Err(error) if error.is_timeout() || self.recomputes(&error) => Ok(None),
             read => read,
         }
@@ -214,8 +254,8 @@ impl Run {
             // Signals are deferred, so they cannot end the read.
             let options = ReadOptions::new().claim(guard.token()).timeout(LATCH_TIMEOUT);
             match Stored::read(self.form, store, guard.key(), options) {
-                Ok(Some(stored)) => return Ok(Some(Acquired::Result(stored))),
-                Ok(None) => {}
+                Ok(Some(stored)) if !self.is_stale(&stored) => return Ok(Some(Acquired::Result(stored))),
+                Ok(_) => {}
                 Err(error) if self.recomputes(&error) => {
                     warn(&format!("{}; running the command again", Failure::problem(&error)));
                 }
@@ -265,7 +305,7 @@ impl Run {
             Err(failure) => return Outcome::raw(output, failure, None),
         };
         let timeout = self.args.wait.wait.unwrap_or_default().max(LATCH_TIMEOUT);
-        let options = self.args.expiry.options().timeout(timeout);
+        let options = self.args.write_options().timeout(timeout);
         let stored = held.as_ref().map_or(Ok(()), |Held { guard, store, .. }| {
             let _damaged = Damaged::watch(store, Some(guard.key()));
             value.write_locked(guard, options)

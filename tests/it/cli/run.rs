@@ -1,5 +1,7 @@
 //! `run`: a command runs once per key, across all processes.
 
+use record_store::{RecordStoreExt, WriteOptions};
+
 use super::*;
 
 #[test]
@@ -213,4 +215,94 @@ fn a_reader_that_stops_early_is_not_an_error() {
     assert_prints(&printed, "");
     assert_eq!(printed.stderr, b"");
     assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+}
+
+const STALE: [&str; 5] = ["k", "--ttl", "1h", "--stale", "1h"];
+
+/// Stores a result that is stale for a call with the options [`STALE`].
+fn store_stale(scratch: &Scratch) {
+    let options = WriteOptions::new().time_to_live(Duration::from_mins(30));
+    scratch.open().write_with("k", &1, options).unwrap();
+}
+
+#[test]
+fn a_stale_result_is_printed_while_one_command_computes_the_next() {
+    let scratch = Scratch::new();
+    store_stale(&scratch);
+    let script = format!("echo x > begun; {} echo 2", scratch.gate("go"));
+    let first = Background::start(&mut scratch.run(&STALE, &script));
+    scratch.wait_for_file("begun");
+    for more in [&["--wait", "0"][..], &[], &["--fail-if-damaged"], &["--tee"]] {
+        let arguments = [&STALE[..], more].concat();
+        let printed = output(&mut scratch.run(&arguments, "echo x >> runs"));
+        assert_prints(&printed, "1\n");
+        assert_eq!(String::from_utf8_lossy(&printed.stderr), "");
+    }
+    // All others wait for the lock, as ever.
+    assert_fails(&output(&mut scratch.run(&["k", "--wait", "0"], "echo x >> runs")), 75);
+    assert_fails(&output(&mut scratch.run(&["k", "--wait", "0", "--refresh"], "echo x >> runs")), 75);
+    scratch.touch("go");
+    assert_prints(&first.output(), "2\n");
+    assert_prints(&output(&mut scratch.run(&STALE, "echo x >> runs")), "2\n");
+    assert_eq!(scratch.runs(), 0);
+    let left = scratch.open().record_info("k").unwrap().unwrap().time_left();
+    assert!(left.is_some_and(|left| left > Duration::from_mins(90)), "{left:?}");
+}
+
+#[test]
+fn of_many_processes_that_find_a_stale_result_one_runs() {
+    let scratch = Scratch::new();
+    store_stale(&scratch);
+    let run = |_| Background::start(&mut scratch.run(&STALE, "echo x >> runs; echo 2"));
+    for run in (0..8).map(run).collect::<Vec<_>>() {
+        let printed = run.output();
+        assert_code(&printed, 0);
+        assert!([&b"1\n"[..], b"2\n"].contains(&&*printed.stdout), "{printed:?}");
+    }
+    assert_eq!(scratch.runs(), 1);
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "2\n");
+}
+
+#[test]
+fn a_stale_result_stays_if_the_command_fails_or_is_terminated() {
+    let scratch = Scratch::new();
+    store_stale(&scratch);
+    let failed = output(&mut scratch.run(&STALE, "exit 7"));
+    assert_code(&failed, 7);
+    assert_eq!(failed.stdout, b"");
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+    let mut terminated = Background::start(&mut scratch.run(&STALE, "echo x > begun; sleep 1000"));
+    scratch.wait_for_file("begun");
+    terminated.signal(Signal::TERM);
+    assert_code(&terminated.output(), 128 + 15);
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+    assert_prints(&output(&mut scratch.run(&STALE, "echo 2")), "2\n");
+}
+
+#[test]
+fn a_stale_result_is_printed_for_a_user_who_may_not_write() {
+    let scratch = Scratch::new();
+    store_stale(&scratch);
+    let run = scratch.run(&STALE, "echo x >> runs");
+    let Some(mut run) = in_namespace(READ_ONLY, &scratch.store(), &run) else { return };
+    assert_prints(&output(&mut run), "1\n");
+    assert_eq!(scratch.runs(), 0);
+}
+
+#[test]
+fn a_result_can_be_stale_only_after_a_time_to_live() {
+    let scratch = Scratch::new();
+    for arguments in [
+        &["k", "--stale", "1h"][..],
+        &[&STALE[..], &["--refresh"]].concat(),
+        &[&STALE[..], &["--refresh-ttl"]].concat(),
+    ] {
+        assert_code(&output(&mut scratch.run(arguments, "echo x >> runs")), 2);
+    }
+    assert_eq!(scratch.runs(), 0);
+    // Not forever: then it would never be stale.
+    let longest = ["k", "--ttl", "1ms", "--stale", "9000000d"];
+    assert_prints(&output(&mut scratch.run(&longest, "echo 1")), "1\n");
+    std::thread::sleep(Duration::from_millis(2));
+    assert_prints(&output(&mut scratch.run(&longest, "echo 2")), "2\n");
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, ValueHint};
+use record_store::{UpdateOptions, WriteOptions};
 
 use super::{AdoptArgs, DurabilityArgs, ExpiryArgs, FormArgs, NoteArgs, RecordArgs, WaitArgs, duration};
 
@@ -46,6 +47,9 @@ use super::{AdoptArgs, DurabilityArgs, ExpiryArgs, FormArgs, NoteArgs, RecordArg
 
   # Compute again when the result is one hour old.
   record-store run cache rates --ttl 1h -- curl -s https://example.org/rates.json
+
+  # The same, but nobody waits for curl if the result is less than a day old.
+  record-store run cache rates --ttl 1h --stale 23h -- curl -s https://example.org/rates.json
 
   # Text instead of JSON. Always compute again.
   record-store run cache host --text --refresh -- uname -n
@@ -116,6 +120,15 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) expiry: ExpiryArgs,
 
+    /// After the time of --ttl, the result stays for this much longer, while one call computes the next one
+    ///
+    /// In this time the result is stale. The first call runs its command. Until the next result is stored, the other
+    /// calls print the stale one immediately, instead of waiting. If the command fails, the stale result stays, and
+    /// the next call runs its own command. All calls for a key need the same --ttl and --stale.
+    #[arg(long, value_name = "TIME", value_parser = duration, value_hint = ValueHint::Other)]
+    #[arg(requires = "ttl", conflicts_with_all = ["refresh", "refresh_ttl"])]
+    stale: Option<Duration>,
+
     /// A stored result also expires after the time of --ttl from now on
     ///
     /// Without this option, --ttl applies only to a result that this call computes. If the stored one has no time
@@ -129,4 +142,18 @@ pub(crate) struct RunArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+}
+
+impl RunArgs {
+    /// How long a result is stale after its time to live.
+    pub(crate) fn stale_for(&self) -> Option<Duration> {
+        // The library limits it.
+        UpdateOptions::new().stale_for(self.stale).get_stale_for()
+    }
+
+    pub(crate) fn write_options(&self) -> WriteOptions {
+        let time_to_live =
+            self.expiry.ttl.map(|time| time.saturating_add(self.stale_for().unwrap_or_default()));
+        WriteOptions::new().time_to_live(time_to_live)
+    }
 }
