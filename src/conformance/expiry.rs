@@ -1,9 +1,9 @@
 //! Records with a time to live.
 
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::PATIENCE;
 use super::support::{LEASE, assert_error, assert_matches, join, named, one_attempt, write_by};
@@ -182,17 +182,29 @@ fn a_stale_result_is_given_out_while_one_caller_computes(store: &dyn RecordStore
 }
 
 fn one_of_many_callers_computes_the_successor(store: &dyn RecordStore) {
-    for round in 0..20 {
-        let (key, computed, all) = (format!("key {round}"), AtomicI64::new(1), Barrier::new(4));
+    const CALLERS: usize = 4;
+    for round in 0..5 {
+        let (key, all) = (format!("key {round}"), Barrier::new(CALLERS));
+        let (computing, returned) = (AtomicUsize::new(0), AtomicUsize::new(0));
         write_stale(store, &key);
         let get = || {
             all.wait();
-            let compute = || Ok(computed.fetch_add(1, Ordering::Relaxed) + 1);
+            let compute = || {
+                computing.fetch_add(1, Ordering::SeqCst);
+                // Until each of the others has the stale result, or computes too.
+                let start = Instant::now();
+                let here = || computing.load(Ordering::SeqCst) + returned.load(Ordering::SeqCst);
+                while here() < CALLERS && start.elapsed() < PATIENCE {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(2)
+            };
             let got = store.get_or_compute(&key, stale_options(), compute);
             assert_matches!(got, Ok(1 | 2));
+            returned.fetch_add(1, Ordering::SeqCst);
         };
-        thread::scope(|scope| [(); 4].map(|()| scope.spawn(get)).map(join));
-        assert_eq!(computed.into_inner(), 2, "the number of the last result");
+        thread::scope(|scope| [(); CALLERS].map(|()| scope.spawn(get)).map(join));
+        assert_eq!(computing.into_inner(), 1, "so many callers computed");
         assert_eq!(store.read::<i64>(&*key).unwrap().unwrap().result, 2);
     }
 }
