@@ -212,6 +212,13 @@ fn the_lease_of_a_late_renewal_may_be_seen_during_the_renewal() {
         // A visible lease is not a valid claim.
         rejected(&[first(), renewal, call(1, (120, 130), Op::Write(Claim::Token(1), 1), DONE)]);
     }
+    // The holder may have acquired the lock again elsewhere, when the acquisition that was late tries again.
+    let of_job = || call(1, (0, 9), acquire(JOB, 100), acquired(1));
+    let elsewhere = |at| call(3, at, acquire(JOB, 100), acquired(2));
+    let reentrant = |token| late(acquire(JOB, 100), reacquired(token));
+    accepted(&[of_job(), reentrant(2), timeout((120, 125), JOB), elsewhere((130, 140))]);
+    rejected(&[of_job(), reentrant(2), timeout((120, 125), A), elsewhere((130, 140))]);
+    rejected(&[of_job(), timeout((120, 125), JOB), elsewhere((130, 140))]);
     // The new lease may be the shorter one, and expire before the old one.
     let shorter = || call(1, (50, 150), acquire(A, 10), acquired(2));
     let free = |at| call(2, at, Op::Info, Outcome::Info(None));

@@ -16,10 +16,11 @@ pub(super) fn mark(calls: &mut [Call]) {
         Claim::Holder(holder) => Some(holder),
         Claim::Token(token) => holders.get(&token).copied(),
     };
+    let ends = ends_of_acquisitions(calls);
     let mut late: Vec<(Moment, Moment, HolderId)> = Vec::new();
     let mut longest = 0;
     for call in calls.iter() {
-        if let Some(renewer) = failed_renewal(call).and_then(holder) {
+        if let Some(renewer) = failed_renewal(call, &ends).and_then(holder) {
             late.push((call.start, call.end, renewer));
             longest = longest.max(call.end - call.start);
         }
@@ -45,11 +46,25 @@ fn holders(calls: &[Call]) -> HashMap<u64, HolderId> {
     calls.iter().filter_map(holder).collect()
 }
 
-/// The claim of a call that may have attempted to renew a lease without success.
-fn failed_renewal(call: &Call) -> Option<Claim> {
+/// When the acquisition of each token had returned.
+fn ends_of_acquisitions(calls: &[Call]) -> HashMap<u64, Moment> {
+    let end = |call: &Call| match (call.op, call.outcome.as_ref()?) {
+        (Op::Acquire(..), Outcome::Acquired { token, reentrant: false }) => Some((*token, call.end)),
+        _ => None,
+    };
+    calls.iter().filter_map(end).collect()
+}
+
+/// The claim of a call that may have attempted to renew a lease without success. An acquisition tries again after that. If
+/// its holder has meanwhile acquired the lock elsewhere, it is re-entrant in the end.
+fn failed_renewal(call: &Call, ends: &HashMap<u64, Moment>) -> Option<Claim> {
     match (call.op, &call.outcome) {
         (Op::Renew(claim, _), None | Some(Outcome::Lost | Outcome::NotLocked)) => Some(claim),
-        (Op::Acquire(..), Some(Outcome::Acquired { reentrant: true, .. })) => None,
+        (Op::Acquire(..), Some(Outcome::Acquired { token, reentrant: true }))
+            if ends.get(token).is_some_and(|end| *end < call.start) =>
+        {
+            None
+        }
         (Op::Acquire(holder, _), _) => Some(Claim::Holder(holder)),
         _ => None,
     }
