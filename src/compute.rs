@@ -169,7 +169,7 @@ impl Search {
         record.time_left.zip(self.stale_time).is_some_and(|(left, stale_time)| left <= stale_time)
     }
 
-    /// What the read under the lock has found. The holder computes if the record is stale, too.
+    /// The outcome of a search after the read under the lock. If the record is stale, the holder computes, too.
     fn found_under<G>(&self, guard: G, read: Result<Option<RawRecord>>) -> Result<Found<G>> {
         if let Err(error) = &read
             && self.corrupt.recomputes(error)
@@ -314,7 +314,7 @@ mod tests {
         Err(Error::new(kind, "test"))
     }
 
-    /// What is found by [`find_stale`] if the reads and the acquisition have these outcomes, and that no step may wait.
+    /// The outcome of [`find_stale`] if the reads and the acquisition have these outcomes. No step may wait.
     fn stale_in<const N: usize>(
         options: &UpdateOptions,
         reads: [Result<Option<RawRecord>>; N],

@@ -1,4 +1,4 @@
-//! The system calls of the store's operations alone, in their order: nothing is computed, compared or formatted.
+//! The system calls of the store's operations alone, in their order, without encoding, checksums or comparisons.
 //!
 //! Their time is the price of the promises. `tests/it/system_calls.rs` asserts the same calls of the store itself.
 

@@ -13,6 +13,7 @@ use record_store::{
 
 use super::{copy, copy_without_frames};
 use crate::support::children::{Child, Role, Stage};
+use crate::support::trace::tamper::Call;
 use crate::support::trace::{Traced, perform};
 use crate::support::{as_named, in_memory, millis, names_in, open, open_with};
 use crate::watchdog::abort_if_hung;
@@ -32,6 +33,21 @@ fn change(stage: &Stage) {
     perform(stage, "", || if remove { store.remove("k").map(drop) } else { store.write("k", "late") })
         .unwrap();
     stage.send("done");
+}
+
+/// Kills the child before the first call for which this is true. `false`: there is none, and the child has ended.
+fn kill_at(mut traced: Traced, mut is_here: impl FnMut(&Call) -> bool) -> bool {
+    while let Some(call) = traced.next_call() {
+        if is_here(&call) {
+            traced.kill();
+            return true;
+        }
+        traced.execute();
+    }
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    false
 }
 
 /// Runs a change in a child up to the moment at which the log is told and the change is not made. `None` where `ptrace`
@@ -108,20 +124,20 @@ fn added_segments(dir: &Path) -> Vec<u64> {
     added.map(|name| fs::metadata(log.join(name)).unwrap().len()).collect()
 }
 
+fn lock_segment(dir: &Path, segment: u8) -> File {
+    let path = dir.join(format!(".store/log/{segment:02}"));
+    let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
+    fs2::FileExt::lock_exclusive(&file).unwrap();
+    file
+}
+
 /// A process locks the file of a segment before it empties it or uses it again. So those that this test has locked stay as they
 /// are.
 #[test]
 fn changes_wait_until_their_timeout_when_no_segment_can_be_emptied() {
     let dir = in_memory();
     let store = open(dir.path());
-    let log = dir.path().join(".store/log");
-    let lock = |segment| {
-        let path = log.join(format!("{segment:02}"));
-        let file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
-        fs2::FileExt::lock_exclusive(&file).unwrap();
-        file
-    };
-    let locked: Vec<_> = (0..16).map(lock).collect();
+    let locked: Vec<_> = (0..16).map(|segment| lock_segment(dir.path(), segment)).collect();
     let result = "x".repeat(40_000);
     let write = |timeout| store.write_with("k", &result, WriteOptions::new().timeout(timeout));
     let error =
@@ -376,24 +392,16 @@ fn nobody_acts_on_what_a_killed_checkpoint_has_not_synced() {
         let relaxed = open_with(dir.path(), Durability::Relaxed);
         relaxed.write("k", &1_u8).unwrap();
         let child = Child::start("checkpoint the log", &dir.path());
-        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let Some((traced, _)) = Traced::attach(child) else { return };
         let (mut left, mut is_synced) = (stop, false);
-        let is_killed = loop {
-            let Some(call) = traced.next_call() else { break false };
-            if left == 0 {
-                break true;
+        let is_killed = kill_at(traced, |call| {
+            let is_here = left == 0;
+            if !is_here {
+                left -= 1;
+                is_synced |= syncs.contains(&call.number);
             }
-            left -= 1;
-            is_synced |= syncs.contains(&call.number);
-            traced.execute();
-        };
-        if is_killed {
-            traced.kill();
-        } else {
-            let mut child = traced.release();
-            child.expect("done");
-            child.finish();
-        }
+            is_here
+        });
         let by_reader = syncs_of(dir.path(), Look::Read).unwrap();
         assert!(is_synced || by_reader > 0, "killed at call {stop}");
         if !is_killed {
@@ -423,25 +431,14 @@ fn a_recovery_that_is_killed_before_any_change_of_a_name_keeps_the_record() {
     for kept in 0.. {
         let dir = copy(lost.path());
         let child = Child::start("recover a store", &dir.path());
-        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let Some((traced, _)) = Traced::attach(child) else { return };
         let mut left = kept;
-        let is_killed = loop {
-            let Some(call) = traced.next_call() else { break false };
-            if changes.contains(&call.number) {
-                if left == 0 {
-                    break true;
-                }
-                left -= 1;
-            }
-            traced.execute();
-        };
-        if is_killed {
-            traced.kill();
-        } else {
-            let mut child = traced.release();
-            child.expect("done");
-            child.finish();
-        }
+        let is_killed = kill_at(traced, |call| {
+            let is_change = changes.contains(&call.number);
+            let is_here = is_change && left == 0;
+            left -= u32::from(is_change && !is_here);
+            is_here
+        });
         let read = open(dir.path()).read::<String>("k").unwrap();
         assert_eq!(read.map(|record| record.result), Some("old ".repeat(150)), "killed before change {kept}");
         if !is_killed {
@@ -449,4 +446,31 @@ fn a_recovery_that_is_killed_before_any_change_of_a_name_keeps_the_record() {
             return;
         }
     }
+}
+
+/// More files than are synced one by one. No segment is emptied meanwhile, because this test has the first one locked.
+#[test]
+fn many_files_are_on_the_disk_before_a_recovery_empties_the_log() {
+    let dir = in_memory();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let _locked = [0, 1].map(|segment| lock_segment(dir.path(), segment));
+    (0..1_200).for_each(|key| store.write(format!("k-{key}"), &key).unwrap());
+    let lost = copy(dir.path());
+    let Some((mut traced, _)) = Traced::attach(Child::start("recover a store", &lost.path())) else { return };
+    let (mut is_synced, mut is_emptied) = (false, false);
+    while let Some(call) = traced.next_call() {
+        is_synced |= call.number == libc::SYS_syncfs;
+        let is_of_segment = || traced.file_of_call().is_some_and(|file| file.ends_with(".store/log/00"));
+        if call.number == libc::SYS_pwrite64 && is_of_segment() {
+            assert!(is_synced, "the first segment is emptied, and the files are not synced");
+            is_emptied = true;
+        }
+        traced.execute();
+    }
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert!(is_emptied);
+    let store = open(lost.path());
+    assert!((0..1_200).all(|key| store.read::<u32>(format!("k-{key}")).unwrap().unwrap().result == key));
 }

@@ -300,7 +300,7 @@ fn a_recovery_by_a_process_with_a_small_limit_leaves_longer_records_alone() {
     }
 }
 
-/// What was removed or replaced is gone, also if it was long: nobody deletes what is kept as damaged.
+/// The text of a removed or replaced record is gone, however long it was: nobody deletes a file that is kept as damaged.
 #[test]
 fn a_recovery_keeps_no_record_that_it_replaces_or_removes() {
     for length in [100, 60_000, 70_000, 300_000] {
