@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use super::context::Context;
 use super::disk::layout::{self, FORMAT, Layout};
@@ -113,7 +114,13 @@ impl Core {
     pub(crate) fn wait_until_durable(&self, key: &Key, context: Context<'_>) -> Result<()> {
         match &self.log {
             Some(log) if self.options.durability == Durability::Full && log.is_ready() => {
-                log.wait_until_synced(key, context)
+                let finish = || {
+                    if self.options.mode != OpenMode::ReadOnly {
+                        // Nothing is lost if that fails, as because the process is only stopped.
+                        let _ = self.enter_within(key, &Limits::new(&Duration::ZERO.into()), context);
+                    }
+                };
+                log.wait_until_synced(key, finish, context)
             }
             _ => Ok(()),
         }

@@ -151,8 +151,8 @@ fn a_write_that_fails_has_not_moved_the_file_that_it_found() {
 fn a_record_that_cannot_be_read_is_not_taken_for_a_foreign_file() {
     for change in WRITES_AND_REMOVAL {
         for (failing, errno) in [
-            (libc::SYS_read, Errno::EIO),
-            (libc::SYS_read, Errno::ENOMEM),
+            (libc::SYS_pread64, Errno::EIO),
+            (libc::SYS_pread64, Errno::ENOMEM),
             (libc::SYS_openat, Errno::EMFILE),
             (libc::SYS_openat, Errno::ENOMEM),
         ] {

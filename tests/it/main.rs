@@ -77,6 +77,10 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         commit_log::ROLES,
         #[cfg(target_arch = "x86_64")]
         commit_log::calls::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        commit_log::failed_syncs::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        commit_log::handwritten::ROLES,
         log_files::ROLES,
         #[cfg(target_arch = "x86_64")]
         log_stops::ROLES,

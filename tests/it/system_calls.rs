@@ -32,7 +32,7 @@ struct Operation(&'static str, &'static str, fn(&Stores, usize));
 
 /// The order matters: some operations need the results of earlier ones.
 const OPERATIONS: &[Operation] = &[
-    Operation("read", "openat fstat newfstatat newfstatat read close", |stores, _| {
+    Operation("read", "openat fstat newfstatat newfstatat pread64 close", |stores, _| {
         assert!(stores.durable.read::<String>("present").unwrap().is_some());
     }),
     Operation(
@@ -53,13 +53,13 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "write, durable, existing",
-        "fstat openat write close openat flock fstat newfstatat newfstatat openat pwrite64 renameat2 flock close fdatasync openat read close unlinkat close",
+        "fstat openat write close openat flock fstat newfstatat newfstatat openat pwrite64 renameat2 openat pread64 close flock close fdatasync unlinkat close",
         |stores, _| stores.durable.write("present", "newer").unwrap(),
     ),
     // Too large for the log: synced in its own file, and its staged name too, before the log tells that name.
     Operation(
         "write, durable, large",
-        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat openat fsync close openat pwrite64 renameat2 flock close fdatasync fsync openat read close unlinkat close",
+        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat openat fsync close openat pwrite64 renameat2 openat pread64 flock close fdatasync fsync pread64 close unlinkat close",
         |stores, _| stores.durable.write("present", &"x".repeat(60_000)).unwrap(),
     ),
     Operation(
@@ -69,14 +69,14 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "write, relaxed, large",
-        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat openat fsync close pwrite64 renameat2 flock close openat read close",
+        "fstat openat write fdatasync close openat flock fstat newfstatat newfstatat renameat openat fsync close pwrite64 renameat2 openat pread64 flock close pread64 close",
         |stores, _| {
             stores.relaxed.write("present", &"x".repeat(60_000)).unwrap();
         },
     ),
     Operation(
         "write, relaxed, existing",
-        "fstat openat write close openat flock fstat newfstatat newfstatat pwrite64 renameat2 flock close openat read close",
+        "fstat openat write close openat flock fstat newfstatat newfstatat pwrite64 renameat2 openat pread64 close flock close",
         |stores, _| stores.relaxed.write("present", "newer").unwrap(),
     ),
     Operation(
@@ -89,18 +89,18 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "renew",
-        "fstat openat flock fstat openat fstat read close openat write close newfstatat renameat2 unlinkat flock close",
+        "fstat openat flock fstat openat fstat pread64 close openat write close newfstatat renameat2 unlinkat flock close",
         |stores, n| stores.durable.renew(format!("lock-{n}"), stores.tokens[n].get(), None).unwrap(),
     ),
     // The first one syncs the log, because another process has acquired the lock. This is the second one.
     Operation(
         "renew, by name, relaxed",
-        "fstat openat flock fstat newfstatat openat fstat read close openat write close pwrite64 newfstatat renameat2 unlinkat flock close",
+        "fstat openat flock fstat newfstatat openat fstat pread64 close openat write close pwrite64 newfstatat renameat2 unlinkat flock close",
         |stores, _| stores.relaxed.renew("named", crate::support::named("nightly-report"), None).unwrap(),
     ),
     Operation(
         "write by token, relaxed, new",
-        "fstat openat write close openat flock fstat openat fstat read close newfstatat pwrite64 linkat flock close",
+        "fstat openat write close openat flock fstat openat fstat pread64 close newfstatat pwrite64 linkat flock close",
         |stores, n| {
             stores
                 .relaxed
@@ -108,26 +108,33 @@ const OPERATIONS: &[Operation] = &[
                 .unwrap();
         },
     ),
-    Operation("read by token", "openat fstat openat fstat read close newfstatat read close", |stores, n| {
-        assert!(
-            stores
-                .relaxed
-                .read_with::<String>(format!("lock-{n}"), ReadOptions::new().claim(stores.tokens[n].get()))
-                .unwrap()
-                .is_some()
-        );
-    }),
+    Operation(
+        "read by token",
+        "openat fstat openat fstat pread64 close newfstatat pread64 close",
+        |stores, n| {
+            assert!(
+                stores
+                    .relaxed
+                    .read_with::<String>(
+                        format!("lock-{n}"),
+                        ReadOptions::new().claim(stores.tokens[n].get())
+                    )
+                    .unwrap()
+                    .is_some()
+            );
+        },
+    ),
     Operation(
         "release_lock",
-        "openat flock fstat openat fstat read close unlinkat flock close futex",
+        "openat flock fstat openat fstat pread64 close unlinkat flock close futex",
         |stores, n| stores.durable.release_lock(format!("lock-{n}"), stores.tokens[n].get()).unwrap(),
     ),
-    Operation("try_lock, held by name", "newfstatat openat fstat read close", |stores, _| {
+    Operation("try_lock, held by name", "newfstatat openat fstat pread64 close", |stores, _| {
         assert!(stores.durable.try_lock("named", LockOptions::new()).unwrap().is_none());
     }),
     Operation(
         "try_lock, held by a process",
-        "newfstatat openat fstat read openat flock close close",
+        "newfstatat openat fstat pread64 openat flock close close",
         |stores, _| assert!(stores.durable.try_lock("bound", LockOptions::new()).unwrap().is_none()),
     ),
     Operation("keys, 1000 records", "fcntl openat newfstatat getdents64+ close", |stores, _| {
@@ -135,7 +142,7 @@ const OPERATIONS: &[Operation] = &[
     }),
     Operation(
         "remove",
-        "fstat openat flock fstat newfstatat newfstatat pwrite64 renameat flock close openat read close unlinkat",
+        "fstat openat flock fstat newfstatat newfstatat pwrite64 renameat openat pread64 close flock close unlinkat",
         |stores, n| {
             assert!(stores.relaxed.remove(format!("relaxed-{n}")).unwrap());
         },

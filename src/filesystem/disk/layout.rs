@@ -2,7 +2,7 @@
 //! link, regular files only.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -359,7 +359,7 @@ pub(crate) fn size(stat: &Stat) -> u64 {
 
 const PAGE: usize = 4096;
 
-/// Reads a whole file, but no more than one byte beyond `limit`: enough to see that it is too long.
+/// Reads a whole file from its beginning, but no more than one byte beyond `limit`: enough to see that it is too long.
 pub(crate) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
     let size = size(&opened.stat).min(limit);
     let mut bytes = Vec::new();
@@ -371,8 +371,10 @@ pub(crate) fn read_up_to(opened: &Opened, limit: u64) -> io::Result<Vec<u8>> {
     // A read that asks for more than the size and gets exactly the size has reached the end: one call for
     // most files.
     let first =
-        retry_on_intr(|| rustix::io::read(&opened.file, rustix::buffer::spare_capacity(&mut bytes)))? as u64;
+        retry_on_intr(|| rustix::io::pread(&opened.file, rustix::buffer::spare_capacity(&mut bytes), 0))?
+            as u64;
     if first != size {
+        (&opened.file).seek(SeekFrom::Start(first))?;
         (&opened.file).take(limit.saturating_add(1).saturating_sub(first)).read_to_end(&mut bytes)?;
     }
     Ok(bytes)

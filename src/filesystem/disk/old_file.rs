@@ -1,8 +1,8 @@
 //! The file that a change finds in the place of a record. It is unlinked only if it is proven to be the record
 //! that its name says. Any other file is kept in `.store/damaged/` (I12).
 //!
-//! To examine a file takes long, so it is not done under the latch: the file is displaced there, and examined
-//! when the latch is left. Where a file cannot be displaced, it is examined in its place.
+//! To examine a large file takes long, so it is not done under the latch: the file is displaced and opened there, and
+//! examined when the latch is left. Where a file cannot be displaced, it is examined in its place.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::layout::{self, Layout, Opened, Refusal};
 use super::publish::{self, Displaced};
 use super::record_file::{self, Proof};
-use super::torn_record;
+use super::{record_head, torn_record};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
@@ -22,11 +22,18 @@ use crate::{Error, ErrorKind, Key, Result};
 /// The file that a change found in the place of a record.
 #[must_use = "a displaced file has to be settled"]
 pub(crate) enum Old {
-    /// It is out of the way, and not examined yet.
-    Displaced(Displaced),
+    /// It is out of the way.
+    Displaced(Displaced, Examination),
     /// There was none. The new file has a second name in the private directory.
     Linked(String),
     Examined(Was),
+}
+
+/// The examination of a displaced file.
+pub(crate) enum Examination {
+    Done(Result<Proof>),
+    /// The file is too large for that under the latch.
+    Later(Opened),
 }
 
 /// The kind of the file that was in the place of a record.
@@ -40,6 +47,33 @@ pub(crate) enum Was {
 }
 
 impl Old {
+    /// A file that was displaced. `stat`: its metadata a moment before.
+    pub(crate) fn displaced(core: &Core, displaced: Displaced, stat: &Stat, context: Context<'_>) -> Self {
+        let examination = match open(&core.layout, &displaced, Some(stat), context) {
+            Ok(opened) if layout::size(stat) > MAX_UNDER_LATCH => Examination::Later(opened),
+            opened => Examination::Done(
+                opened.and_then(|opened| prove(&core.layout, &core.options, &displaced, &opened, context)),
+            ),
+        };
+        Old::Displaced(displaced, examination)
+    }
+
+    /// Whether a recovery that finds this file still in its place knows that a later change has replaced it. It does not if
+    /// the file may be a record without a version: somebody may have written that after the change.
+    pub(crate) fn is_known_as_older(&self, options: &FileSystemOptions) -> bool {
+        match self {
+            Old::Displaced(_, Examination::Later(opened)) => {
+                let head = record_head::read(opened, options.max_record_bytes);
+                head.is_some_and(|head| head.version.is_some())
+            }
+            Old::Displaced(_, Examination::Done(Err(_))) | Old::Examined(Was::Damaged) => false,
+            Old::Displaced(_, Examination::Done(Ok(proof))) | Old::Examined(Was::Record(proof)) => {
+                proof.version.is_some()
+            }
+            Old::Linked(_) | Old::Examined(Was::Nothing) => true,
+        }
+    }
+
     /// Whether what a frame of the log tells, and a name in the private directory, bring the change or the old file back
     /// after a power loss.
     pub(crate) fn is_named_by_log(&self) -> bool {
@@ -52,12 +86,24 @@ impl Old {
     /// sweep after the end of this process is the next attempt.
     pub(crate) fn examine(&self, core: &Core, context: Context<'_>) -> Was {
         match self {
-            Old::Displaced(displaced) => {
-                let (was, settled) = examine_displaced(&core.layout, &core.options, displaced, context);
-                if let Err(error) = settled {
+            Old::Displaced(displaced, examination) => {
+                let (layout, options) = (&core.layout, &core.options);
+                let later;
+                let proof = match examination {
+                    Examination::Done(proof) => proof,
+                    Examination::Later(opened) => {
+                        later = prove(layout, options, displaced, opened, context);
+                        &later
+                    }
+                };
+                let error = match proof {
+                    Ok(proof) => return Was::Record(proof.clone()),
+                    Err(error) => error,
+                };
+                if let Err(error) = keep_displaced(layout, options, displaced, error, context) {
                     trace::unsettled(&error);
                 }
-                was
+                Was::Damaged
             }
             Old::Linked(_) => Was::Nothing,
             Old::Examined(was) => was.clone(),
@@ -67,7 +113,7 @@ impl Old {
     /// The staged name that is to be unlinked, after [`examine`](Self::examine) has returned this.
     pub(crate) fn into_staged(self, was: &Was) -> Option<String> {
         match self {
-            Old::Displaced(displaced) => (*was != Was::Damaged).then_some(displaced.name),
+            Old::Displaced(displaced, _) => (*was != Was::Damaged).then_some(displaced.name),
             Old::Linked(second) => Some(second),
             Old::Examined(_) => None,
         }
@@ -104,43 +150,30 @@ pub(crate) fn sweep(
     // An empty file is one that was never written. It contains nothing that could be lost.
     let is_empty = stat.is_some_and(|stat| layout::irregular(&stat).is_none() && stat.st_size == 0);
     if let Some(original) = original.filter(|_| !is_empty) {
-        let displaced = Displaced { name, original: original.to_owned(), stat };
-        let was = match prove_displaced(layout, options, &displaced, context) {
-            Ok(proof) => Was::Record(proof),
-            Err(_) if is_torn_record(layout, options, &displaced) => Was::Nothing,
-            Err(error) => {
-                return keep_displaced(layout, options, &displaced, &error, context).map(|()| Was::Damaged);
+        let displaced = Displaced { name, original: original.to_owned() };
+        let was = open(layout, &displaced, stat.as_ref(), context).and_then(|opened| {
+            match prove(layout, options, &displaced, &opened, context) {
+                Ok(proof) => Ok(Was::Record(proof)),
+                Err(_) if is_torn_record(options, &displaced, &opened) => Ok(Was::Nothing),
+                Err(error) => Err(error),
             }
+        });
+        return match was {
+            Ok(was) => publish::remove_staged(layout, &displaced.name, context).map(|()| was),
+            Err(error) => keep_displaced(layout, options, &displaced, &error, context).map(|()| Was::Damaged),
         };
-        publish::remove_staged(layout, &displaced.name, context)?;
-        return Ok(was);
     }
     publish::remove_staged(layout, &name, context).map(|()| Was::Nothing)
 }
 
-/// Keeps a displaced file that is not proven to be a record. Returns what it was, and whether that succeeded.
-fn examine_displaced(
+fn prove(
     layout: &Layout,
     options: &FileSystemOptions,
     displaced: &Displaced,
-    context: Context<'_>,
-) -> (Was, Result<()>) {
-    match prove_displaced(layout, options, displaced, context) {
-        Ok(proof) => (Was::Record(proof), Ok(())),
-        Err(error) => (Was::Damaged, keep_displaced(layout, options, displaced, &error, context)),
-    }
-}
-
-fn prove_displaced(
-    layout: &Layout,
-    options: &FileSystemOptions,
-    displaced: &Displaced,
+    opened: &Opened,
     context: Context<'_>,
 ) -> Result<Proof> {
-    let Displaced { name, original, .. } = displaced;
-    open(layout, displaced)
-        .map_err(|refusal| refusal.into_error(context, "open the old record", layout.private_path(name)))
-        .and_then(|old| record_file::prove(layout, &old, original, options, context))
+    record_file::prove(layout, opened, &displaced.original, options, context)
 }
 
 /// Moves a displaced file to `.store/damaged/`. `error` says what is wrong with it.
@@ -151,7 +184,7 @@ fn keep_displaced(
     error: &Error,
     context: Context<'_>,
 ) -> Result<()> {
-    let Displaced { name, original, .. } = displaced;
+    let Displaced { name, original } = displaced;
     let kept = publish::set_aside(layout, (&layout.private, name), original, options.durability)
         .map_err(|errno| context.io("move aside", &layout.private_path(name), errno))?;
     trace::set_aside(&kept, error);
@@ -159,11 +192,10 @@ fn keep_displaced(
 }
 
 /// Whether this is what a power loss has left of a record: of the one that was staged, or of the one that it replaced.
-fn is_torn_record(layout: &Layout, options: &FileSystemOptions, displaced: &Displaced) -> bool {
-    let Ok(opened) = open(layout, displaced) else { return false };
+fn is_torn_record(options: &FileSystemOptions, displaced: &Displaced, opened: &Opened) -> bool {
     let limit = options.max_record_bytes;
     layout::size(&opened.stat) <= limit
-        && layout::read_up_to(&opened, limit).is_ok_and(|text| {
+        && layout::read_up_to(opened, limit).is_ok_and(|text| {
             torn_record::is_of_record(&text, &displaced.original)
                 || torn_record::is_of_staged(
                     &text,
@@ -173,17 +205,21 @@ fn is_torn_record(layout: &Layout, options: &FileSystemOptions, displaced: &Disp
         })
 }
 
-fn open(layout: &Layout, displaced: &Displaced) -> Result<Opened, Refusal> {
+fn open(layout: &Layout, displaced: &Displaced, stat: Option<&Stat>, context: Context<'_>) -> Result<Opened> {
     let (private, name) = (&layout.private, &*displaced.name);
-    match displaced.stat {
-        Some(stat) => match layout::irregular(&stat) {
+    let opened = match stat {
+        Some(stat) => match layout::irregular(stat) {
             Some(found) => Err(Refusal::NotRegular(found)),
             None => layout::open_unchecked(private, name, OFlags::RDONLY, Mode::empty())
-                .map(|file| Opened { file, stat }),
+                .map(|file| Opened { file, stat: *stat }),
         },
         None => layout::open(private, name, OFlags::RDONLY, Mode::empty()),
-    }
+    };
+    opened.map_err(|refusal| refusal.into_error(context, "open the old record", layout.private_path(name)))
 }
+
+/// A larger file is not examined under the latch.
+const MAX_UNDER_LATCH: u64 = 4096;
 
 /// Another program puts one file after another in the place of a record. Give up after this many.
 pub(crate) const MAX_ATTEMPTS: usize = 100;

@@ -186,17 +186,21 @@ impl<'a> Appended<'a> {
         match (made, told) {
             (Ok(made), told) => Ok((made, told.map(Self::made))),
             (Err(error), None) => Err(error),
-            (Err(error), Some(told)) => {
-                if told.log.void(told.position, told.file.as_ref(), context).is_err() {
-                    return Err(error.with_unknown_outcome());
-                }
-                told.words.mark.store(0, Release);
-                Err(error)
-            }
+            (Err(error), Some(told)) => Err(told.cancel(error, context)),
         }
     }
 
-    fn made(self) -> Unsynced<'a> {
+    /// Takes the frame out of the log: its change failed with this error. Returns the error.
+    pub(crate) fn cancel(self, error: Error, context: Context<'_>) -> Error {
+        if self.log.void(self.position, self.file.as_ref(), context).is_err() {
+            return error.with_unknown_outcome();
+        }
+        self.words.mark.store(0, Release);
+        error
+    }
+
+    /// The change that the frame tells was made.
+    pub(crate) fn made(self) -> Unsynced<'a> {
         self.words.mark.store(0, Release);
         Unsynced::new(self.log, self.words, self.position, self.file)
     }

@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
-use rustix::io::retry_on_intr;
 
 use super::Log;
 use super::frame::{self, BLOCK, Frame, Kind};
@@ -356,24 +355,12 @@ impl Taken {
 /// Syncs files of the store's directory, where they exist, and the directory.
 pub(super) fn sync_files(layout: &Layout, names: &BTreeSet<String>, context: Context<'_>) -> Result<()> {
     if names.len() > MAX_SINGLE_SYNCS {
-        let synced = retry_on_intr(|| sync_file_system(&layout.dir));
-        return synced.map_err(|errno| context.io("sync the file system", layout.root(), errno));
+        return publish::sync_file_system(layout, context);
     }
     for name in names {
         publish::sync_file(layout, name, context)?;
     }
     publish::sync_records(layout, Durability::Full, context)
-}
-
-#[cfg(target_os = "linux")]
-fn sync_file_system(dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
-    rustix::fs::syncfs(dir)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sync_file_system(_dir: &std::os::fd::OwnedFd) -> Result<(), rustix::io::Errno> {
-    rustix::fs::sync();
-    Ok(())
 }
 
 #[cfg(test)]

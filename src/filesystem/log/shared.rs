@@ -6,6 +6,7 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 #[cfg(target_os = "linux")]
 use memmap2::{MmapOptions, MmapRaw};
@@ -70,8 +71,8 @@ pub(crate) struct LatchWords {
     pub(super) logged: AtomicU64,
     /// All frames up to this position are synced.
     pub(super) synced: AtomicU64,
-    /// The position of a frame whose change may not be made yet, or zero. That of a header: a process is about to append
-    /// a frame to that use of the segment.
+    /// The position of a frame whose change may not be made yet or, if that needs more than a sync of the log, may not be
+    /// durable yet; or zero. That of a header: a process is about to append a frame to that use of the segment.
     pub(super) mark: AtomicU64,
 }
 
@@ -277,6 +278,12 @@ impl Words {
 /// The bytes of a line of 64 that are used: those of the head, of a segment and of a latch.
 const USED: [usize; 3] = [8 * 8, 6 * 8, 5 * 8];
 
+/// A change is made within microseconds, unless its process is interrupted.
+const SOON: Duration = Duration::from_micros(100);
+
+/// A process that has not made its change after this time may be stopped, or was killed.
+const STOPPED: Duration = Duration::from_millis(10);
+
 const FOREIGN: &str = "not the state of the log";
 
 /// Whether a file is what the processes share, or the beginning of it: it begins with the magic number or with zeros, it is
@@ -300,6 +307,25 @@ impl LatchWords {
     /// Whether a change may not be made yet whose frame is in this use of a segment.
     pub(super) fn is_unfinished(&self, epoch: u64) -> bool {
         Position::from_number(self.mark.load(Ordering::SeqCst)).epoch() == epoch
+    }
+
+    /// Whether the change whose frame is at this position may not be made yet, or not be durable in spite of a sync of the log.
+    pub(super) fn is_being_made(&self, position: Position) -> bool {
+        let mark = self.mark.load(Ordering::Acquire);
+        mark != 0 && mark == position.number()
+    }
+
+    /// Waits until it is made. `false`: the process that makes it does not go on.
+    pub(super) fn wait_until_made(&self, position: Position) -> bool {
+        let begun = Instant::now();
+        while self.is_being_made(position) {
+            match begun.elapsed() {
+                short if short < SOON => std::thread::yield_now(),
+                long if long < STOPPED => std::thread::sleep(SOON),
+                _ => return false,
+            }
+        }
+        true
     }
 
     pub(super) fn logged(&self) -> Position {

@@ -12,6 +12,7 @@ use super::Log;
 use super::position::Position;
 use super::shared::LatchWords;
 use crate::filesystem::context::Context;
+use crate::filesystem::disk::publish;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Key, Result};
 
@@ -31,7 +32,7 @@ impl<'a> Unsynced<'a> {
 
     /// Syncs the frame, and with it all that were written before.
     pub(crate) fn sync(&self, context: Context<'_>) -> Result<()> {
-        if self.words.synced() >= self.position {
+        if self.is_synced() {
             return Ok(());
         }
         // Loaded before the sync: it includes the frames of this latch up to here.
@@ -65,6 +66,11 @@ impl<'a> Unsynced<'a> {
         Ok(true)
     }
 
+    /// Whether the change is on the disk: the frame, or the files themselves.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.words.synced() >= self.position
+    }
+
     pub(super) fn log(&self) -> &'a Log {
         self.log
     }
@@ -76,14 +82,24 @@ impl<'a> Unsynced<'a> {
 }
 
 impl Log {
-    /// Waits until the changes of the key that this process may have seen are on the disk.
-    pub(crate) fn wait_until_synced(&self, key: &Key, context: Context<'_>) -> Result<()> {
+    /// Waits until the changes of the key that this process may have seen are on the disk. `finish` is called if one of them is
+    /// not finished, and its process does not go on.
+    pub(crate) fn wait_until_synced(
+        &self,
+        key: &Key,
+        finish: impl FnOnce(),
+        context: Context<'_>,
+    ) -> Result<()> {
         let words = self.words(key);
         let logged = words.logged();
-        if words.synced() >= logged {
-            return Ok(());
+        if !words.wait_until_made(logged) {
+            finish();
+            if words.is_being_made(logged) {
+                // Perhaps the old file is displaced that only a sync of the directory takes away for good.
+                publish::sync_names(&self.layout, context)?;
+            }
         }
-        self.sync_through(words, logged, context)
+        if words.synced() >= logged { Ok(()) } else { self.sync_through(words, logged, context) }
     }
 
     /// Whether the frame at this position of the key's latch is on the disk.
@@ -109,9 +125,13 @@ impl Log {
     /// segment has frames of the latch that are not synced.
     pub(super) fn sync_older(&self, words: &LatchWords, next: Position, context: Context<'_>) -> Result<()> {
         let logged = words.logged();
-        // A writer that appended to a segment that cannot be synced gets that error, and takes its change back.
-        let is_failed = || self.shared.words().segment(logged).failed.load(Acquire) == logged.epoch();
-        if logged.epoch() == next.epoch() || words.synced() >= logged || is_failed() {
+        if logged.epoch() == next.epoch() || words.synced() >= logged {
+            return Ok(());
+        }
+        if self.shared.words().segment(logged).failed.load(Acquire) == logged.epoch() {
+            // Its frames may be lost, so the files that they tell of have to be on the disk.
+            publish::sync_file_system(&self.layout, context)?;
+            words.set_synced(logged);
             return Ok(());
         }
         self.sync_through(words, logged, context)

@@ -13,7 +13,7 @@ use super::segment::LARGE;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, MAX_LOCK_BYTES};
 use crate::filesystem::disk::lock_file::LockFile;
-use crate::filesystem::disk::record_head;
+use crate::filesystem::disk::{publish, record_head};
 use crate::filesystem::options::FileSystemOptions;
 use crate::{Key, Result};
 
@@ -34,6 +34,11 @@ impl Log {
                     let key = Key::new(frame.key);
                     if key.is_ok_and(|key| !is_made(&self.layout, options, &key, &frame)) {
                         self.void(position, None, context)?;
+                    } else if matches!(frame.kind, Kind::Record | Kind::Large | Kind::Removed) {
+                        // It may have been killed before it had synced the directory, which others rely on when the mark is
+                        // cleared.
+                        self.sync_use(position, context)?;
+                        publish::sync_names(&self.layout, context)?;
                     }
                 }
                 // Another process may have taken it out, and was killed before that was on the disk.

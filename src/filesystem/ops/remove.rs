@@ -2,7 +2,7 @@
 
 use rustix::fs::Stat;
 
-use super::change::Change;
+use super::change::{Change, New};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::old_file::{self, InPlace, MAX_ATTEMPTS, Old, Was, too_busy};
@@ -58,9 +58,9 @@ pub(super) fn take_away(
 ) -> Result<Was> {
     let told = tell(core, &latch, key, &stat, context)?;
     let displaced = displace(core, key, stat, here, context);
-    let change = Change::settle(core, key, told, false, displaced, context)?;
+    let change = Change::settle(core, key, New::NONE, told, displaced, context)?;
     drop(latch);
-    let was = change.finish(None, context)?;
+    let was = change.finish(context)?;
     core.checkpoint_if_full();
     Ok(was)
 }
@@ -85,9 +85,10 @@ fn tell<'a>(
 fn displace(core: &Core, key: &Key, stat: Stat, here: Option<&Owner>, context: Context<'_>) -> Result<Old> {
     let name = layout::record_name(key);
     if let Some(here) = here
-        && let Ok(displaced) = publish::displace(&core.layout, &here.name, &name, stat)
+        && let Ok(displaced) = publish::displace(&core.layout, &here.name, &name)
     {
-        return Ok(displaced.map_or(Old::Examined(Was::Nothing), Old::Displaced));
+        let displaced = displaced.map(|displaced| Old::displaced(core, displaced, &stat, context));
+        return Ok(displaced.unwrap_or(Old::Examined(Was::Nothing)));
     }
     for _ in 0..MAX_ATTEMPTS {
         let was = match old_file::examine(core, &name, context)? {
@@ -127,7 +128,7 @@ pub(super) fn remove_expired(
         _ => return Ok(false),
     };
     let Some(here) = here else { return publish::remove_examined(layout, name, &expired, context) };
-    let displaced = match publish::displace(layout, &here.name, name, *expired) {
+    let displaced = match publish::displace(layout, &here.name, name) {
         Ok(Some(displaced)) => displaced.name,
         Ok(None) => return Ok(false),
         Err(_) => return publish::remove_examined(layout, name, &expired, context),

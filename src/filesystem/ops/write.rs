@@ -2,7 +2,7 @@
 
 use rustix::fs::Stat;
 
-use super::change::Change;
+use super::change::{Change, New};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::old_file::{self, InPlace, MAX_ATTEMPTS, Old, Was, too_busy};
@@ -74,11 +74,11 @@ fn write_if(
     let stat = old_file::stat(core, key, context)?;
     record.give_version(&latch, stat.as_ref(), context)?;
     let told = record.tell(&latch, context)?;
-    let (version, is_large) = (record.version, record.is_large());
+    let new = New { version: Some(record.version), is_large: record.is_large() };
     let replaced = record.replace(stat, told.is_some(), context);
-    let change = Change::settle(core, key, told, is_large, replaced, context)?;
+    let change = Change::settle(core, key, new, told, replaced, context)?;
     drop(latch);
-    change.finish(Some(version), context)?;
+    change.finish(context)?;
     core.checkpoint_if_full();
     Ok(true)
 }
@@ -170,9 +170,9 @@ impl<'a> StagedRecord<'a> {
             stat = old_file::stat(core, key, context)?;
         }
         if let Some(stat) = stat
-            && let Some(displaced) = file.exchange(&name, stat)
+            && let Some(displaced) = file.exchange(&name)
         {
-            return Ok(Old::Displaced(displaced));
+            return Ok(Old::displaced(core, displaced, &stat, context));
         }
         if is_told {
             // Nothing keeps the old file, so the new one has to be on the disk before.

@@ -4,10 +4,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use nix::errno::Errno;
 use nix::libc;
 use record_store::{
-    BreakOptions, Durability, ErrorKind, FileSystemRecordStore, LockOptions, LockToken, ReadOptions,
+    BreakOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockOptions, LockToken, ReadOptions,
     RecordStoreExt, WriteOptions,
 };
 
@@ -20,7 +19,6 @@ use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
     ("change one record", change),
-    ("write and tell the outcome", write_and_tell),
     ("checkpoint the log", checkpoint),
     ("read durably", read_durably),
     ("recover a store", recover),
@@ -151,57 +149,6 @@ fn changes_wait_until_their_timeout_when_no_segment_can_be_emptied() {
     assert!(store.exists("k").unwrap());
 }
 
-fn write_and_tell(stage: &Stage) {
-    let (dir, key): (PathBuf, String) = stage.argument();
-    let store = open(&dir);
-    let outcome = perform(stage, "", || store.write(&key, "new"));
-    stage.send(&outcome.map_or_else(
-        |error| format!("{:?} {}", error.kind(), error.is_outcome_unknown()),
-        |()| "done".into(),
-    ));
-}
-
-/// The kernel reports it to one process that what it had to write is lost. All others that wait for the same segment have to
-/// fail too, although their own sync succeeds, and the old records are back.
-#[test]
-fn all_who_wait_for_a_sync_that_fails_get_the_error() {
-    let dir = in_memory();
-    let store = open(dir.path());
-    let keys = ["k-0", "k-1", "k-2"];
-    for key in keys {
-        store.write(key, "old").unwrap();
-    }
-    let mut writers = Vec::new();
-    for key in keys {
-        let child = Child::start("write and tell the outcome", &(dir.path(), key));
-        let Some((mut writer, _)) = Traced::attach(child) else { return };
-        while writer.next_call().expect("a sync of the log").number != libc::SYS_fdatasync {
-            writer.execute();
-        }
-        writers.push(writer);
-    }
-    assert!(fs::read_to_string(dir.path().join("k-1.json")).unwrap().contains("new"));
-    for (number, mut writer) in writers.into_iter().enumerate() {
-        if number == 0 {
-            writer.fail(Errno::EIO);
-        } else {
-            writer.execute();
-        }
-        let mut child = writer.release();
-        child.expect("Io false");
-        child.finish();
-        // A durable reader would wait for a sync of the same segment.
-        let relaxed = open_with(dir.path(), Durability::Relaxed);
-        assert_eq!(relaxed.read::<String>(keys[number]).unwrap().unwrap().result, "old");
-    }
-    let copy = copy(dir.path());
-    for key in keys {
-        assert_eq!(open(copy.path()).read::<String>(key).unwrap().unwrap().result, "old");
-        store.write(key, "newer").unwrap();
-        assert_eq!(store.read::<String>(key).unwrap().unwrap().result, "newer");
-    }
-}
-
 fn read_durably(stage: &Stage) {
     let (dir, read): (PathBuf, Look) = stage.argument();
     let store = open(&dir);
@@ -210,7 +157,11 @@ fn read_durably(stage: &Stage) {
 }
 
 #[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
-enum Look {
+pub(super) enum Look {
+    /// A read without the latch that finds a record, of any type.
+    There,
+    /// One that finds none.
+    Gone,
     Read,
     IgnoringTheLock,
     Exists,
@@ -244,6 +195,10 @@ impl Look {
 
     fn run(self, store: &FileSystemRecordStore) {
         match self {
+            Look::There | Look::Gone => {
+                let found = store.read_with::<Json>("k", ReadOptions::new().ignore_lock()).unwrap();
+                assert_eq!(found.is_some(), matches!(self, Look::There));
+            }
             Look::Read => assert!(store.read::<u8>("k").unwrap().is_some()),
             Look::IgnoringTheLock => {
                 let options = ReadOptions::new().ignore_lock();
@@ -341,10 +296,15 @@ fn nobody_acts_on_what_is_not_on_the_disk() {
 
 /// How often a durable process syncs the log that looks at something. `None` where `ptrace` is forbidden.
 fn syncs_of(dir: &Path, look: Look) -> Option<u32> {
+    calls_of(dir, look, libc::SYS_fdatasync)
+}
+
+/// How often a durable process makes this call that looks at something. `None` where `ptrace` is forbidden.
+pub(super) fn calls_of(dir: &Path, look: Look, number: libc::c_long) -> Option<u32> {
     let (mut traced, _) = Traced::attach(Child::start("read durably", &(dir, look)))?;
     let mut syncs = 0;
     while let Some(call) = traced.next_call() {
-        syncs += u32::from(call.number == libc::SYS_fdatasync);
+        syncs += u32::from(call.number == number);
         traced.execute();
     }
     let mut child = traced.release();

@@ -22,6 +22,10 @@ use crate::tree;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod calls;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod failed_syncs;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod handwritten;
 
 pub(crate) const ROLES: &[Role] = &[("write until told", write_until_told)];
 

@@ -70,38 +70,27 @@ impl Injection {
         self.fault.errno() == Some(Errno::EINTR)
     }
 
-    /// After an error nothing has changed, with two exceptions. If only the sync of the directory
-    /// failed, the change is in place. A sweep that fails halfway has done its first half.
+    /// After an error nothing has changed. But a sweep that fails halfway has done its first half.
     fn check_unchanged(&self) {
         let Self { operation, before, after, .. } = self;
-        if self.is_failed_directory_sync() {
-            assert_eq!((&after.lock, after.kept), (&before.lock, before.kept), "{self}");
-            assert_eq!(after.record.as_deref(), self.new_record(), "{self}");
-        } else if *operation != Operation::Sweep {
+        if *operation != Operation::Sweep {
             assert_eq!(after, before, "{self}: an error changed something");
         }
     }
 
-    /// The error says that the outcome is unknown exactly if the change is visible, but perhaps not durable.
+    /// The error says that the outcome is unknown exactly if a power loss may bring the change back.
     fn check_outcome_unknown(&self, outcome_unknown: bool) {
         // An open changes no record and no lock.
         if !self.operation.is_open() {
-            let is_unknown = self.is_failed_directory_sync() || self.is_log_beyond_repair();
-            assert_eq!(outcome_unknown, is_unknown, "{self}: is the outcome unknown?");
+            assert_eq!(outcome_unknown, self.is_beyond_repair(), "{self}: is the outcome unknown?");
         }
     }
 
-    /// The record that the relaxed write replaces was written by hand, so it syncs the directory, too.
-    fn is_failed_directory_sync(&self) -> bool {
-        let syncs = self.operation.is_durable() || self.operation == Operation::WriteRelaxed;
-        self.call.number == libc::SYS_fsync && syncs
-    }
-
-    /// Whether no sync of the log succeeds: the change was taken back, but its frame may be on the disk. An operation that only reads
-    /// has made no change.
-    fn is_log_beyond_repair(&self) -> bool {
+    /// Whether no such sync succeeds: the change was taken back, but that is perhaps not on the disk. An operation that only
+    /// reads has made no change.
+    fn is_beyond_repair(&self) -> bool {
         use Operation as O;
-        self.call.number == libc::SYS_fdatasync
+        is_sync(self.call.number)
             && !matches!(self.operation, O::Read | O::ReadAbsent | O::Exists | O::RemoveAbsent | O::WaitFree)
             && !self.acquires_bound_lock()
             && matches!(self.fault, Fault::Always(_))
@@ -141,7 +130,9 @@ impl Injection {
         // The changes that are told to the log, those of named locks too, are synced with `fdatasync`.
         let is_of_log = self.call.number == libc::SYS_fdatasync && !sweeps;
         is_of_log
-            || is_sync(self.call.number) && self.operation.is_durable()
+            // The record that the relaxed write replaces was written by hand, so it syncs the directory, too.
+            || is_sync(self.call.number)
+                && (self.operation.is_durable() || self.operation == Operation::WriteRelaxed)
             || self.call.number == libc::SYS_flock && exclusive && !sweeps
     }
 

@@ -1,6 +1,5 @@
 //! Displacing: a file in the place of a record gets a staged name, and is examined there.
 
-use rustix::fs::Stat;
 use rustix::io::Errno;
 
 #[cfg(target_os = "linux")]
@@ -17,20 +16,13 @@ pub(crate) struct Displaced {
     pub(crate) name: String,
     /// Its name in the store's directory.
     pub(crate) original: String,
-    /// Its metadata in the store's directory, a moment before.
-    pub(crate) stat: Option<Stat>,
 }
 
 /// Displaces the file in the place of a record. `None`: there is none.
-pub(crate) fn displace(
-    layout: &Layout,
-    owner: &str,
-    name: &str,
-    stat: Stat,
-) -> Result<Option<Displaced>, Errno> {
+pub(crate) fn displace(layout: &Layout, owner: &str, name: &str) -> Result<Option<Displaced>, Errno> {
     let displaced = as_displaced(&unique_name(owner), name);
     match rustix::fs::renameat(&layout.dir, name, &layout.private, &*displaced) {
-        Ok(()) => Ok(Some(Displaced { name: displaced, original: name.to_owned(), stat: Some(stat) })),
+        Ok(()) => Ok(Some(Displaced { name: displaced, original: name.to_owned() })),
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }

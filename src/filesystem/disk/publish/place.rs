@@ -62,17 +62,17 @@ impl Staged<'_> {
     /// Exchanges the file with the one in the place of the record atomically. `None`: there is none, or the
     /// file system does not support it.
     #[cfg(target_os = "linux")]
-    pub(crate) fn exchange(&mut self, name: &str, old: Stat) -> Option<Displaced> {
+    pub(crate) fn exchange(&mut self, name: &str) -> Option<Displaced> {
         self.name_for(name).ok()?;
         let private = &self.layout.private;
         exchange((private, &self.name), (&self.layout.dir, name)).ok()?;
         let (staged, original) = (std::mem::take(&mut self.name), name.to_owned());
-        Some(Displaced { name: staged, original, stat: Some(old) })
+        Some(Displaced { name: staged, original })
     }
 
     #[cfg(not(target_os = "linux"))]
     #[allow(clippy::unused_self, reason = "as on Linux")]
-    pub(crate) fn exchange(&mut self, _name: &str, _old: Stat) -> Option<Displaced> {
+    pub(crate) fn exchange(&mut self, _name: &str) -> Option<Displaced> {
         None
     }
 

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::io::retry_on_intr;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, Refusal, STAGED};
@@ -24,13 +25,40 @@ pub(crate) fn sync_file(layout: &Layout, name: &str, context: Context<'_>) -> Re
     }
 }
 
+/// Syncs all files of the file system that has the store.
+pub(crate) fn sync_file_system(layout: &Layout, context: Context<'_>) -> Result<()> {
+    let failed = |errno| context.io("sync the file system", layout.root(), errno);
+    // Opened for this: each open file reports an earlier error once.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let dir = layout::open_unchecked(&layout.dir, ".", flags, Mode::empty());
+    let dir =
+        dir.map_err(|refusal| refusal.into_error(context, "open the directory", layout.root().to_owned()))?;
+    retry_on_intr(|| sync_all_of(&dir)).map_err(failed)
+}
+
+#[cfg(target_os = "linux")]
+fn sync_all_of(file: &File) -> Result<(), Errno> {
+    rustix::fs::syncfs(file)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_all_of(_file: &File) -> Result<(), Errno> {
+    rustix::fs::sync();
+    Ok(())
+}
+
 /// Makes the renames and removals in the store's directory survive a power loss.
 pub(crate) fn sync_records(layout: &Layout, durability: Durability, context: Context<'_>) -> Result<()> {
     match durability {
         // The change is visible already. If the sync fails, it may or may not survive.
-        Durability::Full => sync(&layout.dir, layout.root(), context).map_err(Error::with_unknown_outcome),
+        Durability::Full => sync_names(layout, context).map_err(Error::with_unknown_outcome),
         Durability::Relaxed => Ok(()),
     }
+}
+
+/// Syncs the store's directory: the names in it survive a power loss.
+pub(crate) fn sync_names(layout: &Layout, context: Context<'_>) -> Result<()> {
+    sync(&layout.dir, layout.root(), context)
 }
 
 /// Makes a new store's directories survive a power loss. The directories above it too: this process, or
@@ -49,7 +77,7 @@ pub(crate) fn sync_new_store(layout: &Layout, context: Context<'_>) -> Result<()
             Err(error) => return Err(failed(error)),
         }
     }
-    sync(&layout.dir, layout.root(), context)?;
+    sync_names(layout, context)?;
     sync_private(layout, context)
 }
 
