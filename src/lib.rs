@@ -196,6 +196,7 @@ mod store;
 mod trace;
 mod transaction;
 mod version;
+mod waiter_info;
 mod waiting;
 mod watch;
 
@@ -242,6 +243,7 @@ pub use store::futures::{RecordStoreFuture, RecordStoreFutures};
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use version::RecordVersion;
+pub use waiter_info::WaiterInfo;
 pub use waiting::{WaitObserver, WaitReport, WaitReports};
 pub use watch::{RecordChange, RecordWatch};
 

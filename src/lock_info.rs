@@ -7,7 +7,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::rfc3339;
-use crate::{Holder, Key, LockToken};
+use crate::{Holder, Key, LockToken, WaiterInfo};
 
 /// Whether a lock is still in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,6 +37,7 @@ pub struct LockInfo {
     owner_alive: Option<bool>,
     owned_here: bool,
     note: Option<Arc<str>>,
+    waiters: Option<Vec<WaiterInfo>>,
 }
 
 impl LockInfo {
@@ -55,7 +56,15 @@ impl LockInfo {
             owner_alive: None,
             owned_here: false,
             note: None,
+            waiters: None,
         }
+    }
+
+    /// Sets the calls that wait to acquire the lock, in the order in which they will.
+    #[must_use]
+    pub fn with_waiters(mut self, waiters: impl Into<Option<Vec<WaiterInfo>>>) -> Self {
+        self.waiters = waiters.into();
+        self
     }
 
     /// Sets the note of the acquisition.
@@ -144,6 +153,39 @@ impl LockInfo {
         self.note.as_deref()
     }
 
+    /// The calls that wait to acquire the lock, in the order in which they will. `None`: unknown.
+    ///
+    /// Calls that only wait until the lock is free are not among them: reads, `wait_for_lock`, `wait_for_record`, and
+    /// those in which `get_or_compute` waits for the result of another caller. Of the tasks of one process that wait
+    /// for one lock in an [`AsyncRecordStore`](crate::asynchronous::AsyncRecordStore), there is only the first one.
+    /// A store of files knows them on Linux, up to 256 for all locks together; a PostgreSQL server does not tell them.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let guard = store.lock("report", LockOptions::new())?;
+    /// let waiter = thread::spawn({
+    ///     let store = store.clone();
+    ///     move || store.lock("report", LockOptions::new()).map(drop)
+    /// });
+    /// let waiters = || -> record_store::Result<usize> {
+    ///     let info = store.lock_info("report")?.expect("it is held");
+    ///     Ok(info.waiters().map_or(0, <[_]>::len))
+    /// };
+    /// while waiters()? == 0 {
+    ///     thread::sleep(Duration::from_millis(1));
+    /// }
+    /// guard.release()?;
+    /// waiter.join().expect("no panic")?;
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    #[must_use]
+    pub fn waiters(&self) -> Option<&[WaiterInfo]> {
+        self.waiters.as_deref()
+    }
+
     /// True if the lock is in force and `holder`, in this process, holds it.
     #[must_use]
     pub fn is_held_by(&self, holder: &Holder) -> bool {
@@ -167,6 +209,8 @@ struct Fields {
     remaining_seconds: Option<f64>,
     #[serde(default)]
     note: Option<Arc<str>>,
+    #[serde(default)]
+    waiters: Option<Vec<WaiterInfo>>,
 }
 
 impl Serialize for LockInfo {
@@ -182,6 +226,7 @@ impl Serialize for LockInfo {
             expires_at: self.expires_at.map(rfc3339::format),
             remaining_seconds: self.remaining.map(|left| left.as_secs_f64()),
             note: self.note.clone(),
+            waiters: self.waiters.clone(),
         }
         .serialize(serializer)
     }
@@ -210,6 +255,7 @@ impl<'de> Deserialize<'de> for LockInfo {
             owner_alive: fields.owner_alive,
             owned_here: false,
             note: fields.note,
+            waiters: fields.waiters,
         })
     }
 }
@@ -226,6 +272,7 @@ mod tests {
                 .with_expiry(start + Duration::from_secs(30), Duration::from_millis(1_500))
                 .with_state(LockState::Expired)
                 .with_note(Some("a \"note\""))
+                .with_waiters(vec![WaiterInfo::new(Duration::from_millis(250)).with_process(7, None)])
                 .with_owner(Some(false), false);
         let text = serde_json::to_string(&info).unwrap();
         assert!(text.contains(r#""state":"expired""#), "{text}");

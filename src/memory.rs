@@ -15,7 +15,7 @@ use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockState, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion,
 };
-use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions};
+use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WaiterInfo, WriteOptions};
 
 /// Records and locks in memory, shared by the threads of one process, and gone with the last clone of the
 /// store.
@@ -76,8 +76,9 @@ struct State {
     newest: u64,
     /// The number of writes: the version of the last one.
     writes: u64,
-    /// The acquisitions that wait for the lock of each key, in the order of their first attempts.
-    queues: BTreeMap<Key, VecDeque<u64>>,
+    /// The acquisitions that wait for the lock of each key, in the order of their first attempts: their tickets, and when that
+    /// was.
+    queues: BTreeMap<Key, VecDeque<(u64, Instant)>>,
     /// The number of waiters that there have been: the ticket of the last one.
     tickets: u64,
     /// Notified when a lock is removed, when the end of its lease changes, when a waiter leaves its queue, and when a
@@ -177,24 +178,33 @@ impl State {
 
     /// Whether an acquisition is the next one. Without a ticket it is behind all that wait.
     fn is_next(&self, key: &Key, ticket: Option<u64>) -> bool {
-        self.queues.get(key).is_none_or(|queue| queue.front().copied() == ticket)
+        let first = |queue: &VecDeque<(u64, Instant)>| queue.front().map(|(ticket, _)| *ticket);
+        self.queues.get(key).is_none_or(|queue| first(queue) == ticket)
     }
 
     fn enqueue(&mut self, key: &Key) -> u64 {
         self.tickets += 1;
-        self.queues.entry(key.clone()).or_default().push_back(self.tickets);
+        self.queues.entry(key.clone()).or_default().push_back((self.tickets, Instant::now()));
         self.tickets
     }
 
     /// The end of a wait. Those behind it look again: it may be their turn, or they wait for another lock than before.
     fn leave_queue(&mut self, key: &Key, ticket: u64) {
         if let Some(queue) = self.queues.get_mut(key) {
-            queue.retain(|other| *other != ticket);
+            queue.retain(|(other, _)| *other != ticket);
             if queue.is_empty() {
                 self.queues.remove(key);
             }
         }
         self.changed.notify_all();
+    }
+
+    /// The description of a lock of this key, with those that wait for it.
+    fn describe(&self, key: &Key, lock: &Lock, now: Instant) -> LockInfo {
+        let waiter =
+            |(_, since): &(u64, Instant)| WaiterInfo::of_this_process(now.saturating_duration_since(*since));
+        let queue = self.queues.get(key).into_iter().flatten();
+        lock.info(key, now).with_waiters(queue.map(waiter).collect::<Vec<_>>())
     }
 
     /// Whether a record may be read or changed on this claim.
@@ -562,7 +572,7 @@ impl RecordStore for MemoryRecordStore {
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
         let state = self.state();
         let now = Instant::now();
-        Ok(state.live(key, now).map(|lock| lock.info(key, now)))
+        Ok(state.live(key, now).map(|lock| state.describe(key, lock, now)))
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
@@ -585,7 +595,7 @@ impl RecordStore for MemoryRecordStore {
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         Ok(self.listing(|state, after| {
             let (key, lock) = state.locks.range::<Key, _>((after, Bound::Unbounded)).next()?;
-            Some((key.clone(), lock.info(key, Instant::now())))
+            Some((key.clone(), state.describe(key, lock, Instant::now())))
         }))
     }
 }

@@ -45,6 +45,8 @@ checks! { "waiting":
         "A waiter behind another one acquires the lock when that one's lease ends, although nobody releases it.",
     waiters_acquire_in_the_order_of_arrival:
         "Waiters acquire the lock in the order in which they began to wait, and a newcomer does not pass them.",
+    the_waiters_of_a_lock_are_told_while_they_wait:
+        "A store that tells the waiters of a lock tells those that wait to acquire it, in their order, and no others.",
 }
 
 fn a_read_returns_what_the_holder_commits(store: &dyn RecordStore) {
@@ -373,4 +375,43 @@ fn waiters_acquire_in_the_order_of_arrival(store: &dyn RecordStore) {
         });
         (order, (0..WAITERS).map(|number| format!("waiter {number}")).collect())
     });
+}
+
+fn the_waiters_of_a_lock_are_told_while_they_wait(store: &dyn RecordStore) {
+    let (holder, others) = (named("holder"), ["waiter 0", "waiter 1"].map(named));
+    store.acquire_lock("other", long_lease(&holder)).unwrap();
+    let token = store.acquire_lock("key", long_lease(&holder)).unwrap();
+    let told = |key: &str| store.lock_info(key).unwrap().expect("a held lock").waiters().map(<[_]>::to_vec);
+    let listed = || {
+        let mut locks = store.locks().unwrap().map(Result::unwrap);
+        let lock = locks.find(|lock| lock.key().as_str() == "key").expect("a held lock");
+        lock.waiters().map(<[_]>::len)
+    };
+    let Some(none) = told("key") else { return };
+    assert_eq!(none, [], "waiters of a lock for which nobody waits");
+    let end = Instant::now() + PATIENCE;
+    let has_waiters = |count| {
+        while told("key").is_none_or(|waiters| waiters.len() != count) {
+            assert!(Instant::now() < end, "not {count} waiters: {:?}", told("key"));
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for (count, waiter) in (1..).zip(&others) {
+            threads.push(scope.spawn(move || {
+                let token = store.acquire_lock("key", long_lease(waiter).acquire_timeout(PATIENCE)).unwrap();
+                store.release_lock("key", token).unwrap();
+            }));
+            has_waiters(count);
+        }
+        let waiters = told("key").expect("waiters, as before");
+        assert!(waiters[0].waited() >= waiters[1].waited(), "not in their order: {waiters:?}");
+        assert_eq!(listed(), Some(2), "the listing tells other waiters");
+        assert_eq!(told("other"), Some(Vec::new()), "waiters of another lock");
+        store.release_lock("key", token).unwrap();
+        threads.into_iter().for_each(join);
+    });
+    store.acquire_lock("key", long_lease(&holder)).unwrap();
+    assert_eq!(told("key"), Some(Vec::new()), "waiters that have left");
 }

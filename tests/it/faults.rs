@@ -76,6 +76,8 @@ enum Fault {
     VersionIsIgnored,
     VersionIsNotRead,
     WaitIsAlwaysTrue,
+    WaitersAreNotCounted,
+    WaitersAreOfAllKeys,
     WatchReturnsTheOldVersion,
     WriteIgnoresLocks,
     WriteLosesTheLock,
@@ -470,7 +472,16 @@ impl RecordStore for Faulty {
             let mut locks = self.inner.locks_raw()?;
             return locks.find(|info| info.as_ref().is_ok_and(|info| *info.key() == key)).transpose();
         }
-        self.inner.lock_info_raw(&key)
+        let info = self.inner.lock_info_raw(&key)?;
+        if self.has(Fault::WaitersAreNotCounted) {
+            return Ok(info.map(|info| info.with_waiters(Vec::new())));
+        }
+        if self.has(Fault::WaitersAreOfAllKeys) {
+            let locks = self.inner.locks_raw()?.collect::<Result<Vec<_>>>()?;
+            let waiters = locks.iter().flat_map(|lock| lock.waiters().unwrap_or_default()).cloned();
+            return Ok(info.map(|info| info.with_waiters(waiters.collect::<Vec<_>>())));
+        }
+        Ok(info)
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
@@ -609,6 +620,8 @@ fn every_fault_is_found() {
         (VersionIsIgnored, "versions::write_if_version_needs_the_present_version"),
         (VersionIsNotRead, "versions::a_read_returns_the_version"),
         (WaitIsAlwaysTrue, "waiting::wait_for_lock_is_false_at_the_timeout"),
+        (WaitersAreNotCounted, "waiting::the_waiters_of_a_lock_are_told_while_they_wait"),
+        (WaitersAreOfAllKeys, "waiting::the_waiters_of_a_lock_are_told_while_they_wait"),
         (WatchReturnsTheOldVersion, "watching::a_watch_without_a_change_times_out"),
         (WriteIgnoresLocks, "records::other_holders_cannot_write_or_remove"),
         (WriteLosesTheLock, "records::writes_and_removals_keep_the_lock"),

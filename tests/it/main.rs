@@ -66,6 +66,8 @@ mod tree;
 mod upgrade;
 mod verify;
 mod versions;
+#[cfg(not(record_store_elsewhere))]
+mod waiters_told;
 mod waiting;
 #[cfg(all(record_store_no_recheck, not(record_store_elsewhere)))]
 mod wake_ups;
@@ -124,6 +126,8 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         surroundings::ROLES,
         upgrade::ROLES,
         versions::ROLES,
+        #[cfg(not(record_store_elsewhere))]
+        waiters_told::ROLES,
         waiting::ROLES,
         #[cfg(all(record_store_no_recheck, not(record_store_elsewhere)))]
         wake_ups::ROLES,

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::{Duration, SystemTime};
 
-use record_store::{LockInfo, LockState};
+use record_store::{LockInfo, LockState, WaiterInfo};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -80,6 +80,28 @@ pub(crate) fn holder(lock: &LockInfo) -> String {
         Some(note) => format!("{name} ({})", shortened(&printable(note))),
         None => name,
     }
+}
+
+/// The number of calls that wait for a lock, and for how long the first one has waited.
+pub(crate) fn waiting_cell(lock: &LockInfo) -> Cell {
+    match lock.waiters() {
+        None => Cell::coloured("unknown", Colour::Dim),
+        Some([]) => Cell::coloured("none", Colour::Dim),
+        Some(waiters @ [first, ..]) => {
+            let text = format!("{} for {}", waiters.len(), duration(first.waited()));
+            Cell::coloured(text, Colour::Warning)
+        }
+    }
+}
+
+/// One call that waits for a lock.
+pub(crate) fn waiter(waiter: &WaiterInfo) -> String {
+    let process = match (waiter.process(), waiter.host()) {
+        (Some(process), Some(host)) => format!("process {process} on {}", printable(host)),
+        (Some(process), None) => format!("process {process}"),
+        _ => "a process".to_owned(),
+    };
+    format!("{process}, for {}", duration(waiter.waited()))
 }
 
 #[cfg(test)]

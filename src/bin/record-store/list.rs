@@ -1,11 +1,13 @@
 //! `ls`, `stat` and `locks`: tell what records and locks there are.
 
-use record_store::{Key, ListOptions, LockInfo, RecordInfo, RecordStoreExt};
+use record_store::{Key, ListOptions, LockInfo, RecordInfo, RecordStoreExt, WaiterInfo};
 use serde::Serialize;
 
 use crate::args::{ListArgs, LocksArgs, Sort, StatArgs};
 use crate::failure::Failure;
-use crate::format::{age, count, duration, holder, json, owner_cell, rfc3339, state, state_cell};
+use crate::format::{
+    age, count, duration, holder, json, owner_cell, rfc3339, state, state_cell, waiter, waiting_cell,
+};
 use crate::output::Output;
 use crate::records::{no_record, open_to_read};
 use crate::store::Store;
@@ -147,6 +149,7 @@ fn facts(key: &Key, record: Option<&RecordInfo>, lock: Option<&LockInfo>) -> Vec
             facts.push(("lock", format!("held by {}, {since}", quoted(lock.holder().name()))));
             facts.push(("token", lock.token().to_string()));
             facts.extend(lock.note().map(|note| ("note", printable(note))));
+            facts.extend(lock.waiters().unwrap_or_default().iter().map(|it| ("waiting", waiter(it))));
         }
     }
     facts.into_iter().map(|(name, value)| format!("{:<10}{value}", format!("{name}:"))).collect()
@@ -167,7 +170,7 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
     if !rows.is_empty() {
         // A table for people is sorted by key.
         rows.sort_by(|a, b| a[0].text.cmp(&b[0].text));
-        rows.insert(0, heading(["KEY", "STATE", "OWNER", "SINCE", "UNTIL", "TOKEN", "HOLDER"]));
+        rows.insert(0, heading(["KEY", "STATE", "OWNER", "SINCE", "UNTIL", "WAITING", "TOKEN", "HOLDER"]));
         out.lines(&table(&rows, out.style()))?;
     }
     out.finish()?;
@@ -180,13 +183,14 @@ pub(crate) fn printed(error: record_store::Error) -> Failure {
     Failure::from(error).printed()
 }
 
-fn row(lock: &LockInfo) -> [Cell; 7] {
+fn row(lock: &LockInfo) -> [Cell; 8] {
     [
         printable(lock.key().as_str()).into(),
         state_cell(lock),
         owner_cell(lock),
         rfc3339(lock.acquired_at()).into(),
         lock.expires_at().map_or_else(|| Cell::coloured("none", Colour::Dim), |time| rfc3339(time).into()),
+        waiting_cell(lock),
         lock.token().to_string().into(),
         holder(lock).into(),
     ]
@@ -207,6 +211,8 @@ struct JsonLock<'a> {
     expires_at: Option<String>,
     remaining_seconds: Option<f64>,
     note: Option<&'a str>,
+    /// The first one first. `None`: unknown.
+    waiters: Option<&'a [WaiterInfo]>,
 }
 
 impl<'a> JsonLock<'a> {
@@ -222,6 +228,7 @@ impl<'a> JsonLock<'a> {
             expires_at: lock.expires_at().map(rfc3339),
             remaining_seconds: lock.remaining().map(|left| left.as_secs_f64()),
             note: lock.note(),
+            waiters: lock.waiters(),
         }
     }
 }

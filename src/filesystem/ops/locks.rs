@@ -5,7 +5,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout;
 use crate::filesystem::disk::names::Names;
-use crate::filesystem::protocol::access::{Snapshot, info, read_lock, retry_torn_read};
+use crate::filesystem::protocol::access::{Snapshot, describe, read_lock, retry_torn_read};
 use crate::filesystem::protocol::clock::Reading;
 use crate::{ErrorKind, Listing, LockInfo, LockState, Result};
 
@@ -42,7 +42,7 @@ pub(super) fn lock_inside(core: &Core, name: &str, context: Context<'_>) -> Resu
             None => context.error(ErrorKind::CorruptLock).with_detail(MISNAMED),
         }
         .with_path(path())),
-        Snapshot::Lock(found) => Ok(Some(info(core, &found))),
+        Snapshot::Lock(found) => Ok(Some(describe(core, &found))),
         Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => Ok(None),
     }
 }

@@ -230,6 +230,11 @@ pub(crate) fn info(core: &Core, found: &Found) -> LockInfo {
     info.with_expiry(lock.lease.expires_at.unwrap_or(SystemTime::UNIX_EPOCH), left)
 }
 
+/// [`info`] with the waiters, for people.
+pub(crate) fn describe(core: &Core, found: &Found) -> LockInfo {
+    info(core, found).with_waiters(core.events.waiters(&found.lock.key, &core.layout))
+}
+
 fn liveness(core: &Core, lock: &LockFile) -> Liveness {
     owner::liveness(&core.layout, &lock.owner, Owner::known_here(&core.layout).as_deref())
 }

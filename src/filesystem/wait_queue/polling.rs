@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::Layout;
-use crate::{Key, Result};
+use crate::{Key, Result, WaiterInfo};
 
 const MIN_PAUSE: Duration = Duration::from_micros(200);
 const MAX_PAUSE: Duration = Duration::from_millis(10);
@@ -81,6 +81,10 @@ impl Events {
 
     pub(crate) fn turn(&self, _: &Key, _: Option<&Waiter>, _: &Layout) -> Turn {
         Turn::Ours
+    }
+
+    pub(crate) fn waiters(&self, _: &Key, _: &Layout) -> Option<Vec<WaiterInfo>> {
+        None
     }
 
     pub(crate) fn is_awaited(&self, _: &Key) -> bool {

@@ -206,3 +206,35 @@ fn without_progress_nothing_is_drawn_on_a_terminal() {
     let (_, raw) = Terminal::start(&scratch.cli("get", &["k", "--no-progress", "--wait", "1200ms"])).end();
     assert!(raw.starts_with("record-store: ") && raw.matches('\n').count() == 1, "{raw:?}");
 }
+
+#[test]
+fn the_calls_that_wait_for_a_lock_are_shown() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let guard = editor(&store);
+    store.acquire_lock("other", as_named("nobody waits")).unwrap();
+    let mut waiting = Background::start(&mut scratch.cli("lock", &["k", "--wait", "1m", "--", "true"]));
+    let shown = |subcommand: &str, arguments: &[&str]| {
+        String::from_utf8(output(&mut scratch.cli(subcommand, arguments)).stdout).unwrap()
+    };
+    let process = waiting.child().id();
+    let waits = format!("process {process} on ");
+    let mut stat = String::new();
+    while !stat.contains(&waits) {
+        assert_eq!(waiting.child().try_wait().unwrap(), None, "{stat}");
+        stat = shown("stat", &["k"]);
+    }
+    assert_eq!(stat.lines().filter(|line| line.starts_with("waiting: ")).count(), 1, "{stat}");
+    let table = shown("locks", &[]);
+    let at = table.find("WAITING").unwrap();
+    let column: Vec<&str> = table.lines().map(|line| &line[at..at + 7]).collect();
+    assert_eq!((&column[1][..6], column[2]), ("1 for ", "none   "), "{table}");
+    let json = shown("locks", &["--json"]);
+    let locks = json.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let waiters = |key| locks.clone().find(|lock| lock["key"] == key).unwrap()["waiters"].clone();
+    assert_eq!(waiters("other"), serde_json::json!([]));
+    assert_eq!(waiters("k")[0]["process"], process);
+    assert!(waiters("k")[0]["waiting_seconds"].as_f64().is_some(), "{json}");
+    guard.release().unwrap();
+    assert_code(&waiting.output(), 0);
+}

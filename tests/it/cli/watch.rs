@@ -124,6 +124,27 @@ fn wide_and_invisible_characters_keep_the_screen_in_order() {
     assert_ends(terminal, 0);
 }
 
+#[test]
+fn the_screen_shows_how_many_wait_for_a_lock() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let token = store.acquire_lock("k".repeat(100), job(&"night".repeat(20))).unwrap();
+    let mut terminal = Terminal::start(&scratch.cli("watch", &["--interval", "10ms"]));
+    terminal.wait_until_screen("the lock", |screen| screen.contains("kkk") && !screen.contains("wait)"));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.acquire_lock("k".repeat(100), job("morning")).unwrap());
+        let screen = terminal.wait_until_screen("the waiter", |screen| screen.contains(" (1 wait)  "));
+        assert!(screen.lines().all(|line| line.chars().count() <= 80), "{screen}");
+        store.release_lock("k".repeat(100), token).unwrap();
+        waiting.join().unwrap();
+    });
+    terminal.wait_until_screen("the next holder", |screen| {
+        screen.contains("morning") && !screen.contains("wait)")
+    });
+    terminal.type_in("q");
+    assert_ends(terminal, 0);
+}
+
 /// A `watch` that prints lines.
 struct Lines {
     _watch: Background,

@@ -10,6 +10,8 @@ use crate::style::{Cell, Colour, Style, fit, heading, printable, table};
 const FIXED_LINES: usize = 5;
 /// The width of all columns except key and holder.
 const OTHER_COLUMNS: usize = 40;
+/// The width of the number of waiters: "` (256 wait)`".
+const WAITERS: usize = 11;
 
 /// The lines to draw in a window of the given size.
 pub(super) fn frame(
@@ -30,7 +32,9 @@ pub(super) fn frame(
     let rows_for_locks = lock_count.min(room.saturating_sub(latest.len()).max(room / 2));
     let shown = if lock_count > rows_for_locks { rows_for_locks.saturating_sub(1) } else { rows_for_locks };
     let mut table_of_locks = vec![heading(["LOCK", "OWNER", "HELD FOR", "LEASE", "HOLDER"])];
-    table_of_locks.extend(locks.iter().take(shown).map(|lock| lock_row(lock, columns)));
+    let are_awaited = locks.iter().take(shown).any(|lock| waiters(lock) > 0);
+    let columns_of_locks = columns.saturating_sub(if are_awaited { WAITERS } else { 0 });
+    table_of_locks.extend(locks.iter().take(shown).map(|lock| lock_row(lock, columns_of_locks)));
     lines.extend(table(&table_of_locks, style));
     if lock_count > shown && rows_for_locks > 0 {
         lines.push(format!("… and {} more", lock_count - shown));
@@ -56,13 +60,21 @@ fn lock_row(lock: &LockInfo, columns: usize) -> [Cell; 5] {
         Some(left) => Cell::from(duration(left)),
         None => Cell::coloured("none", Colour::Dim),
     };
+    let held_for = match waiters(lock) {
+        0 => age(lock.acquired_at()).into(),
+        waiters => Cell::coloured(format!("{} ({waiters} wait)", age(lock.acquired_at())), Colour::Warning),
+    };
     [
         fit(&printable(lock.key().as_str()), room / 2).into_owned().into(),
         owner_cell(lock),
-        age(lock.acquired_at()).into(),
+        held_for,
         lease,
         fit(&holder(lock), room.div_ceil(2)).into_owned().into(),
     ]
+}
+
+fn waiters(lock: &LockInfo) -> usize {
+    lock.waiters().map_or(0, <[_]>::len)
 }
 
 fn record_row(record: &Written, columns: usize) -> [Cell; 3] {

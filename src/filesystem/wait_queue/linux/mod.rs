@@ -3,6 +3,7 @@
 mod deaths;
 mod queue;
 mod table;
+mod waiters;
 
 use std::sync::Arc;
 

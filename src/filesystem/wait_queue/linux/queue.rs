@@ -46,20 +46,23 @@ const WATCHED: u32 = 1;
 /// Nobody's.
 const FREE: u32 = 0;
 /// The waiter sleeps, or is about to.
-const WAITING: u32 = 1;
+pub(super) const WAITING: u32 = 1;
 /// It is the waiter's turn.
 const NOTIFIED: u32 = 2;
 /// The waiter was notified and did not react.
-const SKIPPED: u32 = 3;
+pub(super) const SKIPPED: u32 = 3;
 /// Being initialized: the higher bits identify the process, because the slot does not name its owner yet.
 const CLAIMED: u32 = 4;
+/// So many waiters for the keys of a latch may come in a millisecond before their tickets are ahead of the time.
+pub(super) const TICKETS_PER_MS: u64 = 1 << 10;
+
 /// The bits of a state that say which of these it is.
 const KIND: u32 = 7;
 
 /// The sleepers of a store, in all its processes.
 #[derive(Debug)]
 pub(crate) struct Events {
-    mapping: Mapping,
+    pub(super) mapping: Mapping,
     /// Why the table could not be created, for want of room.
     refused: Option<(PathBuf, io::ErrorKind)>,
 }
@@ -213,7 +216,7 @@ impl Events {
         slot.tag.store(key.tag(), Relaxed);
         slot.set_owner(&here.name);
         let tickets = &table.counters[usize::from(latch::index_of(key))].tickets;
-        slot.ticket.store(tickets.fetch_add(1, AcqRel), Relaxed);
+        slot.ticket.store(take_ticket(tickets), Relaxed);
         slot.state.store(WAITING, Release);
         Ok(Some(Waiter {
             events: Arc::clone(self),
@@ -446,7 +449,7 @@ fn free_if_dead(table: &Table, at: usize, layout: &Layout) -> bool {
     dead
 }
 
-fn is_dead(owner: &str, layout: &Layout) -> bool {
+pub(super) fn is_dead(owner: &str, layout: &Layout) -> bool {
     !is_owner_name(owner)
         || owner::liveness(layout, owner, Owner::known_here(layout).as_deref()) == Liveness::Dead
 }
@@ -488,7 +491,15 @@ fn claim_of(owner: &str) -> u32 {
     crc32fast::hash(owner.as_bytes()) & !KIND | CLAIMED
 }
 
-fn is_for(slot: &Slot, key: &Key) -> bool {
+/// The next ticket: at least the time, so it also says since when its waiter waits.
+fn take_ticket(tickets: &AtomicU64) -> u64 {
+    let now = now_ms().saturating_mul(TICKETS_PER_MS);
+    let next = |last: u64| last.wrapping_add(1).max(now);
+    let last = tickets.fetch_update(AcqRel, Relaxed, |last| Some(next(last)));
+    last.map_or(now, next)
+}
+
+pub(super) fn is_for(slot: &Slot, key: &Key) -> bool {
     slot.crc32.load(Relaxed) == key.crc32() && slot.tag.load(Relaxed) == key.tag()
 }
 
@@ -498,7 +509,7 @@ fn first_of(table: &Table, wanted: impl Fn(&Slot) -> bool) -> Option<usize> {
         .min_by_key(|&at| table.slots[at].ticket.load(Relaxed))
 }
 
-fn slots_in_use(table: &Table) -> impl Iterator<Item = usize> {
+pub(super) fn slots_in_use(table: &Table) -> impl Iterator<Item = usize> {
     table.in_use.0.iter().enumerate().flat_map(|(index, word)| {
         let mut bits = word.load(Acquire);
         std::iter::from_fn(move || {
@@ -580,7 +591,7 @@ fn grace_left(slot: &Slot) -> Duration {
     age.map_or(Duration::ZERO, |age| GRACE.saturating_sub(age))
 }
 
-fn now_ms() -> u64 {
+pub(super) fn now_ms() -> u64 {
     to_ms(Reading::now().boottime)
 }
 

@@ -1,0 +1,36 @@
+//! Telling the waiters for a lock, for people.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::Duration;
+
+use super::queue::{Events, SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, now_ms, slots_in_use};
+use crate::filesystem::disk::layout::Layout;
+use crate::filesystem::protocol::owner;
+use crate::{Key, WaiterInfo};
+
+impl Events {
+    /// The waiters for the lock of a key, the first one first. `None`: the processes share no table.
+    pub(crate) fn waiters(&self, key: &Key, layout: &Layout) -> Option<Vec<WaiterInfo>> {
+        let table = self.mapping.table()?;
+        let waiting = slots_in_use(table).filter_map(|at| {
+            let slot = &table.slots[at];
+            let is_waiting = || matches!(slot.state.load(Acquire), WAITING..=SKIPPED) && is_for(slot, key);
+            let found = (slot.ticket.load(Acquire), is_waiting().then(|| slot.owner())?);
+            // It may have left, and another one may have come.
+            (is_waiting() && slot.ticket.load(Relaxed) == found.0).then_some(found)
+        });
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_unstable();
+        let alive = waiting.into_iter().filter(|(_, owner)| !is_dead(owner, layout));
+        let describe = |(ticket, owner): (u64, String)| {
+            // In another time namespace, the clock may be ahead.
+            let since = ticket / TICKETS_PER_MS;
+            let waiter = WaiterInfo::new(Duration::from_millis(now_ms().saturating_sub(since)));
+            match owner::process_of(layout, &owner) {
+                Some((process, host)) => waiter.with_process(process, host),
+                None => waiter,
+            }
+        };
+        Some(alive.map(describe).collect())
+    }
+}

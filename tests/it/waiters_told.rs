@@ -1,0 +1,80 @@
+//! Which calls wait for a lock, as others are told: of threads, of other processes, and of those that have ended.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use record_store::{
+    FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt, WaiterInfo,
+};
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::{PATIENCE, as_named, in_memory, open};
+
+pub(crate) const ROLES: &[Role] = &[("wait to be told", wait_to_be_told)];
+
+fn wait_to_be_told(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    let store = open(&dir);
+    // Of the same process, and none that waits to acquire the lock.
+    let watcher = store.clone();
+    let watching = std::thread::spawn(move || watcher.wait_for_lock("k", PATIENCE).unwrap());
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    stage.send("acquired");
+    stage.expect("end");
+    guard.release().unwrap();
+    watching.join().unwrap();
+}
+
+/// The waiters, once there are so many.
+fn waiters(store: &FileSystemRecordStore, count: usize) -> Vec<WaiterInfo> {
+    let start = Instant::now();
+    loop {
+        let told = store.lock_info("k").unwrap().and_then(|info| info.waiters().map(<[_]>::to_vec));
+        let told = told.expect("a lock whose waiters are known");
+        if told.len() == count {
+            return told;
+        }
+        assert!(start.elapsed() < PATIENCE, "not {count} waiters: {told:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn waiters_of_other_processes_are_told_in_their_order_until_they_leave() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let begun = Instant::now();
+    let token = store.acquire_lock("k", as_named("holder")).unwrap();
+    assert_eq!(waiters(&store, 0), []);
+    let mut children: Vec<_> = (1..=3)
+        .map(|count| {
+            let child = Child::start("wait to be told", &dir.path());
+            let told = waiters(&store, count);
+            assert!(told.iter().all(|waiter| waiter.waited() <= begun.elapsed()), "{told:?}");
+            child
+        })
+        .collect();
+    let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly);
+    let reader = reader.open(dir.path()).unwrap();
+    let host = hostname::get().unwrap().into_string().unwrap();
+    for store in [&store, &reader] {
+        let told = waiters(store, 3);
+        let processes = told.iter().map(|waiter| waiter.process().unwrap().cast_signed());
+        assert!(processes.eq(children.iter().map(|child| child.pid().as_raw_nonzero().get())), "{told:?}");
+        assert!(told.iter().all(|waiter| waiter.host() == Some(&host)), "{told:?}");
+        assert!(told.is_sorted_by_key(|waiter| std::cmp::Reverse(waiter.waited())), "{told:?}");
+    }
+    // It cannot leave the queue itself.
+    children.remove(1).kill();
+    let left = store.lock_info("k").unwrap().unwrap();
+    assert_eq!(left.waiters().unwrap().len(), 2, "a killed process waits");
+    let listed = store.locks().unwrap().next().unwrap().unwrap();
+    assert_eq!(listed.waiters().unwrap().len(), 2);
+    store.release_lock("k", token).unwrap();
+    for (at, mut child) in children.into_iter().enumerate() {
+        child.expect("acquired");
+        assert_eq!(waiters(&store, 1 - at).len(), 1 - at);
+        child.send("end");
+        child.finish();
+    }
+}
