@@ -9,7 +9,7 @@ use super::clock::time;
 use super::core::{Core, KeyId, Repeat, key_in};
 use super::limits::{Context, Limits};
 use super::statements::Query;
-use crate::{ErrorKind, Key, LockInfo, LockState, LockToken, Result};
+use crate::{ErrorKind, Key, LockInfo, LockState, LockToken, Result, WaiterInfo};
 
 pub(super) async fn lock_info(core: &Arc<Core>, key: &Key) -> Result<Option<LockInfo>> {
     live_lock(core, Context::new("lock_info", key), &Limits::none()).await
@@ -51,11 +51,17 @@ pub(super) fn info_in(
     let info = LockInfo::new(key, holder, token, time(row.get(5)))
         .with_state(state)
         .with_owner(Some(is_alive), own == Some(owner))
-        .with_note(note.as_deref());
+        .with_note(note.as_deref())
+        .with_waiters(row.get::<_, Vec<i64>>(11).into_iter().map(waiter).collect::<Vec<_>>());
     Ok(match (row.get::<_, Option<i64>>(6), left) {
         (Some(end), Some(left)) => {
             info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))
         }
         _ => info,
     })
+}
+
+/// A call that has waited for so many microseconds. The server knows its session, but not its process.
+fn waiter(waited: i64) -> WaiterInfo {
+    WaiterInfo::new(Duration::from_micros(u64::try_from(waited).unwrap_or(0)))
 }

@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
 /// functions, is another version.
-pub(super) const VERSION: i32 = 3;
+pub(super) const VERSION: i32 = 4;
 
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
@@ -154,6 +154,7 @@ async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
 const ADDED_COLUMNS: &[(&str, &str, &str)] = &[
     ("locks", "note", "bytea"),
     ("records", "modified_at", "timestamptz NOT NULL DEFAULT pg_catalog.now()"),
+    ("waiters", "since", "timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()"),
 ];
 
 /// The number of the latches of a store, which is a part of its functions and never changes: processes with an older and a

@@ -50,6 +50,7 @@ CREATE UNLOGGED TABLE {schema}.waiters (
     owner bigint NOT NULL,
     kind "char" NOT NULL,
     notified_at timestamptz,
+    since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     PRIMARY KEY (id, number)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 

@@ -58,6 +58,7 @@ const TABLES: &[Table] = &[
             ("owner", "bigint NOT NULL"),
             ("kind", "\"char\" NOT NULL"),
             ("notified_at", "timestamp with time zone"),
+            ("since", "timestamp with time zone NOT NULL"),
         ],
         "id, number",
     ),

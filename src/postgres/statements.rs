@@ -54,7 +54,9 @@ const DESCRIPTION: &str = "id, key, version, octet_length(result)::bigint AS siz
     {schema}.since_epoch(modified_at) AS modified, {schema}.left_until(expires_at) AS time_left";
 
 const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
-    {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note \
+    {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note, \
+    ARRAY(SELECT -{schema}.left_until(w.since) FROM {schema}.waiters w \
+    WHERE w.id = l.id AND w.kind = 'l' AND {schema}.lives(w.owner) ORDER BY w.number) \
     FROM {schema}.locks l";
 
 /// The schema as the catalog describes it: tables and sequences, columns with their types, valid primary keys, functions with

@@ -11,9 +11,10 @@ use crate::support::named;
 const STATUSES: [&str; 11] =
     ["OK", "AGAIN", "LOCKED", "BEHIND", "LOST", "NOT_LOCKED", "GONE", "OTHER", "SAME", "ABSENT", "BUSY"];
 
-const SCHEMAS: [&str; 2] = [
+const SCHEMAS: [&str; 3] = [
     include_str!("../../../fixtures/postgres/schema-1.sql"),
     include_str!("../../../fixtures/postgres/schema-2.sql"),
+    include_str!("../../../fixtures/postgres/schema-3.sql"),
 ];
 
 /// Makes a store of version 1, with a record and a lock. Returns its schema.
@@ -56,7 +57,7 @@ fn a_store_of_version_1_is_upgraded_with_all_that_is_in_it() {
     let token = server.sql(&format!("SELECT token FROM {schema}.locks"));
     let start = SystemTime::now() - Duration::from_secs(2);
     let store = PostgresRecordStore::connect(&url, PostgresOptions::new().existing()).unwrap();
-    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "3|17|-3");
+    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "4|17|-3");
     assert_eq!(store.verify().map(Result::unwrap).count(), 0);
     let record = store.read::<u8>("k").unwrap().unwrap();
     assert_eq!(record.result, 7);
@@ -86,14 +87,16 @@ fn several_that_open_a_store_of_version_1_at_once_upgrade_it_once() {
         }
     });
     assert_eq!(open(&url).keys().unwrap().count(), 9);
-    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "3");
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "4");
 }
 
 /// Processes of an earlier version, which still have the store open, call functions of other names.
 #[test]
 fn processes_of_earlier_versions_exclude_those_of_this_one() {
     let Some(server) = Server::shared() else { return };
-    for version in [1, 2] {
+    for (version, acquire, release) in
+        [(1, "acquire", "release"), (2, "acquire", "release"), (3, "acquire_lock", "release_lock")]
+    {
         let url = new_url().unwrap();
         let schema = make_version(server, &url, version);
         let store = open(&url);
@@ -102,10 +105,11 @@ fn processes_of_earlier_versions_exclude_those_of_this_one() {
         // The session of this process stands for the other one, too.
         let owner = server.sql(&format!("SELECT owner FROM {schema}.locks WHERE key = 'k'"));
         let acquire = format!(
-            "SELECT status FROM {schema}.acquire(sha256('k'), 'k', 5, 'old', false, {owner}, 7, NULL, false, 1000, NULL)"
+            "SELECT status FROM {schema}.{acquire}(sha256('k'), 'k', 5, 'old', false, {owner}, 7, NULL, false, 1000, NULL)"
         );
-        let release =
-            format!("SELECT status FROM {schema}.release(sha256('k'), 5, 'old', false, {owner}, NULL, 1000)");
+        let release = format!(
+            "SELECT status FROM {schema}.{release}(sha256('k'), 5, 'old', false, {owner}, NULL, 1000)"
+        );
         assert_eq!(server.sql(&acquire), "2", "version {version}: it is locked");
         assert_eq!(server.sql(&release), "2", "version {version}: another has the lock");
         guard.release().unwrap();
