@@ -94,12 +94,14 @@ impl Log {
         let logged = words.logged();
         if !words.wait_until_made(logged) {
             finish();
-            if words.is_being_made(logged) {
-                // Perhaps the old file is displaced that only a sync of the directory takes away for good.
-                publish::sync_names(&self.layout, context)?;
-            }
         }
-        if words.synced() >= logged { Ok(()) } else { self.sync_through(words, logged, context) }
+        // Loaded before the sync: a change that is finished meanwhile is on the disk.
+        let is_being_made = words.is_being_made(logged);
+        if words.synced() < logged {
+            self.sync_through(words, logged, context)?;
+        }
+        // Perhaps an old file was displaced that only a sync of the directory takes away for good.
+        if is_being_made { publish::sync_names(&self.layout, context) } else { Ok(()) }
     }
 
     /// Whether the frame at this position of the key's latch is on the disk.
