@@ -16,8 +16,9 @@ use super::layout::{self, Opened};
 use crate::filesystem::protocol::lease::Term;
 use crate::record;
 
-/// The head of most records is much shorter. That of a longer one is found by reading the whole file.
-const HEAD_BYTES: usize = 4096;
+/// The head of most records is much shorter than the first number. That of a record with the longest key is shorter than the
+/// second one, also if each character of the key is escaped.
+const HEAD_BYTES: [usize; 2] = [4 << 10, 128 << 10];
 
 /// The content of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +29,15 @@ pub(crate) struct Head {
     pub(crate) term: Term,
 }
 
-/// The head of a record file. `None`: the file cannot be read or is corrupt. Reads at most `limit` bytes. If the
-/// record has expired, its checksum is right.
+/// The head of a record file. `None`: the file cannot be read or is corrupt. If the record has expired, its checksum is right.
+/// Of a file without a head of this library, at most `limit` bytes are read.
 pub(crate) fn read(opened: &Opened, limit: u64) -> Option<Head> {
     let size = layout::size(&opened.stat);
-    if size > HEAD_BYTES as u64 {
-        let head = layout::read_head(opened, HEAD_BYTES).ok()?;
-        if let Some(found) = head_in(&head)
-            && found.term != Term::Over
-        {
-            return Some(found);
+    for bytes in HEAD_BYTES.into_iter().filter(|bytes| size > *bytes as u64) {
+        match head_in(&layout::read_head(opened, bytes).ok()?) {
+            Some(found) if found.term != Term::Over => return Some(found),
+            Some(_) => break,
+            None => {}
         }
     }
     let text = layout::read_up_to(opened, limit).ok()?;
@@ -187,6 +187,20 @@ mod tests {
         // One that has expired is proven by the whole file.
         file.write_all_at(&text(Some(Duration::ZERO)), 0).unwrap();
         assert_eq!(term(), Some(Term::Over));
+    }
+
+    /// The process that looks may have a smaller limit than the one that has written the record.
+    #[test]
+    fn the_head_of_a_record_that_is_over_the_limit_is_found() {
+        use std::io::Write;
+        for key in ["k".to_owned(), "\u{1}".repeat(Key::MAX_CHARS)] {
+            let mut file = tempfile::tempfile().unwrap();
+            let result = Json::encode(&"x".repeat(200_000)).unwrap();
+            file.write_all(&record::to_text(&Key::new(&*key).unwrap(), 17, &result, None)).unwrap();
+            let stat = rustix::fs::fstat(&file).unwrap();
+            let head = super::read(&Opened { file, stat }, 1_000);
+            assert_eq!(head.map(|head| head.version), Some(Some(17)), "a key of {} bytes", key.len());
+        }
     }
 
     #[test]
