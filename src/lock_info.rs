@@ -157,7 +157,7 @@ impl LockInfo {
     ///
     /// Calls that only wait until the lock is free are not among them: reads, `wait_for_lock`, `wait_for_record`, and
     /// those in which `get_or_compute` waits for the result of another caller. Of the tasks of one process that wait
-    /// for one lock in an [`AsyncRecordStore`](crate::asynchronous::AsyncRecordStore), there is only the first one.
+    /// for one lock in an `asynchronous::AsyncRecordStore`, there is only the first one.
     /// A store of files knows them on Linux, up to 256 for all locks together. A PostgreSQL server does not tell their
     /// processes.
     ///
