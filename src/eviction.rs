@@ -84,6 +84,11 @@ impl EvictionPolicy {
         self.dry_run
     }
 
+    /// Whether something may be removed because of it.
+    pub(crate) fn removes_anything(&self) -> bool {
+        !self.dry_run && Self { dry_run: false, ..self.clone() } != Self::new()
+    }
+
     /// Whether the oldest record has to go, if this is what the store has. `age`: of that record.
     #[must_use]
     pub fn is_exceeded(&self, records: u64, bytes: u64, age: Duration) -> bool {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::{Error, Holder, Key, LockState, LockToken, Recovery, Result};
+use crate::{Error, Evicted, Holder, Key, LockState, LockToken, Recovery, Result};
 
 #[cfg(feature = "tracing")]
 const TARGET: &str = "record_store";
@@ -149,6 +149,28 @@ pub(crate) fn unsettled(error: &Error) {
     {
         let (operation, key) = (error.operation(), error.key().map(Key::as_str));
         tracing::warn!(target: TARGET, operation, key, %error, "a displaced file stays in the staging directory");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = error;
+}
+
+/// An eviction in the background has removed records.
+pub(crate) fn evicted(evicted: &Evicted) {
+    #[cfg(feature = "tracing")]
+    if evicted.records > 0 {
+        let Evicted { records, bytes, kept, records_left, bytes_left, .. } = evicted;
+        tracing::debug!(target: TARGET, records, bytes, kept, records_left, bytes_left, "evicted records");
+    }
+    #[cfg(not(feature = "tracing"))]
+    let _ = evicted;
+}
+
+/// An eviction in the background has failed. It is tried again later.
+pub(crate) fn eviction_failed(error: &Error) {
+    #[cfg(feature = "tracing")]
+    {
+        let (operation, key) = (error.operation(), error.key().map(Key::as_str));
+        tracing::warn!(target: TARGET, operation, key, %error, "could not evict records");
     }
     #[cfg(not(feature = "tracing"))]
     let _ = error;

@@ -11,6 +11,7 @@ use super::log::Log;
 use super::options::{Durability, FileSystemOptions, OpenMode};
 use super::protocol::latch::{self, Latch};
 use super::protocol::limits::Limits;
+use super::upkeep::Upkeep;
 use super::wait_queue::Events;
 use crate::{Error, ErrorKind, Key, Listing, Result};
 
@@ -22,6 +23,8 @@ pub(crate) struct Core {
     pub(crate) events: Arc<Events>,
     /// `None`: what is durable is synced file by file.
     pub(crate) log: Option<Arc<Log>>,
+    /// `None`: the store was opened without a policy.
+    pub(crate) upkeep: Option<Arc<Upkeep>>,
 }
 
 /// Not that of the log: a thread that empties it may have it a little longer.

@@ -8,6 +8,7 @@ mod log;
 mod ops;
 mod options;
 mod protocol;
+mod upkeep;
 mod wait_queue;
 
 use std::os::fd::OwnedFd;

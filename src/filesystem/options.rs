@@ -1,6 +1,7 @@
 //! How a store is opened.
 
 use super::disk::permissions::Permissions;
+use crate::EvictionPolicy;
 
 /// The failures that a successful change survives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -59,6 +60,7 @@ pub struct FileSystemOptions {
     pub(super) is_shared: bool,
     pub(super) allows_any_file_system: bool,
     pub(super) max_record_bytes: u64,
+    pub(super) eviction: EvictionPolicy,
 }
 
 /// The largest record file by default.
@@ -80,6 +82,7 @@ impl Default for FileSystemOptions {
             is_shared: false,
             allows_any_file_system: false,
             max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
+            eviction: EvictionPolicy::new(),
         }
     }
 }
@@ -142,6 +145,34 @@ impl FileSystemOptions {
     /// [aside](crate::FileSystemRecordStore::damaged), because it cannot be checked.
     pub fn max_record_bytes(mut self, bytes: u64) -> Self {
         self.max_record_bytes = bytes;
+        self
+    }
+
+    /// Sets how large the store may be, and how old its records. The writes of this process then
+    /// [evict](crate::RecordStoreExt::evict) what is too much, in the background.
+    ///
+    /// No write waits for that or fails because of it: a thread lists the records and removes the oldest ones. It begins
+    /// with the first write, and again after later ones, but not before a second has passed since the last time, or nine
+    /// times as long as that listing took. So a store of a hundred thousand records may exceed its limits by what all its
+    /// processes write in a few seconds. The guide's page on [eviction](crate::guide::eviction) says more about this bound.
+    ///
+    /// One process at a time does it, and it keeps to its own policy: give the same one to all processes that write. A
+    /// process whose writes do not evict may have none. An eviction that fails is reported by the feature `tracing`, and is
+    /// tried again after half a minute. After the last handle is dropped, this process evicts nothing more. Those removals
+    /// wait for no disk: after a power loss, a record that was evicted may be there again.
+    ///
+    /// ```
+    /// use record_store::{EvictionPolicy, FileSystemOptions, RecordStoreExt};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("cache");
+    /// let policy = EvictionPolicy::new().max_bytes(2 << 30);
+    /// let cache = FileSystemOptions::new().eviction(policy).open(&path)?;
+    /// cache.write("page/1", "a large text")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn eviction(mut self, policy: EvictionPolicy) -> Self {
+        self.eviction = policy;
         self
     }
 

@@ -1,19 +1,27 @@
 //! A cache that stays small: eviction while other processes write, read and hold locks, and what it never touches.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{
-    Durability, ErrorKind, EvictionPolicy, FileSystemOptions, ListOptions, LockOptions, OpenMode,
-    RecordStoreExt, WriteOptions,
+    Durability, ErrorKind, EvictionPolicy, FileSystemOptions, FileSystemRecordStore, ListOptions,
+    LockOptions, OpenMode, RecordStoreExt, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::forks::{assert_succeeds, fork};
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{millis, open, open_with, storm, tempdir};
+use crate::support::{PATIENCE, millis, open, open_with, storm, tempdir};
+use crate::watchdog::watch_test;
 
-pub(crate) const ROLES: &[Role] =
-    &[("fill a cache", fill), ("read a cache", read), ("hold and write in a cache", hold_and_write)];
+pub(crate) const ROLES: &[Role] = &[
+    ("fill a cache", fill),
+    ("read a cache", read),
+    ("hold and write in a cache", hold_and_write),
+    ("fill a cache that keeps itself small", fill_until_stopped),
+    ("fork while a cache keeps itself small", fork_while_evicting),
+];
 
 const LIMIT: u64 = 50;
 
@@ -168,4 +176,217 @@ fn a_damaged_record_does_not_end_the_listing() {
         assert_eq!(error.kind(), ErrorKind::CorruptRecord, "{error}");
         assert!(error.to_string().contains("damaged"), "{error}");
     }
+}
+
+/// The turn of the process that evicts in the background.
+const TURN: &str = ".store/eviction";
+
+/// Opens a store whose writes keep it within the limit.
+fn open_kept(dir: &Path) -> FileSystemRecordStore {
+    watch_test();
+    let policy = EvictionPolicy::new().max_records(LIMIT);
+    FileSystemOptions::new().durability(Durability::Relaxed).eviction(policy).open(dir).unwrap()
+}
+
+fn records_in(dir: &Path) -> u64 {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".json")).count() as u64
+}
+
+fn write_some(store: &FileSystemRecordStore, prefix: &str, records: u64) {
+    for number in 0..records {
+        store.write(format!("{prefix} {number}"), &vec![number; 100]).unwrap();
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        std::thread::sleep(millis(2));
+    }
+}
+
+fn wait_until_small(dir: &Path) {
+    wait_until("the store is within the limit", || records_in(dir) <= LIMIT);
+}
+
+/// Waits until an eviction in the background has ended that is not the one of this text. Returns its text.
+fn next_turn(dir: &Path, last: &str) -> String {
+    let read = || fs::read_to_string(dir.join(TURN)).unwrap_or_default();
+    wait_until("there is another eviction", || !["", last].contains(&read().as_str()));
+    read()
+}
+
+fn begun(turn: &str) -> Duration {
+    Duration::from_micros(turn.split_once(' ').unwrap().0.parse().unwrap())
+}
+
+/// Writes until it is told to stop, and then keeps the store open until it is told to end.
+fn fill_until_stopped(stage: &Stage) {
+    let Task { dir, number, .. } = stage.argument();
+    let store = open_kept(&dir);
+    stage.send("ready");
+    stage.expect("go");
+    let mut times = 0_u64;
+    while !dir.with_extension("stop").exists() {
+        store.write(format!("{number} {times}"), &vec![number; 100]).unwrap();
+        let guard = store.lock(format!("held {number}"), LockOptions::new()).unwrap();
+        guard.write(&vec![times; 100]).unwrap();
+        assert_eq!(guard.read::<Vec<u64>>().unwrap().expect("not evicted").result[0], times);
+        guard.release().unwrap();
+        times += 1;
+    }
+    stage.send(&times.to_string());
+    stage.receive();
+}
+
+#[test]
+fn the_writes_of_eight_processes_keep_a_cache_small() {
+    let dir = tempdir().unwrap();
+    let dir = dir.path().join("cache");
+    let store = open_with(&dir, Durability::Relaxed);
+    // The oldest.
+    let by_hand = dir.join("by-hand.json");
+    fs::write(&by_hand, format!(r#"{{"key":"by-hand","result":{:?}}}"#, [0; 100])).unwrap();
+    let mut writers: Vec<_> =
+        (0..6).map(|number| start("fill a cache that keeps itself small", &dir, number, 0)).collect();
+    let mut readers: Vec<_> = (6..8).map(|number| start("read a cache", &dir, number, 0)).collect();
+    for child in writers.iter_mut().chain(&mut readers) {
+        child.send("go");
+    }
+    let mut turn = String::new();
+    for _ in 0..3 {
+        turn = next_turn(&dir, &turn);
+    }
+    File::create(dir.with_extension("stop")).unwrap();
+    let written: u64 = writers.iter_mut().map(|child| child.receive().parse::<u64>().unwrap()).sum();
+    assert!(written > LIMIT, "{written}");
+    wait_until_small(&dir);
+    assert!(by_hand.exists());
+    // An eviction that was not needed any more removes nothing.
+    assert_eq!(store.evict(EvictionPolicy::new().max_records(LIMIT)).unwrap().records, 0);
+    for mut child in writers {
+        child.send("end");
+        child.finish();
+    }
+    store.write("stop", &vec![0; 100]).unwrap();
+    for mut child in readers {
+        assert!(child.receive().parse::<u64>().unwrap() > 0);
+        child.finish();
+    }
+    assert!(store.verify().all(|finding| !finding.unwrap().problem.is_damage()));
+}
+
+/// What was written since the last eviction began is seen by the next one, which does not begin at once.
+#[test]
+fn evictions_in_the_background_pause() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    // The oldest.
+    let locked = store.lock("locked", LockOptions::new()).unwrap();
+    locked.write(&1).unwrap();
+    write_some(&store, "first", LIMIT + 1);
+    let first = next_turn(dir.path(), "");
+    write_some(&store, "second", LIMIT + 1);
+    let second = next_turn(dir.path(), &first);
+    let pause = begun(&second).checked_sub(begun(&first)).unwrap();
+    assert!(pause >= Duration::from_secs(1), "{pause:?}");
+    wait_until_small(dir.path());
+    assert!(locked.read::<u8>().unwrap().is_some());
+    locked.release().unwrap();
+    let findings: Vec<_> = store.verify().map(Result::unwrap).collect();
+    assert!(findings.is_empty(), "{findings:?}");
+}
+
+/// Neither an eviction at once in two processes, nor a write that waits for the other one.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "this stands in for another process")]
+fn one_process_at_a_time_evicts_in_the_background() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    let turn = File::create(dir.path().join(TURN)).unwrap();
+    turn.lock().unwrap();
+    write_some(&store, "some", 2 * LIMIT);
+    // The attempt after a pause finds the turn taken, too.
+    std::thread::sleep(millis(1500));
+    assert_eq!(records_in(dir.path()), 2 * LIMIT);
+    turn.unlock().unwrap();
+    wait_until_small(dir.path());
+}
+
+/// Such a process may have been killed, or may have had a clock that was wrong.
+#[test]
+fn an_eviction_from_the_future_says_nothing() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    // In the year 2286, and an hour.
+    fs::write(dir.path().join(TURN), "00010000000000000000 00000000003600000000\n").unwrap();
+    write_some(&store, "some", 2 * LIMIT);
+    wait_until_small(dir.path());
+}
+
+#[test]
+fn a_foreign_file_in_the_place_of_the_turn_is_not_changed() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    fs::write(dir.path().join(TURN), "theirs").unwrap();
+    write_some(&store, "some", 2 * LIMIT);
+    wait_until_small(dir.path());
+    assert_eq!(fs::read(dir.path().join(TURN)).unwrap(), b"theirs");
+}
+
+#[test]
+fn an_eviction_that_fails_fails_no_write() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    fs::create_dir(dir.path().join(TURN)).unwrap();
+    write_some(&store, "some", 2 * LIMIT);
+    assert_eq!(records_in(dir.path()), 2 * LIMIT);
+}
+
+/// The thread of the dropped handle has nothing to do, however long its pause is.
+#[test]
+fn the_drop_of_the_last_handle_ends_the_thread() {
+    let dir = tempdir().unwrap();
+    let store = open_kept(dir.path());
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
+    // An eviction was made, and the next one has an hour of time.
+    fs::write(dir.path().join(TURN), format!("{now:020} 00000000003600000000\n")).unwrap();
+    write_some(&store, "some", 1);
+    let path = fs::canonicalize(dir.path()).unwrap();
+    let is_open = || {
+        let files = fs::read_dir("/proc/self/fd").unwrap();
+        files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|file| file == path))
+    };
+    assert!(is_open());
+    drop(store);
+    wait_until("the thread has ended", || !is_open());
+}
+
+/// The child has a copy of the state of its parent, whose thread does not exist there.
+fn fork_while_evicting(stage: &Stage) {
+    let Task { dir, .. } = stage.argument();
+    let store = open_kept(&dir);
+    write_some(&store, "parent", 2 * LIMIT);
+    let child = fork(|| {
+        write_some(&store, "child", 2 * LIMIT);
+        wait_until_small(&dir);
+    });
+    // This process writes nothing more, and evicts only what it may have seen.
+    drop(store);
+    assert_succeeds(child);
+    stage.send("done");
+}
+
+#[test]
+fn a_forked_child_evicts_by_itself() {
+    let dir = tempdir().unwrap();
+    let mut child = start_quietly("fork while a cache keeps itself small", dir.path());
+    child.expect("done");
+    child.finish();
+}
+
+fn start_quietly(role: &'static str, dir: &Path) -> Child {
+    Child::start(role, &Task { dir: dir.to_owned(), number: 0, times: 0 })
 }

@@ -38,6 +38,8 @@ pub(crate) const LOG_CHECKPOINT: &str = "log/checkpoint";
 pub(crate) const LOG_RECOVERED: &str = "log/recovered";
 /// Files that were in the place of a record or a lock, and are neither.
 pub(crate) const DAMAGED: &str = "damaged";
+/// The turn of the process that evicts records in the background.
+pub(crate) const EVICTION: &str = "eviction";
 /// The table of waiters, on Linux.
 pub(crate) const EVENTS: &str = "events";
 

@@ -166,6 +166,18 @@ impl Log {
         Ok(())
     }
 
+    /// Syncs everything, and tells those who wait for the frames of a latch that they are on the disk.
+    pub(crate) fn sync_latches(&self, context: Context<'_>) -> Result<()> {
+        // Loaded before the sync: it includes the frames up to here.
+        let logged: Vec<_> =
+            self.shared.words().latches.iter().map(|latch| (latch, latch.logged())).collect();
+        self.sync_everything(context)?;
+        for (latch, logged) in logged {
+            latch.set_synced(logged);
+        }
+        Ok(())
+    }
+
     /// Syncs a segment, unless it has another use meanwhile.
     pub(super) fn sync_use(&self, position: Position, context: Context<'_>) -> Result<()> {
         // A checkpoint has synced everything before the segment got another use.

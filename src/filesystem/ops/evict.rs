@@ -20,6 +20,15 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
     if !policy.is_dry_run() {
         core.check_writable(context)?;
     }
+    let candidates = candidates(core, context)?;
+    evict_candidates(core, policy, candidates)
+}
+
+/// A record as it was listed.
+pub(super) type Found = (Entry, Stat);
+
+/// All records.
+pub(super) fn candidates(core: &Core, context: Context<'static>) -> Result<Vec<Candidate<Found>>> {
     let mut candidates = Vec::new();
     for entry in Names::records(&core.layout, context)? {
         // A file of another kind is not evicted.
@@ -35,6 +44,14 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
         }
     }
     core.check_exists(context)?;
+    Ok(candidates)
+}
+
+pub(super) fn evict_candidates(
+    core: &Core,
+    policy: &EvictionPolicy,
+    candidates: Vec<Candidate<Found>>,
+) -> Result<Evicted> {
     eviction::evict(policy, candidates, |(entry, stat)| evict_one(core, entry, stat, policy.is_dry_run()))
 }
 

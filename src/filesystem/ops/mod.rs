@@ -8,6 +8,7 @@ mod change;
 pub(crate) mod checkpoint;
 pub(crate) mod damaged;
 pub(crate) mod evict;
+pub(crate) mod evict_in_background;
 pub(crate) mod finding;
 pub(crate) mod keys;
 mod lock_change;

@@ -16,6 +16,7 @@ use crate::filesystem::disk::{file_system, format, publish};
 use crate::filesystem::log::{Log, recovery};
 use crate::filesystem::options::{FileSystemOptions, OpenMode};
 use crate::filesystem::protocol::latch::Latch;
+use crate::filesystem::upkeep::Upkeep;
 use crate::filesystem::wait_queue::Events;
 use crate::{Error, ErrorKind, Result, trace};
 
@@ -63,7 +64,7 @@ fn open_existing(root: PathBuf, options: &FileSystemOptions, context: Context<'s
     if writable {
         sweep_dead_processes(&layout, log.as_deref(), options, context)?;
     }
-    Ok(Core { layout, options: options.clone(), events, log })
+    Ok(Core { layout, options: options.clone(), events, log, upkeep: Upkeep::new(options) })
 }
 
 /// Opens a file that the processes share. A file in its place that is another one is moved to `.store/damaged/` (I12).
@@ -180,5 +181,6 @@ fn initialize(
     if let Some(log) = &log {
         log.set_ready();
     }
-    Ok(Core { layout: Arc::clone(layout), options: options.clone(), events, log })
+    let (layout, upkeep) = (Arc::clone(layout), Upkeep::new(options));
+    Ok(Core { layout, options: options.clone(), events, log, upkeep })
 }

@@ -14,7 +14,7 @@ use crate::filesystem::core::Core;
 use crate::filesystem::disk::expiry::{self, EXPIRING};
 use crate::filesystem::disk::format;
 use crate::filesystem::disk::layout::{
-    self, DAMAGED, EVENTS, LATCHES, LOG, OWNERS, Opened, PRIVATE, STAGED, TMP,
+    self, DAMAGED, EVENTS, EVICTION, LATCHES, LOG, OWNERS, Opened, PRIVATE, STAGED, TMP,
 };
 use crate::filesystem::disk::private_names;
 use crate::filesystem::disk::record_file;
@@ -240,7 +240,7 @@ impl Verification<'_> {
                     _ => return Err(error),
                 },
             },
-            EVENTS | EXPIRING => wrong_type(kind),
+            EVENTS | EVICTION | EXPIRING => wrong_type(kind),
             LATCHES | OWNERS | STAGED | TMP | DAMAGED | LOG => match kind {
                 FileType::Directory | FileType::Unknown => None,
                 FileType::RegularFile => Some(Problem::WrongType { found: "a file" }),

@@ -3,6 +3,7 @@
 use rustix::fs::Stat;
 
 use super::change::{Change, New};
+use super::evict_in_background::evict_in_background;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::old_file::{self, InPlace, MAX_ATTEMPTS, Old, Was, too_busy};
@@ -80,6 +81,7 @@ fn write_if(
     drop(latch);
     change.finish(context)?;
     core.checkpoint_if_full();
+    evict_in_background(core);
     Ok(true)
 }
 
