@@ -1,5 +1,6 @@
 //! Read, compute and write as one operation: compute once, update.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,22 @@ use crate::{
 const REREAD_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A guard under which a result is computed: one whose calls block, or one whose calls are futures.
+///
+/// Each call has a type that does not depend on the guard's. With an `async fn` here, the future of the computation would
+/// have the type of the call only through this trait, and the compiler cannot see that such a future is `Send` if the type
+/// of the store has a lifetime in it, as `dyn RecordStore` has.
 pub(crate) trait Held {
     fn token(&self) -> LockToken;
-    async fn read(&self, options: ReadOptions) -> Result<Option<RawRecord>>;
-    async fn write(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()>;
+    fn read(&self, options: ReadOptions) -> Call<'_, Result<Option<RawRecord>>>;
+    fn write<'a>(&'a self, result: &'a Arc<Json>, options: WriteOptions) -> Call<'a, Result<()>>;
     /// Releases the lock. The result is stored, so it does not matter if the lock is lost by now.
-    async fn end(self);
+    fn end<'a>(self) -> Call<'a, ()>
+    where
+        Self: 'a;
 }
+
+/// A call of a guard.
+pub(crate) type Call<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 pub(crate) const GET_OR_COMPUTE: &str = "get_or_compute";
 
@@ -246,13 +256,15 @@ mod tests {
         fn token(&self) -> LockToken {
             LockToken::new(1)
         }
-        async fn read(&self, _: ReadOptions) -> Result<Option<RawRecord>> {
-            Ok(None)
+        fn read(&self, _: ReadOptions) -> Call<'_, Result<Option<RawRecord>>> {
+            Box::pin(ready(Ok(None)))
         }
-        async fn write(&self, _: &Arc<Json>, _: WriteOptions) -> Result<()> {
-            Ok(())
+        fn write<'a>(&'a self, _: &'a Arc<Json>, _: WriteOptions) -> Call<'a, Result<()>> {
+            Box::pin(ready(Ok(())))
         }
-        async fn end(self) {}
+        fn end<'a>(self) -> Call<'a, ()> {
+            Box::pin(ready(()))
+        }
     }
 
     /// Searches in a store without a record, in which these acquisitions fail and the next one succeeds. Returns how long

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use super::AsyncRecordStore;
 use super::blocking::Outcome;
 use super::pending::Acquisition;
-use crate::compute;
+use crate::compute::{Call, Held as Computes};
 use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RawRecord, ReadOptions, RecordStore};
 use crate::{RemoveOptions, Result, TransactionRecord, WaitOptions, WriteOptions};
 
@@ -172,21 +172,21 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     }
 }
 
-impl<S: RecordStore + ?Sized + 'static> compute::Held for AsyncLockGuard<S> {
+impl<S: RecordStore + ?Sized + 'static> Computes for AsyncLockGuard<S> {
     fn token(&self) -> LockToken {
         self.token()
     }
 
-    async fn read(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
-        self.read_raw(options).await
+    fn read(&self, options: ReadOptions) -> Call<'_, Result<Option<RawRecord>>> {
+        Box::pin(self.read_raw(options))
     }
 
-    async fn write(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
-        self.write_json(result, options).await
+    fn write<'a>(&'a self, result: &'a Arc<Json>, options: WriteOptions) -> Call<'a, Result<()>> {
+        Box::pin(self.write_json(result, options))
     }
 
-    async fn end(self) {
-        let _ = self.release().await;
+    fn end<'a>(self) -> Call<'a, ()> {
+        Box::pin(async move { drop(self.release().await) })
     }
 }
 

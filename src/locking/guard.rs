@@ -1,6 +1,7 @@
 //! The guard: a held lock as a value.
 
 use std::fmt;
+use std::future::ready;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::holds::{self, Arrival, Entered};
 use super::keep_alive::KeepAlive;
-use crate::compute::Held;
+use crate::compute::{Call, Held};
 use crate::process::ProcessId;
 use crate::store::calls::{Calls, block};
 use crate::trace;
@@ -512,15 +513,21 @@ impl<S: RecordStore + ?Sized> Held for LockGuard<'_, S> {
         self.token
     }
 
-    async fn read(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
-        self.read_raw(options)
+    fn read(&self, options: ReadOptions) -> Call<'_, Result<Option<RawRecord>>> {
+        Box::pin(ready(self.read_raw(options)))
     }
 
-    async fn write(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
-        self.write_raw(result, options)
+    fn write<'a>(&'a self, result: &'a Arc<Json>, options: WriteOptions) -> Call<'a, Result<()>> {
+        Box::pin(ready(self.write_raw(result, options)))
     }
 
-    async fn end(self) {}
+    fn end<'a>(self) -> Call<'a, ()>
+    where
+        Self: 'a,
+    {
+        drop(self);
+        Box::pin(ready(()))
+    }
 }
 
 impl<S: RecordStore + ?Sized> Drop for LockGuard<'_, S> {

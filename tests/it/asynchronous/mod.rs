@@ -5,6 +5,7 @@ mod executor;
 mod glob_import;
 mod guards;
 mod operations;
+mod spawn;
 
 use std::path::Path;
 use std::time::Duration;
