@@ -4,9 +4,9 @@
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::thread;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -53,14 +53,14 @@ impl<T: Send + 'static> Outcome<T> {
         thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)
     }
 
-    /// Runs a long blocking call on a thread of its own (`true`) or, if none is available, on the pool.
+    /// Runs a long blocking call on a thread of its own or, if none is available, on the pool.
     pub(super) fn long<F: Future<Output = Result<T>> + Send + 'static>(
         store: &dyn RecordStoreFutures,
-        call: impl Fn(bool) -> F,
+        call: impl Fn() -> F,
     ) -> Self {
         let permit = permits().try_acquire_owned().ok();
-        let on_thread = permit.and_then(|permit| Self::on_thread(permit, call(true)));
-        on_thread.unwrap_or_else(|| Self::spawned(store, call(false)))
+        let on_thread = permit.and_then(|permit| Self::on_thread(permit, call()));
+        on_thread.unwrap_or_else(|| Self::spawned(store, call()))
     }
 
     fn of(
@@ -82,7 +82,16 @@ impl<T: Send + 'static> Outcome<T> {
 
     /// The outcome of the call. Operation and key are those of the error if it is never made.
     pub(super) async fn receive(&mut self, operation: &'static str, key: Option<&Key>) -> Result<T> {
-        match (&mut self.0).await {
+        poll_fn(|context| self.poll(context, operation, key)).await
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        operation: &'static str,
+        key: Option<&Key>,
+    ) -> Poll<Result<T>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll(context)) {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(panic)) => resume_unwind(panic),
             Err(_never_sent) => {
@@ -90,7 +99,7 @@ impl<T: Send + 'static> Outcome<T> {
                     Error::new(ErrorKind::Thread, operation).with_source("the runtime is shutting down");
                 Err(key.into_iter().fold(error, Error::with_key))
             }
-        }
+        })
     }
 }
 

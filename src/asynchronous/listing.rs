@@ -1,20 +1,30 @@
 //! Listings.
 
 use std::fmt;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::vec;
 
+use futures_core::Stream;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 
-use super::AsyncRecordStore;
 use super::blocking::Outcome;
+use super::{AsyncRecordStore, Futures};
 use crate::{Listing, RecordStore, Result};
 
 /// A stream of items, created by [`AsyncRecordStore::keys`](super::AsyncRecordStore::keys),
 /// [`records`](super::AsyncRecordStore::records) and [`locks`](super::AsyncRecordStore::locks).
 ///
-/// A thread reads a little ahead until the listing ends or is dropped. If no thread is available, the whole
-/// listing is read at once.
+/// The items are read in batches of at most 64, or 4 with results, on a thread that ends with the batch. The next batch is
+/// read when the last one is used up and another item is requested. So a listing that nobody polls reads nothing, has no
+/// thread, and keeps at most one batch in memory. A listing that is dropped while it reads ends after the present item.
+///
+/// As in the blocking form, an item is an error if that one record or lock cannot be identified or read, and the listing
+/// continues after it. [`ErrorKind::Thread`](crate::ErrorKind::Thread), because no thread is available while the
+/// runtime shuts down, is the last item. After the end there are no more items: `None` is followed by `None`.
 ///
 /// ```
 /// use record_store::MemoryRecordStore;
@@ -28,49 +38,64 @@ use crate::{Listing, RecordStore, Result};
 /// while let Some(key) = keys.next().await {
 ///     println!("{}", key?);
 /// }
+///
+/// // With the combinators of the crate `futures` or `tokio-stream`.
+/// use futures_util::TryStreamExt;
+/// let keys: Vec<_> = store.keys().await?.try_collect().await?;
+/// assert_eq!(keys.len(), 1);
 /// # Ok(())
 /// # }
 /// ```
 #[must_use = "a listing does nothing until its items are requested"]
 pub struct AsyncListing<T> {
     operation: &'static str,
+    store: Futures,
     batch: vec::IntoIter<Result<T>>,
     batches: mpsc::Receiver<Vec<Result<T>>>,
-    /// Of the call that reads. `None`: it has ended.
-    outcome: Option<Outcome<()>>,
+    reader: Arc<Mutex<Reader>>,
+    /// The call that reads a batch. `true`: there may be more.
+    reading: Option<Outcome<bool>>,
+    has_ended: bool,
 }
+
+/// Reads one batch each time it is polled, and blocks meanwhile.
+type Reader = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// The items of one batch, if they are small.
 pub(super) const BATCH: usize = 64;
+
+/// The same for items with results. Results may be large.
+pub(super) const BATCH_OF_RESULTS: usize = 4;
 
 impl<T: Send + 'static> AsyncListing<T> {
     pub(super) async fn begin<S: RecordStore + ?Sized + 'static>(
         operation: &'static str,
         store: &AsyncRecordStore<S>,
-        batch: usize,
-        list: impl Fn(&S) -> Result<Listing<'_, T>> + Clone + Send + 'static,
+        batch_size: usize,
+        list: impl FnOnce(&S) -> Result<Listing<'_, T>> + Send + 'static,
     ) -> Result<Self> {
-        // One batch is read ahead. So the whole listing as one batch never blocks the pool.
         let (sender, batches) = mpsc::channel(1);
         let of = Arc::clone(&store.store);
-        let read = move |batch_size| {
+        // It is a future because a future can pause and keep the listing, which borrows the store.
+        let reader = async move {
             let mut items = list(&of)?;
             loop {
-                let batch: Vec<_> = items.by_ref().take(batch_size).collect();
-                if batch.is_empty() || sender.blocking_send(batch).is_err() {
+                // The receiver is dropped with the stream.
+                let next = items.by_ref().take_while(|_| !sender.is_closed());
+                let batch: Vec<_> = next.take(batch_size).collect();
+                if batch.is_empty() || sender.try_send(batch).is_err() {
                     return Ok(());
                 }
+                yield_now().await;
             }
         };
-        let outcome = Outcome::long(&*store.blocking(), |has_thread| {
-            let read = read.clone();
-            async move { read(if has_thread { batch } else { usize::MAX }) }
-        });
-        // The last sender is that of the call, and its end is that of the listing.
-        drop(read);
-        let mut listing = Self { operation, batch: Vec::new().into_iter(), batches, outcome: Some(outcome) };
+        let (store, batch) = (store.blocking(), Vec::new().into_iter());
+        let reader: Reader = Box::pin(reader);
+        let reader = Arc::new(Mutex::new(reader));
+        let (reading, has_ended) = (None, false);
+        let mut listing = Self { operation, store, batch, batches, reader, reading, has_ended };
         // Reports if the listing cannot begin.
-        listing.next_batch().await?;
+        poll_fn(|context| listing.poll_batch(context)).await?;
         Ok(listing)
     }
 
@@ -78,31 +103,59 @@ impl<T: Send + 'static> AsyncListing<T> {
     ///
     /// # Errors
     ///
-    /// An item is an error if that one record or lock cannot be identified; the listing continues after it.
+    /// An item is an error if that one record or lock cannot be identified or read; the listing continues after it.
+    /// [`ErrorKind::Thread`](crate::ErrorKind::Thread) is the last item.
     pub async fn next(&mut self) -> Option<Result<T>> {
-        if self.batch.len() == 0
-            && let Err(error) = self.next_batch().await
-        {
-            return Some(Err(error));
-        }
-        self.batch.next()
+        poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
-    /// The batch is empty after the last one.
-    async fn next_batch(&mut self) -> Result<()> {
-        if let Some(batch) = self.batches.recv().await {
-            self.batch = batch.into_iter();
-        } else if let Some(outcome) = &mut self.outcome {
-            let outcome = outcome.receive(self.operation, None).await;
-            self.outcome = None;
-            return outcome;
+    /// Reads the next batch. It is empty after the last one.
+    fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
+        let reading = self.reading.take().or_else(|| (!self.has_ended).then(|| self.read()));
+        let Some(mut reading) = reading else { return Poll::Ready(Ok(())) };
+        // Also if the call has panicked.
+        self.has_ended = true;
+        let Poll::Ready(has_more) = reading.poll(context, self.operation, None) else {
+            self.reading = Some(reading);
+            return Poll::Pending;
+        };
+        self.has_ended = !has_more?;
+        self.batch = self.batches.try_recv().unwrap_or_default().into_iter();
+        Poll::Ready(Ok(()))
+    }
+
+    fn read(&self) -> Outcome<bool> {
+        Outcome::long(&*self.store, || {
+            let reader = Arc::clone(&self.reader);
+            async move {
+                let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                match reader.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                    Poll::Pending => Ok(true),
+                    Poll::Ready(ended) => ended.map(|()| false),
+                }
+            }
+        })
+    }
+}
+
+/// No field is ever pinned.
+impl<T> Unpin for AsyncListing<T> {}
+
+impl<T: Send + 'static> Stream for AsyncListing<T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<T>>> {
+        if self.batch.len() == 0
+            && let Err(error) = ready!(self.poll_batch(context))
+        {
+            return Poll::Ready(Some(Err(error)));
         }
-        Ok(())
+        Poll::Ready(self.batch.next())
     }
 }
 
 impl<T> fmt::Debug for AsyncListing<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncListing").finish_non_exhaustive()
+        f.debug_struct("AsyncListing").field("operation", &self.operation).finish_non_exhaustive()
     }
 }

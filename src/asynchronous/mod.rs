@@ -26,10 +26,18 @@
 //! wait runs on a thread outside of the pool. So a release never queues behind the waiters that it will
 //! wake, however small the pool is. The tasks that acquire one lock through clones of one store wait in a
 //! queue, and only the first one needs a thread. At most 64 such threads exist; further calls retry, at least
-//! every 50 ms. Listings and evictions run on these threads too, and on the pool if none is available.
+//! every 50 ms. Evictions and the batches of listings run on these threads too, and on the pool if none is available.
 //!
 //! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them,
 //! except for listings.
+//!
+//! # Streams
+//!
+//! [`keys`](AsyncRecordStore::keys), [`records`](AsyncRecordStore::records) and [`locks`](AsyncRecordStore::locks) return
+//! a [`Stream`](futures_core::Stream) of items, and [`watch`](AsyncRecordStore::watch) returns one of changes. They have
+//! the combinators of `StreamExt`, of the crate `futures` or `tokio-stream`; their own `next` methods need neither.
+//! [`AsyncListing`] and [`AsyncRecordWatch`] describe how far a stream reads ahead, whether an error ends it, and what a
+//! dropped one leaves behind.
 //!
 //! # Cancel safety
 //!

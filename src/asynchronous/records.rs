@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::blocking::Outcome;
-use super::listing::BATCH;
+use super::listing::{BATCH, BATCH_OF_RESULTS};
 use super::{AsyncListing, AsyncRecordStore, current_holder};
 use crate::{
     Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, RawRecord, ReadOptions,
@@ -138,9 +138,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::records", "a read")]
     pub async fn records(&self, options: ListOptions) -> Result<AsyncListing<RecordInfo>> {
-        // Results may be large.
-        let batch = if options.reads_results() { 1 } else { BATCH };
-        AsyncListing::begin("records", self, batch, move |store| store.records_raw(options.clone())).await
+        let batch = if options.reads_results() { BATCH_OF_RESULTS } else { BATCH };
+        AsyncListing::begin("records", self, batch, move |store| store.records_raw(options)).await
     }
 
     #[doc = same_as!("RecordStoreExt::record_info", "a read")]
@@ -155,7 +154,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         if !futures.blocks() {
             return futures.evict(policy).await;
         }
-        let evict = |_| {
+        let evict = || {
             let (futures, policy) = (Arc::clone(&futures), policy.clone());
             async move { futures.evict(policy).await }
         };

@@ -132,6 +132,12 @@ fn more_tasks_than_threads_can_wait_for_different_locks() {
         let (late, options) = (store.clone(), ReadOptions::new().timeout(millis(80)));
         let late = tokio::spawn(async move { late.read_with::<u8>("k7", options).await });
         assert!(late.await.unwrap().unwrap_err().is_timeout());
+        let (mut locks, mut listed) = (store.locks().await.unwrap(), 0);
+        while let Some(lock) = locks.next().await {
+            lock.unwrap();
+            listed += 1;
+        }
+        assert_eq!(listed, keys.len());
         let start = Instant::now();
         let late = as_named("late").acquire_timeout(millis(80));
         assert!(store.lock("k8", late).await.unwrap_err().is_timeout());

@@ -6,6 +6,7 @@ mod glob_import;
 mod guards;
 mod operations;
 mod spawn;
+mod streams;
 
 use std::path::Path;
 use std::time::Duration;

@@ -20,7 +20,7 @@ use crate::support::{PATIENCE, as_named, millis, named, open_with};
 
 type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
 
-fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
+pub(super) fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
     let dir = tempdir().unwrap();
     #[allow(unused_mut, reason = "only with the feature `postgres`")]
     let mut stores: Vec<Arc<dyn RecordStore>> =

@@ -45,7 +45,7 @@ macro_rules! spawns_every_method_of {
             }
 
             async fn computations(store: &AsyncRecordStore<$store>) {
-                let options = || UpdateOptions::new().stale_for(Duration::from_secs(1));
+                let options = || UpdateOptions::new().stale_for(PATIENCE);
                 let computed = spawn!(store, store.get_or_compute("k", options(), async || Ok(1)));
                 assert_eq!(computed.unwrap(), 1);
                 let computed = spawn!(
