@@ -46,6 +46,10 @@ use clap::Parser;
 use args::{Cli, Task};
 
 fn main() -> ExitCode {
+    if let Some(words) = completions::asked() {
+        completions::answer(&words);
+        return ExitCode::SUCCESS;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => return usage::print(message),

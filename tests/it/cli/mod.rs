@@ -1,5 +1,6 @@
 //! Tests of the command line program `record-store`, with real processes and real signals.
 
+mod completed_keys;
 mod completions;
 mod damaged;
 mod ending;

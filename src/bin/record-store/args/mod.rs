@@ -233,6 +233,10 @@ pub(crate) struct LocksArgs {
 }
 
 /// Print a completion script for a shell
+///
+/// It completes subcommands, options and directories. In bash (4.4 or later), zsh and fish, it also completes keys: it
+/// asks the program in the PATH, which waits for no lock and changes nothing. Replace the script when you install
+/// another version of this program.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
