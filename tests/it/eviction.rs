@@ -189,8 +189,8 @@ fn open_kept(dir: &Path) -> FileSystemRecordStore {
 }
 
 fn records_in(dir: &Path) -> u64 {
-    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.ends_with(".json")).count() as u64
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "json")).count() as u64
 }
 
 fn write_some(store: &FileSystemRecordStore, prefix: &str, records: u64) {
