@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use std::vec;
 
 /// How large a store may be, and how old its records. [`evict`](crate::RecordStoreExt::evict) removes the records that
-/// were written the longest time ago until all of it is so.
+/// were written the longest time ago until all of it is so, or those that were
+/// [read the longest time ago](Self::least_recently_read).
 ///
 /// The default has no limit, and evicts nothing.
 ///
@@ -27,6 +28,7 @@ pub struct EvictionPolicy {
     max_records: Option<u64>,
     max_bytes: Option<u64>,
     older_than: Option<Duration>,
+    least_recently_read: bool,
     dry_run: bool,
 }
 
@@ -48,9 +50,32 @@ impl EvictionPolicy {
         self
     }
 
-    /// Keeps no record that was written longer ago than this.
+    /// Keeps no record that was written longer ago than this or, in the order of
+    /// [`least_recently_read`](Self::least_recently_read), neither written nor read since.
     pub fn older_than(mut self, age: impl Into<Option<Duration>>) -> Self {
         self.older_than = age.into();
+        self
+    }
+
+    /// Whether a read makes a record younger: those go first that were neither written nor read for the longest time.
+    ///
+    /// A file store knows only of reads by processes that noted them. A process notes its reads if it has opened the store
+    /// [with a policy](crate::FileSystemOptions::eviction) of this order; if that policy has no limit, it evicts nothing.
+    /// [`MemoryRecordStore`](crate::MemoryRecordStore) always knows. A PostgreSQL server does not:
+    /// there, it is [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
+    ///
+    /// ```
+    /// use record_store::{EvictionPolicy, FileSystemOptions, RecordStoreExt};
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("cache");
+    /// let policy = EvictionPolicy::new().max_records(1000).least_recently_read(true);
+    /// let cache = FileSystemOptions::new().eviction(policy).open(&path)?;
+    /// cache.write("page/1", "a text that is read often")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn least_recently_read(mut self, least_recently_read: bool) -> Self {
+        self.least_recently_read = least_recently_read;
         self
     }
 
@@ -78,6 +103,12 @@ impl EvictionPolicy {
         self.older_than
     }
 
+    /// Whether a read makes a record younger.
+    #[must_use]
+    pub fn is_least_recently_read(&self) -> bool {
+        self.least_recently_read
+    }
+
     /// Whether nothing is removed.
     #[must_use]
     pub fn is_dry_run(&self) -> bool {
@@ -86,7 +117,8 @@ impl EvictionPolicy {
 
     /// Whether something may be removed because of it.
     pub(crate) fn removes_anything(&self) -> bool {
-        !self.dry_run && Self { dry_run: false, ..self.clone() } != Self::new()
+        let has_limit = self.max_records.is_some() || self.max_bytes.is_some() || self.older_than.is_some();
+        has_limit && !self.dry_run
     }
 
     /// Whether the oldest record has to go, if this is what the store has. `age`: of that record.
@@ -118,7 +150,8 @@ pub struct Evicted {
 /// A record that may be evicted. `T` is how the store finds it.
 #[derive(Debug)]
 pub(crate) struct Candidate<T> {
-    pub(crate) modified: SystemTime,
+    /// When it was last written or, if the policy says so, last written or read.
+    pub(crate) used: SystemTime,
     pub(crate) size: u64,
     pub(crate) record: T,
 }
@@ -146,13 +179,13 @@ pub(crate) struct Eviction<'a, T> {
 }
 
 impl<'a, T> Eviction<'a, T> {
-    /// `now`: by the clock by which the candidates were modified.
+    /// `now`: by the clock by which the candidates were used.
     pub(crate) fn new(
         policy: &'a EvictionPolicy,
         mut candidates: Vec<Candidate<T>>,
         now: SystemTime,
     ) -> Self {
-        candidates.sort_by_key(|candidate| candidate.modified);
+        candidates.sort_by_key(|candidate| candidate.used);
         let evicted = Evicted {
             records_left: candidates.len() as u64,
             bytes_left: candidates.iter().map(|candidate| candidate.size).sum(),
@@ -165,7 +198,7 @@ impl<'a, T> Eviction<'a, T> {
     pub(crate) fn next(&mut self) -> Option<Candidate<T>> {
         let oldest = self.candidates.peek()?;
         // A record from the future, because the clock was set back, has no age.
-        let age = self.now.duration_since(oldest.modified).unwrap_or_default();
+        let age = self.now.duration_since(oldest.used).unwrap_or_default();
         if !self.policy.is_exceeded(self.evicted.records_left, self.evicted.bytes_left, age) {
             return None;
         }
@@ -218,7 +251,7 @@ mod tests {
     /// Records of these ages in seconds and of these sizes; their number is their name.
     fn candidates(of: &[(u64, u64)]) -> Vec<Candidate<usize>> {
         let candidate = |(record, &(age, size)): (usize, &(u64, u64))| Candidate {
-            modified: SystemTime::now() - Duration::from_secs(age),
+            used: SystemTime::now() - Duration::from_secs(age),
             size,
             record,
         };

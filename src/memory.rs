@@ -76,6 +76,8 @@ struct State {
     newest: u64,
     /// The number of writes: the version of the last one.
     writes: u64,
+    /// The number of writes and reads.
+    uses: u64,
     /// The acquisitions that wait for the lock of each key, in the order of their first attempts: their tickets, and when that
     /// was.
     queues: BTreeMap<Key, VecDeque<(u64, Instant)>>,
@@ -90,6 +92,9 @@ struct State {
 struct Record {
     raw: RawRecord,
     modified: SystemTime,
+    /// When it was last written or read, and the number of that use.
+    used: SystemTime,
+    use_number: u64,
     /// `None`: it never expires.
     expires: Option<Instant>,
 }
@@ -165,7 +170,20 @@ impl State {
         let expires = options.get_time_to_live().and_then(|time| Instant::now().checked_add(time));
         self.writes += 1;
         let raw = RawRecord::new(result.clone(), RecordVersion::new(self.writes));
-        self.records.insert(key.clone(), Record { raw, modified: SystemTime::now(), expires });
+        self.uses += 1;
+        let (modified, use_number) = (SystemTime::now(), self.uses);
+        let record = Record { raw, modified, used: modified, use_number, expires };
+        self.records.insert(key.clone(), record);
+    }
+
+    /// Reads the record, unless it has expired.
+    fn read(&mut self, key: &Key) -> Option<RawRecord> {
+        let read = self.record(key).map(|record| record.raw.clone().with_time_left(record.time_left()))?;
+        self.uses += 1;
+        if let Some(record) = self.records.get_mut(key) {
+            (record.used, record.use_number) = (SystemTime::now(), self.uses);
+        }
+        Some(read)
     }
 
     fn version(&self, key: &Key) -> RecordVersion {
@@ -397,7 +415,7 @@ impl RecordStore for MemoryRecordStore {
     }
 
     fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
-        let state = match options.resolve_claim() {
+        let mut state = match options.resolve_claim() {
             _ if options.ignores_lock() => {
                 check_cancelled("read", key, options.get_wait())?;
                 self.state()
@@ -412,8 +430,7 @@ impl RecordStore for MemoryRecordStore {
                 state
             }
         };
-        let with_time = |record: &Record| record.raw.clone().with_time_left(record.time_left());
-        Ok(state.record(key).map(with_time))
+        Ok(state.read(key))
     }
 
     fn write_raw(&self, key: &Key, result: &Json, options: WriteOptions) -> Result<()> {
@@ -499,15 +516,18 @@ impl RecordStore for MemoryRecordStore {
     }
 
     fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
-        let mut state = self.state();
+        let (mut state, counts_reads) = (self.state(), policy.is_least_recently_read());
         let candidate = |(key, record): (&Key, &Record)| Candidate {
-            modified: record.modified,
+            used: if counts_reads { record.used } else { record.modified },
             size: record.size(),
             record: key.clone(),
         };
-        // In the order of their writes, also within one tick of the clock.
+        // In the order of their writes or uses, also within one tick of the clock.
         let mut records: Vec<_> = state.records.iter().collect();
-        records.sort_by_key(|(_, record)| record.raw.version.number());
+        let number = |record: &Record| {
+            if counts_reads { Some(record.use_number) } else { record.raw.version.number() }
+        };
+        records.sort_by_key(|(_, record)| number(record));
         let candidates = records.into_iter().map(candidate).collect();
         let evicted = eviction::evict(&policy, candidates, |key| {
             if state.live(key, Instant::now()).is_some() {
@@ -638,6 +658,20 @@ mod tests {
         let short = Duration::from_millis(1);
         let waited = store.acquire_lock("key", LockOptions::new().holder(other).acquire_timeout(short));
         assert!(waited.unwrap_err().is_timeout());
+    }
+
+    #[test]
+    fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
+        let store = MemoryRecordStore::new();
+        for key in ["first", "second", "third"] {
+            store.write(key, &1).unwrap();
+        }
+        assert!(store.read::<u8>("first").unwrap().is_some());
+        let policy = EvictionPolicy::new().max_records(2);
+        assert_eq!(store.evict(policy.clone().least_recently_read(true)).unwrap().records, 1);
+        assert!(store.exists("first").unwrap() && !store.exists("second").unwrap());
+        assert_eq!(store.evict(policy.max_records(1)).unwrap().records, 1);
+        assert!(store.exists("third").unwrap(), "by the time of the write, the first one is older");
     }
 
     #[test]

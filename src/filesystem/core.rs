@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::context::Context;
-use super::disk::layout::{self, FORMAT, Layout};
+use super::disk::last_read;
+use super::disk::layout::{self, FORMAT, Layout, Opened};
 use super::log::Log;
 use super::options::{Durability, FileSystemOptions, OpenMode};
 use super::protocol::latch::{self, Latch};
@@ -162,6 +163,13 @@ impl Core {
     ) -> Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
         log.reserve_number(latch, &self.options, key, number, context)
+    }
+
+    /// A record was read: notes that, if the store was opened in this way.
+    pub(crate) fn note_read(&self, opened: &Opened, now: SystemTime) {
+        if self.options.eviction.is_least_recently_read() && self.options.mode != OpenMode::ReadOnly {
+            last_read::note(opened, now);
+        }
     }
 
     /// Empties full segments of the log, when a change is done.

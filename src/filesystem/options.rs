@@ -161,6 +161,11 @@ impl FileSystemOptions {
     /// tried again after half a minute. After the last handle is dropped, this process evicts nothing more. Those removals
     /// wait for no disk: after a power loss, a record that was evicted may be there again.
     ///
+    /// With a policy of the order [`least_recently_read`](EvictionPolicy::least_recently_read), this process also notes when
+    /// it reads a record, in the access time of the file. If the last read or write was less than a minute ago, that costs
+    /// nothing, otherwise one system call. Nothing is noted in the file of another user, unless this process is root's, and
+    /// nothing in a store that is opened read-only.
+    ///
     /// ```
     /// use record_store::{EvictionPolicy, FileSystemOptions, RecordStoreExt};
     ///

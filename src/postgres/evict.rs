@@ -27,6 +27,10 @@ struct Found {
 }
 
 pub(super) async fn evict(core: &Arc<Core>, policy: &EvictionPolicy) -> Result<Evicted> {
+    if policy.is_least_recently_read() {
+        // A read would have to write.
+        return Err(core.error(CONTEXT, ErrorKind::Unsupported));
+    }
     let (candidates, now) = candidates(core).await?;
     let mut eviction = Eviction::new(policy, candidates, now);
     loop {
@@ -58,8 +62,8 @@ async fn candidates(core: &Arc<Core>) -> Result<(Vec<Candidate<Found>>, SystemTi
         candidates.extend(page.iter().filter_map(|row| {
             // No record of this crate has another kind of id.
             let id = KeyId::from_bytes(row.get(0))?;
-            let (size, modified) = (row.get::<_, i64>(2).unsigned_abs(), time(row.get(3)));
-            Some(Candidate { modified, size, record: Found { id, version: row.get(1) } })
+            let (size, used) = (row.get::<_, i64>(2).unsigned_abs(), time(row.get(3)));
+            Some(Candidate { used, size, record: Found { id, version: row.get(1) } })
         }));
     }
 }

@@ -711,8 +711,8 @@ pub trait RecordStoreExt: RecordStore {
         self.record_info_raw(&key.into_key()?)
     }
 
-    /// Removes the records that were written the longest time ago, until the store is as small as the policy says. Not in
-    /// Prefect.
+    /// Removes the records that were written the longest time ago, until the store is as small as the policy says, or those
+    /// that were [read](EvictionPolicy::least_recently_read) the longest time ago. Not in Prefect.
     ///
     /// A record that is locked is kept, whoever has the lock, and so is one that is written meanwhile, and one that was
     /// written by hand: younger ones go in its place. A concurrent read finds the record or finds none, and is no error.
@@ -723,7 +723,7 @@ pub trait RecordStoreExt: RecordStore {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
+    /// [`ErrorKind::Unsupported`] for an order that the store does not know; [`ErrorKind::Io`] and similar; what was removed before stays removed.
     fn evict(&self, policy: EvictionPolicy) -> Result<Evicted> {
         self.evict_raw(policy)
     }

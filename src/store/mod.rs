@@ -258,7 +258,7 @@ pub trait RecordStore: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] and similar; what was removed before stays removed.
+    /// [`ErrorKind::Unsupported`] for an order that the store does not know; [`ErrorKind::Io`] and similar; what was removed before stays removed.
     fn evict_raw(&self, policy: EvictionPolicy) -> Result<Evicted> {
         let _ = policy;
         Err(unsupported("evict", None))

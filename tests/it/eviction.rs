@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{
     Durability, ErrorKind, EvictionPolicy, FileSystemOptions, FileSystemRecordStore, ListOptions,
-    LockOptions, OpenMode, RecordStoreExt, WriteOptions,
+    LockOptions, OpenMode, ReadOptions, RecordStoreExt, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -389,4 +389,105 @@ fn a_forked_child_evicts_by_itself() {
 
 fn start_quietly(role: &'static str, dir: &Path) -> Child {
     Child::start(role, &Task { dir: dir.to_owned(), number: 0, times: 0 })
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+/// Opens a store that notes its reads, and evicts only when it is told to.
+fn open_noting(dir: &Path) -> FileSystemRecordStore {
+    watch_test();
+    FileSystemOptions::new().eviction(EvictionPolicy::new().least_recently_read(true)).open(dir).unwrap()
+}
+
+/// Writes records that are as old as this in hours, and that nobody has read.
+fn write_old(dir: &Path, records: &[(&str, u32)]) {
+    let store = open(dir);
+    for (key, age) in records {
+        store.write(*key, &1).unwrap();
+        let file = File::open(dir.join(format!("{key}.json"))).unwrap();
+        let then = SystemTime::now() - HOUR * *age;
+        file.set_times(fs::FileTimes::new().set_modified(then).set_accessed(then)).unwrap();
+    }
+}
+
+fn keys_of(store: &FileSystemRecordStore) -> Vec<String> {
+    let mut keys: Vec<_> = store.keys().unwrap().map(|key| key.unwrap().to_string()).collect();
+    keys.sort();
+    keys
+}
+
+fn least_recently_read(records: u64) -> EvictionPolicy {
+    EvictionPolicy::new().max_records(records).least_recently_read(true)
+}
+
+#[test]
+fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
+    let reads: [fn(&FileSystemRecordStore); 4] = [
+        |store| assert!(store.read::<u8>("first").unwrap().is_some()),
+        |store| {
+            let ignoring = ReadOptions::new().ignore_lock();
+            assert!(store.read_with::<u8>("first", ignoring).unwrap().is_some());
+        },
+        |store| {
+            let guard = store.lock("first", LockOptions::new()).unwrap();
+            assert!(guard.read::<u8>().unwrap().is_some());
+        },
+        |store| {
+            let never = || panic!("it is there");
+            assert_eq!(store.get_or_compute::<u8>("first", LockOptions::new(), never).unwrap(), 1);
+        },
+    ];
+    for read in reads {
+        let dir = tempdir().unwrap();
+        write_old(dir.path(), &[("first", 3), ("second", 2), ("third", 1)]);
+        let store = open_noting(dir.path());
+        read(&store);
+        // Whatever the eviction does to look for it has no part in the order.
+        let dry = store.evict(least_recently_read(1).dry_run(true)).unwrap();
+        assert_eq!((dry.records, keys_of(&store).len()), (2, 3));
+        assert_eq!(store.evict(least_recently_read(2)).unwrap().records, 1);
+        assert_eq!(keys_of(&store), ["first", "third"]);
+        assert_eq!(store.evict(least_recently_read(2).older_than(HOUR / 2)).unwrap().records, 1);
+        assert_eq!(keys_of(&store), ["first"]);
+        // By the time of its write, it is the oldest.
+        assert_eq!(store.evict(EvictionPolicy::new().older_than(HOUR)).unwrap().records, 1);
+    }
+}
+
+/// The reads of other programs, of a store that is opened otherwise, and of a listing.
+#[test]
+fn a_read_that_was_not_noted_changes_no_order() {
+    let dir = tempdir().unwrap();
+    write_old(dir.path(), &[("first", 3), ("second", 2), ("third", 1)]);
+    let noting = FileSystemOptions::new().eviction(least_recently_read(1));
+    for store in [open(dir.path()), noting.mode(OpenMode::ReadOnly).open(dir.path()).unwrap()] {
+        assert!(store.read::<u8>("first").unwrap().is_some());
+        assert_eq!(store.records(ListOptions::new().results(true)).unwrap().count(), 3);
+    }
+    fs::read(dir.path().join("first.json")).unwrap();
+    // As the kernel sets it, if it does.
+    let file = File::open(dir.path().join("first.json")).unwrap();
+    file.set_times(fs::FileTimes::new().set_accessed(SystemTime::UNIX_EPOCH + HOUR * 500_000)).unwrap();
+    let store = open(dir.path());
+    assert_eq!(store.evict(least_recently_read(2)).unwrap().records, 1);
+    assert_eq!(keys_of(&store), ["second", "third"]);
+}
+
+/// Its version depends on the time of the file.
+#[test]
+fn a_noted_read_keeps_the_version_of_a_handwritten_record() {
+    let dir = tempdir().unwrap();
+    let store = open_noting(dir.path());
+    let path = dir.path().join("by-hand.json");
+    fs::write(&path, r#"{"key":"by-hand","result":1}"#).unwrap();
+    let then = SystemTime::now() - HOUR;
+    File::open(&path).unwrap().set_times(fs::FileTimes::new().set_modified(then)).unwrap();
+    let version = store.read::<u8>("by-hand").unwrap().unwrap().version;
+    let noted = fs::metadata(&path).unwrap();
+    assert_eq!(
+        noted.accessed().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap().subsec_nanos() % 1_000_000,
+        271_828
+    );
+    assert_eq!(noted.modified().unwrap(), then);
+    assert_eq!(store.read::<u8>("by-hand").unwrap().unwrap().version, version);
 }

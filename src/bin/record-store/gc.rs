@@ -72,8 +72,10 @@ impl JsonEvicted {
 pub(crate) fn gc(args: &GcArgs) -> Result<(), Failure> {
     let policy = args.limits.policy();
     // Before anything is opened: nothing must be removed.
-    if args.limits.dry_run && policy.is_none() {
-        return Err(Failure::new(USAGE, "--dry-run needs --max-records, --max-size or --older-than"));
+    let needs_limit =
+        [(args.limits.dry_run, "--dry-run"), (args.limits.least_recently_read, "--least-recently-read")];
+    if let Some((_, option)) = needs_limit.into_iter().find(|(is_given, _)| *is_given && policy.is_none()) {
+        return Err(Failure::new(USAGE, format!("{option} needs --max-records, --max-size or --older-than")));
     }
     if let Some(url) = store::url(&args.store.dir) {
         return gc_on_server(url, args);
@@ -104,6 +106,12 @@ fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
     if args.damaged {
         let message = "--damaged is about files: on a server, nothing is moved aside";
         return Err(Failure::new(USAGE, message).advise("leave it out; verify names damaged rows"));
+    }
+    if args.limits.least_recently_read {
+        return Err(Failure::new(
+            USAGE,
+            "--least-recently-read is about files: a server does not know of reads",
+        ));
     }
     let store = store::connect(url, false)?;
     let policy = args.limits.policy();

@@ -5,6 +5,7 @@ pub(crate) mod event_table;
 pub(crate) mod expiry;
 pub(crate) mod file_system;
 pub(crate) mod format;
+pub(crate) mod last_read;
 pub(crate) mod layout;
 pub(crate) mod lock_file;
 pub(crate) mod names;

@@ -9,7 +9,7 @@ use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Opened};
 use crate::filesystem::disk::names::{Entry, Names};
 use crate::filesystem::disk::old_file::{self, Was};
-use crate::filesystem::disk::{record_file, record_head};
+use crate::filesystem::disk::{last_read, record_file, record_head};
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
@@ -20,7 +20,7 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
     if !policy.is_dry_run() {
         core.check_writable(context)?;
     }
-    let candidates = candidates(core, context)?;
+    let candidates = candidates(core, policy, context)?;
     evict_candidates(core, policy, candidates)
 }
 
@@ -28,7 +28,12 @@ pub(crate) fn evict(core: &Core, policy: &EvictionPolicy) -> Result<Evicted> {
 pub(super) type Found = (Entry, Stat);
 
 /// All records.
-pub(super) fn candidates(core: &Core, context: Context<'static>) -> Result<Vec<Candidate<Found>>> {
+pub(super) fn candidates(
+    core: &Core,
+    policy: &EvictionPolicy,
+    context: Context<'static>,
+) -> Result<Vec<Candidate<Found>>> {
+    let used = if policy.is_least_recently_read() { last_read::used } else { layout::modified };
     let mut candidates = Vec::new();
     for entry in Names::records(&core.layout, context)? {
         // A file of another kind is not evicted.
@@ -39,8 +44,11 @@ pub(super) fn candidates(core: &Core, context: Context<'static>) -> Result<Vec<C
         if let Some(stat) = stat
             && layout::irregular(&stat).is_none()
         {
-            let (size, modified) = (layout::size(&stat), layout::modified(&stat));
-            candidates.push(Candidate { modified, size, record: (entry, stat) });
+            candidates.push(Candidate {
+                used: used(&stat),
+                size: layout::size(&stat),
+                record: (entry, stat),
+            });
         }
     }
     core.check_exists(context)?;

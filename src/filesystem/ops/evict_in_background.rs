@@ -100,7 +100,7 @@ fn evict_in_turn(core: &Core, upkeep: &Upkeep) -> Result<Option<Duration>> {
     }
     upkeep.begin();
     let begun = Instant::now();
-    let candidates = evict::candidates(core, CONTEXT)?;
+    let candidates = evict::candidates(core, &upkeep.policy, CONTEXT)?;
     let pause = (begun.elapsed() * PAUSE_PER_LISTING).clamp(MIN_PAUSE, MAX_PAUSE);
     upkeep.set_pause(pause);
     let evicted = evict::evict_candidates(core, &upkeep.policy, candidates);

@@ -1,6 +1,9 @@
 //! `ls --long`, `stat`, and the limits of `gc`.
 
-use record_store::{LockOptions, RecordStoreExt, WriteOptions};
+use std::fs::{File, FileTimes};
+use std::time::{Duration, SystemTime};
+
+use record_store::{EvictionPolicy, FileSystemOptions, LockOptions, RecordStoreExt, WriteOptions};
 use serde_json::Value;
 
 use super::*;
@@ -110,5 +113,24 @@ fn gc_evicts_the_oldest_records_of_a_cache() {
     for place in [scratch.store().to_str().unwrap(), "postgres://localhost:1/none"] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
         assert_code(&output(command.args(["gc", place, "--dry-run"])), 2);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_record-store"));
+        assert_code(&output(command.args(["gc", place, "--least-recently-read"])), 2);
     }
+}
+
+#[test]
+fn gc_keeps_what_was_read_last() {
+    let scratch = Scratch::new();
+    let store = scratch.open();
+    let hours = |age| SystemTime::now() - Duration::from_hours(age);
+    for (key, age) in [("first", 3), ("second", 2)] {
+        store.write(key, &1).unwrap();
+        let file = File::open(scratch.store().join(format!("{key}.json"))).unwrap();
+        file.set_times(FileTimes::new().set_modified(hours(age)).set_accessed(hours(age))).unwrap();
+    }
+    let policy = EvictionPolicy::new().least_recently_read(true);
+    let noting = FileSystemOptions::new().eviction(policy).open(scratch.store()).unwrap();
+    assert!(noting.read::<u8>("first").unwrap().is_some());
+    assert_code(&output(&mut scratch.cli("gc", &["--max-records", "1", "--least-recently-read"])), 0);
+    assert!(store.exists("first").unwrap() && !store.exists("second").unwrap());
 }

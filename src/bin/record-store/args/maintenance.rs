@@ -124,9 +124,15 @@ pub(crate) struct LimitArgs {
     #[arg(long, value_name = "SIZE", value_hint = ValueHint::Other, value_parser = size)]
     max_size: Option<u64>,
 
-    /// Keep no record that was written longer ago than this, such as 30d
+    /// Keep no record that was written longer ago than this, such as 30d, or with --least-recently-read not read since
     #[arg(long, value_name = "TIME", value_hint = ValueHint::Other, value_parser = duration)]
     older_than: Option<Duration>,
+
+    /// Remove first what was not read for the longest time, instead of what was written then. Reads count, to the minute,
+    /// if they were noted by a program that has opened the store for this order; those of this program are not. Not on
+    /// a server
+    #[arg(long)]
+    pub(crate) least_recently_read: bool,
 
     /// Remove nothing, and say what the limits would remove
     #[arg(long)]
@@ -140,7 +146,8 @@ impl LimitArgs {
             .max_records(self.max_records)
             .max_bytes(self.max_size)
             .older_than(self.older_than);
-        (policy != EvictionPolicy::new()).then(|| policy.dry_run(self.dry_run))
+        let order = self.least_recently_read;
+        (policy != EvictionPolicy::new()).then(|| policy.least_recently_read(order).dry_run(self.dry_run))
     }
 }
 
