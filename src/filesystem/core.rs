@@ -166,9 +166,9 @@ impl Core {
     }
 
     /// A record was read: notes that, if the store was opened in this way.
-    pub(crate) fn note_read(&self, opened: &Opened, now: SystemTime) {
+    pub(crate) fn note_read(&self, opened: &Opened) {
         if self.options.eviction.is_least_recently_read() && self.options.mode != OpenMode::ReadOnly {
-            last_read::note(opened, now);
+            last_read::note(opened, SystemTime::now());
         }
     }
 

@@ -93,17 +93,8 @@ pub(crate) fn prove(
 /// The key's record now, without regard to locks. `None`: there is none, or it has expired.
 pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<RawRecord>> {
     let Some(opened) = open(core, key, context)? else { return Ok(None) };
-    read_current(core, key, &opened, context)
-}
-
-/// The record in an open file. `None`: it has expired.
-pub(crate) fn read_current(
-    core: &Core,
-    key: &Key,
-    opened: &Opened,
-    context: Context<'_>,
-) -> Result<Option<RawRecord>> {
-    let (record, expiry) = read(core, key, opened, context)?;
+    let (record, expiry) = read(core, key, &opened, context)?;
+    core.note_read(&opened);
     Ok(match expiry.map(|expiry| expiry.term(&Reading::now())) {
         Some(Term::Over) => None,
         term => Some(record.with_time_left(term.and_then(Term::left))),

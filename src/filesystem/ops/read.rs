@@ -1,7 +1,5 @@
 //! Reading a record, and checking whether it exists.
 
-use std::time::SystemTime;
-
 use rustix::fs::Stat;
 
 use super::wait::{Attempt, Role, timed_out, wait};
@@ -21,8 +19,7 @@ pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Opti
     let limits = Limits::new(options.get_wait());
     if options.ignores_lock() {
         limits.check_cancelled(context)?;
-        let opened = record_file::open(core, key, context)?;
-        let record = opened.map(|opened| read_current(core, key, &opened, context)).transpose()?.flatten();
+        let record = record_file::current(core, key, context)?;
         if record.is_none() {
             core.check_exists(context)?;
         }
@@ -33,15 +30,6 @@ pub(crate) fn read(core: &Core, key: &Key, options: &ReadOptions) -> Result<Opti
     let record =
         wait(core, key, Role::Watcher, &limits, context, |_| attempt(core, key, &claim, &limits, context))?;
     core.wait_until_durable(key, context)?;
-    Ok(record)
-}
-
-/// The record in an open file. `None`: it has expired.
-fn read_current(core: &Core, key: &Key, opened: &Opened, context: Context<'_>) -> Result<Option<RawRecord>> {
-    let record = record_file::read_current(core, key, opened, context)?;
-    if record.is_some() {
-        core.note_read(opened, SystemTime::now());
-    }
     Ok(record)
 }
 
@@ -79,20 +67,15 @@ fn attempt(
     drop(latch);
     let Some(opened) = record else { return Ok(Attempt::Done(None)) };
     let (record, expiry) = record_file::read(core, key, &opened, context)?;
-    let Some(expiry) = expiry else {
-        core.note_read(&opened, before.wall);
-        return Ok(Attempt::Done(Some(record)));
-    };
+    core.note_read(&opened);
+    let Some(expiry) = expiry else { return Ok(Attempt::Done(Some(record))) };
     if expiry.term(&before) == Term::Over {
         return Ok(Attempt::Done(None));
     }
     Ok(match expiry.term(&Reading::now()) {
         // It expired during this attempt, before or after the check of the lock.
         Term::Over => Attempt::Retry,
-        term => {
-            core.note_read(&opened, before.wall);
-            Attempt::Done(Some(record.with_time_left(term.left())))
-        }
+        term => Attempt::Done(Some(record.with_time_left(term.left()))),
     })
 }
 
