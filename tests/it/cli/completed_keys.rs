@@ -264,6 +264,11 @@ fn bash_inserts_exactly_the_key() {
         let mut shell = Shell::start(&mut bash, home, &format!("source {setup}; {FUNCTION}"));
         check_odd_keys(&mut shell, "$`");
         check_places(&mut shell, "\\");
+        // Each Tab inserts the next one.
+        shell.terminal.type_in("bind 'TAB: menu-complete'\n");
+        shell.check("get 'my store' r⇥", &["get", "my store", "report 3"]);
+        shell.check("get 'my store' r⇥⇥", &["get", "my store", "report/2025"]);
+        shell.check("get my\\ store \"a⇥⇥", &["get", "my store", "a$2"]);
         shell.exit();
     }
 }

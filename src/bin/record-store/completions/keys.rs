@@ -20,10 +20,10 @@ use crate::records::open_to_read;
 use crate::store::Store;
 use crate::style::printable;
 
-/// The user waits for the answer, and cannot see why.
+/// The user waits for the answer and cannot see why it takes long.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
-/// People read no longer list.
+/// Nobody reads a longer list.
 const MAX_KEYS: usize = 256;
 
 /// The words of a command line, if a completion script has called this program.
