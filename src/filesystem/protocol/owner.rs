@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::latch;
 use super::lease::Liveness;
@@ -239,14 +239,13 @@ pub(crate) fn liveness(layout: &Layout, name: &str, here: Option<&Owner>) -> Liv
 }
 
 /// The content of the file, for people only.
-#[derive(Serialize, Deserialize)]
-struct About {
-    pid: u32,
-    host: String,
-    since: String,
-}
-
 fn about(process: u32) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct About {
+        pid: u32,
+        host: String,
+        since: String,
+    }
     let about = About {
         pid: process,
         host: hostname::get().unwrap_or_default().to_string_lossy().into_owned(),
@@ -254,18 +253,6 @@ fn about(process: u32) -> Vec<u8> {
     };
     serde_json::to_vec(&about).unwrap_or_default()
 }
-
-/// The number of the process of an owner file, and its host, if the file says it. `None`: this is no owner file.
-pub(crate) fn process_of(layout: &Layout, name: &str) -> Option<(u32, Option<String>)> {
-    let process = name.split_once('-')?.0.parse().ok()?;
-    let opened = layout::open_existing(&layout.private, &format!("{OWNERS}/{name}")).ok().flatten();
-    let text = opened.and_then(|opened| layout::read_up_to(&opened, MAX_ABOUT).ok());
-    let about = text.and_then(|text| serde_json::from_slice::<About>(&text).ok());
-    Some((process, about.map(|about| about.host)))
-}
-
-/// The name of a host is much shorter.
-const MAX_ABOUT: u64 = 4096;
 
 /// Creates a file of a new random name in the owners' directory. By descriptor, not by path: the store may
 /// have been moved meanwhile. The path that the name is taken from is absolute, because a relative one would be

@@ -3,9 +3,10 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use super::queue::{Events, SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, now_ms, slots_in_use};
-use crate::filesystem::disk::layout::Layout;
-use crate::filesystem::protocol::owner;
+use crate::filesystem::disk::layout::{self, Layout, OWNERS};
 use crate::{Key, WaiterInfo};
 
 impl Events {
@@ -26,7 +27,7 @@ impl Events {
             // In another time namespace, the clock may be ahead.
             let since = ticket / TICKETS_PER_MS;
             let waiter = WaiterInfo::new(Duration::from_millis(now_ms().saturating_sub(since)));
-            match owner::process_of(layout, &owner) {
+            match process_of(layout, &owner) {
                 Some((process, host)) => waiter.with_process(process, host),
                 None => waiter,
             }
@@ -34,3 +35,19 @@ impl Events {
         Some(alive.map(describe).collect())
     }
 }
+
+/// The number of the process that has this owner file, and its host, if the file says it.
+fn process_of(layout: &Layout, owner: &str) -> Option<(u32, Option<String>)> {
+    #[derive(Deserialize)]
+    struct About {
+        host: String,
+    }
+    let process = owner.split_once('-')?.0.parse().ok()?;
+    let opened = layout::open_existing(&layout.private, &format!("{OWNERS}/{owner}")).ok().flatten();
+    let text = opened.and_then(|opened| layout::read_up_to(&opened, MAX_ABOUT).ok());
+    let about = text.and_then(|text| serde_json::from_slice::<About>(&text).ok());
+    Some((process, about.map(|about| about.host)))
+}
+
+/// The name of a host is much shorter.
+const MAX_ABOUT: u64 = 4096;
