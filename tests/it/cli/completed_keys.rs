@@ -158,18 +158,16 @@ impl Shell {
     /// Types this after the name of the program, with Tab for `⇥`, and checks the arguments that the program gets.
     #[track_caller]
     fn check(&mut self, typed: &str, arguments: &[&str]) {
-        self.type_in(&format!("record-store {typed}"), arguments);
-    }
-
-    #[track_caller]
-    fn type_in(&mut self, typed: &str, arguments: &[&str]) {
-        let ends = |raw: &str| raw.matches("<end>").count();
-        let before = ends(&self.terminal.raw());
-        let length = self.terminal.raw().len();
-        self.terminal.type_in(&format!("{}\n", typed.replace('⇥', "\t")));
-        let arguments: String = arguments.iter().flat_map(|argument| ["<", argument, ">"]).collect();
-        let raw = self.terminal.wait_until(&format!("{typed}: {arguments}"), |raw| ends(raw) > before);
-        assert!(raw.contains(&format!("{arguments}<end>")), "{typed}: {arguments}: {:?}", &raw[length..]);
+        let expected: String = arguments.iter().flat_map(|argument| ["<", argument, ">"]).collect();
+        let expected = expected + "<end>";
+        // Other checks have printed before, and perhaps the same.
+        let count = |raw: &str, text: &str| raw.matches(text).count();
+        let before = self.terminal.raw();
+        let (ends, printed) = (count(&before, "<end>"), count(&before, &expected));
+        self.terminal.type_in(&format!("record-store {}\n", typed.replace('⇥', "\t")));
+        let raw = self.terminal.wait_until(&format!("{typed}: {expected}"), |raw| count(raw, "<end>") > ends);
+        let last = raw.rsplit("<end>").nth(1).unwrap_or_default();
+        assert!(count(&raw, &expected) > printed, "{typed}: {expected}: {last:?}");
     }
 
     fn exit(mut self) {
