@@ -11,7 +11,7 @@ use record_store::{
 use serde::{Deserialize, Serialize};
 
 use crate::forks::{assert_succeeds, fork};
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::{Child, Role, Stage, until_asleep};
 use crate::support::{PATIENCE, in_memory, millis, open, open_with, storm, tempdir};
 use crate::watchdog::watch_test;
 
@@ -21,6 +21,7 @@ pub(crate) const ROLES: &[Role] = &[
     ("hold and write in a cache", hold_and_write),
     ("fill a cache that keeps itself small", fill_until_stopped),
     ("fork while a cache keeps itself small", fork_while_evicting),
+    ("drop a cache that keeps itself small", drop_in_the_pause),
 ];
 
 const LIMIT: u64 = 50;
@@ -280,7 +281,7 @@ fn the_writes_of_eight_processes_keep_a_cache_small() {
     assert!(store.verify().all(|finding| !finding.unwrap().problem.is_damage()));
 }
 
-/// What was written since the last eviction began is seen by the next one, which does not begin at once.
+/// The next eviction sees the writes since the last one began. It does not begin at once.
 #[test]
 fn evictions_in_the_background_pause() {
     let dir = tempdir().unwrap();
@@ -349,23 +350,44 @@ fn an_eviction_that_fails_fails_no_write() {
     assert_eq!(records_in(dir.path()), 2 * LIMIT);
 }
 
-/// The thread of the dropped handle has nothing to do, however long its pause is.
-#[test]
-fn the_drop_of_the_last_handle_ends_the_thread() {
-    let dir = tempdir().unwrap();
-    let store = open_kept(dir.path());
+/// Its thread has nothing to do, and its pause is an hour.
+fn drop_in_the_pause(stage: &Stage) {
+    let Task { dir, .. } = stage.argument();
+    let store = open_kept(&dir);
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_micros();
-    // An eviction was made, and the next one has an hour of time.
-    fs::write(dir.path().join(TURN), format!("{now:020} 00000000003600000000\n")).unwrap();
+    fs::write(dir.join(TURN), format!("{now:020} 00000000003600000000\n")).unwrap();
     write_some(&store, "some", 1);
-    let path = fs::canonicalize(dir.path()).unwrap();
+    let path = fs::canonicalize(&dir).unwrap();
     let is_open = || {
         let files = fs::read_dir("/proc/self/fd").unwrap();
         files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|file| file == path))
     };
-    assert!(is_open());
+    until_asleep(std::process::id(), evicting_thread());
     drop(store);
     wait_until("the thread has ended", || !is_open());
+    stage.send("done");
+}
+
+/// The thread of this process that evicts. The kernel cuts its name.
+fn evicting_thread() -> i32 {
+    let mut found = None;
+    wait_until("there is a thread", || {
+        let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let mut evicting = threads.filter(|thread| {
+            fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name == "record-store ev\n")
+        });
+        found = evicting.next().map(|thread| thread.file_name().to_str().unwrap().parse().unwrap());
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn the_drop_of_the_last_handle_ends_the_thread() {
+    let dir = tempdir().unwrap();
+    let mut child = start_quietly("drop a cache that keeps itself small", dir.path());
+    child.expect("done");
+    child.finish();
 }
 
 /// The child has a copy of the state of its parent, whose thread does not exist there.
@@ -446,7 +468,7 @@ fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
         write_old(dir.path(), &[("first", 3), ("second", 2), ("third", 1)]);
         let store = open_noting(dir.path());
         read(&store);
-        // Whatever the eviction does to look for it has no part in the order.
+        // The eviction looks into files, too. That is no read.
         let dry = store.evict(least_recently_read(1).dry_run(true)).unwrap();
         assert_eq!((dry.records, keys_of(&store).len()), (2, 3));
         assert_eq!(store.evict(least_recently_read(2)).unwrap().records, 1);
@@ -463,15 +485,15 @@ fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
 fn a_read_that_was_not_noted_changes_no_order() {
     let dir = tempdir().unwrap();
     write_old(dir.path(), &[("first", 3), ("second", 2), ("third", 1)]);
+    // As the kernel sets it, and so late that it does not set it again.
+    let file = File::open(dir.path().join("first.json")).unwrap();
+    file.set_times(fs::FileTimes::new().set_accessed(SystemTime::UNIX_EPOCH + HOUR * 500_000)).unwrap();
     let noting = FileSystemOptions::new().eviction(least_recently_read(1));
     for store in [open(dir.path()), noting.mode(OpenMode::ReadOnly).open(dir.path()).unwrap()] {
         assert!(store.read::<u8>("first").unwrap().is_some());
         assert_eq!(store.records(ListOptions::new().results(true)).unwrap().count(), 3);
     }
     fs::read(dir.path().join("first.json")).unwrap();
-    // As the kernel sets it, if it does.
-    let file = File::open(dir.path().join("first.json")).unwrap();
-    file.set_times(fs::FileTimes::new().set_accessed(SystemTime::UNIX_EPOCH + HOUR * 500_000)).unwrap();
     let store = open(dir.path());
     assert_eq!(store.evict(least_recently_read(2)).unwrap().records, 1);
     assert_eq!(keys_of(&store), ["second", "third"]);

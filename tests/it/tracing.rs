@@ -4,18 +4,21 @@ use std::fmt::{Debug, Write};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once};
+use std::time::Instant;
 
-use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt, WriteOptions};
+use record_store::{
+    EvictionPolicy, FileSystemOptions, LockOptions, MemoryRecordStore, RecordStoreExt, WriteOptions,
+};
 use tempfile::tempdir;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 use crate::support::children::{Child, Role, Stage};
-use crate::support::{as_named, millis, named, open};
+use crate::support::{PATIENCE, as_named, millis, named, open};
 use crate::tree;
 
-pub(crate) const ROLES: &[Role] = &[("hold for a trace", hold)];
+pub(crate) const ROLES: &[Role] = &[("hold for a trace", hold), ("evict for a trace", evict)];
 
 fn hold(stage: &Stage) {
     let store = open(&stage.argument::<PathBuf>());
@@ -227,4 +230,45 @@ fn the_memory_store_reports_lost_locks() {
         assert!(store.write_with("key", &1, WriteOptions::new().claim(token)).unwrap_err().is_lock_lost());
     });
     assert_recorded(&lines, &["the lock is lost"]);
+}
+
+/// The child: evicts in the background, in a thread that has no subscriber of its own. Sends the first event that has this text.
+fn evict(stage: &Stage) {
+    let (dir, text): (PathBuf, String) = stage.argument();
+    let recorder = Recorder::default();
+    let lines = Arc::clone(&recorder.lines);
+    tracing::subscriber::set_global_default(recorder).unwrap();
+    let policy = EvictionPolicy::new().max_records(1);
+    let store = FileSystemOptions::new().eviction(policy).open(&dir).unwrap();
+    for key in ["first", "second", "third"] {
+        store.write(key, &1).unwrap();
+    }
+    let start = Instant::now();
+    let find = || lines.lock().unwrap().iter().find(|line| line.contains(&text)).cloned();
+    let found = loop {
+        if let Some(found) = find() {
+            break found;
+        }
+        assert!(start.elapsed() < PATIENCE, "{text:?} is missing in {:#?}", lines.lock().unwrap());
+        std::thread::sleep(millis(2));
+    };
+    stage.send(&found);
+}
+
+#[test]
+fn evictions_in_the_background_are_reported() {
+    let dir = tempdir().unwrap();
+    let event = |text: &str| {
+        let mut child = Child::start("evict for a trace", &(dir.path(), text));
+        let event = child.receive();
+        child.finish();
+        [event]
+    };
+    assert_recorded(&event("evicted records"), &["DEBUG record_store:", "bytes=", "kept=", "records_left="]);
+    // Not even a thread that evicts can lock it.
+    let turn = dir.path().join(".store/eviction");
+    std::fs::remove_file(&turn).unwrap();
+    std::fs::create_dir(&turn).unwrap();
+    let failed = event("could not evict records");
+    assert_recorded(&failed, &["WARN record_store:", "operation=\"evict\"", "error=", "/.store/eviction"]);
 }

@@ -130,13 +130,12 @@ impl Log {
         if logged.epoch() == next.epoch() || words.synced() >= logged {
             return Ok(());
         }
-        if self.shared.words().segment(logged).failed.load(Acquire) == logged.epoch() {
+        if self.sync_through(words, logged, context).is_err() {
             // Its frames may be lost, so the files that they tell of have to be on the disk.
             publish::sync_file_system(&self.layout, context)?;
             words.set_synced(logged);
-            return Ok(());
         }
-        self.sync_through(words, logged, context)
+        Ok(())
     }
 
     /// Syncs all frames at these positions of the latches of these keys.

@@ -9,7 +9,7 @@ use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Error, Key, Result};
 
-/// What a change has put in the place of the record.
+/// The record after a change.
 #[derive(Clone, Copy)]
 pub(super) struct New {
     /// The version of the record. `None`: the record was removed.

@@ -196,7 +196,7 @@ fn check_odd_keys(shell: &mut Shell, in_double_quotes: &str) {
     }
 }
 
-/// What all shells do in the same way. `backslash` is what to type before a space after an ambiguous completion: zsh has
+/// Completions that are the same in all shells. `backslash`: the character to type before a space after an ambiguous completion: zsh has
 /// inserted one already.
 fn check_places(shell: &mut Shell, backslash: &str) {
     for (typed, arguments) in [

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime};
 
-use record_store::{EvictionPolicy, ListOptions, RecordStoreExt};
+use record_store::{ErrorKind, EvictionPolicy, ListOptions, RecordStoreExt};
 use sha2::{Digest as _, Sha256};
 
 use super::server::Server;
@@ -190,4 +190,16 @@ fn a_listing_of_many_and_large_records_is_complete() {
     let all = list(ListOptions::new().results(true));
     assert_eq!(all.len(), 4_105);
     assert!(all.iter().all(|record| record.result().is_some()));
+}
+
+/// A server does not know of reads.
+#[test]
+fn the_order_of_the_last_read_is_refused() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    store.write("k", &1).unwrap();
+    let policy = EvictionPolicy::new().max_records(0).least_recently_read(true);
+    let error = store.evict(policy).unwrap_err();
+    assert_eq!((error.kind(), error.operation()), (ErrorKind::Unsupported, "evict"), "{error}");
+    assert!(store.exists("k").unwrap());
 }

@@ -8,7 +8,7 @@ use clap::{Arg, Command, CommandFactory};
 
 use crate::args::{Cli, DIR};
 
-/// What the word at the cursor can be, where a shell cannot know it.
+/// The kinds of words at the cursor that a shell cannot know.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// A key.
@@ -151,7 +151,7 @@ impl<'a> Words<'a> {
         let given = given.iter().map(|&key| key.to_owned()).collect();
         Some(Keys {
             dir: dir.into(),
-            // What was locked need not have a record, and `unlock` of a key without a lock is an error.
+            // A locked key need not have a record, and `unlock` of a key without a lock is an error.
             records: !matches!(task, "unlock" | "renew"),
             locks: matches!(task, "unlock" | "renew" | "lock" | "stat"),
             prefix: word.to_str()?.to_owned(),
