@@ -480,6 +480,25 @@ fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
     }
 }
 
+/// With `relatime`, the kernel replaces an access time that is not later than the last change of the file or of its metadata.
+#[test]
+fn later_reads_of_any_kind_leave_a_noted_read_as_it_is() {
+    let dir = tempdir().unwrap();
+    let keys: Vec<String> = (0..20).map(|number| format!("read{number}")).collect();
+    let mut records: Vec<(&str, u32)> = keys.iter().map(|key| (&**key, 3)).collect();
+    records.push(("not read", 2));
+    write_old(dir.path(), &records);
+    let store = open_noting(dir.path());
+    for _ in 0..3 {
+        for key in &keys {
+            assert!(store.read::<u8>(key).unwrap().is_some());
+            fs::read(dir.path().join(format!("{key}.json"))).unwrap();
+        }
+    }
+    assert_eq!(store.evict(least_recently_read(20)).unwrap().records, 1);
+    assert!(!store.exists("not read").unwrap(), "one that was read is evicted");
+}
+
 /// The reads of other programs, of a store that is opened otherwise, and of a listing.
 #[test]
 fn a_read_that_was_not_noted_changes_no_order() {

@@ -13,6 +13,11 @@ use super::layout::{self, Opened};
 /// A time that is not older is not set again, so most reads cost nothing.
 const PRECISION: Duration = Duration::from_mins(1);
 
+/// The access time that a reader sets is so much later than its read. With `relatime`, the kernel replaces an access time at
+/// the next read of any program, unless it is later than the last change of the file or of its metadata, and noting a read is
+/// such a change.
+const AHEAD: Duration = Duration::from_mins(1);
+
 /// The nanoseconds below a millisecond of each time that a reader sets.
 const MARK: u32 = 271_828;
 
@@ -27,7 +32,7 @@ fn noted(stat: &Stat) -> Option<SystemTime> {
     let (seconds, nanos) = (i64::from(stat.st_atime), u32::try_from(stat.st_atime_nsec).ok()?);
     let is_marked = nanos % 1_000_000 == MARK;
     let since_epoch = Duration::new(u64::try_from(seconds).ok().filter(|_| is_marked)?, nanos);
-    SystemTime::UNIX_EPOCH.checked_add(since_epoch)
+    SystemTime::UNIX_EPOCH.checked_add(since_epoch.checked_sub(AHEAD)?)
 }
 
 /// Notes that a record was read. Best effort: the file may be another user's, or on a file system that is read-only.
@@ -38,7 +43,7 @@ pub(crate) fn note(opened: &Opened, now: SystemTime) {
     if distance < PRECISION {
         return;
     }
-    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_add(AHEAD);
     let Ok(seconds) = since_epoch.as_secs().try_into() else { return };
     let nanos = since_epoch.subsec_millis() * 1_000_000 + MARK;
     let times = Timestamps {
@@ -73,8 +78,12 @@ mod tests {
                 .unwrap(),
             tv_nsec: nanos,
         };
+        let noted = |age: Duration| {
+            let time = before(age, MARK.into());
+            Timespec { tv_sec: time.tv_sec + i64::try_from(AHEAD.as_secs()).unwrap(), ..time }
+        };
         let last_access = match read {
-            Some(age) => before(age, MARK.into()),
+            Some(age) => noted(age),
             None => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         };
         let times = Timestamps { last_access, last_modification: before(written, 5) };

@@ -20,7 +20,7 @@ use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::upkeep::{MIN_PAUSE, Upkeep};
-use crate::{ErrorKind, Result, trace};
+use crate::{ErrorKind, Evicted, Result, trace};
 
 /// A listing takes at most one tenth of the time.
 const PAUSE_PER_LISTING: u32 = 9;
@@ -100,18 +100,28 @@ fn evict_in_turn(core: &Core, upkeep: &Upkeep) -> Result<Option<Duration>> {
     }
     upkeep.begin();
     let begun = Instant::now();
+    let evicted = evict_now(core, upkeep);
+    if evicted.is_err() {
+        // The writes before it still need one.
+        upkeep.note_write();
+    }
+    trace::evicted(&evicted?);
+    let pause = upkeep.pause();
+    // Only now: if this process is killed before, or fails, another one does it.
+    Turn { begun: now, pause }.write(&core.layout);
+    Ok((!upkeep.may_end(None)).then(|| pause.saturating_sub(begun.elapsed())))
+}
+
+fn evict_now(core: &Core, upkeep: &Upkeep) -> Result<Evicted> {
+    let begun = Instant::now();
     let candidates = evict::candidates(core, &upkeep.policy, CONTEXT)?;
-    let pause = (begun.elapsed() * PAUSE_PER_LISTING).clamp(MIN_PAUSE, MAX_PAUSE);
-    upkeep.set_pause(pause);
+    upkeep.set_pause((begun.elapsed() * PAUSE_PER_LISTING).min(MAX_PAUSE));
     let evicted = evict::evict_candidates(core, &upkeep.policy, candidates);
     // Those who find no record wait until its removal is on the disk. It is better that they find it there.
     if let Some(log) = &core.log {
         let _ = log.sync_latches(CONTEXT);
     }
-    trace::evicted(&evicted?);
-    // Only now: if this process is killed before, or fails, another one does it.
-    Turn { begun: now, pause }.write(&core.layout);
-    Ok((!upkeep.may_end(None)).then(|| pause.saturating_sub(begun.elapsed())))
+    evicted
 }
 
 /// The last eviction, as the file of the turn tells it.
@@ -166,7 +176,35 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::filesystem::protocol::latch;
+    use crate::{EvictionPolicy, FileSystemOptions, FileSystemRecordStore, Key, RecordStoreExt};
+
+    #[test]
+    fn an_eviction_that_fails_is_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = FileSystemRecordStore::open(dir.path()).unwrap();
+        for key in ["first", "second"] {
+            writer.write(key, &1).unwrap();
+        }
+        let policy = EvictionPolicy::new().max_records(1);
+        let store = FileSystemOptions::new().eviction(policy).open(dir.path()).unwrap();
+        let core = &store.0;
+        let upkeep = core.upkeep.as_ref().unwrap();
+        upkeep.note_write();
+        let index = latch::index_of(&Key::new("first").unwrap());
+        let latch = dir.path().join(format!(".store/{}/{index:02x}", layout::LATCHES));
+        fs::remove_file(&latch).unwrap();
+        fs::create_dir(&latch).unwrap();
+        for _ in 0..2 {
+            assert_eq!(evict_in_turn(core, upkeep).unwrap_err().kind(), ErrorKind::NotARegularFile);
+        }
+        fs::remove_dir(&latch).unwrap();
+        assert_eq!(evict_in_turn(core, upkeep).unwrap(), None, "nothing was written meanwhile");
+        assert_eq!(writer.keys().unwrap().map(Result::unwrap).collect::<Vec<_>>(), ["second"]);
+    }
 
     #[test]
     fn a_turn_is_read_as_it_was_written() {
