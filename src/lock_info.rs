@@ -1,5 +1,6 @@
 //! The description of a lock.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -24,6 +25,9 @@ pub enum LockState {
 
 /// A description of one lock at one moment.
 ///
+/// A [shared](crate::LockOptions::shared) lock has several holders. This describes one of them, and
+/// [`sharers`](LockInfo::sharers) the others.
+///
 /// Serialized, it has its times as RFC 3339 text and `remaining_seconds` as a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockInfo {
@@ -37,6 +41,8 @@ pub struct LockInfo {
     owner_alive: Option<bool>,
     owned_here: bool,
     note: Option<Arc<str>>,
+    slots: Option<NonZeroU32>,
+    sharers: Vec<LockInfo>,
     waiters: Option<Vec<WaiterInfo>>,
 }
 
@@ -56,8 +62,24 @@ impl LockInfo {
             owner_alive: None,
             owned_here: false,
             note: None,
+            slots: None,
+            sharers: Vec::new(),
             waiters: None,
         }
+    }
+
+    /// Sets how many holders may share the lock. `None`: it is exclusive.
+    #[must_use]
+    pub fn with_slots(mut self, slots: Option<NonZeroU32>) -> Self {
+        self.slots = slots;
+        self
+    }
+
+    /// Sets the other holders, which share the lock, each as a lock of its own.
+    #[must_use]
+    pub fn with_sharers(mut self, sharers: Vec<LockInfo>) -> Self {
+        self.sharers = sharers;
+        self
     }
 
     /// Sets the calls that wait to acquire the lock, in the order in which they will.
@@ -153,6 +175,31 @@ impl LockInfo {
         self.note.as_deref()
     }
 
+    /// Whether the lock is [shared](crate::LockOptions::shared): then nobody may change the record.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.slots.is_some()
+    }
+
+    /// How many holders may share the lock, as this one asked for. `None`: it is exclusive.
+    /// [`NonZeroU32::MAX`]: as many as there are.
+    #[must_use]
+    pub fn slots(&self) -> Option<NonZeroU32> {
+        self.slots
+    }
+
+    /// The other holders of a shared lock, in the order of their tokens. Those whose lease expired, or whose process is
+    /// gone, are among them until the lock is acquired, released or renewed the next time.
+    #[must_use]
+    pub fn sharers(&self) -> &[LockInfo] {
+        &self.sharers
+    }
+
+    /// All holders of the lock: this one first, then the [sharers](LockInfo::sharers).
+    pub fn holders(&self) -> impl Iterator<Item = &LockInfo> {
+        std::iter::once(self).chain(&self.sharers)
+    }
+
     /// The calls that wait to acquire the lock, in the order in which they will. `None`: unknown.
     ///
     /// Calls that only wait until the lock is free are not among them: reads, `wait_for_lock`, `wait_for_record`, and
@@ -187,12 +234,19 @@ impl LockInfo {
         self.waiters.as_deref()
     }
 
-    /// True if the lock is in force and `holder`, in this process, holds it.
+    /// True if the lock is in force and `holder`, in this process, holds it, or is one of those that share it.
     #[must_use]
     pub fn is_held_by(&self, holder: &Holder) -> bool {
-        self.state == LockState::Held
-            && self.holder == *holder
-            && (self.owned_here || !holder.is_process_bound())
+        self.holders().any(|it| {
+            it.state == LockState::Held
+                && it.holder == *holder
+                && (it.owned_here || !holder.is_process_bound())
+        })
+    }
+
+    /// The description of the holder with this token, if it is one of those that hold the lock.
+    pub(crate) fn held_with(&self, token: LockToken) -> Option<&LockInfo> {
+        self.holders().find(|it| it.token == token && it.state == LockState::Held)
     }
 }
 
@@ -211,6 +265,12 @@ struct Fields {
     #[serde(default)]
     note: Option<Arc<str>>,
     #[serde(default)]
+    shared: bool,
+    #[serde(default)]
+    slots: Option<NonZeroU32>,
+    #[serde(default)]
+    sharers: Vec<LockInfo>,
+    #[serde(default)]
     waiters: Option<Vec<WaiterInfo>>,
 }
 
@@ -227,6 +287,9 @@ impl Serialize for LockInfo {
             expires_at: self.expires_at.map(rfc3339::format),
             remaining_seconds: self.remaining.map(|left| left.as_secs_f64()),
             note: self.note.clone(),
+            shared: self.is_shared(),
+            slots: self.slots.filter(|slots| *slots != NonZeroU32::MAX),
+            sharers: self.sharers.clone(),
             waiters: self.waiters.clone(),
         }
         .serialize(serializer)
@@ -256,6 +319,8 @@ impl<'de> Deserialize<'de> for LockInfo {
             owner_alive: fields.owner_alive,
             owned_here: false,
             note: fields.note,
+            slots: fields.shared.then(|| fields.slots.unwrap_or(NonZeroU32::MAX)),
+            sharers: fields.sharers,
             waiters: fields.waiters,
         })
     }
@@ -280,6 +345,12 @@ mod tests {
         assert!(text.contains(r#""acquired_at":"2023-11-14T22:13:20.000000000Z""#), "{text}");
         assert_eq!(serde_json::from_str::<LockInfo>(&text).unwrap(), info);
         assert!(serde_json::from_str::<LockInfo>(&text.replace("1.5", "-1.5")).is_err());
+        for slots in [NonZeroU32::MIN, NonZeroU32::MAX] {
+            let sharer = info.clone().with_slots(Some(slots));
+            let shared = sharer.clone().with_sharers(vec![sharer]);
+            let text = serde_json::to_string(&shared).unwrap();
+            assert_eq!(serde_json::from_str::<LockInfo>(&text).unwrap(), shared, "{text}");
+        }
         let far = info.with_expiry(start + Duration::from_secs(1 << 40), Duration::from_secs(1 << 40));
         assert!(serde_json::to_string(&far).unwrap().contains("9999-12-31"));
     }

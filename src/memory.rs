@@ -2,6 +2,7 @@
 //! other store.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU32;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -71,7 +72,8 @@ impl Default for Shared {
 #[derive(Debug, Default)]
 struct State {
     records: BTreeMap<Key, Record>,
-    locks: BTreeMap<Key, Lock>,
+    /// The acquisitions of each key's lock: one, or those that share it, in the order of their tokens.
+    locks: BTreeMap<Key, Vec<Lock>>,
     /// The newest token of all keys.
     newest: u64,
     /// The number of writes: the version of the last one.
@@ -105,6 +107,8 @@ struct Lock {
     token: LockToken,
     acquired_at: SystemTime,
     note: Option<String>,
+    /// `None`: it is exclusive.
+    slots: Option<NonZeroU32>,
     /// `None`: until released.
     lease: Option<Lease>,
 }
@@ -132,12 +136,20 @@ impl Lock {
         self.lease.as_ref().is_none_or(|lease| now < lease.end)
     }
 
+    fn is_claimed_by(&self, claim: &Claim) -> bool {
+        match claim {
+            Claim::Holder(holder) => self.holder == *holder,
+            Claim::Token(token) | Claim::Delegated(token) => self.token == *token,
+        }
+    }
+
     fn info(&self, key: &Key, now: Instant) -> LockInfo {
         let state = if self.is_live(now) { LockState::Held } else { LockState::Expired };
         let info = LockInfo::new(key.clone(), self.holder.clone(), self.token, self.acquired_at)
             .with_state(state)
             .with_owner(Some(true), true)
-            .with_note(self.note.as_deref());
+            .with_note(self.note.as_deref())
+            .with_slots(self.slots);
         match &self.lease {
             Some(lease) => info.with_expiry(lease.expires_at, lease.end.saturating_duration_since(now)),
             None => info,
@@ -190,8 +202,34 @@ impl State {
         self.record(key).map_or(RecordVersion::ABSENT, |record| record.raw.version)
     }
 
-    fn live(&self, key: &Key, now: Instant) -> Option<&Lock> {
-        self.locks.get(key).filter(|lock| lock.is_live(now))
+    /// The acquisitions that are in force.
+    fn live(&self, key: &Key, now: Instant) -> impl Iterator<Item = &Lock> {
+        self.locks.get(key).into_iter().flatten().filter(move |lock| lock.is_live(now))
+    }
+
+    /// An acquisition that is in the way of a holder, if it wants the lock for itself, or to share it.
+    fn in_the_way(&self, key: &Key, slots: Option<NonZeroU32>, now: Instant) -> Option<&Lock> {
+        let first = self.live(key, now).next()?;
+        let of_held = self.live(key, now).map(|lock| lock.slots.map_or(0, NonZeroU32::get));
+        let least = of_held.fold(slots.map_or(0, NonZeroU32::get), u32::min);
+        (self.live(key, now).count() >= least as usize).then_some(first)
+    }
+
+    /// When the first lease ends: then there is room for another holder, or no lock.
+    fn first_end(&self, key: &Key, now: Instant) -> Option<Instant> {
+        self.live(key, now).filter_map(|lock| lock.lease.as_ref().map(|lease| lease.end)).min()
+    }
+
+    /// Removes acquisitions of the key.
+    fn remove_locks(&mut self, key: &Key, is_meant: impl Fn(&Lock) -> bool) -> bool {
+        let Some(locks) = self.locks.get_mut(key) else { return false };
+        let count = locks.len();
+        locks.retain(|lock| !is_meant(lock));
+        let is_removed = locks.len() < count;
+        if locks.is_empty() {
+            self.locks.remove(key);
+        }
+        is_removed
     }
 
     /// Whether an acquisition is the next one. Without a ticket it is behind all that wait.
@@ -217,39 +255,55 @@ impl State {
         self.changed.notify_all();
     }
 
-    /// The description of a lock of this key, with those that wait for it.
-    fn describe(&self, key: &Key, lock: &Lock, now: Instant) -> LockInfo {
+    /// The description of the key's lock, with those that wait for it. `None`: there is none, in force or not.
+    fn describe(&self, key: &Key, now: Instant) -> Option<LockInfo> {
+        let locks = self.locks.get(key)?;
+        let first = locks.iter().find(|lock| lock.is_live(now)).or(locks.first())?;
+        let sharers = locks.iter().filter(|lock| lock.token != first.token);
         let waiter =
             |(_, since): &(u64, Instant)| WaiterInfo::of_this_process(now.saturating_duration_since(*since));
         let queue = self.queues.get(key).into_iter().flatten();
-        lock.info(key, now).with_waiters(queue.map(waiter).collect::<Vec<_>>())
+        Some(
+            first
+                .info(key, now)
+                .with_sharers(sharers.map(|lock| lock.info(key, now)).collect())
+                .with_waiters(queue.map(waiter).collect::<Vec<_>>()),
+        )
     }
 
-    /// Whether a record may be read or changed on this claim.
+    /// Whether a record may be changed on this claim.
     fn admit(&self, operation: &'static str, key: &Key, claim: &Claim) -> Result<()> {
-        match (claim, self.live(key, Instant::now())) {
-            (Claim::Token(token) | Claim::Delegated(token), Some(lock)) if lock.token == *token => Ok(()),
-            (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(operation, key, *token)),
-            (Claim::Holder(holder), Some(lock)) if lock.holder != *holder => {
-                Err(Error::new(ErrorKind::Locked, operation).with_key(key).with_holder(lock.holder.clone()))
+        let now = Instant::now();
+        match (self.live(key, now).find(|lock| lock.is_claimed_by(claim)), claim) {
+            (Some(lock), _) if lock.slots.is_some() => {
+                Err(Error::new(ErrorKind::LockShared, operation).with_key(key).with_token(lock.token))
             }
-            (Claim::Holder(_), _) => Ok(()),
+            (Some(_), _) => Ok(()),
+            (None, Claim::Token(token) | Claim::Delegated(token)) => Err(lost(operation, key, *token)),
+            (None, Claim::Holder(_)) => match self.live(key, now).next() {
+                None => Ok(()),
+                Some(lock) => {
+                    let error = Error::new(ErrorKind::Locked, operation).with_key(key);
+                    Err(error.with_holder(lock.holder.clone()))
+                }
+            },
         }
     }
 
-    /// The live lock that the claim is about.
+    /// The acquisition that the claim is about, which is in force.
     fn own_lock(&mut self, operation: &'static str, key: &Key, claim: &Claim) -> Result<&mut Lock> {
         let now = Instant::now();
-        let live = self.locks.get_mut(key).filter(|lock| lock.is_live(now));
-        match (claim, live) {
-            (Claim::Token(token) | Claim::Delegated(token), Some(lock)) if lock.token == *token => Ok(lock),
-            (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(operation, key, *token)),
-            (Claim::Holder(holder), Some(lock)) if lock.holder == *holder => Ok(lock),
-            (Claim::Holder(holder), Some(lock)) => Err(Error::new(ErrorKind::NotLockHolder, operation)
-                .with_key(key)
-                .with_claimant(holder.clone())
-                .with_holder(lock.holder.clone())),
-            (Claim::Holder(_), None) => Err(Error::new(ErrorKind::NotLocked, operation).with_key(key)),
+        let error = |kind| Error::new(kind, operation).with_key(key);
+        let holder = self.live(key, now).next().map(|lock| lock.holder.clone());
+        let mut live = self.locks.get_mut(key).into_iter().flatten().filter(|lock| lock.is_live(now));
+        match (live.find(|lock| lock.is_claimed_by(claim)), claim, holder) {
+            (Some(lock), _, _) => Ok(lock),
+            (None, Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(operation, key, *token)),
+            (None, Claim::Holder(claimant), Some(holder)) => {
+                let error = error(ErrorKind::NotLockHolder).with_claimant(claimant.clone());
+                Err(error.with_holder(holder))
+            }
+            (None, Claim::Holder(_), None) => Err(error(ErrorKind::NotLocked)),
         }
     }
 }
@@ -327,24 +381,26 @@ impl MemoryRecordStore {
         }
     }
 
-    /// Waits while a lock of another holder than `own` is live.
+    /// Waits while a lock is live, or, if it is not for a holder's read, while another holder has an exclusive one.
     fn wait_while_locked(
         &self,
         operation: &'static str,
         key: &Key,
-        own: Option<&Holder>,
+        reader: Option<&Holder>,
         options: &WaitOptions,
     ) -> Result<MutexGuard<'_, State>> {
         let start = Instant::now();
         let mut holder = None;
+        let is_in_the_way =
+            |lock: &&Lock| reader.is_none_or(|reader| lock.slots.is_none() && lock.holder != *reader);
         let free = |state: &mut State, now| {
-            let Some(lock) = state.live(key, now).filter(|lock| own != Some(&lock.holder)) else {
+            let Some(lock) = state.live(key, now).find(is_in_the_way) else {
                 return Ok(());
             };
             holder = Some(lock.holder.clone());
-            Err(lock.lease.as_ref().map(|lease| lease.end))
+            Err(state.first_end(key, now))
         };
-        let in_the_way = |state: &State, now| state.live(key, now).map(|lock| lock.info(key, now));
+        let in_the_way = |state: &State, now| state.live(key, now).next().map(|lock| lock.info(key, now));
         match self.wait(operation, key, options, free, in_the_way)? {
             Some((state, ())) => Ok(state),
             None => Err(Error::new(ErrorKind::LockTimeout, operation)
@@ -354,28 +410,35 @@ impl MemoryRecordStore {
         }
     }
 
-    /// Waits until the holder has the lock, or may acquire it: no lock of another holder is live, and no other
-    /// acquisition has waited for longer.
-    fn wait_for_turn(&self, key: &Key, own: &Holder, options: &WaitOptions) -> Result<MutexGuard<'_, State>> {
+    /// Waits until the holder has the lock, or may acquire it: no lock of another holder is in the way, and no other
+    /// acquisition has waited for longer. Returns the moment at which that is so: a little later, the holder's own lease may
+    /// be over, while others share the lock.
+    fn wait_for_turn(
+        &self,
+        key: &Key,
+        own: &Holder,
+        slots: Option<NonZeroU32>,
+        options: &WaitOptions,
+    ) -> Result<(MutexGuard<'_, State>, Instant)> {
         let (start, mut holder) = (Instant::now(), None);
         let mut waiter = Waiter { store: self, key, ticket: None };
         let waits = options.get_timeout() != Some(Duration::ZERO);
         let is_turn = |state: &mut State, now| {
-            let next_event = match state.live(key, now) {
-                Some(lock) if lock.holder == *own => return Ok(()),
-                None if state.is_next(key, waiter.ticket) => return Ok(()),
-                live => {
-                    holder = live.map(|lock| lock.holder.clone());
-                    live.and_then(|lock| lock.lease.as_ref().map(|lease| lease.end))
-                }
-            };
+            let obstacle = state.in_the_way(key, slots, now);
+            let has_it = state.live(key, now).any(|lock| lock.holder == *own);
+            if has_it || obstacle.is_none() && state.is_next(key, waiter.ticket) {
+                return Ok(now);
+            }
+            holder = obstacle.map(|lock| lock.holder.clone());
+            let next_event = state.first_end(key, now);
             if waits && waiter.ticket.is_none() {
                 waiter.ticket = Some(state.enqueue(key));
             }
             Err(next_event)
         };
-        let in_the_way = |state: &State, now| state.live(key, now).map(|lock| lock.info(key, now));
-        let Some((mut state, ())) = self.wait("acquire_lock", key, options, is_turn, in_the_way)? else {
+        let in_the_way =
+            |state: &State, now| state.in_the_way(key, slots, now).map(|lock| lock.info(key, now));
+        let Some((mut state, now)) = self.wait("acquire_lock", key, options, is_turn, in_the_way)? else {
             return Err(Error::new(ErrorKind::LockTimeout, "acquire_lock")
                 .with_key(key)
                 .with_holder(holder)
@@ -384,7 +447,7 @@ impl MemoryRecordStore {
         if let Some(ticket) = waiter.ticket.take() {
             state.leave_queue(key, ticket);
         }
-        Ok(state)
+        Ok((state, now))
     }
 
     /// Wakes the sleepers. It locks the mutex so that none of them is between its check and its sleep.
@@ -425,8 +488,8 @@ impl RecordStore for MemoryRecordStore {
             }
             claim @ (Claim::Token(_) | Claim::Delegated(_)) => {
                 check_cancelled("read", key, options.get_wait())?;
-                let state = self.state();
-                state.admit("read", key, &claim)?;
+                let mut state = self.state();
+                state.own_lock("read", key, &claim)?;
                 state
             }
         };
@@ -530,7 +593,7 @@ impl RecordStore for MemoryRecordStore {
         records.sort_by_key(|(_, record)| number(record));
         let candidates = records.into_iter().map(candidate).collect();
         let evicted = eviction::evict(&policy, candidates, |key| {
-            if state.live(key, Instant::now()).is_some() {
+            if state.live(key, Instant::now()).next().is_some() {
                 return Ok(Outcome::Kept);
             }
             if !policy.is_dry_run() {
@@ -547,21 +610,26 @@ impl RecordStore for MemoryRecordStore {
     }
 
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
-        let holder = options.resolve_holder();
-        let mut state = self.wait_for_turn(key, &holder, options.get_wait())?;
-        let now = Instant::now();
+        let (holder, slots) = (options.resolve_holder(), options.get_slots());
+        let (mut state, now) = self.wait_for_turn(key, &holder, slots, options.get_wait())?;
         let lease = Lease::starting_now(options.get_hold_timeout());
-        if let Some(lock) = state.locks.get_mut(key).filter(|lock| lock.is_live(now) && lock.holder == holder)
-        {
+        let locks = state.locks.entry(key.clone()).or_default();
+        if let Some(lock) = locks.iter_mut().find(|lock| lock.is_live(now) && lock.holder == holder) {
+            if lock.slots.is_some() && slots.is_none() {
+                let error = Error::new(ErrorKind::LockShared, "acquire_lock").with_key(key);
+                return Err(error.with_token(lock.token));
+            }
             lock.lease = lease;
             let token = lock.token;
             state.changed.notify_all();
             return Ok(Acquired::reentrant(token));
         }
+        locks.retain(|lock| lock.is_live(now));
         state.newest += 1;
         let token = LockToken::new(state.newest);
         let (acquired_at, note) = (SystemTime::now(), options.get_note().map(str::to_owned));
-        state.locks.insert(key.clone(), Lock { holder, token, acquired_at, note, lease });
+        let lock = Lock { holder, token, acquired_at, note, slots, lease };
+        state.locks.entry(key.clone()).or_default().push(lock);
         Ok(Acquired::new(token))
     }
 
@@ -583,8 +651,8 @@ impl RecordStore for MemoryRecordStore {
     fn release_lock_raw(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
         check_cancelled("release_lock", key, &options)?;
         let mut state = self.state();
-        state.own_lock("release_lock", key, claim)?;
-        state.locks.remove(key);
+        let token = state.own_lock("release_lock", key, claim)?.token;
+        state.remove_locks(key, |lock| lock.token == token);
         state.changed.notify_all();
         Ok(())
     }
@@ -592,7 +660,7 @@ impl RecordStore for MemoryRecordStore {
     fn lock_info_raw(&self, key: &Key) -> Result<Option<LockInfo>> {
         let state = self.state();
         let now = Instant::now();
-        Ok(state.live(key, now).map(|lock| state.describe(key, lock, now)))
+        Ok(state.describe(key, now).filter(|lock| lock.state() == LockState::Held))
     }
 
     fn wait_for_lock_raw(&self, key: &Key, options: WaitOptions) -> Result<bool> {
@@ -607,15 +675,15 @@ impl RecordStore for MemoryRecordStore {
         check_cancelled("break_lock", key, options.get_wait())?;
         let mut state = self.state();
         let is_meant = |lock: &Lock| options.get_token().is_none_or(|token| lock.token == token);
-        let broken = state.locks.get(key).is_some_and(is_meant) && state.locks.remove(key).is_some();
+        let broken = state.remove_locks(key, is_meant);
         state.changed.notify_all();
         Ok(broken)
     }
 
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         Ok(self.listing(|state, after| {
-            let (key, lock) = state.locks.range::<Key, _>((after, Bound::Unbounded)).next()?;
-            Some((key.clone(), state.describe(key, lock, Instant::now())))
+            let (key, _) = state.locks.range::<Key, _>((after, Bound::Unbounded)).next()?;
+            Some((key.clone(), state.describe(key, Instant::now())?))
         }))
     }
 }

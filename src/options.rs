@@ -1,5 +1,6 @@
 //! How an operation is requested: on which claim, waiting how long, for how long.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -129,6 +130,7 @@ pub struct LockOptions {
     holder: Option<Holder>,
     hold_timeout: Option<Duration>,
     note: Option<Arc<str>>,
+    slots: Option<NonZeroU32>,
     wait: WaitOptions,
 }
 
@@ -190,6 +192,74 @@ impl LockOptions {
         let cut = note.floor_char_boundary(MAX_NOTE_BYTES);
         self.note = Some(note[..cut].into());
         self
+    }
+
+    /// Shares the lock with all others that share it: a reader lock. While it is held, nobody changes the record, neither
+    /// its holders nor anybody else, and an exclusive lock waits. A [read](crate::RecordStoreExt::read) does not.
+    ///
+    /// Each holder has a token and a lease of its own, and is released by itself. Exclusive and shared acquisitions
+    /// are served in the order in which they came, so neither kind starves the other. A holder that shares the lock
+    /// cannot make it exclusive: that is [`ErrorKind::LockShared`](crate::ErrorKind::LockShared). If it has an exclusive
+    /// lock, it keeps that.
+    ///
+    /// What changes the record acquires its lock exclusively, whatever these options say: `update`, `get_or_compute`
+    /// and transactions. A store that has no shared locks, such as one on PostgreSQL, refuses with
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let shared = |name| Ok::<_, record_store::Error>(LockOptions::new().holder(Holder::named(name)?).shared());
+    /// let first = store.lock("index", shared("first")?)?;
+    /// let second = store.lock("index", shared("second")?)?;
+    /// let writer = LockOptions::new().holder(Holder::named("writer")?);
+    /// assert!(store.try_lock("index", writer.clone())?.is_none());
+    /// drop((first, second));
+    /// assert!(store.try_lock("index", writer)?.is_some());
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    pub fn shared(mut self) -> Self {
+        self.slots = Some(NonZeroU32::MAX);
+        self
+    }
+
+    /// [Shares](LockOptions::shared) the lock with so many holders, this one included: a semaphore, for what only some
+    /// may use at once. Further ones wait until one of them releases it, its lease expires, or its process is gone.
+    ///
+    /// If holders ask for different numbers, the least one counts, so each gets what it asked for. Zero counts as one.
+    /// A holder has one slot, however often it acquires. The default holder is that of the thread. If one thread needs
+    /// several slots, each needs a holder of its own, such as [`Holder::bound`](crate::Holder::bound) with a number in its
+    /// name.
+    ///
+    /// ```
+    /// use record_store::{Holder, LockOptions, MemoryRecordStore, RecordStoreExt};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let license = |holder| Ok::<_, record_store::Error>(LockOptions::new().holder(Holder::bound(holder)?).slots(2));
+    /// let first = store.lock("license", license("first")?)?;
+    /// let _second = store.lock("license", license("second")?)?;
+    /// assert!(store.try_lock("license", license("third")?)?.is_none());
+    /// drop(first);
+    /// assert!(store.try_lock("license", license("third")?)?.is_some());
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    pub fn slots(mut self, count: u32) -> Self {
+        self.slots = Some(NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN));
+        self
+    }
+
+    /// What changes the record needs the lock for itself.
+    pub(crate) fn exclusive(mut self) -> Self {
+        self.slots = None;
+        self
+    }
+
+    /// How many holders may share the lock. `None`: it is exclusive. [`NonZeroU32::MAX`]: as many as there are.
+    #[must_use]
+    pub fn get_slots(&self) -> Option<NonZeroU32> {
+        self.slots
     }
 
     /// The holder to acquire as: the one that was set, or the calling thread's default.
@@ -620,9 +690,9 @@ impl UpdateOptions {
         Self::default()
     }
 
-    /// Acquires the lock with these options.
+    /// Acquires the lock with these options, but exclusively in any case.
     pub fn lock(mut self, options: LockOptions) -> Self {
-        self.lock = options;
+        self.lock = options.exclusive();
         self
     }
 

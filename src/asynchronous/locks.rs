@@ -34,7 +34,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let release = self.short("release_lock", key, move |store, key| {
             Box::pin(async move {
                 // Before the release: after it, another task may have the next lock.
-                let known = identity.map(|store| holds::known(store, key)).unwrap_or_default();
+                let known = identity.map(|store| holds::known(store, key, &claim)).unwrap_or_default();
                 store.release_lock(key, &claim, options).await?;
                 if let Some(store) = identity {
                     holds::released_explicitly(store, key, &known);

@@ -147,6 +147,7 @@ mod processes;
 mod protocol;
 mod records;
 mod serve;
+mod sharing;
 mod stalled;
 mod subject;
 mod suite;
@@ -280,6 +281,7 @@ pub fn checks() -> &'static [Check] {
             leases::CHECKS,
             fencing::CHECKS,
             waiting::CHECKS,
+            sharing::CHECKS,
             cancellation::CHECKS,
             guards::CHECKS,
             threads::CHECKS,

@@ -53,6 +53,7 @@ impl Inner {
                 self.token.map_or(Ok(()), |token| write!(f, "with token {token} "))?;
                 f.write_str("is lost")
             }
+            ErrorKind::LockShared => f.write_str("the lock is shared, so it permits no change"),
             ErrorKind::NotLocked => f.write_str("not locked"),
             ErrorKind::NotLockHolder => {
                 write!(f, "held by {holder}, not by {}", Named(self.claimant.as_ref()))

@@ -21,6 +21,9 @@ pub enum ErrorKind {
     /// The claim was by [token](Error::token), and the lock with that token is no longer live: its
     /// lease expired, or it was released, broken or taken over. The change was refused.
     LockLost,
+    /// The claimant [shares](crate::LockOptions::shared) the lock, so it may not change the record, and cannot acquire the
+    /// lock exclusively: it would wait for itself. Nothing was changed.
+    LockShared,
     /// There is no live lock to release or renew.
     NotLocked,
     /// The lock to release or renew is held by another [holder](Error::holder) than the
@@ -100,6 +103,7 @@ impl ErrorKind {
     pub(super) fn hint(self) -> Option<&'static str> {
         Some(match self {
             ErrorKind::Locked => "acquire the lock to wait for it",
+            ErrorKind::LockShared => "release the lock, and acquire it without `shared` or `slots`",
             ErrorKind::LockLost => "acquire the lock again and repeat the work",
             ErrorKind::CorruptRecord => "write or remove the record to replace the file",
             ErrorKind::CorruptLock => "if no process is at work on this key, remove the file with break_lock",

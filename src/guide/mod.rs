@@ -1,19 +1,20 @@
 //! The guide: one page per use, in the order in which most programs need them.
 //!
 //! 1. [Lock a record](locking): guards, leases, timeouts and errors.
-//! 2. [Compute once](compute_once): many workers need a result, one of them computes it.
-//! 3. [Update](update): read, change and write a record without losing concurrent changes.
-//! 4. [Records that expire](expiry): caches and sessions; stale results.
-//! 5. [A cache that stays small](eviction): remove the oldest records, and see what there is.
-//! 6. [Waiting for a record](watching): sleep until another process changes it.
-//! 7. [Several keys](several_keys): acquire several locks without a deadlock.
-//! 8. [Transactions](transactions): commit or roll back a piece of work as a whole.
-//! 9. [Asynchronous programs](asynchronous), with the feature `tokio`.
-//! 10. [Observability](observing): whom a call waits for; spans and events, with the feature `tracing`.
-//! 11. [The command line](command_line), with the feature `cli`.
-//! 12. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
-//! 13. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
-//! 14. [When one host is not enough](postgres): the same store on a PostgreSQL server, with the feature `postgres`.
+//! 2. [Readers, and a limited number of holders](sharing): shared locks and slots.
+//! 3. [Compute once](compute_once): many workers need a result, one of them computes it.
+//! 4. [Update](update): read, change and write a record without losing concurrent changes.
+//! 5. [Records that expire](expiry): caches and sessions; stale results.
+//! 6. [A cache that stays small](eviction): remove the oldest records, and see what there is.
+//! 7. [Waiting for a record](watching): sleep until another process changes it.
+//! 8. [Several keys](several_keys): acquire several locks without a deadlock.
+//! 9. [Transactions](transactions): commit or roll back a piece of work as a whole.
+//! 10. [Asynchronous programs](asynchronous), with the feature `tokio`.
+//! 11. [Observability](observing): whom a call waits for; spans and events, with the feature `tracing`.
+//! 12. [The command line](command_line), with the feature `cli`.
+//! 13. [Where a store lives](surroundings): file systems, several users, full disks, programs that clean up.
+//! 14. [Power loss, restarts and backups](durability): what survives, what it costs, how to copy a store.
+//! 15. [When one host is not enough](postgres): the same store on a PostgreSQL server, with the feature `postgres`.
 //!
 //! Three complete programs of several processes are in `tests/examples`. Each ends by itself within a few
 //! seconds and prints what it did:
@@ -26,6 +27,9 @@
 
 #[doc = include_str!("locking.md")]
 pub mod locking {}
+
+#[doc = include_str!("sharing.md")]
+pub mod sharing {}
 
 #[doc = include_str!("compute_once.md")]
 pub mod compute_once {}

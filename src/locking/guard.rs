@@ -23,7 +23,8 @@ use crate::{
 };
 use crate::{RemoveOptions, Result, StoreIdentity, TransactionRecord, WaitOptions, WriteOptions};
 
-/// A held lock. Nobody else changes the record until the guard is dropped or its lease expires.
+/// A held lock. Nobody else changes the record until the guard is dropped or its lease expires. Through the guard of a
+/// [shared](LockOptions::shared) lock, it can only be read: a change is [`ErrorKind::LockShared`].
 ///
 /// Created by [`RecordStoreExt::lock`](crate::RecordStoreExt::lock), or by
 /// [`lock_owned`](crate::RecordStoreExt::lock_owned) as an [`OwnedLockGuard`](crate::OwnedLockGuard). Reads,
@@ -278,7 +279,7 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
 
     /// The key's live lock, if it is that of this acquisition.
     pub(crate) fn own(&self, operation: &'static str, live: Option<LockInfo>) -> Result<LockInfo> {
-        live.filter(|info| info.token() == self.token).ok_or_else(|| self.lost(operation))
+        live.and_then(|info| info.held_with(self.token).cloned()).ok_or_else(|| self.lost(operation))
     }
 
     /// Whether this acquisition's lock is still live. The answer may be outdated when it arrives; only
@@ -458,13 +459,15 @@ impl Counting {
     /// Counts the guard. `false`: another thread is just releasing the same lock for the same holder. After the end of
     /// that, it has to be acquired again.
     fn count(&self, key: &Key, acquired: &Acquired) -> Result<bool> {
-        if self.arrival.as_ref().is_none_or(|arrival| arrival.enter(acquired) == Entered::Counted) {
+        let (holder, is_shared) = (self.options.resolve_holder(), self.options.get_slots().is_some());
+        let enter = |arrival: &Arrival| arrival.enter(acquired, &holder, is_shared);
+        if self.arrival.as_ref().is_none_or(|arrival| enter(arrival) == Entered::Counted) {
             return Ok(true);
         }
         let timeout = self.options.get_acquire_timeout();
         if timeout.is_some_and(|timeout| self.start.elapsed() >= timeout.max(COUNTING_PAUSE * 40)) {
             let error = Error::new(ErrorKind::LockTimeout, "acquire_lock").with_key(key);
-            return Err(error.with_holder(self.options.resolve_holder()).with_waited(self.start.elapsed()));
+            return Err(error.with_holder(holder).with_waited(self.start.elapsed()));
         }
         Ok(false)
     }

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use crate::process::PerProcess;
-use crate::{Acquired, Key, LockToken, StoreIdentity};
+use crate::{Acquired, Claim, Holder, Key, LockToken, StoreIdentity};
 
 static KEYS: PerProcess<HashMap<Place, OfKey>> = PerProcess::new();
 
@@ -52,6 +52,7 @@ impl Released {
 #[derive(Debug)]
 struct Hold {
     token: LockToken,
+    holder: Holder,
     guards: usize,
     /// The lock was acquired without a guard: by `acquire_lock`, or by another process of that name.
     is_explicit: bool,
@@ -78,14 +79,16 @@ impl Arrival {
         Self(place)
     }
 
-    /// Counts a guard of the lock that was acquired.
-    pub(super) fn enter(&self, acquired: &Acquired) -> Entered {
+    /// Counts a guard of the lock that this holder has acquired. One that shares the lock ends only earlier acquisitions of
+    /// its own.
+    pub(super) fn enter(&self, acquired: &Acquired, holder: &Holder, is_shared: bool) -> Entered {
         let mut keys = KEYS.lock();
         let OfKey { holds, released, .. } = keys.entry(self.0.clone()).or_default();
         if !acquired.reentrant {
             // Locks of earlier acquisitions that nothing stands for any more. One that is being released stays until that
             // is known: a thread that has acquired it again must not take it for its own.
-            holds.retain(|hold| hold.guards > 0 || hold.is_releasing || hold.token >= acquired.token);
+            let is_over = |hold: &Hold| hold.token < acquired.token && (!is_shared || hold.holder == *holder);
+            holds.retain(|hold| hold.guards > 0 || hold.is_releasing || !is_over(hold));
         }
         match holds.iter_mut().find(|hold| hold.token == acquired.token) {
             Some(hold) if hold.is_releasing => return Entered::Released,
@@ -97,6 +100,7 @@ impl Arrival {
             // If a guard shares a lock that no guard has acquired, the caller acquired it explicitly.
             None => holds.push(Hold {
                 token: acquired.token,
+                holder: holder.clone(),
                 guards: 1,
                 is_explicit: acquired.reentrant,
                 is_releasing: false,
@@ -174,14 +178,18 @@ impl Drop for Release {
     }
 }
 
-/// The acquisitions of the key that something in this process stands for.
-pub(crate) fn known(store: StoreIdentity, key: &Key) -> Vec<LockToken> {
+/// The acquisitions of the key that the claim may be about, and that something in this process stands for.
+pub(crate) fn known(store: StoreIdentity, key: &Key, claim: &Claim) -> Vec<LockToken> {
     let keys = KEYS.lock();
-    let of_key = keys.get(&(store, key.clone()));
-    of_key.into_iter().flat_map(|of_key| &of_key.holds).map(|hold| hold.token).collect()
+    let holds = keys.get(&(store, key.clone())).into_iter().flat_map(|of_key| &of_key.holds);
+    let is_meant = |hold: &&Hold| match claim {
+        Claim::Holder(holder) => hold.holder == *holder,
+        Claim::Token(token) | Claim::Delegated(token) => hold.token == *token,
+    };
+    holds.filter(is_meant).map(|hold| hold.token).collect()
 }
 
-/// The caller has released the key's lock, which was one of the acquisitions that were [`known`] before.
+/// The caller has released its lock, which was one of the acquisitions that were [`known`] before.
 pub(crate) fn released_explicitly(store: StoreIdentity, key: &Key, known: &[LockToken]) {
     change_key(&(store, key.clone()), |of_key| {
         for hold in of_key.holds.iter_mut().filter(|hold| known.contains(&hold.token)) {
@@ -220,7 +228,15 @@ mod tests {
     }
 
     fn enter(store: StoreIdentity, key: &Key, acquired: &Acquired) -> Entered {
-        Arrival::begin(store, key).enter(acquired)
+        count(&Arrival::begin(store, key), acquired)
+    }
+
+    fn count(arrival: &Arrival, acquired: &Acquired) -> Entered {
+        arrival.enter(acquired, &Holder::named("a").unwrap(), false)
+    }
+
+    fn known(store: StoreIdentity, key: &Key) -> Vec<LockToken> {
+        super::known(store, key, &Claim::Holder(Holder::named("a").unwrap()))
     }
 
     const TOKEN: LockToken = LockToken::new(7);
@@ -281,8 +297,8 @@ mod tests {
         let arrival = Arrival::begin(store, &key);
         // The store says that the lock is there, and now the last guard releases it.
         leave(store, &key, TOKEN).unwrap().end(true);
-        assert_eq!(arrival.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
-        assert_eq!(arrival.enter(&Acquired::new(LockToken::new(8))), Entered::Counted);
+        assert_eq!(count(&arrival, &Acquired::reentrant(TOKEN)), Entered::Released);
+        assert_eq!(count(&arrival, &Acquired::new(LockToken::new(8))), Entered::Counted);
         drop(arrival);
         leave(store, &key, LockToken::new(8)).unwrap().end(true);
         assert!(!KEYS.lock().contains_key(&(store, key)));
@@ -296,9 +312,9 @@ mod tests {
         // The lock is released and another thread has acquired it, before this one is told.
         let release = leave(store, &key, TOKEN).unwrap();
         assert_eq!(enter(store, &key, &Acquired::new(LockToken::new(8))), Entered::Counted);
-        assert_eq!(again.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
+        assert_eq!(count(&again, &Acquired::reentrant(TOKEN)), Entered::Released);
         release.end(true);
-        assert_eq!(again.enter(&Acquired::reentrant(TOKEN)), Entered::Released);
+        assert_eq!(count(&again, &Acquired::reentrant(TOKEN)), Entered::Released);
     }
 
     #[test]
@@ -317,7 +333,7 @@ mod tests {
         let (store, key) = place("k");
         let arrival = Arrival::begin(store, &key);
         assert_eq!(enter(store, &key, &Acquired::new(LockToken::new(8))), Entered::Counted);
-        assert_eq!(arrival.enter(&Acquired::new(TOKEN)), Entered::Counted);
+        assert_eq!(count(&arrival, &Acquired::new(TOKEN)), Entered::Counted);
         assert_eq!(known(store, &key), [LockToken::new(8), TOKEN]);
     }
 
@@ -327,6 +343,25 @@ mod tests {
         assert_eq!(enter(store, &key, &Acquired::new(TOKEN)), Entered::Counted);
         make_explicit(store, &key, TOKEN);
         assert!(!KEYS.lock().contains_key(&(store, key)));
+    }
+
+    #[test]
+    fn acquisitions_that_share_a_lock_are_apart() {
+        let (store, key) = place("k");
+        let holder = |name| Holder::named(name).unwrap();
+        let of = |name, token| {
+            let acquired = Acquired::new(LockToken::new(token));
+            assert_eq!(Arrival::begin(store, &key).enter(&acquired, &holder(name), true), Entered::Counted);
+        };
+        of("a", 1);
+        leave(store, &key, LockToken::new(1)).unwrap().end(false);
+        of("b", 2);
+        let known = |name| super::known(store, &key, &Claim::Holder(holder(name)));
+        assert_eq!((known("a"), known("b")), (vec![LockToken::new(1)], vec![LockToken::new(2)]));
+        assert_eq!(super::known(store, &key, &Claim::Token(LockToken::new(2))), [LockToken::new(2)]);
+        // The earlier lock of the same holder is over, and nothing stands for it.
+        of("a", 3);
+        assert_eq!((known("a"), known("b")), (vec![LockToken::new(3)], vec![LockToken::new(2)]));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) async fn acquire_lock(core: &Arc<Core>, key: &Key, options: LockOptio
     let limits = Limits::new(options.get_wait());
     let context = Context::new("acquire_lock", key);
     limits.check_cancelled(context)?;
+    if options.get_slots().is_some() {
+        return Err(core.error(context, ErrorKind::Unsupported).with_detail("a shared lock on a server"));
+    }
     let holder = options.resolve_holder();
     let here = core.here();
     let unknown = here.owner.unknown.take(key, &holder);

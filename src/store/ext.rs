@@ -434,11 +434,11 @@ pub trait RecordStoreExt: RecordStore {
         claim: impl Into<Claim>,
         options: impl Into<WaitOptions>,
     ) -> Result<()> {
-        let key = key.into_key()?;
+        let (key, claim) = (key.into_key()?, claim.into());
         let store = self.identity_raw();
         // Before the release: after it, another thread may have the next lock.
-        let known = store.map(|store| holds::known(store, &key)).unwrap_or_default();
-        self.release_lock_raw(&key, &claim.into(), options.into())?;
+        let known = store.map(|store| holds::known(store, &key, &claim)).unwrap_or_default();
+        self.release_lock_raw(&key, &claim, options.into())?;
         if let Some(store) = store {
             holds::released_explicitly(store, &key, &known);
         }

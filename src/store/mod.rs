@@ -277,7 +277,8 @@ pub trait RecordStore: Debug + Send + Sync {
     /// # Errors
     ///
     /// [`ErrorKind::LockTimeout`] at the timeout; the error names the holder. [`ErrorKind::Cancelled`]
-    /// as soon as it is cancelled.
+    /// as soon as it is cancelled. [`ErrorKind::LockShared`] for an exclusive lock, if the holder shares it.
+    /// [`ErrorKind::Unsupported`] for a [shared](LockOptions::shared) lock that the store does not know.
     fn acquire_lock_raw(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
         let _ = options;
         Err(unsupported("acquire_lock", Some(key)))

@@ -64,9 +64,9 @@ impl<'p, 's, S: RecordStore + ?Sized> PendingTransaction<'p, 's, S> {
     }
 
     /// Sets how the lock is acquired and by which holder. A transaction without a lock also writes its record
-    /// as this holder.
+    /// as this holder. The lock is exclusive in any case.
     pub fn lock_options(mut self, options: LockOptions) -> Self {
-        self.options = options;
+        self.options = options.exclusive();
         self
     }
 

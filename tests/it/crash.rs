@@ -40,6 +40,10 @@ enum Operation {
     AcquireAbandoned,
     Release,
     ReleaseNamed,
+    /// This process shares the lock.
+    Join,
+    JoinNamed,
+    LeaveNamed,
     WriteNew,
     Overwrite,
     WriteWithoutLock,
@@ -100,6 +104,15 @@ fn victim(stage: &Stage) {
         Operation::Release => with_lock(&|token| store.release_lock(&key, token).unwrap()),
         Operation::ReleaseNamed => {
             let token = acquire(as_named("job").hold_timeout(SHORT));
+            run(stage, token, || {
+                store.release_lock(&key, &job).unwrap();
+                token
+            })
+        }
+        Operation::Join => run(stage, LockToken::new(0), || acquire(long.shared())),
+        Operation::JoinNamed => run(stage, LockToken::new(0), || acquire(long.holder(job).shared())),
+        Operation::LeaveNamed => {
+            let token = acquire(as_named("job").hold_timeout(SHORT).shared());
             run(stage, token, || {
                 store.release_lock(&key, &job).unwrap();
                 token
@@ -180,6 +193,9 @@ fn crash_everywhere(operation: Operation, check: impl Fn(&Scene) -> bool) {
             let mut child = Child::start("abandon", &(scene.dir.path(), &scene.key));
             child.expect("done");
             child.kill();
+        }
+        if matches!(operation, Operation::Join | Operation::JoinNamed | Operation::LeaveNamed) {
+            scene.store.acquire_lock(&scene.key, as_named("sharer").shared()).unwrap();
         }
         let task = Task { dir: scene.dir.path().to_owned(), key: scene.key.clone(), operation };
         let Some((mut traced, known)) = Traced::attach(Child::start("victim", &task)) else { return };
@@ -340,6 +356,52 @@ fn in_release() {
 fn in_release_of_a_named_holder() {
     crash_everywhere(Operation::ReleaseNamed, |scene| {
         let held = check_job(scene, SHORT);
+        assert!(!(held && scene.returned), "{scene}: not released");
+        !held
+    });
+}
+
+/// Checks after a crash beside another holder of a shared lock. Returns whether the victim's holder has it as well.
+fn check_shared(scene: &Scene) -> bool {
+    let info = scene.store.lock_info(&scene.key).unwrap();
+    let info = info.unwrap_or_else(|| panic!("{scene}: the lock is lost"));
+    let sharer = info.holders().find(|it| it.holder() == &named("sharer"));
+    let sharer = sharer.unwrap_or_else(|| panic!("{scene}: the other holder lost the lock: {info:?}"));
+    assert_eq!(sharer.state(), LockState::Held, "{scene}");
+    let others: Vec<_> = info.holders().filter(|it| it.token() != sharer.token()).collect();
+    assert!(others.len() < 2, "{scene}: {info:?}");
+    let (is_named, state) = match others.first() {
+        None => (false, None),
+        Some(other) => (other.holder() == &named("job"), Some(other.state())),
+    };
+    scene.store.renew(&scene.key, sharer.token(), LONG).unwrap_or_else(|error| panic!("{scene}: {error}"));
+    scene.store.release_lock(&scene.key, sharer.token()).unwrap_or_else(|error| panic!("{scene}: {error}"));
+    let is_held = scene.store.is_lock_holder(&scene.key, &named("job")).unwrap();
+    assert_eq!(is_held, is_named, "{scene}: the release of one holder changed the other");
+    if is_named {
+        scene.store.release_lock(&scene.key, named("job")).unwrap();
+    }
+    state.is_some()
+}
+
+#[test]
+fn in_the_acquisition_of_a_shared_lock() {
+    crash_everywhere(Operation::Join, check_shared);
+}
+
+#[test]
+fn in_the_acquisition_of_a_shared_lock_by_a_named_holder() {
+    crash_everywhere(Operation::JoinNamed, |scene| {
+        let held = check_shared(scene);
+        assert!(held || !scene.returned, "{scene}: the lock is lost");
+        held
+    });
+}
+
+#[test]
+fn in_the_release_of_a_shared_lock() {
+    crash_everywhere(Operation::LeaveNamed, |scene| {
+        let held = check_shared(scene);
         assert!(!(held && scene.returned), "{scene}: not released");
         !held
     });

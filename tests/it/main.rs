@@ -52,6 +52,7 @@ mod removed_store;
 mod renewals;
 mod schedules;
 mod shared_guards;
+mod sharing;
 mod storms;
 mod support;
 mod surroundings;
@@ -115,6 +116,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         processes::ROLES,
         schedules::ROLES,
         shared_guards::ROLES,
+        sharing::ROLES,
         storms::ROLES,
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,

@@ -30,6 +30,9 @@ enum Lease {
     Endless,
 }
 
+/// The slots of an acquisition: none, if it is exclusive.
+type Slots = Option<u32>;
+
 #[derive(Clone, Debug)]
 enum Action {
     Read(ClaimBy),
@@ -37,8 +40,8 @@ enum Action {
     WriteNan(ClaimBy),
     Remove(ClaimBy),
     Exists,
-    Acquire(usize, Lease),
-    TryLockAndDrop(usize, Lease),
+    Acquire(usize, Lease, Slots),
+    TryLockAndDrop(usize, Lease, Slots),
     Renew(ClaimBy, Lease),
     Release(ClaimBy),
     Break,
@@ -57,6 +60,10 @@ fn lease() -> impl Strategy<Value = Lease> {
     prop_oneof![1 => Just(Lease::ExpiresAtOnce), 2 => Just(Lease::OneHour), 2 => Just(Lease::Endless)]
 }
 
+fn slots() -> impl Strategy<Value = Slots> {
+    prop_oneof![3 => Just(None), 2 => Just(Some(u32::MAX)), 2 => (0..FEW as u32).prop_map(Some)]
+}
+
 fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         3 => by().prop_map(Action::Read),
@@ -64,8 +71,9 @@ fn action() -> impl Strategy<Value = Action> {
         1 => by().prop_map(Action::WriteNan),
         2 => by().prop_map(Action::Remove),
         1 => Just(Action::Exists),
-        6 => (0..FEW, lease()).prop_map(|(holder, lease)| Action::Acquire(holder, lease)),
-        2 => (0..FEW, lease()).prop_map(|(holder, lease)| Action::TryLockAndDrop(holder, lease)),
+        8 => (0..FEW, lease(), slots()).prop_map(|(holder, lease, slots)| Action::Acquire(holder, lease, slots)),
+        2 => (0..FEW, lease(), slots())
+            .prop_map(|(holder, lease, slots)| Action::TryLockAndDrop(holder, lease, slots)),
         2 => (by(), lease()).prop_map(|(by, lease)| Action::Renew(by, lease)),
         3 => by().prop_map(Action::Release),
         1 => Just(Action::Break),
@@ -107,13 +115,13 @@ impl<'a> Side<'a> {
                 text(store.remove_with(key, RemoveOptions::new().claim(self.claim(key, by)))?)
             }
             Action::Exists => text(store.exists(key)?),
-            Action::Acquire(number, lease) => {
-                let acquired = store.acquire_lock_raw(key, options(*number, lease))?;
+            Action::Acquire(number, lease, slots) => {
+                let acquired = store.acquire_lock_raw(key, options(*number, lease, *slots))?;
                 let ordinal = self.ordinal_of_acquired(key, acquired.token);
                 format!("acquisition {ordinal}, reentrant: {}", acquired.reentrant)
             }
-            Action::TryLockAndDrop(number, lease) => {
-                let token = store.try_lock(key, options(*number, lease))?.map(|guard| guard.token());
+            Action::TryLockAndDrop(number, lease, slots) => {
+                let token = store.try_lock(key, options(*number, lease, *slots))?.map(|guard| guard.token());
                 text(token.map(|token| self.ordinal_of_acquired(key, token)))
             }
             Action::Renew(by, lease) => text(store.renew(key, self.claim(key, by), hold_timeout(lease))?),
@@ -178,9 +186,17 @@ impl<'a> Side<'a> {
     }
 
     fn describe_lock(&self, info: &LockInfo) -> String {
+        let held = info.holders().filter(|holder| holder.state() == LockState::Held);
+        let mut held: Vec<_> = held.map(|holder| (holder.token(), self.describe_holder(holder))).collect();
+        held.sort();
+        text(held.into_iter().map(|(_, holder)| holder).collect::<Vec<_>>())
+    }
+
+    fn describe_holder(&self, info: &LockInfo) -> String {
         format!(
-            "{:?} has {}, acquisition {:?}, {:?}, has an expiry: {} {}",
+            "{:?} has {:?} of {}, acquisition {:?}, {:?}, has an expiry: {} {}",
             info.holder(),
+            info.slots(),
             info.key(),
             self.ordinal(info.key(), info.token()),
             info.state(),
@@ -191,14 +207,14 @@ impl<'a> Side<'a> {
 
     /// The error without paths, times and token numbers, which differ between stores.
     fn describe_error(&self, error: &Error) -> String {
-        use ErrorKind::{Encode, LockLost, LockTimeout, Locked, NotLockHolder, NotLocked};
+        use ErrorKind::{Encode, LockLost, LockShared, LockTimeout, Locked, NotLockHolder, NotLocked};
         let kind = error.kind();
         assert!(
-            matches!(kind, Locked | LockTimeout | LockLost | NotLocked | NotLockHolder | Encode),
+            matches!(kind, Locked | LockTimeout | LockLost | LockShared | NotLocked | NotLockHolder | Encode),
             "no operation may return this error here: {error:?}"
         );
         let (key, token) = (error.key().expect("every error names its key"), error.token());
-        assert_eq!(token.is_some(), kind == LockLost, "{error:?}");
+        assert_eq!(token.is_some(), matches!(kind, LockLost | LockShared), "{error:?}");
         assert_eq!(error.claimant().is_some(), kind == NotLockHolder, "{error:?}");
         assert_eq!(error.holder().is_some(), error.is_locked(), "{error:?}");
         format!(
@@ -233,11 +249,16 @@ fn hold_timeout(lease: &Lease) -> Option<Duration> {
     }
 }
 
-fn options(number: usize, lease: &Lease) -> LockOptions {
-    LockOptions::new()
+fn options(number: usize, lease: &Lease, slots: Slots) -> LockOptions {
+    let options = LockOptions::new()
         .holder(holder(number))
         .acquire_timeout(Duration::ZERO)
-        .hold_timeout(hold_timeout(lease))
+        .hold_timeout(hold_timeout(lease));
+    match slots {
+        None => options,
+        Some(u32::MAX) => options.shared(),
+        Some(slots) => options.slots(slots),
+    }
 }
 
 proptest! {

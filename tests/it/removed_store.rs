@@ -177,7 +177,9 @@ fn waiters_for_a_store_that_is_removed_get_an_error() {
         let reader = scope.spawn(|| store.read::<u8>("k").err());
         let waiter = scope.spawn(|| store.acquire_lock("k", LockOptions::new()).err());
         // Whether they wait already makes no difference. The private directory first: as long as that is there,
-        // the store is one without a lock and without a record.
+        // the store is one without a lock and without a record. Of that, the file of the format first: as long as it is
+        // there, what is missing is the error.
+        std::fs::remove_file(dir.join(".store/format.json")).unwrap();
         remove(&dir.join(".store"));
         remove(&dir);
         for (what, waiting) in [("watcher", watcher), ("reader", reader), ("waiter", waiter)] {

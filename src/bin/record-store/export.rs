@@ -5,7 +5,7 @@ use record_store::{Error, Key, ReadOptions, RecordStore, RecordStoreExt};
 use crate::args::ExportArgs;
 use crate::damaged::warn;
 use crate::failure::Failure;
-use crate::own_lock::refuse_own_lock;
+use crate::own_lock::refuse_own_exclusive_lock;
 use crate::progress::Progress;
 use crate::records::{json_line, open_to_read};
 use crate::store::Store;
@@ -66,7 +66,7 @@ impl From<Failure> for Unexported {
 }
 
 fn line(store: &Store, key: &Key, args: &ExportArgs) -> Result<Option<String>, Unexported> {
-    refuse_own_lock(store, key, None)?;
+    refuse_own_exclusive_lock(store, key, None)?;
     let options = ReadOptions::new().timeout(args.wait.wait);
     let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
     let line = record.map(|record| json_line(key, None, record.time_left, &record.json));

@@ -144,6 +144,7 @@ pub(crate) fn signal_code(number: i32) -> u8 {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match error.kind() {
+            ErrorKind::LockShared => LOCKED,
             _ if error.is_locked() || error.is_lock_lost() => LOCKED,
             _ if error.is_corrupt() => BAD_DATA,
             ErrorKind::Encode
@@ -189,6 +190,7 @@ fn advice(error: &Error) -> Option<&'static str> {
         }
         ErrorKind::LockTimeout => "wait longer with --wait",
         ErrorKind::LockLost | ErrorKind::StoreRemoved => "run the command again",
+        ErrorKind::LockShared => "acquire it without --shared and --slots",
         ErrorKind::CorruptRecord if has_key => "replace the record with put, or remove it with rm",
         ErrorKind::CorruptLock if has_key => {
             "if no process is at work on this key, remove the file with unlock --force"
@@ -342,6 +344,7 @@ mod tests {
             (ErrorKind::LockTimeout, LOCKED),
             (ErrorKind::NotLockHolder, LOCKED),
             (ErrorKind::LockLost, LOCKED),
+            (ErrorKind::LockShared, LOCKED),
             (ErrorKind::CorruptRecord, BAD_DATA),
             (ErrorKind::CorruptLock, BAD_DATA),
             (ErrorKind::CorruptStore, BAD_DATA),

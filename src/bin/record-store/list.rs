@@ -1,5 +1,7 @@
 //! `ls`, `stat` and `locks`: tell what records and locks there are.
 
+use std::num::NonZeroU32;
+
 use record_store::{Key, ListOptions, LockInfo, RecordInfo, RecordStoreExt, WaiterInfo};
 use serde::Serialize;
 
@@ -141,18 +143,25 @@ fn facts(key: &Key, record: Option<&RecordInfo>, lock: Option<&LockInfo>) -> Vec
     match lock {
         None => facts.push(("lock", "free".to_owned())),
         Some(lock) => {
-            let lease = lock
-                .remaining()
-                .map_or_else(|| "without a lease".to_owned(), |left| format!("for {}", duration(left)));
-            let since =
-                format!("since {} ({} ago), {lease}", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
-            facts.push(("lock", format!("held by {}, {since}", quoted(lock.holder().name()))));
-            facts.push(("token", lock.token().to_string()));
-            facts.extend(lock.note().map(|note| ("note", printable(note))));
+            for holder in lock.holders() {
+                facts.extend(holder_facts(holder));
+            }
             facts.extend(lock.waiters().unwrap_or_default().iter().map(|it| ("waiting", waiter(it))));
         }
     }
     facts.into_iter().map(|(name, value)| format!("{:<10}{value}", format!("{name}:"))).collect()
+}
+
+fn holder_facts(lock: &LockInfo) -> Vec<(&'static str, String)> {
+    let lease = lock
+        .remaining()
+        .map_or_else(|| "without a lease".to_owned(), |left| format!("for {}", duration(left)));
+    let since = format!("since {} ({} ago), {lease}", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
+    let held = if lock.is_shared() { "shared" } else { "held" };
+    let held = format!("{held} by {}, {since}", quoted(lock.holder().name()));
+    let mut facts = vec![("lock", held), ("token", lock.token().to_string())];
+    facts.extend(lock.note().map(|note| ("note", printable(note))));
+    facts
 }
 
 pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
@@ -163,7 +172,7 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
     for lock in store.locks()? {
         match lock {
             Ok(lock) if args.json => out.line(&json(&JsonLock::new(&lock))?)?,
-            Ok(lock) => rows.push(row(&lock)),
+            Ok(lock) => rows.extend(lock.holders().map(row)),
             Err(error) => outcome = Err(printed(error)),
         }
     }
@@ -211,6 +220,11 @@ struct JsonLock<'a> {
     expires_at: Option<String>,
     remaining_seconds: Option<f64>,
     note: Option<&'a str>,
+    shared: bool,
+    /// `None`: the lock is exclusive, or shared by as many as there are.
+    slots: Option<u32>,
+    /// The other holders of a shared lock.
+    sharers: Vec<JsonLock<'a>>,
     /// The first one first. `None`: unknown.
     waiters: Option<&'a [WaiterInfo]>,
 }
@@ -228,6 +242,9 @@ impl<'a> JsonLock<'a> {
             expires_at: lock.expires_at().map(rfc3339),
             remaining_seconds: lock.remaining().map(|left| left.as_secs_f64()),
             note: lock.note(),
+            shared: lock.is_shared(),
+            slots: lock.slots().map(NonZeroU32::get).filter(|slots| *slots != u32::MAX),
+            sharers: lock.sharers().iter().map(JsonLock::new).collect(),
             waiters: lock.waiters(),
         }
     }

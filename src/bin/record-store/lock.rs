@@ -34,6 +34,11 @@ fn open(args: &LockArgs) -> Result<Store, Error> {
 fn acquire(args: &LockArgs, store: &Store, runner: &Runner) -> Result<Held, Error> {
     let options =
         LockOptions::new().acquire_timeout(runner.limit.left()).note(&args.note.note(&args.command));
+    let options = match args.slots {
+        Some(slots) => options.slots(slots),
+        None if args.shared => options.shared(),
+        None => options,
+    };
     let guard = waiting(|observer| store.lock_owned(&args.record.key, options.observer(observer)))?;
     // A signal before this ends the program, and with it the lock.
     runner.signals.defer();

@@ -16,7 +16,7 @@ use crate::failure::{BAD_DATA, EXISTS, Failure, LOCKED, NOT_FOUND, USAGE};
 use crate::format::{json, rfc3339};
 use crate::limit::Limit;
 use crate::output::Output;
-use crate::own_lock::refuse_own_lock;
+use crate::own_lock::{refuse_own_exclusive_lock, refuse_own_lock};
 use crate::recovery;
 use crate::store::{self, Store};
 use crate::style::quoted;
@@ -46,7 +46,7 @@ pub(crate) fn get(args: &GetArgs) -> Result<(), Failure> {
 
 /// The output for one record.
 fn text(store: &Store, key: &Key, args: &GetArgs, limit: Limit) -> Result<Vec<u8>, Failure> {
-    refuse_own_lock(store, key, args.token.token)?;
+    refuse_own_exclusive_lock(store, key, args.token.token)?;
     let options = ReadOptions::new().timeout(limit.left()).claim(args.token.claim());
     let record = waiting(|observer| store.read_raw(key, options.observer(observer)))?;
     let Some(record) = record else { return Err(no_record(store, key)) };

@@ -60,8 +60,11 @@ impl Found {
     fn summary(&self, key: &Key) -> String {
         match self {
             Self::Lock(lock) => {
-                let (key, owner) = (quoted(key.as_str()), owner_cell(lock).text);
-                format!("{key} is locked by {} (owner: {owner})", quoted(lock.holder().name()))
+                let holder = |lock: &LockInfo| {
+                    format!("{} (owner: {})", quoted(lock.holder().name()), owner_cell(lock).text)
+                };
+                let holders: Vec<_> = lock.holders().map(holder).collect();
+                format!("{} is locked by {}", quoted(key.as_str()), holders.join(", "))
             }
             Self::NoLock(error) => Failure::problem(error),
         }
@@ -77,23 +80,10 @@ impl Found {
     }
 
     fn rows(&self, key: &Key) -> Vec<[Cell; 2]> {
-        let row = |name: &str, cell: Cell| [Cell::coloured(name, Colour::Heading), cell];
         let mut rows = vec![row("KEY", printable(key.as_str()).into())];
         match self {
             Self::Lock(lock) => {
-                let since = format!("{} ({} ago)", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
-                let until = match lock.expires_at().zip(lock.remaining()) {
-                    Some((end, left)) => format!("{} (in {})", rfc3339(end), duration(left)),
-                    None => "none".to_owned(),
-                };
-                rows.push(row("HOLDER", printable(lock.holder().name()).into()));
-                if let Some(note) = lock.note() {
-                    rows.push(row("NOTE", printable(note).into()));
-                }
-                rows.push(row("OWNER", owner_cell(lock)));
-                rows.push(row("SINCE", since.into()));
-                rows.push(row("UNTIL", until.into()));
-                rows.push(row("TOKEN", lock.token().to_string().into()));
+                rows.extend(lock.holders().flat_map(holder_rows));
             }
             Self::NoLock(error) => {
                 rows.push(row("LOCK", Cell::coloured(printable(&Failure::problem(error)), Colour::Bad)));
@@ -102,12 +92,17 @@ impl Found {
         rows
     }
 
-    /// Releases the lock that was found. A lock that another holder acquired since then stays.
+    /// Releases the lock that was found, of all of its holders. A lock that another holder acquired since then stays.
     fn release(&self, store: &Store, key: &Key, wait: Duration) -> Result<(), Failure> {
         let is_released = waiting(|observer| {
             let options = BreakOptions::new().timeout(wait).observer(observer);
             match (self, store.files()) {
-                (Self::Lock(lock), _) => store.break_lock_with(key, options.token(lock.token())),
+                (Self::Lock(lock), _) => {
+                    let broken = lock
+                        .holders()
+                        .map(|it| store.break_lock_with(key, options.clone().token(it.token())));
+                    Ok(broken.collect::<Result<Vec<_>, _>>()?.contains(&true))
+                }
                 (Self::NoLock(_), Some(files)) => files.break_damaged_lock(key, options.get_wait().clone()),
                 (Self::NoLock(_), None) => store.break_lock_with(key, options),
             }
@@ -125,6 +120,27 @@ impl Found {
             None => Ok(()),
         }
     }
+}
+
+fn row(name: &str, cell: Cell) -> [Cell; 2] {
+    [Cell::coloured(name, Colour::Heading), cell]
+}
+
+fn holder_rows(lock: &LockInfo) -> Vec<[Cell; 2]> {
+    let since = format!("{} ({} ago)", rfc3339(lock.acquired_at()), age(lock.acquired_at()));
+    let until = match lock.expires_at().zip(lock.remaining()) {
+        Some((end, left)) => format!("{} (in {})", rfc3339(end), duration(left)),
+        None => "none".to_owned(),
+    };
+    let mut rows = vec![row("HOLDER", printable(lock.holder().name()).into())];
+    rows.extend(lock.note().map(|note| row("NOTE", printable(note).into())));
+    rows.extend([
+        row("OWNER", owner_cell(lock)),
+        row("SINCE", since.into()),
+        row("UNTIL", until.into()),
+        row("TOKEN", lock.token().to_string().into()),
+    ]);
+    rows
 }
 
 /// Whether the file in the place of the lock is none, and `unlock` can move it aside.

@@ -4,9 +4,13 @@
 //! lease that decides. `owner` is the name of the file in `.store/owners/` whose `flock` proves that the
 //! process is alive, and `bound` says whether the lock ends with that process.
 //!
+//! A shared lock has `shared`, perhaps `slots`, and the other acquisitions in `sharers`. `newest` is the greatest token
+//! that there was among them.
+//!
 //! A text contains no zero byte. A file in which a part is zeros was never written completely, so it is no lock.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +25,17 @@ use crate::{Claim, Holder, Key, LockToken};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LockFile {
     pub(crate) key: Key,
+    /// The acquisition in question: in a file the oldest, after a look that of the claimant or one that is in force.
+    pub(crate) acquisition: Acquisition,
+    /// The other ones, which share the lock.
+    pub(crate) sharers: Vec<Acquisition>,
+    /// The greatest token of the acquisitions, also of those that are over.
+    pub(crate) newest: LockToken,
+}
+
+/// One acquisition of a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Acquisition {
     pub(crate) holder: Holder,
     pub(crate) token: LockToken,
     pub(crate) acquired_at: SystemTime,
@@ -28,14 +43,18 @@ pub(crate) struct LockFile {
     pub(crate) owner: String,
     /// Tells people what the holder does.
     pub(crate) note: Option<String>,
+    /// So many acquisitions may share the lock. `None`: it is exclusive.
+    pub(crate) slots: Option<NonZeroU32>,
 }
 
 /// The largest token: beyond 2^53 - 1, other languages read JSON numbers inexactly.
 pub(crate) const MAX_TOKEN: u64 = (1 << 53) - 1;
 
+/// A lock with all of its acquisitions, or one of its sharers.
 #[derive(Serialize, Deserialize)]
 struct Text<'a> {
-    #[serde(borrow)]
+    /// A sharer has none.
+    #[serde(borrow, default, skip_serializing_if = "str::is_empty")]
     key: Cow<'a, str>,
     #[serde(borrow)]
     holder: Cow<'a, str>,
@@ -51,13 +70,89 @@ struct Text<'a> {
     owner: Cow<'a, str>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     note: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    shared: bool,
+    /// `None`: as many as there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slots: Option<NonZeroU32>,
+    /// `None`: the token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    newest: Option<u64>,
+    #[serde(borrow, default, skip_serializing_if = "Vec::is_empty")]
+    sharers: Vec<Text<'a>>,
 }
 
 impl LockFile {
+    pub(crate) fn new(key: Key, acquisition: Acquisition) -> Self {
+        Self { key, newest: acquisition.token, acquisition, sharers: Vec::new() }
+    }
+
+    /// A lock of these acquisitions. `None`: there are none.
+    pub(crate) fn of(key: &Key, mut acquisitions: Vec<Acquisition>, newest: LockToken) -> Option<Self> {
+        acquisitions.sort_by_key(|acquisition| acquisition.token);
+        let mut acquisitions = acquisitions.into_iter();
+        let acquisition = acquisitions.next()?;
+        let newest = acquisitions.as_slice().last().map_or(acquisition.token, |last| last.token).max(newest);
+        Some(Self { key: key.clone(), acquisition, sharers: acquisitions.collect(), newest })
+    }
+
+    pub(crate) fn acquisitions(&self) -> impl Iterator<Item = &Acquisition> {
+        std::iter::once(&self.acquisition).chain(&self.sharers)
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        self.acquisition.slots.is_some()
+    }
+
+    /// Whether an acquisition outlives its process.
+    pub(crate) fn has_named(&self) -> bool {
+        self.acquisitions().any(|acquisition| !acquisition.holder.is_process_bound())
+    }
+
     pub(crate) fn to_text(&self) -> Vec<u8> {
+        let mut acquisitions: Vec<_> = self.acquisitions().collect();
+        acquisitions.sort_by_key(|acquisition| acquisition.token);
+        let mut texts = acquisitions.into_iter().map(Acquisition::to_text);
+        let mut bytes = Vec::with_capacity(SECTOR);
+        if let Some(first) = texts.next() {
+            let newest = Some(self.newest.get()).filter(|newest| *newest != first.token);
+            let text = Text { key: self.key.as_str().into(), newest, sharers: texts.collect(), ..first };
+            // Strings and numbers into memory: this cannot fail.
+            let written = serde_json::to_writer(&mut bytes, &text);
+            debug_assert!(written.is_ok());
+        }
+        // Nearly every lock fits exactly into the file of the last one.
+        bytes.resize((bytes.len() + 1).next_multiple_of(SECTOR) - 1, b' ');
+        bytes.push(b'\n');
+        bytes
+    }
+
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, Unsound> {
+        let mut text: Text<'_> = serde_json::from_slice(text).map_err(Unsound::Json)?;
+        let key = std::mem::take(&mut text.key);
+        let key = Key::new(key).map_err(|_| Unsound::Field("key"))?;
+        let (newest, sharers) = (text.newest.unwrap_or(0), std::mem::take(&mut text.sharers));
+        if newest > MAX_TOKEN {
+            return Err(Unsound::Field("token"));
+        }
+        let acquisition = Acquisition::parse(text)?;
+        let is_alone = sharers.is_empty();
+        let sharers = sharers.into_iter().map(Acquisition::parse).collect::<Result<Vec<_>, _>>()?;
+        let is_exclusive = |acquisition: &Acquisition| acquisition.slots.is_none();
+        if !is_alone && (is_exclusive(&acquisition) || sharers.iter().any(is_exclusive)) {
+            return Err(Unsound::Field("sharers"));
+        }
+        let tokens = sharers.iter().map(|acquisition| acquisition.token);
+        let newest = tokens.fold(acquisition.token.max(LockToken::new(newest)), LockToken::max);
+        Ok(Self { key, acquisition, sharers, newest })
+    }
+}
+
+impl Acquisition {
+    fn to_text(&self) -> Text<'_> {
         let epoch = self.lease.epoch.as_ref();
-        let text = Text {
-            key: self.key.as_str().into(),
+        Text {
+            key: "".into(),
             holder: self.holder.name().into(),
             bound: self.holder.is_process_bound(),
             token: self.token.get(),
@@ -69,32 +164,14 @@ impl LockFile {
             deadline_ns: self.lease.deadline.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)),
             owner: self.owner.as_str().into(),
             note: self.note.as_deref().map(Cow::from),
-        };
-        let mut bytes = Vec::with_capacity(512);
-        // Strings and numbers into memory: this cannot fail.
-        let written = serde_json::to_writer(&mut bytes, &text);
-        debug_assert!(written.is_ok());
-        // Nearly every lock fits exactly into the file of the last one.
-        bytes.resize((bytes.len() + 1).next_multiple_of(SECTOR) - 1, b' ');
-        bytes.push(b'\n');
-        bytes
+            shared: self.slots.is_some(),
+            slots: self.slots.filter(|slots| *slots != NonZeroU32::MAX),
+            newest: None,
+            sharers: Vec::new(),
+        }
     }
 
-    /// Whether this lock, live or not, is the one that the claim is about. A lock that is bound to a
-    /// process belongs to nobody in another process, even if names and numbers agree: that may be a forked
-    /// child, or process 1 of the next container. The exception is a claim that says that it comes from elsewhere.
-    /// `is_here` says whether an owner file is this process's.
-    pub(crate) fn is_claimed_by(&self, claim: &Claim, is_here: impl FnOnce(&str) -> bool) -> bool {
-        let is_named = match claim {
-            Claim::Holder(holder) => self.holder == *holder,
-            Claim::Token(token) => self.token == *token,
-            Claim::Delegated(token) => return self.token == *token,
-        };
-        is_named && (!self.holder.is_process_bound() || is_here(&self.owner))
-    }
-
-    pub(crate) fn parse(text: &[u8]) -> Result<Self, Unsound> {
-        let text: Text<'_> = serde_json::from_slice(text).map_err(Unsound::Json)?;
+    fn parse(text: Text<'_>) -> Result<Self, Unsound> {
         let time = |text: &str| rfc3339::parse(text).ok_or(Unsound::Field("time"));
         if text.token > MAX_TOKEN {
             return Err(Unsound::Field("token"));
@@ -103,7 +180,6 @@ impl LockFile {
             return Err(Unsound::Field("owner"));
         }
         Ok(Self {
-            key: Key::new(text.key).map_err(|_| Unsound::Field("key"))?,
             holder: Holder::new(text.holder.into_owned(), text.bound)
                 .map_err(|_| Unsound::Field("holder"))?,
             token: LockToken::new(text.token),
@@ -115,7 +191,21 @@ impl LockFile {
             },
             owner: text.owner.into_owned(),
             note: text.note.map(Cow::into_owned),
+            slots: text.shared.then(|| text.slots.unwrap_or(NonZeroU32::MAX)),
         })
+    }
+
+    /// Whether this acquisition, in force or not, is the one that the claim is about. A lock that is bound to a
+    /// process belongs to nobody in another process, even if names and numbers agree: that may be a forked
+    /// child, or process 1 of the next container. The exception is a claim that says that it comes from elsewhere.
+    /// `is_here` says whether an owner file is this process's.
+    pub(crate) fn is_claimed_by(&self, claim: &Claim, is_here: impl FnOnce(&str) -> bool) -> bool {
+        let is_named = match claim {
+            Claim::Holder(holder) => self.holder == *holder,
+            Claim::Token(token) => self.token == *token,
+            Claim::Delegated(token) => return self.token == *token,
+        };
+        is_named && (!self.holder.is_process_bound() || is_here(&self.owner))
     }
 }
 
@@ -172,10 +262,9 @@ pub(crate) fn is_owner_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn lock() -> LockFile {
+    fn acquisition() -> Acquisition {
         let start = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123);
-        LockFile {
-            key: Key::new("invoice\n42").unwrap(),
+        Acquisition {
             holder: Holder::named("worker \"7\"").unwrap(),
             token: LockToken::new(MAX_TOKEN),
             acquired_at: start,
@@ -186,25 +275,75 @@ mod tests {
             },
             owner: "41-abcXYZ".into(),
             note: None,
+            slots: None,
         }
+    }
+
+    fn lock() -> LockFile {
+        of(acquisition())
+    }
+
+    fn of(acquisition: Acquisition) -> LockFile {
+        LockFile::new(Key::new("invoice\n42").unwrap(), acquisition)
+    }
+
+    fn shared(token: u64, slots: u32) -> Acquisition {
+        Acquisition { token: LockToken::new(token), slots: NonZeroU32::new(slots), ..acquisition() }
     }
 
     #[test]
     fn a_lock_reads_back() {
         let unlimited = Lease { epoch: None, deadline: None, expires_at: None };
-        let noted = LockFile { note: Some("\0 \n\"ä".into()), ..lock() };
+        let noted = of(Acquisition { note: Some("\0 \n\"ä".into()), ..acquisition() });
         assert!(!noted.to_text().contains(&0));
-        for lock in [lock(), LockFile { lease: unlimited, ..lock() }, noted] {
+        let unlimited = of(Acquisition { lease: unlimited, ..acquisition() });
+        let key = lock().key;
+        let sharers = vec![shared(9, 4), shared(7, u32::MAX), shared(8, 1)];
+        let several = LockFile::of(&key, sharers, LockToken::new(11)).unwrap();
+        assert_eq!(several.acquisitions().map(|it| it.token.get()).collect::<Vec<_>>(), [7, 8, 9]);
+        for lock in [lock(), unlimited, noted, of(shared(7, u32::MAX)), of(shared(7, 1)), several] {
             assert_eq!(LockFile::parse(&lock.to_text()).unwrap(), lock);
+        }
+    }
+
+    #[test]
+    fn an_exclusive_lock_says_nothing_of_sharers() {
+        let text = String::from_utf8(lock().to_text()).unwrap();
+        for word in ["shared", "slots", "newest", "sharers"] {
+            assert!(!text.contains(word), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_text_is_that_of_the_tokens() {
+        let key = lock().key;
+        let lock = LockFile::of(&key, vec![shared(7, 2), shared(8, 2)], LockToken::new(0)).unwrap();
+        let mut turned = lock.clone();
+        std::mem::swap(&mut turned.acquisition, &mut turned.sharers[0]);
+        assert_eq!(turned.to_text(), lock.to_text());
+        assert_eq!(lock.newest, LockToken::new(8));
+        assert_eq!(LockFile::of(&key, Vec::new(), LockToken::new(8)), None);
+    }
+
+    #[test]
+    fn what_is_exclusive_has_no_sharers() {
+        let key = lock().key;
+        for pair in [
+            [shared(7, 2), acquisition()],
+            [Acquisition { token: LockToken::new(6), ..acquisition() }, shared(7, 2)],
+        ] {
+            let lock = LockFile::of(&key, pair.to_vec(), LockToken::new(0)).unwrap();
+            assert!(matches!(LockFile::parse(&lock.to_text()), Err(Unsound::Field("sharers"))));
         }
     }
 
     #[test]
     fn one_lock_fits_into_the_file_of_another() {
         let holder = Holder::named("a").unwrap();
-        let short = Lease { epoch: lock().lease.epoch, deadline: None, expires_at: None };
-        let short = LockFile { holder, lease: short, ..lock() }.to_text();
-        assert_eq!(short.len(), LockFile { holder: Holder::current(), ..lock() }.to_text().len());
+        let short = Lease { epoch: acquisition().lease.epoch, deadline: None, expires_at: None };
+        let short = of(Acquisition { holder, lease: short, ..acquisition() }).to_text();
+        let long = of(Acquisition { holder: Holder::current(), ..acquisition() });
+        assert_eq!(short.len(), long.to_text().len());
         assert!(short.ends_with(b" \n"));
     }
 
@@ -212,7 +351,7 @@ mod tests {
     fn the_longest_key_and_holder_fit_into_the_limit() {
         let key = Key::new("\0".repeat(Key::MAX_CHARS)).unwrap();
         let holder = Holder::named("\0".repeat(Holder::MAX_BYTES)).unwrap();
-        let text = LockFile { key, holder, ..lock() }.to_text();
+        let text = LockFile::new(key, Acquisition { holder, ..acquisition() }).to_text();
         assert!(text.len() <= crate::filesystem::disk::layout::MAX_LOCK_BYTES, "{}", text.len());
     }
 
@@ -335,7 +474,7 @@ mod tests {
         let (bound, named) = (Holder::current(), Holder::named("job").unwrap());
         let token = |number| Claim::Token(LockToken::new(number));
         let matches = |holder: &Holder, claim: &Claim, here: Option<&str>| {
-            let lock = LockFile { holder: holder.clone(), token: LockToken::new(7), ..lock() };
+            let lock = Acquisition { holder: holder.clone(), token: LockToken::new(7), ..acquisition() };
             lock.is_claimed_by(claim, |owner| here == Some(owner))
         };
         let (here, elsewhere) = (Some("41-abcXYZ"), Some("42-xyz"));

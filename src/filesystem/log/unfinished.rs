@@ -106,7 +106,8 @@ fn is_made(layout: &Layout, options: &FileSystemOptions, key: &Key, frame: &Fram
         Kind::Record | Kind::Large => version() == Some(frame.number),
         Kind::Removed => matches!(layout::stat(&layout.dir, &layout::record_name(key)), Ok(None)),
         Kind::Locked => LockFile::parse(frame.text).ok() == lock(),
-        Kind::Unlocked => lock().is_none_or(|lock| lock.token.get() != frame.number),
+        // Locks that are bound to processes may be left. The log is told nothing of them.
+        Kind::Unlocked => lock().is_none_or(|lock| lock.newest.get() != frame.number || !lock.has_named()),
         Kind::Reserved => true,
     }
 }

@@ -6,10 +6,11 @@ use super::wait::{Attempt, Role, timed_out, wait};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout;
-use crate::filesystem::disk::lock_file::LockFile;
+use crate::filesystem::disk::lock_file::{Acquisition, LockFile};
 use crate::filesystem::disk::publish::{self, Staged};
-use crate::filesystem::protocol::access::{Access, Snapshot, access, snapshot};
+use crate::filesystem::protocol::access::{Access, Found, Snapshot, access, shared, snapshot};
 use crate::filesystem::protocol::clock::Reading;
+use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::Lease;
 use crate::filesystem::protocol::limits::Limits;
 use crate::filesystem::protocol::owner::Owner;
@@ -20,11 +21,9 @@ use crate::{Acquired, Claim, Holder, Key, LockOptions, LockToken, Result};
 pub(crate) fn acquire_lock(core: &Core, key: &Key, options: &LockOptions) -> Result<Acquired> {
     let context = Context::new("acquire_lock", key);
     core.check_writable(context)?;
-    let holder = options.resolve_holder();
     let limits = Limits::new(options.get_wait());
-    let acquired = wait(core, key, Role::Waiter, &limits, context, |waiter| {
-        attempt(core, key, &holder, options, waiter, &limits, context)
-    });
+    let request = Request { core, key, holder: options.resolve_holder(), options, limits: &limits, context };
+    let acquired = wait(core, key, Role::Waiter, &limits, context, |waiter| request.attempt(waiter));
     core.checkpoint_if_full();
     // Only a call that was in the queue can be the one that a blank file was left for.
     if acquired.is_err() && options.get_acquire_timeout().is_none_or(|timeout| !timeout.is_zero()) {
@@ -33,90 +32,149 @@ pub(crate) fn acquire_lock(core: &Core, key: &Key, options: &LockOptions) -> Res
     acquired
 }
 
-/// One attempt. Everything that decides is checked under the latch (I1).
-fn attempt(
-    core: &Core,
-    key: &Key,
-    holder: &Holder,
-    options: &LockOptions,
-    waiter: Option<&Waiter>,
-    limits: &Limits,
-    context: Context<'_>,
-) -> Result<Attempt<Acquired>> {
-    let claim = Claim::Holder(holder.clone());
-    // Checked first without the latch: a call that has to wait anyway does not block others. A notified
-    // waiter skips the check.
-    if !waiter.is_some_and(Waiter::is_notified)
-        && let Access::Other(found) = access(core, key, &claim, context)?
-    {
-        return Ok(Attempt::Held(found));
+struct Request<'a> {
+    core: &'a Core,
+    key: &'a Key,
+    holder: Holder,
+    options: &'a LockOptions,
+    limits: &'a Limits,
+    context: Context<'a>,
+}
+
+impl Request<'_> {
+    /// One attempt. Everything that decides is checked under the latch (I1).
+    fn attempt(&self, waiter: Option<&Waiter>) -> Result<Attempt<Acquired>> {
+        let Self { core, key, options, limits, context, .. } = *self;
+        let claim = Claim::Holder(self.holder.clone());
+        let may_join = |found: &Found| found.has_room(options.get_slots());
+        // Checked first without the latch: a call that has to wait anyway does not block others. A notified
+        // waiter skips the check.
+        if !waiter.is_some_and(Waiter::is_notified)
+            && let Access::Other(found) = access(core, key, &claim, context)?
+            && !may_join(&found)
+        {
+            return Ok(Attempt::Held(found));
+        }
+        let here = Owner::here(&core.layout, context)?;
+        let Some(latch) = core.enter_within(key, &limits.for_latch(), context)? else {
+            limits.check_cancelled(context)?;
+            return Err(timed_out(core, key, None, limits, context));
+        };
+        match access(core, key, &claim, context)? {
+            Access::Other(found) if may_join(&found) => self.join(found, latch, waiter, &here),
+            Access::Other(found) => Ok(Attempt::Held(found)),
+            Access::Mine(found) => self.acquire_again(&found, latch, &here),
+            Access::Free(last) => self.acquire_free(&last, latch, waiter, &here),
+        }
     }
-    let here = Owner::here(&core.layout, context)?;
-    let Some(latch) = core.enter_within(key, &limits.for_latch(), context)? else {
-        limits.check_cancelled(context)?;
-        return Err(timed_out(core, key, None, limits, context));
-    };
-    let access = access(core, key, &claim, context)?;
-    let now = Reading::now();
-    let lease = Lease::starting(&now, options.get_hold_timeout());
-    match access {
-        Access::Other(found) => Ok(Attempt::Held(found)),
-        Access::Mine(found) => {
-            let Some(change) = restart_lease(core, &latch, &found.lock, lease, &here, context)? else {
-                return Ok(Attempt::Retry);
-            };
-            drop(latch);
+
+    fn acquire_free(
+        &self,
+        last: &Snapshot,
+        latch: Latch,
+        waiter: Option<&Waiter>,
+        here: &Owner,
+    ) -> Result<Attempt<Acquired>> {
+        let Self { core, key, context, .. } = *self;
+        if let Turn::Other(left) = core.events.turn(key, waiter, &core.layout) {
+            return Ok(Attempt::Yield(left));
+        }
+        if self.holder.is_process_bound() {
+            // Nothing is told to the log of this lock. After a power loss the lock that was released before it must not
+            // be there again, with a smaller token.
+            core.wait_until_durable(key, context)?;
+        }
+        let lock = LockFile::new(key.clone(), self.next(&latch, last.token(), here)?);
+        let staged = match creation(core, &lock, last) {
+            Creation::InPlace => None,
+            Creation::Staged => Some(stage_lock(core, &lock, here, context)?),
+        };
+        let before = match last {
+            Snapshot::Lock(last) => Some(&last.lock),
+            Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => None,
+        };
+        let publish = || publish_lock(core, &lock, last, staged, here, context);
+        let ((), change) = LockChange::make(core, &latch, key, (before, Some(&lock)), context, publish)?;
+        drop(latch);
+        // If it is not synced, the stale lock of a named holder would be live again after a restart with a clock that is
+        // behind.
+        if lock.has_named() {
+            change.sync(core, None, context)?;
+        }
+        if let Snapshot::Lock(last) = last {
+            trace::taken_over(key, lock.newest, &last.lock.acquisition.holder, last.state);
+        }
+        Ok(self.acquired(&lock, lock.newest, waiter))
+    }
+
+    /// Shares the lock with those that share it already.
+    fn join(
+        &self,
+        found: Box<Found>,
+        latch: Latch,
+        waiter: Option<&Waiter>,
+        here: &Owner,
+    ) -> Result<Attempt<Acquired>> {
+        let Self { core, key, context, .. } = *self;
+        // A waiter for an exclusive lock may be the first one. It was notified, so one that is stopped is skipped.
+        if let Turn::Other(_) = core.events.turn(key, waiter, &core.layout) {
+            return Ok(Attempt::Held(found));
+        }
+        let newcomer = self.next(&latch, found.lock.newest, here)?;
+        let token = newcomer.token;
+        let Some(lock) = found.with(newcomer) else { return Ok(Attempt::Held(found)) };
+        let staged = stage_lock(core, &lock, here, context)?;
+        let publish = || staged.publish_lock(&layout::lock_name(key), context);
+        let states = (Some(&found.lock), Some(&lock));
+        let ((), change) = LockChange::make(core, &latch, key, states, context, publish)?;
+        drop(latch);
+        if !self.holder.is_process_bound() {
             change.sync(core, Some(&found.lock), context)?;
-            Ok(Attempt::Done(Acquired::reentrant(found.lock.token)))
         }
-        Access::Free(last) => {
-            if let Turn::Other(left) = core.events.turn(key, waiter, &core.layout) {
-                return Ok(Attempt::Yield(left));
-            }
-            if holder.is_process_bound() {
-                // Nothing is told to the log of this lock. After a power loss the lock that was released before it must not
-                // be there again, with a smaller token.
-                core.wait_until_durable(key, context)?;
-            }
-            let last_here = core.last_token(key, context)?;
-            let floor = last.token().max(LockToken::new(core.number_floor()));
-            let token = latch.next_token(&core.layout, last_here, floor, context)?;
-            core.reserve_number(&latch, key, token.get(), context)?;
-            let lock = LockFile {
-                key: key.clone(),
-                holder: holder.clone(),
-                token,
-                acquired_at: now.wall,
-                lease,
-                owner: here.name.clone(),
-                note: options.get_note().map(str::to_owned),
-            };
-            let staged = match creation(core, &lock, &last) {
-                Creation::InPlace => None,
-                Creation::Staged => Some(stage_lock(core, &lock, &here, context)?),
-            };
-            let publish = || publish_lock(core, &lock, &last, staged, &here, context);
-            match &last {
-                // Told to the log without a sync: the stale lock of a named holder would be live again after a restart
-                // with a clock that is behind.
-                Snapshot::Lock(last) if lock.holder.is_process_bound() => {
-                    let ((), _unsynced) = LockChange::remove(core, &latch, &last.lock, context, publish)?;
-                    drop(latch);
-                }
-                _ => {
-                    let change = LockChange::publish(core, &latch, &lock, context, publish)?;
-                    drop(latch);
-                    change.sync(core, None, context)?;
-                }
-            }
-            if let Snapshot::Lock(last) = &last {
-                trace::taken_over(key, token, &last.lock.holder, last.state);
-            }
-            if let Some(end) = lock.lease.deadline {
-                core.events.leased(key, end, waiter);
-            }
-            Ok(Attempt::Done(Acquired::new(token)))
+        Ok(self.acquired(&lock, token, waiter))
+    }
+
+    /// The holder has the lock already: it restarts the lease.
+    fn acquire_again(&self, found: &Found, latch: Latch, here: &Owner) -> Result<Attempt<Acquired>> {
+        let Self { core, key, options, context, .. } = *self;
+        if found.lock.is_shared() && options.get_slots().is_none() {
+            return Err(shared(core, key, found, context));
         }
+        let lease = Lease::starting(&Reading::now(), options.get_hold_timeout());
+        let Some(change) = restart_lease(core, &latch, found, lease, here, context)? else {
+            return Ok(Attempt::Retry);
+        };
+        drop(latch);
+        change.sync(core, Some(&found.lock), context)?;
+        Ok(Attempt::Done(Acquired::reentrant(found.lock.acquisition.token)))
+    }
+
+    /// The next acquisition of the key. Its token exceeds the last one.
+    fn next(&self, latch: &Latch, last: LockToken, here: &Owner) -> Result<Acquisition> {
+        let Self { core, key, options, context, .. } = *self;
+        let now = Reading::now();
+        let last_here = core.last_token(key, context)?;
+        let floor = last.max(LockToken::new(core.number_floor()));
+        let token = latch.next_token(&core.layout, last_here, floor, context)?;
+        core.reserve_number(latch, key, token.get(), context)?;
+        Ok(Acquisition {
+            holder: self.holder.clone(),
+            token,
+            acquired_at: now.wall,
+            lease: Lease::starting(&now, options.get_hold_timeout()),
+            owner: here.name.clone(),
+            note: options.get_note().map(str::to_owned),
+            slots: options.get_slots(),
+        })
+    }
+
+    fn acquired(&self, lock: &LockFile, token: LockToken, waiter: Option<&Waiter>) -> Attempt<Acquired> {
+        let own = lock.acquisitions().find(|acquisition| acquisition.token == token);
+        if let Some(end) = own.and_then(|own| own.lease.deadline) {
+            self.core.events.leased(self.key, end, waiter);
+        }
+        let acquired = Acquired::new(token);
+        if lock.has_room() { Attempt::Shared(acquired) } else { Attempt::Done(acquired) }
     }
 }
 

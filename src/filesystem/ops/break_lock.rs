@@ -1,12 +1,13 @@
 //! Breaking a lock.
 
 use super::lock_change::LockChange;
+use super::renew::remove_acquisition;
 use crate::error::DIRECTORY;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Refusal};
 use crate::filesystem::disk::{old_file, publish};
-use crate::filesystem::protocol::access::{Snapshot, snapshot};
+use crate::filesystem::protocol::access::{Found, Snapshot, snapshot};
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
 use crate::{Error, Key, LockToken, Result, WaitOptions};
@@ -40,7 +41,7 @@ pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitO
         }
         (Target::NoLock, found) => found.map(|_| None)?,
         (Target::Acquisition(token), found) => {
-            Some(found?).filter(|it| matches!(it, Snapshot::Lock(found) if found.lock.token == token))
+            Some(found?).filter(|it| matches!(it, Snapshot::Lock(found) if has(found, token)))
         }
     };
     let Some(found) = found else {
@@ -49,9 +50,17 @@ pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitO
         return Ok(false);
     };
     let remove = || publish::remove(&core.layout, &name, context);
-    let removed = match &found {
-        Snapshot::Lock(found) => {
-            let (removed, change) = LockChange::remove(core, &latch, &found.lock, context, remove)?;
+    let removed = match found {
+        Snapshot::Lock(mut found) => {
+            let (removed, change) = match target {
+                Target::Acquisition(token) => {
+                    found.find(|acquisition, _| acquisition.token == token);
+                    remove_acquisition(core, &latch, &found, context)?
+                }
+                Target::Any | Target::NoLock => {
+                    LockChange::make(core, &latch, key, (Some(&found.lock), None), context, remove)?
+                }
+            };
             drop(latch);
             change.sync(core, Some(&found.lock), context)?;
             removed
@@ -67,6 +76,10 @@ pub(crate) fn break_lock(core: &Core, key: &Key, target: Target, options: &WaitO
     core.events.freed(key, &core.layout);
     core.checkpoint_if_full();
     Ok(removed)
+}
+
+fn has(found: &Found, token: LockToken) -> bool {
+    found.lock.acquisitions().any(|acquisition| acquisition.token == token)
 }
 
 /// Moves a file that blocks the key and is no lock to `.store/damaged/`. `reason` says what is wrong with it.

@@ -48,6 +48,8 @@ fn attempt(
         (_, Access::Mine(_)) => false,
         (Claim::Holder(_), Access::Free(snapshot)) => matches!(snapshot, Snapshot::Lock(_)),
         (Claim::Token(token) | Claim::Delegated(token), _) => return Err(lost(core, key, *token, context)),
+        // Those who share a lock change nothing.
+        (Claim::Holder(_), Access::Other(found)) if found.lock.is_shared() => false,
         (Claim::Holder(_), Access::Other(found)) => return Ok(Attempt::Held(found)),
     };
     let mut latch = None;
@@ -99,7 +101,8 @@ fn recheck_under_latch(
     };
     let is_valid = match (claim, access(core, key, claim, context)?) {
         (_, Access::Mine(_)) | (Claim::Holder(_), Access::Free(_)) => true,
-        (Claim::Token(_) | Claim::Delegated(_), _) | (_, Access::Other(_)) => false,
+        (Claim::Holder(_), Access::Other(found)) => found.lock.is_shared(),
+        (Claim::Token(_) | Claim::Delegated(_), _) => false,
     };
     Ok(is_valid.then_some(latch))
 }

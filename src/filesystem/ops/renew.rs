@@ -9,7 +9,7 @@ use crate::filesystem::disk::layout;
 use crate::filesystem::disk::lock_file::LockFile;
 use crate::filesystem::disk::publish::{self, Staged};
 use crate::filesystem::options::Durability;
-use crate::filesystem::protocol::access::{Access, Snapshot, access, is_owner_here, lost};
+use crate::filesystem::protocol::access::{Access, Found, Snapshot, access, is_claimed, lost};
 use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::{Lease, Term};
@@ -31,11 +31,11 @@ pub(crate) fn renew(
     limits.check_cancelled(context)?;
     let latch = core.enter(key, &limits.for_latch(), context)?;
     loop {
-        let lock = own_lock(core, &latch, key, claim, context)?;
+        let found = own_lock(core, &latch, key, claim, context)?;
         let lease = Lease::starting(&Reading::now(), hold_timeout);
-        if let Some(change) = restart_lease(core, &latch, &lock, lease, &here, context)? {
+        if let Some(change) = restart_lease(core, &latch, &found, lease, &here, context)? {
             drop(latch);
-            change.sync(core, Some(&lock), context)?;
+            change.sync(core, Some(&found.lock), context)?;
             core.checkpoint_if_full();
             return Ok(());
         }
@@ -43,40 +43,61 @@ pub(crate) fn renew(
     }
 }
 
-/// Gives a live lock a new lease, under the latch. `None`: the old one expired before the new one was
-/// published. Other processes may have seen the key free in between, so the lock is removed.
+/// Gives the acquisition in question, which is in force, a new lease, under the latch. `None`: the old one expired before
+/// the new one was published. Other processes may have seen the key free in between, so the acquisition is removed.
 pub(super) fn restart_lease<'a>(
     core: &'a Core,
     latch: &Latch,
-    lock: &LockFile,
+    found: &Found,
     lease: Lease,
     here: &Owner,
     context: Context<'_>,
 ) -> Result<Option<LockChange<'a>>> {
-    let renewed = LockFile { lease, ..lock.clone() };
+    let Found { lock, .. } = found;
+    let renewed = found.renewed(lease);
+    let (old, new) = (&lock.acquisition.lease, &renewed.acquisition.lease);
     let staged = stage_lock(core, &renewed, here, context)?;
     let mut is_published = false;
     let publish = || {
         // The sync of the frame takes long. Others that have seen the key free must not see it held again.
-        is_published = lock.lease.term(&Reading::now()) != Term::Over;
+        is_published = old.term(&Reading::now()) != Term::Over;
         if is_published { staged.publish_lock(&layout::lock_name(&lock.key), context) } else { Ok(()) }
     };
-    let change = LockChange::renew(core, latch, &renewed, context, publish)?;
+    let states = (Some(lock), Some(&renewed));
+    let ((), change) = LockChange::make(core, latch, &lock.key, states, context, publish)?;
     let now = Reading::now();
-    let before = lock.lease.term(&now);
+    let before = old.term(&now);
     if is_published && before != Term::Over {
-        if let Some(end) = renewed.lease.deadline
-            && renewed.lease.term(&now) < before
+        if let Some(end) = new.deadline
+            && new.term(&now) < before
         {
             core.events.shortened(&lock.key, end);
         }
         return Ok(Some(change));
     }
-    let remove = || publish::remove(&core.layout, &layout::lock_name(&lock.key), context);
-    let (_, _unsynced) = LockChange::remove(core, latch, &renewed, context, remove)?;
+    let _unsynced = remove_acquisition(core, latch, found, context)?;
     // A waiter may have seen the new lease.
     core.events.freed(&lock.key, &core.layout);
     Ok(None)
+}
+
+/// Removes the acquisition in question, under the latch: with the file, unless others share the lock.
+pub(super) fn remove_acquisition<'a>(
+    core: &'a Core,
+    latch: &Latch,
+    found: &Found,
+    context: Context<'_>,
+) -> Result<(bool, LockChange<'a>)> {
+    let (key, name) = (&found.lock.key, layout::lock_name(&found.lock.key));
+    let rest = found.without();
+    let here = rest.as_ref().map(|_| Owner::here(&core.layout, context)).transpose()?;
+    let staged = rest.as_ref().zip(here.as_deref());
+    let staged = staged.map(|(rest, here)| stage_lock(core, rest, here, context)).transpose()?;
+    let remove = || match staged {
+        Some(staged) => staged.publish_lock(&name, context).map(|()| true),
+        None => publish::remove(&core.layout, &name, context),
+    };
+    LockChange::make(core, latch, key, (Some(&found.lock), rest.as_ref()), context, remove)
 }
 
 /// Stages a lock file, before the lock is told to the log. The file is not synced: the log is, where the lock has to survive
@@ -97,25 +118,26 @@ pub(super) fn own_lock(
     key: &Key,
     claim: &Claim,
     context: Context<'_>,
-) -> Result<LockFile> {
+) -> Result<Box<Found>> {
     let access = access(core, key, claim, context)?;
     if let Access::Free(Snapshot::Lock(found)) = &access
-        && found.lock.is_claimed_by(claim, |owner| is_owner_here(core, owner))
+        && found.lock.acquisitions().any(|acquisition| is_claimed(core, acquisition, claim))
     {
         // The claimant's own stale lock. Perhaps nobody else will ever use this key and remove it.
         let remove = || publish::remove(&core.layout, &layout::lock_name(key), context);
         // Told to the log without a sync: the lock would be live again after a restart with a clock that is behind.
-        let (_, _unsynced) = LockChange::remove(core, latch, &found.lock, context, remove)?;
+        let states = (Some(&found.lock), None);
+        let (_, _unsynced) = LockChange::make(core, latch, key, states, context, remove)?;
     }
     let path = || core.layout.lock_path(key);
     match (claim, access) {
-        (_, Access::Mine(found)) => Ok(found.lock),
+        (_, Access::Mine(found)) => Ok(found),
         (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(core, key, *token, context)),
         (Claim::Holder(_), Access::Free(_)) => Err(context.error(ErrorKind::NotLocked).with_path(path())),
         (Claim::Holder(holder), Access::Other(found)) => Err(context
             .error(ErrorKind::NotLockHolder)
             .with_claimant(holder.clone())
-            .with_holder(found.lock.holder)
+            .with_holder(found.lock.acquisition.holder)
             .with_path(path())),
     }
 }

@@ -215,7 +215,8 @@ fn remove_stale(core: &Core, latch: &Latch, key: &Key, name: &str, context: Cont
     let remove = || publish::remove(&core.layout, name, context);
     match snapshot(core, key, context)? {
         Snapshot::Lock(found) => {
-            LockChange::remove(core, latch, &found.lock, context, remove).map(|(removed, _)| removed)
+            let states = (Some(&found.lock), None);
+            LockChange::make(core, latch, key, states, context, remove).map(|(removed, _)| removed)
         }
         Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => remove(),
     }

@@ -35,6 +35,8 @@ pub(crate) enum Role {
 /// The outcome of one attempt.
 pub(crate) enum Attempt<T> {
     Done(T),
+    /// Done, and the next waiter may share the lock.
+    Shared(T),
     /// Another holder's lock is live.
     Held(Box<Found>),
     /// The key is free, but it is another waiter's turn, which has this much time left to react.
@@ -99,20 +101,22 @@ fn repeat<T>(
                 stage.complete();
                 return Ok(value);
             }
+            // The end of the registration notifies the next waiter.
+            Attempt::Shared(value) => return Ok(value),
             Attempt::Retry if attempts > MAX_ATTEMPTS && limits.is_over() => {
                 return Err(timed_out(core, key, None, limits, context));
             }
             Attempt::Retry => continue,
             Attempt::Yield(pause) => (None, pause),
             Attempt::Held(found) => {
-                let left = match found.term {
+                let left = match found.first_term() {
                     Term::Left(left) => left,
                     Term::Unlimited | Term::Over => RECHECK_INTERVAL * SLEEPS_PER_CHECK,
                 };
                 (Some(found), left)
             }
         };
-        let holder = found.as_ref().map(|found| &found.lock.holder);
+        let holder = found.as_ref().map(|found| &found.lock.acquisition.holder);
         if limits.is_over() {
             return Err(timed_out(core, key, holder.cloned(), limits, context));
         }
@@ -158,7 +162,8 @@ fn report(
     context: Context<'_>,
 ) -> Option<Instant> {
     let (reports, found) = (limits.reports()?, found?);
-    let obstacle = Obstacle::lock(key, &found.lock.holder, Some(found.lock.token));
+    let held = &found.lock.acquisition;
+    let obstacle = Obstacle::lock(key, &held.holder, Some(held.token));
     let at = reports.due_at(&obstacle)?;
     if at > Instant::now() {
         return Some(at);

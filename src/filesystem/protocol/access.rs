@@ -11,7 +11,7 @@ use super::owner::{self, Owner};
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, MAX_LOCK_BYTES, Opened};
-use crate::filesystem::disk::lock_file::{LockFile, Unsound, is_unfinished};
+use crate::filesystem::disk::lock_file::{Acquisition, LockFile, Unsound, is_unfinished};
 use crate::trace;
 use crate::{Claim, Error, ErrorKind, Key, LockInfo, LockState, LockToken, Result};
 
@@ -26,11 +26,13 @@ pub(crate) enum Snapshot {
     Lock(Box<Found>),
 }
 
-/// A lock file, and its effective state.
+/// A lock file, and its effective state: that of the acquisition in question. It is in force, if one of them is.
 pub(crate) struct Found {
     pub(crate) lock: LockFile,
     pub(crate) state: LockState,
     pub(crate) term: Term,
+    /// Those of the sharers.
+    pub(crate) sharers: Vec<(LockState, Term)>,
     pub(crate) version: Version,
 }
 
@@ -69,7 +71,7 @@ impl Snapshot {
     /// A token that the next one must exceed.
     pub(crate) fn token(&self) -> LockToken {
         match self {
-            Snapshot::Lock(found) => found.lock.token,
+            Snapshot::Lock(found) => found.lock.newest,
             Snapshot::Absent | Snapshot::Blank | Snapshot::Unfinished => LockToken::new(0),
         }
     }
@@ -78,13 +80,20 @@ impl Snapshot {
 /// Fails unless the claim permits a change now. Called under the latch (I3).
 pub(crate) fn admit(core: &Core, key: &Key, claim: &Claim, context: Context<'_>) -> Result<()> {
     match (claim, access(core, key, claim, context)?) {
+        (_, Access::Mine(found)) if found.lock.is_shared() => Err(shared(core, key, &found, context)),
         (_, Access::Mine(_)) | (Claim::Holder(_), Access::Free(_)) => Ok(()),
         (Claim::Token(token) | Claim::Delegated(token), _) => Err(lost(core, key, *token, context)),
         (Claim::Holder(_), Access::Other(found)) => Err(context
             .error(ErrorKind::Locked)
-            .with_holder(found.lock.holder)
+            .with_holder(found.lock.acquisition.holder)
             .with_path(core.layout.lock_path(key))),
     }
+}
+
+/// The error for a claimant that shares the lock, where it needs an exclusive one.
+pub(crate) fn shared(core: &Core, key: &Key, found: &Found, context: Context<'_>) -> Error {
+    let error = context.error(ErrorKind::LockShared).with_token(found.lock.acquisition.token);
+    error.with_path(core.layout.lock_path(key))
 }
 
 /// The access that the claim has now.
@@ -94,8 +103,8 @@ pub(crate) fn access(core: &Core, key: &Key, claim: &Claim, context: Context<'_>
         Claim::Holder(_) => Expected::Absent,
     };
     Ok(match retry_torn_read(Snapshot::Unfinished, || snapshot_once(core, key, expected, context))? {
-        Snapshot::Lock(found) if found.state == LockState::Held => {
-            if found.lock.is_claimed_by(claim, |owner| is_owner_here(core, owner)) {
+        Snapshot::Lock(mut found) if found.state == LockState::Held => {
+            if found.find_held(|held| is_claimed(core, held, claim)) {
                 Access::Mine(found)
             } else {
                 Access::Other(found)
@@ -170,12 +179,19 @@ pub(crate) fn read_lock(
         Unsound::Json(source) => corrupt("not a JSON lock").with_source(source),
         Unsound::Field(name) => corrupt(&format!("no valid {name}")),
     })?;
+    let (state, term) = state_of(core, &lock.acquisition, now);
+    let sharers = lock.sharers.iter().map(|sharer| state_of(core, sharer, now)).collect();
+    let mut found = Box::new(Found { lock, state, term, sharers, version: Version::of(&opened.stat) });
+    found.find_held(|_| true);
+    Ok(Snapshot::Lock(found))
+}
+
+fn state_of(core: &Core, acquisition: &Acquisition, now: &Reading) -> (LockState, Term) {
     // The owner is checked only if it decides: that opens a file.
-    let is_bound = lock.holder.is_process_bound();
-    let owner = if is_bound { liveness(core, &lock) } else { Liveness::Unknown };
-    let term = lock.lease.term(now);
-    let state = lease::state(term, is_bound, owner);
-    Ok(Snapshot::Lock(Box::new(Found { lock, state, term, version: Version::of(&opened.stat) })))
+    let is_bound = acquisition.holder.is_process_bound();
+    let owner = if is_bound { liveness(core, acquisition) } else { Liveness::Unknown };
+    let term = acquisition.lease.term(now);
+    (lease::state(term, is_bound, owner), term)
 }
 
 const UNFINISHED: &str = "a part of it is zeros";
@@ -211,23 +227,31 @@ pub(crate) fn is_unchanged(core: &Core, key: &Key, version: Version) -> bool {
 
 /// The description of a lock for users.
 pub(crate) fn info(core: &Core, found: &Found) -> LockInfo {
-    let Found { lock, state, term, version: _ } = found;
-    let alive = match liveness(core, lock) {
+    let lock = &found.lock;
+    let sharers = lock.sharers.iter().zip(&found.sharers);
+    let sharers = sharers.map(|(sharer, of_sharer)| info_of(core, &lock.key, sharer, *of_sharer));
+    info_of(core, &lock.key, &lock.acquisition, (found.state, found.term)).with_sharers(sharers.collect())
+}
+
+fn info_of(core: &Core, key: &Key, acquisition: &Acquisition, (state, term): (LockState, Term)) -> LockInfo {
+    let alive = match liveness(core, acquisition) {
         Liveness::Alive => Some(true),
         Liveness::Dead => Some(false),
         Liveness::Unknown => None,
     };
-    let here = is_owner_here(core, &lock.owner);
-    let info = LockInfo::new(lock.key.clone(), lock.holder.clone(), lock.token, lock.acquired_at)
-        .with_state(*state)
+    let here = is_owner_here(core, &acquisition.owner);
+    let (holder, token) = (acquisition.holder.clone(), acquisition.token);
+    let info = LockInfo::new(key.clone(), holder, token, acquisition.acquired_at)
+        .with_state(state)
         .with_owner(alive, here)
-        .with_note(lock.note.as_deref());
+        .with_note(acquisition.note.as_deref())
+        .with_slots(acquisition.slots);
     let left = match term {
         Term::Unlimited => return info,
-        Term::Left(left) => *left,
+        Term::Left(left) => left,
         Term::Over => Duration::ZERO,
     };
-    info.with_expiry(lock.lease.expires_at.unwrap_or(SystemTime::UNIX_EPOCH), left)
+    info.with_expiry(acquisition.lease.expires_at.unwrap_or(SystemTime::UNIX_EPOCH), left)
 }
 
 /// [`info`] with the waiters, for people.
@@ -235,11 +259,16 @@ pub(crate) fn describe(core: &Core, found: &Found) -> LockInfo {
     info(core, found).with_waiters(core.events.waiters(&found.lock.key, &core.layout))
 }
 
-fn liveness(core: &Core, lock: &LockFile) -> Liveness {
-    owner::liveness(&core.layout, &lock.owner, Owner::known_here(&core.layout).as_deref())
+fn liveness(core: &Core, acquisition: &Acquisition) -> Liveness {
+    owner::liveness(&core.layout, &acquisition.owner, Owner::known_here(&core.layout).as_deref())
+}
+
+/// Whether the acquisition, in force or not, is the one that the claim is about.
+pub(crate) fn is_claimed(core: &Core, acquisition: &Acquisition, claim: &Claim) -> bool {
+    acquisition.is_claimed_by(claim, |owner| is_owner_here(core, owner))
 }
 
 /// Whether this is the name of this process's owner file.
-pub(crate) fn is_owner_here(core: &Core, name: &str) -> bool {
+fn is_owner_here(core: &Core, name: &str) -> bool {
     Owner::known_here(&core.layout).is_some_and(|owner| owner.name == name)
 }

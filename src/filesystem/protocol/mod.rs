@@ -6,4 +6,5 @@ pub(crate) mod latch;
 pub(crate) mod lease;
 pub(crate) mod limits;
 pub(crate) mod owner;
+mod sharing;
 pub(crate) mod version_choice;

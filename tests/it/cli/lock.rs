@@ -241,3 +241,79 @@ fn on_a_terminal_the_hold_time_ends_the_command_and_not_its_caller() {
     assert!(status.success());
     assert_free(&scratch);
 }
+
+#[test]
+fn commands_that_share_the_lock_run_together_and_others_wait() {
+    let scratch = Scratch::new();
+    let holds = |number: u32| format!("echo x > begun-{number}; {}", scratch.gate("go"));
+    let mut holders: Vec<_> = (1..=2)
+        .map(|number| {
+            Background::start(&mut scratch.lock(&["k", "--shared", "--note", "reads"], &holds(number)))
+        })
+        .collect();
+    scratch.wait_for_file("begun-1");
+    scratch.wait_for_file("begun-2");
+    let pids: Vec<_> = holders.iter_mut().map(|holder| holder.child().id().to_string()).collect();
+    for arguments in [&["k", "--wait", "0"][..], &["k", "--slots", "2", "--wait", "0"]] {
+        assert_fails(&output(&mut scratch.lock(arguments, "echo x >> runs")), 75);
+    }
+    // Each holder has a row.
+    let table = output(&mut scratch.cli("locks", &[]));
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert_eq!(table.lines().filter(|line| line.starts_with('k')).count(), 2, "{table}");
+    let shown = output(&mut scratch.cli("locks", &["--json"]));
+    let lock: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&lock["shared"], &lock["slots"]), (&true.into(), &serde_json::Value::Null));
+    let holds = [&lock, &lock["sharers"][0]].map(|it| it["holder"].as_str().unwrap().to_owned());
+    let stat = String::from_utf8(output(&mut scratch.cli("stat", &["k"])).stdout).unwrap();
+    for pid in &pids {
+        assert!(holds.iter().any(|holder| holder.contains(pid)), "{lock}");
+        assert!(stat.lines().any(|line| line.contains("shared by") && line.contains(pid)), "{stat}");
+    }
+    // A reader does not wait, and a writer is refused.
+    assert_fails(&output(&mut scratch.cli("get", &["k", "--wait", "0"])), 1);
+    assert_fails(&feed(&mut scratch.cli("put", &["k", "--wait", "0"]), b"1"), 75);
+    let unlocked = output(&mut scratch.cli("unlock", &["k"]));
+    let message = String::from_utf8(unlocked.stderr).unwrap();
+    assert!(pids.iter().all(|pid| message.contains(pid)), "{message}");
+    scratch.touch("go");
+    for holder in holders {
+        assert_prints(&holder.output(), "");
+    }
+    assert_eq!(scratch.runs(), 0);
+    assert_free(&scratch);
+}
+
+#[test]
+fn only_so_many_commands_run_as_there_are_slots() {
+    let scratch = Scratch::new();
+    // Each has a directory while it runs. A fourth one finds all three names taken.
+    let script = "mkdir a 2>/dev/null && d=a || mkdir b 2>/dev/null && d=${d:-b} || mkdir c && d=${d:-c}
+        [ -n \"$d\" ] || exit 9; sleep 0.02; rmdir $d; echo x >> runs";
+    let locks: Vec<_> =
+        (0..10).map(|_| Background::start(&mut scratch.lock(&["k", "--slots", "3"], script))).collect();
+    for lock in locks {
+        assert_prints(&lock.output(), "");
+    }
+    assert_eq!(scratch.runs(), 10);
+    assert_free(&scratch);
+}
+
+#[test]
+fn a_command_under_a_shared_lock_reads_and_does_not_write() {
+    let scratch = Scratch::new();
+    assert_prints(&feed(&mut scratch.cli("put", &["k"]), b"1"), "");
+    let bin = env!("CARGO_BIN_EXE_record-store");
+    let script = format!("{bin} get \"$RECORD_STORE_KEY\" --token \"$RECORD_STORE_TOKEN\" && {bin} get k");
+    assert_prints(&output(&mut scratch.lock(&["k", "--shared"], &script)), "1\n1\n");
+    let script = format!("echo 2 | {bin} put \"$RECORD_STORE_KEY\" --token \"$RECORD_STORE_TOKEN\"");
+    let message = assert_fails(&output(&mut scratch.lock(&["k", "--shared"], &script)), 75);
+    assert!(message.contains("shared"), "{message}");
+    // It would wait for a writer that waits for it.
+    let script = format!("{bin} lock k --shared -- true");
+    let message = assert_fails(&output(&mut scratch.lock(&["k", "--shared"], &script)), 75);
+    assert!(message.contains("deadlock"), "{message}");
+    assert_prints(&output(&mut scratch.cli("get", &["k"])), "1\n");
+    assert_code(&output(&mut scratch.lock(&["k", "--shared", "--slots", "2"], "true")), 2);
+    assert_code(&output(&mut scratch.lock(&["k", "--slots", "0"], "true")), 2);
+}

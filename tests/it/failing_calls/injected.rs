@@ -15,7 +15,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 
 use nix::errno::Errno;
 use nix::libc;
-use record_store::{Durability, FileSystemRecordStore, LockOptions, RecordStoreExt};
+use record_store::{Durability, FileSystemRecordStore, LockInfo, LockOptions, RecordStoreExt};
 use tempfile::TempDir;
 
 use super::faults::{Fault, faults_of, is_sync, is_unlink, is_write};
@@ -205,8 +205,10 @@ impl Harness {
             std::fs::read(self.dir.path().join(format!("{}.lock", key.file_stem()))).unwrap_or_default();
         let is_blank = file.iter().all(|&byte| byte == 0);
         assert!(is_blank || !file.contains(&0), "{:?}: a part of a lock is left", self.operation);
-        let lock = lock.map(|it| (it.holder().name().to_owned(), it.token(), it.expires_at()));
-        State { record, lock, kept: self.store.is_locked(KEPT).unwrap() }
+        let held = |it: &LockInfo| (it.holder().name().to_owned(), it.token(), it.expires_at());
+        let sharers = lock.iter().flat_map(LockInfo::sharers).map(held).collect();
+        let lock = lock.as_ref().map(held);
+        State { record, lock, sharers, kept: self.store.is_locked(KEPT).unwrap() }
     }
 
     /// After the fault another process can work, and so can the process that received the fault.
@@ -371,6 +373,9 @@ operations! {
     renew: Renew,
     release: Release,
     release_to_a_waiter: ReleaseAwaited,
+    share_a_lock: Join,
+    share_a_lock_by_name: JoinNamed,
+    release_a_shared_lock: LeaveNamed,
     break_lock: BreakLock,
     lock_info: LockInfo,
     wait_for_a_free_lock: WaitFree,

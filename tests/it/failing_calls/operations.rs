@@ -61,6 +61,10 @@ pub(super) enum Operation {
     Renew,
     Release,
     ReleaseAwaited,
+    /// Shares the lock with another holder, and leaves it to that one.
+    Join,
+    JoinNamed,
+    LeaveNamed,
     BreakLock,
     LockInfo,
     WaitFree,
@@ -198,6 +202,12 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
         O::WriteByToken | O::AcquireAgain | O::Renew | O::Release | O::ReleaseAwaited | O::BreakLock => {
             acquire(as_named("job").hold_timeout(SHORT_LEASE));
         }
+        O::Join | O::JoinNamed | O::LeaveNamed => {
+            acquire(as_named("sharer").hold_timeout(SHORT_LEASE).shared());
+            if case.operation == O::LeaveNamed {
+                acquire(as_named("job").hold_timeout(SHORT_LEASE).shared());
+            }
+        }
         O::TakeExpired | O::Sweep => {
             acquire(as_named("gone").hold_timeout(millis(1)));
             assert!(store.wait_for_lock(key, WaitOptions::new()).unwrap());
@@ -283,7 +293,11 @@ fn run(store: &FileSystemRecordStore, case: &Case, key: &str) -> Result<String> 
         O::AcquireAgain => acquire(store, key, free.holder(job()).hold_timeout(LONG_LEASE)),
         O::AcquireHeld => acquire(store, key, free.acquire_timeout(WAIT_TIMEOUT)),
         O::Renew => store.renew(key, job(), LONG_LEASE).map(|()| String::new()),
-        O::Release | O::ReleaseAwaited => store.release_lock(key, job()).map(|()| String::new()),
+        O::Join => acquire(store, key, free.hold_timeout(LONG_LEASE).shared()),
+        O::JoinNamed => acquire(store, key, free.holder(job()).hold_timeout(LONG_LEASE).shared()),
+        O::Release | O::ReleaseAwaited | O::LeaveNamed => {
+            store.release_lock(key, job()).map(|()| String::new())
+        }
         O::BreakLock => store.break_lock(key).map(|broken| broken.to_string()),
         O::LockInfo => Ok(store.lock_info(key)?.is_some().to_string()),
         O::WaitFree | O::WaitHeld | O::WaitHeldFirst => {

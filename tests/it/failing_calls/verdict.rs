@@ -14,11 +14,16 @@ use crate::support::trace::tamper::Call;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct State {
     pub(super) record: Option<String>,
-    /// The live lock: holder, token, expiry.
-    pub(super) lock: Option<(String, LockToken, Option<SystemTime>)>,
+    /// The live lock.
+    pub(super) lock: Option<Held>,
+    /// The others that share it.
+    pub(super) sharers: Vec<Held>,
     /// Whether the child still holds its other lock.
     pub(super) kept: bool,
 }
+
+/// A holder of the live lock: its name, token and expiry.
+pub(super) type Held = (String, LockToken, Option<SystemTime>);
 
 /// One injected fault: the call, the fault and the outcome.
 #[derive(Debug)]
@@ -171,6 +176,16 @@ impl Injection {
                 );
                 assert_eq!(token, old, "{self}");
                 assert!(second.unwrap() > first.unwrap() + LONG_LEASE / 2, "{self}: {second:?}");
+            }
+            O::Join | O::JoinNamed => {
+                assert_eq!(after.lock, before.lock, "{self}: the other holder");
+                let [(_, token, end)] = &after.sharers[..] else { panic!("{self}: not shared") };
+                assert_eq!(token.to_string(), value, "{self}");
+                assert!(end.unwrap() > SystemTime::now() + LONG_LEASE / 2, "{self}: {end:?}");
+            }
+            O::LeaveNamed => {
+                assert_eq!(after.lock, before.lock, "{self}: the other holder");
+                assert_eq!((before.sharers.len(), &after.sharers), (1, &Vec::new()), "{self}: not released");
             }
             O::Release | O::ReleaseAwaited | O::BreakLock => assert_eq!(after.lock, None, "{self}"),
             _ => assert_eq!(after.lock, before.lock, "{self}"),

@@ -272,3 +272,62 @@ fn a_killed_acquire_may_have_acquired_the_lock_with_a_greater_token() {
     assert!(!is_explained(&[before(), free(), unanswered(), later(7)], &death));
     assert!(!is_explained(&[before(), free(), later(8)], &death));
 }
+
+#[test]
+fn a_shared_lock_has_as_many_holders_as_each_permits_and_no_writer() {
+    let share = |process, at, holder, slots, token| {
+        call(process, at, Op::Share(holder, None, slots), acquired(token))
+    };
+    let first = || share(1, (0, 9), A, 2, 1);
+    let second = || share(2, (10, 19), B, 3, 2);
+    accepted(&[first(), second()]);
+    rejected(&[first(), share(2, (10, 19), B, 3, 1)]);
+    rejected(&[share(1, (0, 9), A, 1, 1), second()]);
+    rejected(&[first(), second(), share(3, (20, 29), JOB, 3, 3)]);
+    rejected(&[first(), call(2, (10, 19), Op::Acquire(B, None), acquired(2))]);
+    rejected(&[call(1, (0, 9), Op::Acquire(A, None), acquired(1)), second()]);
+    // Nobody changes the record, and everybody reads it.
+    let write_as = |by, outcome| call(2, (20, 29), Op::Write(by, 1), outcome);
+    for by in [claim(B), Claim::Token(2)] {
+        rejected(&[first(), second(), write_as(by, DONE)]);
+        accepted(&[first(), second(), write_as(by, Outcome::Shared)]);
+    }
+    accepted(&[first(), write_as(claim(B), Outcome::Locked(A))]);
+    rejected(&[first(), write_as(claim(B), Outcome::Shared)]);
+    rejected(&[call(1, (0, 9), Op::Acquire(B, None), acquired(1)), write_as(claim(B), Outcome::Shared)]);
+    accepted(&[first(), second(), read((20, 29), None)]);
+    // Each releases its own.
+    let release = |holder| call(2, (30, 39), Op::Release(claim(holder)), DONE);
+    let holders =
+        |at, holders: &[(HolderId, u64)]| call(2, at, Op::Holders, Outcome::Holders(holders.to_vec()));
+    accepted(&[
+        first(),
+        second(),
+        holders((20, 29), &[(A, 1), (B, 2)]),
+        release(B),
+        holders((40, 49), &[(A, 1)]),
+    ]);
+    rejected(&[first(), second(), holders((20, 29), &[(A, 1)])]);
+    rejected(&[first(), second(), release(B), holders((40, 49), &[(A, 1), (B, 2)])]);
+    rejected(&[first(), second(), release(B), holders((40, 49), &[])]);
+    let steal = |at| call(2, at, Op::Acquire(JOB, None), acquired(3));
+    rejected(&[first(), second(), release(B), steal((40, 49))]);
+    let death = [(1, Death { earliest: 35, latest: 38 })];
+    assert!(is_explained(&[first(), second(), release(B), steal((40, 49))], &death));
+}
+
+#[test]
+fn one_of_several_leases_ends() {
+    let share = |process, at, holder, nanos, token| {
+        call(process, at, Op::Share(holder, Some(Duration::from_nanos(nanos)), 2), acquired(token))
+    };
+    let (short, long) = (|| share(1, (0, 9), A, 100, 1), || share(2, (10, 19), B, 900, 2));
+    let third = |at| share(3, at, JOB, 900, 3);
+    rejected(&[short(), long(), third((50, 99))]);
+    accepted(&[short(), long(), third((100, 109))]);
+    let read_by = |token, at, outcome| call(token, at, Op::Read(Claim::Token(token.into())), outcome);
+    accepted(&[short(), long(), third((110, 119)), read_by(1, (120, 129), Outcome::Lost)]);
+    rejected(&[short(), long(), third((100, 108)), read_by(1, (109, 109), Outcome::Value(None))]);
+    accepted(&[short(), long(), third((110, 119)), read_by(2, (120, 129), Outcome::Value(None))]);
+    rejected(&[short(), long(), third((110, 119)), read_by(2, (120, 129), Outcome::Lost)]);
+}

@@ -63,9 +63,13 @@ pub(crate) enum Op {
     Remove(Claim),
     Exists,
     Acquire(HolderId, Option<Duration>),
+    /// Acquires the lock together with so many others, itself included.
+    Share(HolderId, Option<Duration>, u32),
     Renew(Claim, Option<Duration>),
     Release(Claim),
     Info,
+    /// All that hold the lock.
+    Holders,
     WaitFree,
     Break,
 }
@@ -83,9 +87,13 @@ pub(crate) enum Outcome {
     },
     /// The live lock: its holder, its token and its remaining lease.
     Info(Option<(HolderId, u64, Option<Duration>)>),
+    /// All that hold the lock, with their tokens.
+    Holders(Vec<(HolderId, u64)>),
     Locked(HolderId),
     Timeout(Option<HolderId>),
     Lost,
+    /// The claimant shares the lock.
+    Shared,
     NotLocked,
     NotHolder(HolderId),
     /// An error that no operation may return here.

@@ -39,7 +39,9 @@ pub(super) fn mark(calls: &mut [Call]) {
 /// The holders of the locks, by token.
 fn holders(calls: &[Call]) -> HashMap<u64, HolderId> {
     let holder = |call: &Call| match (call.op, call.outcome.as_ref()?) {
-        (Op::Acquire(holder, _), Outcome::Acquired { token, .. }) => Some((*token, holder)),
+        (Op::Acquire(holder, _) | Op::Share(holder, ..), Outcome::Acquired { token, .. }) => {
+            Some((*token, holder))
+        }
         (_, Outcome::Info(Some((holder, token, _)))) => Some((*token, *holder)),
         _ => None,
     };
@@ -49,7 +51,9 @@ fn holders(calls: &[Call]) -> HashMap<u64, HolderId> {
 /// When the acquisition of each token had returned.
 fn ends_of_acquisitions(calls: &[Call]) -> HashMap<u64, Moment> {
     let end = |call: &Call| match (call.op, call.outcome.as_ref()?) {
-        (Op::Acquire(..), Outcome::Acquired { token, reentrant: false }) => Some((*token, call.end)),
+        (Op::Acquire(..) | Op::Share(..), Outcome::Acquired { token, reentrant: false }) => {
+            Some((*token, call.end))
+        }
         _ => None,
     };
     calls.iter().filter_map(end).collect()
@@ -60,12 +64,12 @@ fn ends_of_acquisitions(calls: &[Call]) -> HashMap<u64, Moment> {
 fn failed_renewal(call: &Call, ends: &HashMap<u64, Moment>) -> Option<Claim> {
     match (call.op, &call.outcome) {
         (Op::Renew(claim, _), None | Some(Outcome::Lost | Outcome::NotLocked)) => Some(claim),
-        (Op::Acquire(..), Some(Outcome::Acquired { token, reentrant: true }))
+        (Op::Acquire(..) | Op::Share(..), Some(Outcome::Acquired { token, reentrant: true }))
             if ends.get(token).is_some_and(|end| *end < call.start) =>
         {
             None
         }
-        (Op::Acquire(holder, _), _) => Some(Claim::Holder(holder)),
+        (Op::Acquire(holder, _) | Op::Share(holder, ..), _) => Some(Claim::Holder(holder)),
         _ => None,
     }
 }
@@ -74,7 +78,7 @@ fn failed_renewal(call: &Call, ends: &HashMap<u64, Moment>) -> Option<Claim> {
 fn may_have_checked(call: &Call, holder: HolderId, holder_of: impl Fn(Claim) -> Option<HolderId>) -> bool {
     match (call.op, &call.outcome) {
         (_, Some(Outcome::Timeout(Some(current)) | Outcome::Info(Some((current, ..))))) => *current == holder,
-        (Op::Info | Op::WaitFree, Some(_)) => true,
+        (Op::Info | Op::Holders | Op::WaitFree, Some(_)) => true,
         (Op::Read(claim @ Claim::Token(_)), Some(_)) => holder_of(claim) == Some(holder),
         _ => false,
     }

@@ -22,7 +22,9 @@
 //! * `acquire` creates a lock if there is none, with a token greater than all earlier ones. If the
 //!   same holder has the lock already, the token stays the same. Both start the lease, and so does
 //!   `renew`. `renew` and `release` need the claimant's own lock.
-//! * `lock_info` returns the lock. The remaining lease agrees with the known expiry time.
+//! * Several acquisitions may share a lock, if each asked for it, and there are at most as many as each asked for. Then
+//!   nobody changes the record: one that shares the lock gets `LockShared`. A read does not wait.
+//! * `lock_info` returns the lock, or one of those that share it. The remaining lease agrees with the known expiry time.
 //!
 //! # Time
 //!
@@ -65,7 +67,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use self::history::{Call, Death, Deaths, Outcome};
+use self::history::{Call, Death, Deaths, Op, Outcome};
 use self::model::Rules;
 use self::workload::{KEYS, Worker};
 use crate::support::children::{Child, Role, Stage, is_running};
@@ -281,6 +283,8 @@ fn count(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> usize {
 /// Every kind of outcome occurs often enough: a run in which nothing happens proves nothing.
 fn assert_all_outcomes_occur(calls: &[Call]) {
     type Wanted = fn(&Outcome) -> bool;
+    let shares = count(calls, |call| matches!(call.op, Op::Share(..))) > 0;
+    let shared: (&str, Wanted) = ("shared", |outcome| matches!(outcome, Outcome::Shared));
     let outcomes: [(&str, Wanted); 8] = [
         ("read", |outcome| matches!(outcome, Outcome::Value(Some(_)))),
         ("read as absent", |outcome| matches!(outcome, Outcome::Value(None))),
@@ -291,7 +295,7 @@ fn assert_all_outcomes_occur(calls: &[Call]) {
         ("lost", |outcome| matches!(outcome, Outcome::Lost)),
         ("not the holder", |outcome| matches!(outcome, Outcome::NotHolder(_))),
     ];
-    for (name, wanted) in outcomes {
+    for (name, wanted) in outcomes.into_iter().chain(shares.then_some(shared)) {
         let found = count(calls, |call| call.outcome.as_ref().is_some_and(wanted));
         assert!(found * 1_000 > calls.len(), "only {found} of {} calls: {name}", calls.len());
     }

@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::history::{Call, Claim, Death, Deaths, HolderId, NEVER, Op, Outcome};
 use crate::support::Moment;
 
+/// The most slots that a call asks for.
+pub(crate) const MAX_SLOTS: usize = 3;
+
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct State {
@@ -15,8 +18,8 @@ pub(crate) struct State {
     version: Option<u64>,
     /// The greatest version that a call has returned.
     newest_version: u64,
-    /// Present until a call with the latch has seen that it ended.
-    lock: Option<Lock>,
+    /// One lock, or those that share it. Each is present until a call with the latch has seen that it ended.
+    locks: [Option<Lock>; MAX_SLOTS],
     /// The greatest token known to be issued.
     newest: u64,
 }
@@ -25,6 +28,8 @@ pub(crate) struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Lock {
     holder: HolderId,
+    /// `None`: it is exclusive.
+    slots: Option<u32>,
     /// `None` if the call that acquired it was killed before it returned the token.
     token: Option<u64>,
     /// The lease expires between these two moments.
@@ -44,15 +49,16 @@ pub(crate) struct Rules {
     pub(crate) owners_dead: Cell<u64>,
 }
 
-/// The states that a call may lead to: none if it is impossible here, two if the call was killed
-/// before it returned.
-pub(crate) type Next = [Option<State>; 2];
+/// The states that a call may lead to: none if it is impossible here, several if the call was killed before it
+/// returned, or if it cannot be known which of several locks has ended.
+pub(crate) type Next = [Option<State>; 1 + MAX_SLOTS];
 
 impl Rules {
     pub(crate) fn step(&self, state: State, call: &Call) -> Next {
         let step = Step { rules: self, state, call };
         match &call.outcome {
-            Some(outcome) => [step.returned(outcome), None],
+            Some(Outcome::Acquired { token, reentrant: false }) => step.acquired(Some(*token)),
+            Some(outcome) => [step.returned(outcome), None, None, None],
             None => step.killed(),
         }
     }
@@ -60,7 +66,7 @@ impl Rules {
 
 /// Whether an operation can change anything.
 pub(crate) fn is_change(op: Op) -> bool {
-    !matches!(op, Op::Read(_) | Op::Exists | Op::Info | Op::WaitFree)
+    !matches!(op, Op::Read(_) | Op::Exists | Op::Info | Op::Holders | Op::WaitFree)
 }
 
 /// Whether a call with this outcome may have changed anything.
@@ -89,36 +95,43 @@ impl Step<'_> {
                 .or(self.if_late_renewal())
                 .filter(|state| state.record == Some(*value))
                 .and_then(|state| with_version(state, *version)),
-            (Op::Acquire(holder, _), Outcome::Timeout(Some(current))) => {
+            (Op::Acquire(holder, _) | Op::Share(holder, ..), Outcome::Timeout(Some(current))) => {
                 self.if_held_by(*current, Claim::Holder(holder))
             }
             // Another waiter was next, or the latch was held: this says nothing about the lock.
-            (Op::Read(_) | Op::Acquire(..), Outcome::Timeout(None)) => Some(state),
+            (Op::Read(_) | Op::Acquire(..) | Op::Share(..), Outcome::Timeout(None)) => Some(state),
             (Op::Write(claim, value), Outcome::Done) => {
-                self.if_valid(claim).map(|state| with_record(state, Some(value)))
+                self.if_changeable(claim).map(|state| with_record(state, Some(value)))
             }
             (Op::Swap(claim, expected, value), Outcome::Flag(true)) => self
-                .if_valid(claim)
+                .if_changeable(claim)
                 .filter(|state| state.record == expected)
                 .map(|state| with_record(state, Some(value))),
             (Op::Swap(_, expected, _), Outcome::Flag(false)) => (state.record != expected).then_some(state),
             (Op::Remove(claim), Outcome::Flag(removed)) => self
-                .if_valid(claim)
+                .if_changeable(claim)
                 .filter(|state| state.record.is_some() == *removed)
                 .map(|state| with_record(state, None)),
             (Op::Exists, Outcome::Flag(exists)) => (state.record.is_some() == *exists).then_some(state),
-            (Op::Acquire(holder, hold), Outcome::Acquired { token, reentrant: true }) => {
-                self.renewed(self.with_token(self.if_own(Claim::Holder(holder))?, *token)?, hold)
+            (
+                Op::Acquire(holder, hold) | Op::Share(holder, hold, _),
+                Outcome::Acquired { token, reentrant: true },
+            ) => {
+                let claim = Claim::Holder(holder);
+                let own = if matches!(self.call.op, Op::Share(..)) {
+                    self.if_own(claim)
+                } else {
+                    self.if_alone(claim)
+                };
+                self.renewed(self.with_token(own?, claim, *token)?, claim, hold)
             }
-            (Op::Acquire(holder, hold), Outcome::Acquired { token, reentrant: false }) => {
-                self.if_free().filter(|state| state.newest < *token).map(|state| {
-                    let state = State { newest: *token, ..state };
-                    self.acquired(state, holder, Some(*token), hold)
-                })
+            (Op::Acquire(holder, _), Outcome::Shared) => self.if_sharer(Claim::Holder(holder)),
+            (Op::Write(claim, _) | Op::Swap(claim, ..) | Op::Remove(claim), Outcome::Shared) => {
+                self.if_sharer(claim)
             }
-            (Op::Renew(claim, hold), Outcome::Done) => self.renewed(self.if_own(claim)?, hold),
+            (Op::Renew(claim, hold), Outcome::Done) => self.renewed(self.if_own(claim)?, claim, hold),
             (Op::Release(claim), Outcome::Done) => {
-                self.if_own(claim).map(|state| State { lock: None, ..state })
+                self.if_own(claim).map(|state| self.released(state, claim))
             }
             (Op::Renew(Claim::Holder(_), _) | Op::Release(Claim::Holder(_)), Outcome::NotLocked)
             | (Op::Break, Outcome::Flag(false)) => self.if_free(),
@@ -137,64 +150,132 @@ impl Step<'_> {
                 Outcome::Lost,
             ) => self.if_lost(token),
             (Op::Info, Outcome::Info(Some(info))) => self.if_info(*info).or(self.if_late_renewal()),
+            (Op::Holders, Outcome::Holders(holders)) => self.if_holders(holders).or(self.if_late_renewal()),
             (Op::Info, Outcome::Info(None)) | (Op::WaitFree, Outcome::Flag(true)) => {
                 self.if_free_without_latch().or(self.if_holders_late_renewal())
             }
             (Op::WaitFree, Outcome::Flag(false)) => {
-                let live = state.lock.is_some_and(|lock| self.may_be_live(&lock));
+                let live = self.locks().any(|lock| self.may_be_live(lock));
                 live.then_some(state).or(self.if_late_renewal())
             }
-            (Op::Break, Outcome::Flag(true)) => Some(State { lock: None, ..state }),
+            (Op::Break, Outcome::Flag(true)) => Some(without_locks(state)),
             _ => None,
         }
     }
 
+    /// The states after an acquisition that is not re-entrant.
+    fn acquired(&self, token: Option<u64>) -> Next {
+        let (holder, hold, slots) = match self.call.op {
+            Op::Acquire(holder, hold) => (holder, hold, None),
+            Op::Share(holder, hold, slots) => (holder, hold, Some(slots)),
+            _ => return [None; 1 + MAX_SLOTS],
+        };
+        let free = match slots {
+            None => [self.if_free(), None, None, None],
+            Some(slots) => self.if_room(slots),
+        };
+        free.map(|state| state.and_then(|state| self.with_lock(state, holder, slots, token, hold)))
+    }
+
     /// The states after a killed call that took effect.
     fn killed(&self) -> Next {
-        let one = |state| [state, None];
+        let one = |state| [state, None, None, None];
         match self.call.op {
-            Op::Write(claim, value) => one(self.if_valid(claim).map(|state| with_record(state, Some(value)))),
+            Op::Write(claim, value) => {
+                one(self.if_changeable(claim).map(|state| with_record(state, Some(value))))
+            }
             Op::Swap(claim, expected, value) => one(self
-                .if_valid(claim)
+                .if_changeable(claim)
                 .filter(|state| state.record == expected)
                 .map(|state| with_record(state, Some(value)))),
-            Op::Remove(claim) => one(self.if_valid(claim).map(|state| with_record(state, None))),
-            Op::Acquire(holder, hold) => [
-                self.if_own(Claim::Holder(holder)).and_then(|state| self.renewed(state, hold)),
-                self.if_free().map(|state| self.acquired(state, holder, None, hold)),
-            ],
-            Op::Renew(claim, hold) => one(self.if_own(claim).and_then(|state| self.renewed(state, hold))),
-            Op::Release(claim) => one(self.if_own(claim).map(|state| State { lock: None, ..state })),
-            Op::Break => one(Some(State { lock: None, ..self.state })),
-            Op::Read(_) | Op::Exists | Op::Info | Op::WaitFree => one(None),
+            Op::Remove(claim) => one(self.if_changeable(claim).map(|state| with_record(state, None))),
+            Op::Acquire(holder, hold) | Op::Share(holder, hold, _) => {
+                let claim = Claim::Holder(holder);
+                match self.if_own(claim).and_then(|state| self.renewed(state, claim, hold)) {
+                    // Its own lock may have ended, too.
+                    Some(renewed) => {
+                        let [first, second, third, _] = self.acquired(None);
+                        [first, second, third, Some(renewed)]
+                    }
+                    None => self.acquired(None),
+                }
+            }
+            Op::Renew(claim, hold) => {
+                one(self.if_own(claim).and_then(|state| self.renewed(state, claim, hold)))
+            }
+            Op::Release(claim) => one(self.if_own(claim).map(|state| self.released(state, claim))),
+            Op::Break => one(Some(without_locks(self.state))),
+            Op::Read(_) | Op::Exists | Op::Info | Op::Holders | Op::WaitFree => one(None),
         }
     }
 
-    /// The claim permits to read and change the record.
+    fn locks(&self) -> impl Iterator<Item = &Lock> {
+        self.state.locks.iter().flatten()
+    }
+
+    /// The claim permits to read the record.
     fn if_valid(&self, claim: Claim) -> Option<State> {
         match claim {
             // The claimant's own lock may have ended without any call that noticed it.
-            Claim::Holder(_) => self.if_own(claim).or_else(|| self.if_free()),
+            Claim::Holder(_) => {
+                let are_shared = self.locks().all(|lock| lock.slots.is_some());
+                // It says nothing about them.
+                let beside_sharers = || are_shared.then_some(self.state);
+                self.if_own(claim).or_else(beside_sharers).or_else(|| self.if_free())
+            }
             Claim::Token(_) => self.if_own(claim),
+        }
+    }
+
+    /// The claim permits to change the record.
+    fn if_changeable(&self, claim: Claim) -> Option<State> {
+        match claim {
+            Claim::Holder(_) => self.if_alone(claim).or_else(|| self.if_free()),
+            Claim::Token(_) => self.if_alone(claim),
         }
     }
 
     /// No lock is live: there is none, or it has ended. From now on it has ended for all calls.
     fn if_free(&self) -> Option<State> {
-        match self.state.lock {
-            Some(lock) if !lock.seen_ended && !self.may_have_ended(&lock) => None,
-            _ => Some(State { lock: None, ..self.state }),
+        let is_over = |lock: &Lock| lock.seen_ended || self.may_have_ended(lock);
+        self.locks().all(is_over).then(|| without_locks(self.state))
+    }
+
+    /// One more may share the lock. If there is no room, one of the others has ended, and is gone.
+    fn if_room(&self, slots: u32) -> Next {
+        let has_room = |state: &State| {
+            let locks = || state.locks.iter().flatten().filter(|lock| !lock.seen_ended);
+            let least = locks().map(|lock| lock.slots.unwrap_or(0)).fold(slots, u32::min);
+            locks().count() < least as usize
+        };
+        let mut next = [None; 1 + MAX_SLOTS];
+        let seen =
+            State { locks: self.state.locks.map(|lock| lock.filter(|lock| !lock.seen_ended)), ..self.state };
+        if has_room(&seen) {
+            next[MAX_SLOTS] = Some(seen);
+            return next;
         }
+        for at in 0..MAX_SLOTS {
+            let mut state = seen;
+            if state.locks[at].take().is_some_and(|lock| self.may_have_ended(&lock)) {
+                // Perhaps more than one has: with the least slots of all, or an exclusive one.
+                if !has_room(&state) {
+                    let over = |lock: &Lock| self.may_have_ended(lock);
+                    state.locks = state.locks.map(|lock| lock.filter(|lock| !over(lock)));
+                }
+                next[at] = Some(state).filter(has_room);
+            }
+        }
+        next
     }
 
     /// No lock is live for a call that checks it without the latch.
     fn if_free_without_latch(&self) -> Option<State> {
         let mut state = self.state;
-        if let Some(lock) = &mut state.lock {
+        for lock in state.locks.iter_mut().flatten() {
             lock.seen_ended |= self.may_have_ended(lock);
-            return lock.seen_ended.then_some(state);
         }
-        Some(state)
+        state.locks.iter().flatten().all(|lock| lock.seen_ended).then_some(state)
     }
 
     /// A concurrent renewal that fails makes a lock appear live for longer.
@@ -204,47 +285,70 @@ impl Step<'_> {
 
     /// A concurrent renewal by the lock's holder fails, and makes the lock appear to have ended early.
     fn if_holders_late_renewal(&self) -> Option<State> {
-        let lock = self.state.lock?;
-        self.call.late_renewals.contains(&lock.holder).then_some(self.state)
+        let is_late = |lock: &Lock| self.call.late_renewals.contains(&lock.holder);
+        self.locks().any(is_late).then_some(self.state)
     }
 
-    /// The live lock is the claimant's.
+    /// A live lock is the claimant's.
     fn if_own(&self, claim: Claim) -> Option<State> {
-        let live = |lock: &Lock| {
-            // A change may have been admitted before another call saw that the lock ended.
-            let admitted = is_change(self.call.op) && lock.expires_from <= self.call.end;
-            self.is_claimants(lock, claim)
-                && self.may_be_live(&Lock { seen_ended: lock.seen_ended && !admitted, ..*lock })
-        };
-        self.state.lock.filter(live).map(|_| self.state)
+        self.locks().any(|lock| self.is_live_of(lock, claim)).then_some(self.state)
     }
 
-    /// The live lock belongs to this holder, and the claim does not fit it.
+    /// The live lock is the claimant's, and exclusive.
+    fn if_alone(&self, claim: Claim) -> Option<State> {
+        let is_own = |lock: &Lock| lock.slots.is_none() && self.is_live_of(lock, claim);
+        self.locks().any(is_own).then_some(self.state)
+    }
+
+    /// The claimant shares the live lock.
+    fn if_sharer(&self, claim: Claim) -> Option<State> {
+        let is_own = |lock: &Lock| lock.slots.is_some() && self.is_live_of(lock, claim);
+        self.locks().any(is_own).then_some(self.state).or(self.if_late_renewal())
+    }
+
+    fn is_live_of(&self, lock: &Lock, claim: Claim) -> bool {
+        // A change may have been admitted before another call saw that the lock ended.
+        let admitted = is_change(self.call.op) && lock.expires_from <= self.call.end;
+        self.is_claimants(lock, claim)
+            && self.may_be_live(&Lock { seen_ended: lock.seen_ended && !admitted, ..*lock })
+    }
+
+    /// A live lock belongs to this holder, and the claim does not fit it.
     fn if_held_by(&self, holder: HolderId, claim: Claim) -> Option<State> {
         let fits =
             |lock: &Lock| lock.holder == holder && !self.is_claimants(lock, claim) && self.may_be_live(lock);
-        let live = self.state.lock.as_ref().is_some_and(fits);
+        let live = self.locks().any(fits);
         live.then_some(self.state).or(self.if_late_renewal())
     }
 
     /// No live lock has this token.
     fn if_lost(&self, token: u64) -> Option<State> {
-        match self.state.lock {
-            Some(lock) if self.is_claimants(&lock, Claim::Token(token)) => {
+        let claim = Claim::Token(token);
+        let mut state = self.state;
+        for at in 0..MAX_SLOTS {
+            let Some(lock) = state.locks[at].filter(|lock| self.is_claimants(lock, claim)) else { continue };
+            if lock.seen_ended || self.may_have_ended(&lock) {
                 if is_change(self.call.op) {
-                    self.if_free()
+                    state.locks[at] = None;
                 } else {
-                    self.if_free_without_latch().or(self.if_holders_late_renewal())
+                    state.locks[at] = Some(Lock { seen_ended: true, ..lock });
                 }
+            } else {
+                let is_late = !is_change(self.call.op) && self.call.late_renewals.contains(&lock.holder);
+                return is_late.then_some(self.state);
             }
-            _ => Some(self.state),
         }
+        Some(state)
     }
 
-    /// The live lock has this holder, token and remaining lease.
+    /// A live lock has this holder, token and remaining lease.
     fn if_info(&self, (holder, token, remaining): (HolderId, u64, Option<Duration>)) -> Option<State> {
-        let mut state = self.with_token(self.state, token)?;
-        let lock = state.lock.as_mut().filter(|lock| lock.holder == holder && self.may_be_live(lock))?;
+        let claim = Claim::Holder(holder);
+        let mut state = self.with_token(self.state, claim, token)?;
+        let lock = state.locks.iter_mut().flatten().find(|lock| lock.token == Some(token))?;
+        if lock.holder != holder || !self.may_be_live(lock) {
+            return None;
+        }
         match remaining {
             None => (lock.expires_by == NEVER).then_some(state),
             Some(remaining) => {
@@ -256,28 +360,72 @@ impl Step<'_> {
         }
     }
 
-    /// The lock has this token, if that is possible.
-    fn with_token(&self, mut state: State, token: u64) -> Option<State> {
-        let lock = state.lock.as_mut()?;
-        if let Some(known) = lock.token {
-            return (known == token).then_some(state);
+    /// These are all live locks, for a call that checks them without the latch.
+    fn if_holders(&self, holders: &[(HolderId, u64)]) -> Option<State> {
+        let mut state = self.state;
+        for (holder, token) in holders {
+            state = self.with_token(state, Claim::Holder(*holder), *token)?;
         }
-        lock.token = Some(token);
-        state.newest = token;
-        (self.state.newest < token).then_some(state)
+        for lock in state.locks.iter_mut().flatten() {
+            let is_listed = lock.token.is_some_and(|token| holders.contains(&(lock.holder, token)));
+            if is_listed && self.may_be_live(lock) {
+                continue;
+            }
+            if is_listed || !(lock.seen_ended || self.may_have_ended(lock)) {
+                return None;
+            }
+            lock.seen_ended = true;
+        }
+        Some(state)
     }
 
-    fn acquired(&self, state: State, holder: HolderId, token: Option<u64>, hold: Option<Duration>) -> State {
+    /// The claimant's lock has this token, if that is possible.
+    fn with_token(&self, mut state: State, claim: Claim, token: u64) -> Option<State> {
+        let mut locks = state.locks.iter().flatten().filter(|lock| self.is_claimants(lock, claim));
+        if locks.any(|lock| lock.token == Some(token)) {
+            return Some(state);
+        }
+        let unknown = |lock: &&mut Lock| self.is_claimants(lock, claim) && lock.token.is_none();
+        let lock = state.locks.iter_mut().flatten().find(unknown)?;
+        lock.token = Some(token);
+        // Those that share it may have come after it.
+        let is_next = state.newest < token || lock.slots.is_some();
+        state.newest = state.newest.max(token);
+        is_next.then_some(state)
+    }
+
+    fn with_lock(
+        &self,
+        mut state: State,
+        holder: HolderId,
+        slots: Option<u32>,
+        token: Option<u64>,
+        hold: Option<Duration>,
+    ) -> Option<State> {
+        if token.is_some_and(|token| token <= state.newest) {
+            return None;
+        }
         let (expires_from, expires_by) = self.expiry(hold);
-        State { lock: Some(Lock { holder, token, expires_from, expires_by, seen_ended: false }), ..state }
+        let lock = Lock { holder, slots, token, expires_from, expires_by, seen_ended: false };
+        *state.locks.iter_mut().find(|lock| lock.is_none())? = Some(lock);
+        Some(State { newest: token.unwrap_or(state.newest), ..state })
     }
 
     /// The lease starts again.
-    fn renewed(&self, mut state: State, hold: Option<Duration>) -> Option<State> {
-        let lock = state.lock.as_mut()?;
-        (lock.expires_from, lock.expires_by) = self.expiry(hold);
+    fn renewed(&self, mut state: State, claim: Claim, hold: Option<Duration>) -> Option<State> {
+        let expiry = self.expiry(hold);
+        let lock = state.locks.iter_mut().flatten().find(|lock| self.is_live_of(lock, claim))?;
+        (lock.expires_from, lock.expires_by) = expiry;
         lock.seen_ended = false;
         Some(state)
+    }
+
+    fn released(&self, mut state: State, claim: Claim) -> State {
+        let is_own = |lock: &Lock| self.is_live_of(lock, claim);
+        if let Some(own) = state.locks.iter_mut().find(|lock| lock.as_ref().is_some_and(is_own)) {
+            *own = None;
+        }
+        state
     }
 
     /// The bounds of the expiry time of a lease that this call starts.
@@ -319,6 +467,10 @@ impl Step<'_> {
             }
         }
     }
+}
+
+fn without_locks(state: State) -> State {
+    State { locks: [None; MAX_SLOTS], ..state }
 }
 
 fn with_record(state: State, record: Option<u64>) -> State {

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use record_store::{
-    Error, ErrorKind, Key, LockGuard, LockInfo, LockOptions, LockToken, ReadOptions, RecordStore,
-    RecordStoreExt, RemoveOptions, WriteOptions,
+    Error, ErrorKind, Key, LockGuard, LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore,
+    RecordStoreExt, RemoveOptions, WaitOptions, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
 
 use super::history::{Claim, HolderId, Log, Op, Outcome};
+use super::model::MAX_SLOTS;
 use crate::support::dice::Dice;
 use crate::support::now;
 
@@ -44,6 +45,8 @@ pub(super) struct Worker<'a> {
     /// The last value that this thread used. All values of a run are different.
     values: u64,
     calls_left: u64,
+    /// The store has shared locks.
+    shares: bool,
 }
 
 /// A value that shows whether it is whole.
@@ -82,6 +85,7 @@ impl<'a> Worker<'a> {
             own: [None; KEYS],
             values,
             calls_left: calls,
+            shares: has_shared_locks(store),
         }
     }
 
@@ -100,7 +104,7 @@ impl<'a> Worker<'a> {
     fn single(&mut self, key: usize) {
         let name = key_name(key);
         let (store, claim) = (self.store, self.claim(key));
-        match self.dice.below(26) {
+        match self.dice.below(27) {
             0..=6 => {
                 let timeout = (!self.dice.once_in(8)).then(|| self.wait());
                 self.call(key, Op::Read(claim), || {
@@ -128,7 +132,11 @@ impl<'a> Worker<'a> {
             13..=16 => {
                 let (holder, hold, wait) = (self.holder(), Some(self.hold()), self.wait());
                 let options = options(holder, hold, wait);
-                let acquired = self.call(key, Op::Acquire(holder, hold), || acquire(store, key, options));
+                let (op, options) = match self.slots() {
+                    Some(slots) => (Op::Share(holder, hold, slots), options.slots(slots)),
+                    None => (Op::Acquire(holder, hold), options),
+                };
+                let acquired = self.call(key, op, || acquire(store, key, options));
                 self.remember(key, holder, &acquired);
             }
             17..=18 => {
@@ -151,6 +159,10 @@ impl<'a> Worker<'a> {
             24 => {
                 let timeout = self.wait();
                 self.call(key, Op::WaitFree, || store.wait_for_lock(name, timeout).map(Outcome::Flag));
+            }
+            25 => {
+                let holders = || store.lock_info(name).map(holders_outcome);
+                self.call(key, Op::Holders, holders);
             }
             _ if self.dice.once_in(8) => {
                 self.call(key, Op::Break, || store.break_lock(name).map(Outcome::Flag));
@@ -294,9 +306,26 @@ impl<'a> Worker<'a> {
         self.dice.time(LONGEST_HOLD)
     }
 
+    /// The slots of an acquisition. `None`: it is exclusive.
+    fn slots(&mut self) -> Option<u32> {
+        let shares = self.shares && self.dice.once_in(2);
+        shares.then(|| u32::try_from(1 + self.dice.index(MAX_SLOTS)).unwrap())
+    }
+
     fn wait(&mut self) -> Duration {
         if self.dice.once_in(2) { Duration::ZERO } else { self.dice.time(LONGEST_WAIT) }
     }
+}
+
+fn has_shared_locks(store: &dyn RecordStore) -> bool {
+    let probe = Key::new(format!("probe {:?}", HolderId::current())).unwrap();
+    let options = LockOptions::new().acquire_timeout(Duration::ZERO).shared();
+    let acquired = store.acquire_lock_raw(&probe, options);
+    let is_unsupported = acquired.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported);
+    if let Ok(acquired) = acquired {
+        store.release_lock_raw(&probe, &acquired.token.into(), WaitOptions::new()).unwrap();
+    }
+    !is_unsupported
 }
 
 type Guard<'a> = LockGuard<'a, dyn RecordStore + 'a>;
@@ -326,12 +355,18 @@ fn info_outcome(info: Option<LockInfo>) -> Outcome {
     Outcome::Info(info.map(|info| (HolderId::of(info.holder()), info.token().get(), info.remaining())))
 }
 
+pub(crate) fn holders_outcome(info: Option<LockInfo>) -> Outcome {
+    let held = info.iter().flat_map(LockInfo::holders).filter(|it| it.state() == LockState::Held);
+    Outcome::Holders(held.map(|it| (HolderId::of(it.holder()), it.token().get())).collect())
+}
+
 pub(crate) fn error_outcome(error: &Error) -> Outcome {
     let holder = error.holder().map(HolderId::of);
     match (error.kind(), holder) {
         (ErrorKind::Locked, Some(holder)) => Outcome::Locked(holder),
         (ErrorKind::LockTimeout, holder) => Outcome::Timeout(holder),
         (ErrorKind::LockLost, _) => Outcome::Lost,
+        (ErrorKind::LockShared, _) => Outcome::Shared,
         (ErrorKind::NotLocked, _) => Outcome::NotLocked,
         (ErrorKind::NotLockHolder, Some(holder)) => Outcome::NotHolder(holder),
         _ => Outcome::Failed(format!("{error:?}")),

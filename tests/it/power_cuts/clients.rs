@@ -305,7 +305,9 @@ fn shifted_op(op: Op) -> Op {
         Op::Remove(by) => Op::Remove(claim(by)),
         Op::Renew(by, lease) => Op::Renew(claim(by), lease),
         Op::Release(by) => Op::Release(claim(by)),
-        Op::Exists | Op::Acquire(..) | Op::Info | Op::WaitFree | Op::Break => op,
+        Op::Exists | Op::Acquire(..) | Op::Share(..) | Op::Info | Op::Holders | Op::WaitFree | Op::Break => {
+            op
+        }
     }
 }
 
@@ -314,6 +316,9 @@ fn shifted_outcome(outcome: Outcome) -> Outcome {
         Outcome::Record(value, version) => Outcome::Record(value, shifted(version)),
         Outcome::Acquired { token, reentrant } => Outcome::Acquired { token: shifted(token), reentrant },
         Outcome::Info(Some((holder, token, lease))) => Outcome::Info(Some((holder, shifted(token), lease))),
+        Outcome::Holders(holders) => {
+            Outcome::Holders(holders.into_iter().map(|(holder, token)| (holder, shifted(token))).collect())
+        }
         outcome => outcome,
     }
 }

@@ -72,11 +72,14 @@ fn with_rest_of_lease(outcome: Outcome, now: Moment, starts: &HashMap<Duration, 
 }
 
 fn changes_lock(op: Op) -> bool {
-    matches!(op, Op::Acquire(..) | Op::Renew(..) | Op::Release(_) | Op::Break)
+    matches!(op, Op::Acquire(..) | Op::Share(..) | Op::Renew(..) | Op::Release(_) | Op::Break)
 }
 
 /// Whether the outcome says something about a lock, and promises nothing.
 fn is_about_a_lock(outcome: &Outcome) -> bool {
-    use Outcome::{Info, Locked, Lost, NotHolder, NotLocked, Timeout};
-    matches!(outcome, Locked(_) | Timeout(_) | Lost | NotLocked | NotHolder(_) | Info(_))
+    use Outcome::{Holders, Info, Locked, Lost, NotHolder, NotLocked, Shared, Timeout};
+    matches!(
+        outcome,
+        Locked(_) | Timeout(_) | Lost | Shared | NotLocked | NotHolder(_) | Info(_) | Holders(_)
+    )
 }

@@ -58,6 +58,7 @@ fn count(outcomes: &mut Outcomes, op: Op, outcome: Option<&Outcome>) {
         (Op::Write(..), Some(Outcome::Done)) => "written",
         (Op::Remove(_), Some(Outcome::Flag(true))) => "removed",
         (Op::Acquire(..), Some(Outcome::Acquired { .. })) => "acquired",
+        (Op::Share(..), Some(Outcome::Acquired { .. })) => "shared",
         (Op::Renew(..), Some(Outcome::Done)) => "renewed",
         (Op::Release(_), Some(Outcome::Done)) => "released",
         (Op::Break, Some(Outcome::Flag(true))) => "broken",
@@ -100,9 +101,17 @@ fn acknowledged_calls_are_linearizable_across_a_power_loss() {
         start.elapsed()
     );
     // A history in which nothing happens proves nothing.
-    for wanted in
-        ["swapped", "not swapped", "read", "read as absent", "removed", "renewed", "released", "broken"]
-    {
+    for wanted in [
+        "swapped",
+        "not swapped",
+        "read",
+        "read as absent",
+        "removed",
+        "shared",
+        "renewed",
+        "released",
+        "broken",
+    ] {
         assert!(outcomes.contains_key(wanted), "no call has {wanted}");
     }
 }

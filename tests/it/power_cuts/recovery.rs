@@ -71,6 +71,7 @@ impl Recoverer {
                 _ => HolderId::Named(100),
             };
             done((Op::Info, info));
+            done((Op::Holders, session.call(key, Op::Holders)));
             // Nobody but the holder may read.
             let read = Op::Read(Claim::Holder(holder));
             done((read, session.call(key, read)));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::KEYS;
 use crate::linearize::history::{Claim, HolderId, Op, Outcome};
-use crate::linearize::workload::{error_outcome, store_claim};
+use crate::linearize::workload::{error_outcome, holders_outcome, store_claim};
 use crate::support::children::Stage;
 use crate::support::dice::Dice;
 use crate::support::open;
@@ -36,6 +36,8 @@ pub(crate) enum Action {
     Swap,
     Remove,
     Acquire,
+    /// Shares the lock.
+    Share,
     Renew,
     Release,
     Break,
@@ -80,7 +82,8 @@ impl Step {
             7..=8 => Action::Swap,
             9..=10 => Action::Remove,
             11 => Action::Checkpoint,
-            12..=16 => Action::Acquire,
+            12..=13 => Action::Acquire,
+            14..=16 => Action::Share,
             17 => Action::Release,
             18 => Action::Break,
             _ => Action::Info,
@@ -96,8 +99,8 @@ impl Step {
     /// A step after this one: a client that may have a lock renews or releases it soon.
     pub(crate) fn next(self, number: u64, mix: Mix, dice: &mut Dice) -> Self {
         let action = match (self.action, dice.below(4)) {
-            (Action::Acquire, 0) | (Action::Renew, 0..=2) => Action::Release,
-            (Action::Acquire, 1..=2) => Action::Renew,
+            (Action::Acquire | Action::Share, 0) | (Action::Renew, 0..=2) => Action::Release,
+            (Action::Acquire | Action::Share, 1..=2) => Action::Renew,
             _ => return Self::random(number, mix, dice),
         };
         Self { number, action, ..self }
@@ -166,6 +169,7 @@ impl Session {
             Action::Swap => Op::Swap(claim, self.seen[key], number),
             Action::Remove => Op::Remove(claim),
             Action::Acquire => Op::Acquire(holder, Some(lease)),
+            Action::Share => Op::Share(holder, Some(lease), SLOTS),
             Action::Renew => Op::Renew(claim, Some(lease)),
             Action::Release => Op::Release(claim),
             Action::Break => Op::Break,
@@ -219,8 +223,9 @@ impl Session {
             Op::Remove(claim) => {
                 store.remove_with(key, RemoveOptions::new().claim(store_claim(claim))).map(Outcome::Flag)
             }
-            Op::Acquire(holder, lease) => {
+            Op::Acquire(holder, lease) | Op::Share(holder, lease, _) => {
                 let options = LockOptions::new().holder(holder.holder()).hold_timeout(lease);
+                let options = if matches!(op, Op::Share(..)) { options.slots(SLOTS) } else { options };
                 let acquired =
                     store.acquire_lock_raw(&Key::new(key)?, options.acquire_timeout(Duration::ZERO))?;
                 Ok(Outcome::Acquired { token: acquired.token.get(), reentrant: acquired.reentrant })
@@ -232,6 +237,7 @@ impl Session {
                 let token = LockToken::get(info.token());
                 (HolderId::of(info.holder()), token, Some(self.whole_lease(info.expires_at().unwrap())))
             }))),
+            Op::Holders => store.lock_info(key).map(holders_outcome),
             Op::WaitFree => unreachable!("no client waits"),
         }
     }
@@ -242,6 +248,9 @@ impl Session {
         Duration::from_hours(hours)
     }
 }
+
+/// As many as the model has.
+const SLOTS: u32 = 3;
 
 const LONGEST_ERROR: usize = 500;
 

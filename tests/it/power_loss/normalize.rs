@@ -156,11 +156,13 @@ impl Normalizer {
         if json.get("boot_id").is_none() {
             return data.to_vec();
         }
-        json["token"] = self.number(json["token"].as_u64().unwrap()).into();
-        json["boot_id"] = "the boot before".into();
         if self.mode == Mode::Shift {
+            shift_lock(&mut json);
             return lock_text(&json, data.len());
         }
+        assert!(json.get("sharers").is_none(), "a shared lock is not expected here");
+        json["token"] = self.number(json["token"].as_u64().unwrap()).into();
+        json["boot_id"] = "the boot before".into();
         json["owner"] = OWNER.into();
         json["acquired_at"] = "2020-01-01T00:00:00Z".into();
         if json["bound"].as_bool().unwrap() {
@@ -218,17 +220,43 @@ impl Normalizer {
     }
 }
 
-/// The text of a lock, in the order of the library, and padded as it does it.
+/// Shifts the tokens of a lock, and lets it be of an earlier boot.
+fn shift_lock(json: &mut serde_json::Value) {
+    for token in ["token", "newest"] {
+        if let Some(number) = json[token].as_u64() {
+            json[token] = shifted(number).into();
+        }
+    }
+    json["boot_id"] = "the boot before".into();
+    json["sharers"].as_array_mut().into_iter().flatten().for_each(shift_lock);
+}
+
+/// The fields of a lock, in the order of the library.
+fn lock_fields(json: &serde_json::Value) -> String {
+    let field = |name: &str| match &json[name] {
+        serde_json::Value::Array(sharers) => {
+            let sharers: Vec<_> = sharers.iter().map(lock_fields).collect();
+            format!("\"{name}\":[{}]", sharers.join(","))
+        }
+        value => format!("\"{name}\":{value}"),
+    };
+    let is_there = |name: &&str| json.get(name).is_some_and(|it| !it.is_null() || MAY_BE_NULL.contains(name));
+    let fields: Vec<_> = LOCK_FIELDS.into_iter().filter(is_there).map(field).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// The text of a lock, padded as the library does it.
 fn lock_text(json: &serde_json::Value, length: usize) -> Vec<u8> {
-    let fields = LOCK_FIELDS.map(|field| format!("\"{field}\":{}", json[field]));
-    let mut text = format!("{{{}}}", fields.join(",")).into_bytes();
+    let mut text = lock_fields(json).into_bytes();
     assert!(text.len() < length, "a text must not get longer");
     text.resize(length - 1, b' ');
     text.push(b'\n');
     text
 }
 
-const LOCK_FIELDS: [&str; 10] = [
+const MAY_BE_NULL: [&str; 4] = ["expires_at", "boot_id", "time_ns", "deadline_ns"];
+
+const LOCK_FIELDS: [&str; 14] = [
     "key",
     "holder",
     "bound",
@@ -239,6 +267,10 @@ const LOCK_FIELDS: [&str; 10] = [
     "time_ns",
     "deadline_ns",
     "owner",
+    "shared",
+    "slots",
+    "newest",
+    "sharers",
 ];
 
 /// The text of a record that has no time to live, with another version, which the checksum covers.

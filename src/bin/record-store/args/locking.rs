@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use clap::{Args, ValueHint};
+use clap::{Args, ValueHint, value_parser};
 use record_store::LockToken;
 
 use super::{AdoptArgs, NoteArgs, RecordArgs, WaitArgs, duration};
@@ -17,6 +17,10 @@ use super::{AdoptArgs, NoteArgs, RecordArgs, WaitArgs, duration};
 /// Meanwhile, `locks` shows who holds the lock and since when, `unlock` releases it, and `run`, `put` and
 /// `rm` of the same key wait. If the lock was lost before the command has exited, this program says so on
 /// standard error, and does not exit with 0.
+///
+/// With --shared, all commands that ask for that run at the same time, and none that does not: readers and a
+/// writer. With --slots, so many. Nobody changes the record meanwhile. Commands of either kind are served in the
+/// order in which they came.
 ///
 /// SIGINT, SIGTERM, SIGHUP and SIGQUIT terminate the command: its process group gets SIGTERM, and
 /// after 5 seconds, or at a second signal, SIGKILL. If standard input is a terminal, the command shares it and
@@ -37,6 +41,9 @@ Examples:
   # From cron: skip this run if the last one has not ended. 0 is no failure.
   record-store lock /var/lib/jobs sync --wait 0 --conflict-exit-code 0 -- ./sync.sh
 
+  # At most four downloads at a time, on this host.
+  record-store lock /var/lib/jobs downloads --slots 4 -- curl -O \"$url\"
+
   # Change the record under the lock. Fails if the lock was lost.
   record-store lock cache report -- sh -c '
     ./report.sh | record-store put \"$RECORD_STORE_KEY\" --token \"$RECORD_STORE_TOKEN\"'")]
@@ -46,6 +53,14 @@ pub(crate) struct LockArgs {
 
     #[command(flatten)]
     pub(crate) wait: WaitArgs,
+
+    /// Share the lock with all others that share it
+    #[arg(long)]
+    pub(crate) shared: bool,
+
+    /// Share the lock with so many commands, this one included
+    #[arg(long, value_name = "N", conflicts_with = "shared", value_parser = value_parser!(u32).range(1..), value_hint = ValueHint::Other)]
+    pub(crate) slots: Option<u32>,
 
     /// Terminate the command after this time [default: never]
     ///

@@ -2,7 +2,7 @@
 
 use record_store::LockInfo;
 
-use super::model::{Model, Written};
+use super::model::{Model, Written, held};
 use crate::format::{age, count, duration, holder, owner_cell};
 use crate::style::{Cell, Colour, Style, fit, heading, printable, table};
 
@@ -22,7 +22,8 @@ pub(super) fn frame(
 ) -> Vec<String> {
     let locks = oldest_first(model);
     let lock_count = locks.len() + model.more_locks;
-    let counts = format!("{}, {}", count(lock_count, "lock"), count(model.count, "record"));
+    let counts = count(model.locks.len() + model.more_locks, "lock");
+    let counts = format!("{counts}, {}", count(model.count, "record"));
     let head = format!("{}  {counts}  (q quits)", printable(title));
     let mut lines = vec![style.paint(Colour::Heading, &fit(&head, columns)).into_owned(), String::new()];
 
@@ -48,8 +49,9 @@ pub(super) fn frame(
     lines
 }
 
+/// The holders of all locks.
 fn oldest_first(model: &Model) -> Vec<&LockInfo> {
-    let mut locks: Vec<&LockInfo> = model.locks.values().collect();
+    let mut locks: Vec<&LockInfo> = model.locks.values().flat_map(|lock| held(Some(lock))).collect();
     locks.sort_by(|a, b| a.acquired_at().cmp(&b.acquired_at()).then_with(|| a.key().cmp(b.key())));
     locks
 }

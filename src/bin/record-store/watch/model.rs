@@ -2,14 +2,14 @@
 //!
 //! The memory is bounded, independent of the size of the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
-use record_store::{FileSystemRecordStore, Key, LockInfo, RecordStoreExt};
+use record_store::{FileSystemRecordStore, Key, LockInfo, LockState, RecordStoreExt};
 use rustix::fs::OFlags;
 
 /// The maximum number of locks in the view. A listing only counts the others.
@@ -104,15 +104,7 @@ impl Model {
             None => self.locks.remove(name),
         };
         let mut changes = Vec::new();
-        let same = |a: &LockInfo, b: &LockInfo| (a.token(), a.holder()) == (b.token(), b.holder());
-        if was.as_ref().zip(now.as_ref()).is_some_and(|(was, now)| same(was, now)) {
-            return changes;
-        }
-        if let Some(was) = was {
-            let cause = cause(&was, now.as_ref(), path);
-            changes.push(Change::Unlocked(was, cause));
-        }
-        changes.extend(now.map(Change::Locked));
+        add_lock_changes(was.as_ref(), now.as_ref(), |was, now| cause(was, now, path), &mut changes);
         changes
     }
 
@@ -166,16 +158,10 @@ impl Model {
         cause: impl Fn(&str, &LockInfo, Option<&LockInfo>) -> Cause,
     ) -> Vec<Change> {
         let mut changes = Vec::new();
-        for (name, was) in &old.locks {
-            let now = self.locks.get(name);
-            if now.is_none_or(|now| now.token() != was.token()) {
-                changes.push(Change::Unlocked(was.clone(), cause(name, was, now)));
-            }
-        }
-        for (name, now) in &self.locks {
-            if old.locks.get(name).is_none_or(|was| now.token() != was.token()) {
-                changes.push(Change::Locked(now.clone()));
-            }
+        let names: BTreeSet<&String> = old.locks.keys().chain(self.locks.keys()).collect();
+        for name in names {
+            let cause = |was: &LockInfo, now: Option<&LockInfo>| cause(name, was, now);
+            add_lock_changes(old.locks.get(name), self.locks.get(name), cause, &mut changes);
         }
         changes
     }
@@ -241,15 +227,43 @@ impl Model {
     }
 }
 
-/// The reason why a lock ended, derived from the current lock file. Best effort.
+/// Adds the changes of the holders of one lock.
+fn add_lock_changes(
+    was: Option<&LockInfo>,
+    now: Option<&LockInfo>,
+    cause: impl Fn(&LockInfo, Option<&LockInfo>) -> Cause,
+    changes: &mut Vec<Change>,
+) {
+    let is_of = |lock: Option<&LockInfo>, other: &LockInfo| {
+        held(lock).any(|it| (it.token(), it.holder()) == (other.token(), other.holder()))
+    };
+    let ended = held(was).filter(|was| !is_of(now, was));
+    changes.extend(ended.map(|was| Change::Unlocked(was.clone(), cause(was, now))));
+    let begun = held(now).filter(|now| !is_of(was, now));
+    changes.extend(begun.map(|now| Change::Locked(now.clone())));
+}
+
+/// The holders of a lock that have it.
+pub(super) fn held(lock: Option<&LockInfo>) -> impl Iterator<Item = &LockInfo> {
+    lock.into_iter().flat_map(LockInfo::holders).filter(|it| it.state() == LockState::Held)
+}
+
+/// The reason why a holder has no longer the lock, derived from the current lock file. Best effort.
 fn cause(was: &LockInfo, now: Option<&LockInfo>, path: &Path) -> Cause {
-    if now.is_some() {
-        // A new lock has replaced it, so the reason is unknown.
-        return Cause::Released;
+    let is_expired = was.expires_at().is_some_and(|end| end <= SystemTime::now());
+    if let Some(now) = now {
+        // The acquisition of a killed process stays in a shared lock until that changes.
+        let state = now.holders().find(|it| it.token() == was.token()).map(LockInfo::state);
+        return match state {
+            Some(LockState::Abandoned) => Cause::Abandoned,
+            Some(LockState::Expired) => Cause::Expired,
+            _ if now.is_shared() && is_expired => Cause::Expired,
+            // A new lock has replaced it, so the reason is unknown.
+            _ => Cause::Released,
+        };
     }
-    let expired = was.expires_at().is_some_and(|end| end <= SystemTime::now());
     match read_key(path) {
-        _ if expired => Cause::Expired,
+        _ if is_expired => Cause::Expired,
         // A release leaves no lock in the file.
         None => Cause::Released,
         Some(_) if was.holder().is_process_bound() => Cause::Abandoned,

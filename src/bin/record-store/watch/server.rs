@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use record_store::{Key, ListOptions, LockInfo, LockState, LockToken, RecordInfo, RecordStoreExt};
 
-use super::model::{Cause, Change, Model, Written};
+use super::model::{Cause, Change, Model, Written, held};
 use super::source::Source;
 use crate::failure::Failure;
 use crate::store::Store;
@@ -119,7 +119,8 @@ impl Lister {
 
     /// The interval, or the time until the next lease expires if that is shorter.
     fn pause(&self) -> Duration {
-        let leases = self.model.locks.values().filter_map(LockInfo::remaining);
+        let leases =
+            self.model.locks.values().flat_map(|lock| held(Some(lock))).filter_map(LockInfo::remaining);
         // One millisecond later the lease has certainly expired.
         let next = leases.min().map_or(self.interval, |lease| lease + Duration::from_millis(1));
         next.clamp(SHORTEST_PAUSE.min(self.interval), self.interval)

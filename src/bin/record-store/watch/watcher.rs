@@ -4,10 +4,10 @@ use std::fs::ReadDir;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use record_store::FileSystemRecordStore;
+use record_store::{FileSystemRecordStore, LockInfo};
 
 use super::changes::Changes;
-use super::model::{Change, Model};
+use super::model::{Change, Model, held};
 use super::source::Source;
 use crate::failure::Failure;
 
@@ -75,7 +75,8 @@ impl Watcher {
 
     /// The polling interval, or the time until the next lease expires if that is shorter.
     fn until_next_check(&self) -> Duration {
-        let leases = self.model.locks.values().filter_map(record_store::LockInfo::remaining);
+        let leases =
+            self.model.locks.values().flat_map(|lock| held(Some(lock))).filter_map(LockInfo::remaining);
         // One millisecond later the lease has certainly expired.
         leases.min().map_or(self.interval, |lease| self.interval.min(lease + Duration::from_millis(1)))
     }

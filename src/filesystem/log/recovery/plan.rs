@@ -134,7 +134,7 @@ fn plan_lock(layout: &Layout, key: &Key, frame: &Frame<'_>, context: Context<'_>
     let text = opened.map(|opened| layout::read_up_to(&opened, MAX_LOCK_BYTES as u64)).transpose();
     let text = text.map_err(|error| context.io("read the lock", &path(), error))?;
     let lock = text.as_deref().map(LockFile::parse);
-    let is_newer = |lock: &LockFile| lock.token.get() > frame.number;
+    let is_newer = |lock: &LockFile| lock.newest.get() > frame.number;
     Ok(match (frame.kind, lock) {
         (_, Some(Ok(lock))) if is_newer(&lock) => None,
         (Kind::Locked, Some(Ok(lock))) if LockFile::parse(frame.text).is_ok_and(|told| told == lock) => None,

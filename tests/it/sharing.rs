@@ -1,0 +1,383 @@
+//! Shared locks across processes: readers and writers, a limited number of holders, and holders that are killed.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use record_store::{
+    Cancellation, ErrorKind, FileSystemRecordStore, Holder, LockInfo, LockOptions, LockState, RecordStoreExt,
+};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tempfile::tempdir;
+
+use crate::support::children::{Child, Role, Stage};
+use crate::support::dice::Dice;
+use crate::support::{Moment, PATIENCE, as_named, millis, named, now, open, storm};
+
+pub(crate) const ROLES: &[Role] = &[
+    ("share", share),
+    ("wait-alone", wait_alone),
+    ("read-shared", read_shared),
+    ("write-alone", write_alone),
+    ("use-slots", use_slots),
+];
+
+#[derive(Serialize, Deserialize)]
+struct Task {
+    dir: PathBuf,
+    slots: u32,
+    times: u64,
+}
+
+impl Task {
+    fn options(&self) -> LockOptions {
+        LockOptions::new().slots(self.slots).acquire_timeout(PATIENCE)
+    }
+}
+
+/// The states of the holders, in the order of their tokens.
+fn states(store: &FileSystemRecordStore) -> Vec<LockState> {
+    let info = store.lock_info("key").unwrap();
+    let mut holders: Vec<_> =
+        info.iter().flat_map(LockInfo::holders).map(|it| (it.token(), it.state())).collect();
+    holders.sort_by_key(|(token, _)| *token);
+    holders.into_iter().map(|(_, state)| state).collect()
+}
+
+/// Shares the lock until the parent sends a line.
+fn share(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    let guard = store.lock("key", task.options()).unwrap();
+    stage.send("done");
+    stage.receive();
+    guard.release().unwrap();
+}
+
+#[test]
+fn killed_holders_free_their_slots_one_by_one() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let task = Task { dir: dir.path().to_owned(), slots: 3, times: 0 };
+    let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
+    children.iter_mut().for_each(|child| child.expect("done"));
+    assert_eq!(states(&store), [LockState::Held; 3]);
+    assert!(store.try_lock("key", task.options()).unwrap().is_none());
+    let guard = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| store.lock("key", task.options().holder(named("waiter"))));
+        has_waiters(&store, 1);
+        // The second one: it is neither the first in the file nor the last.
+        children.remove(1).kill();
+        waiter.join().unwrap().unwrap()
+    });
+    // What the killed one has left is gone, and nothing else.
+    assert_eq!(states(&store), [LockState::Held; 3]);
+    children.remove(0).kill();
+    assert_eq!(states(&store), [LockState::Abandoned, LockState::Held, LockState::Held]);
+    guard.release().unwrap();
+    assert_eq!(states(&store), [LockState::Held]);
+    let mut last = children.remove(0);
+    last.send("release");
+    last.finish();
+    assert!(!store.is_locked("key").unwrap());
+    assert_eq!(store.locks().unwrap().count(), 0, "a file is left");
+}
+
+#[test]
+fn a_writer_waits_for_the_last_of_killed_readers() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times: 0 };
+    let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
+    children.iter_mut().for_each(|child| child.expect("done"));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| store.lock("key", LockOptions::new()).map(|guard| guard.write(&1)));
+        has_waiters(&store, 1);
+        for child in children {
+            assert!(!writer.is_finished(), "the writer did not wait for all");
+            child.kill();
+        }
+        writer.join().unwrap().unwrap().unwrap();
+    });
+    assert_eq!(store.read::<u8>("key").unwrap().unwrap().result, 1);
+}
+
+/// Waits for the lock alone.
+fn wait_alone(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    stage.send("ready");
+    drop(store.lock("key", LockOptions::new()).unwrap());
+    stage.send("done");
+}
+
+fn has_waiters(store: &FileSystemRecordStore, count: usize) {
+    while store.lock_info("key").unwrap().unwrap().waiters().is_none_or(|waiters| waiters.len() != count) {
+        std::thread::sleep(millis(1));
+    }
+}
+
+/// The writer is the first in the queue, and the lock is shared all the time.
+fn a_reader_passes_a_writer(disturb: impl FnOnce(&mut Option<Child>)) {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times: 0 };
+    let first = store.lock("key", as_named("first").shared()).unwrap();
+    let mut writer = Some(Child::start("wait-alone", &task));
+    has_waiters(&store, 1);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| store.lock("key", task.options().holder(named("second"))));
+        has_waiters(&store, 2);
+        assert!(!reader.is_finished());
+        disturb(&mut writer);
+        reader.join().unwrap().unwrap().release().unwrap();
+    });
+    first.release().unwrap();
+    if let Some(mut writer) = writer {
+        writer.resume();
+        writer.expect("ready");
+        writer.expect("done");
+        writer.finish();
+    }
+    assert!(!store.is_locked("key").unwrap());
+}
+
+#[test]
+fn a_reader_does_not_wait_for_a_writer_that_is_killed() {
+    a_reader_passes_a_writer(|writer| {
+        writer.take().unwrap().kill();
+    });
+}
+
+#[test]
+fn a_reader_does_not_wait_for_a_writer_that_is_stopped() {
+    a_reader_passes_a_writer(|writer| writer.as_mut().unwrap().signal(Signal::STOP));
+}
+
+#[test]
+fn a_reader_does_not_wait_for_a_writer_that_gives_up() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let first = store.lock("key", as_named("first").shared()).unwrap();
+    let cancellation = Cancellation::new();
+    std::thread::scope(|scope| {
+        let writer =
+            scope.spawn(|| store.lock("key", as_named("writer").cancellation(&cancellation)).map(drop));
+        has_waiters(&store, 1);
+        let readers = ["second", "third"].map(|name| {
+            let store = &store;
+            scope.spawn(move || store.lock("key", as_named(name).shared()).map(drop))
+        });
+        has_waiters(&store, 3);
+        cancellation.cancel();
+        assert!(writer.join().unwrap().unwrap_err().is_cancelled());
+        for reader in readers {
+            reader.join().unwrap().unwrap();
+        }
+    });
+    first.release().unwrap();
+}
+
+/// Reads twice under a shared lock. Nothing may change in between.
+fn read_shared(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    let mut together = 0;
+    stage.send("ready");
+    stage.expect("go");
+    for _ in 0..task.times {
+        let guard = store.lock("key", task.options()).unwrap();
+        let first = guard.read::<u64>().unwrap().map(|record| record.result);
+        let info = store.lock_info("key").unwrap().expect("the lock of this process");
+        together += u64::from(info.holders().filter(|it| it.state() == LockState::Held).count() > 1);
+        assert!(info.is_shared());
+        std::thread::sleep(Duration::from_micros(200));
+        assert_eq!(
+            guard.read::<u64>().unwrap().map(|record| record.result),
+            first,
+            "a change under a shared lock"
+        );
+        guard.release().unwrap();
+    }
+    stage.send(&together.to_string());
+}
+
+fn write_alone(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir);
+    stage.send("ready");
+    stage.expect("go");
+    for _ in 0..task.times {
+        let guard = store.lock("key", LockOptions::new().acquire_timeout(PATIENCE)).unwrap();
+        let count = guard.read::<u64>().unwrap().map_or(0, |record| record.result);
+        guard.write(&(count + 1)).unwrap();
+        guard.release().unwrap();
+    }
+    stage.send("0");
+}
+
+#[test]
+fn readers_together_and_writers_alone() {
+    const EACH: usize = 3;
+    let dir = tempdir().unwrap();
+    let times = storm(60);
+    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times };
+    let roles = [["read-shared"; EACH], ["write-alone"; EACH]].concat();
+    let mut children: Vec<_> = roles.iter().map(|role| Child::start(role, &task)).collect();
+    children.iter_mut().for_each(|child| child.expect("ready"));
+    children.iter_mut().for_each(|child| child.send("go"));
+    let together: u64 = children.iter_mut().map(|child| child.receive().parse::<u64>().unwrap()).sum();
+    children.into_iter().for_each(Child::finish);
+    assert!(together > 0, "no two readers had the lock at the same time");
+    let sum = open(dir.path()).read::<u64>("key").unwrap().unwrap().result;
+    assert_eq!(sum, EACH as u64 * times);
+}
+
+const SLOTS: u32 = 3;
+
+/// Writes down from when to when it holds one of the slots.
+fn use_slots(stage: &Stage) {
+    let task: Task = stage.argument();
+    let store = open(&task.dir.join("records"));
+    let mut log = File::create(task.dir.join(std::process::id().to_string())).unwrap();
+    let mut dice = Dice::new(now());
+    for _ in 0..task.times {
+        let guard = store.lock("key", task.options()).unwrap();
+        writeln!(log, "{}", now()).unwrap();
+        std::thread::sleep(dice.time(millis(3)));
+        writeln!(log, "{}", now()).unwrap();
+        guard.release().unwrap();
+    }
+    stage.send("done");
+    stage.receive();
+}
+
+/// The beginnings and the ends of what a child has held: one more, and one less. It may have lost its slot as soon as it
+/// was sent the kill.
+fn changes(dir: &Path, child: Child) -> Vec<(Moment, i32)> {
+    let log = dir.join(child.pid().as_raw_pid().to_string());
+    let killed = now();
+    child.kill();
+    let mut changes: Vec<_> = std::fs::read_to_string(log)
+        .unwrap_or_default()
+        .lines()
+        .map(|line| line.parse::<Moment>().unwrap())
+        .zip([1, -1].into_iter().cycle())
+        .collect();
+    if changes.last().is_some_and(|(_, change)| *change == 1) {
+        changes.push((killed, -1));
+    }
+    changes
+}
+
+#[test]
+fn there_are_never_more_holders_than_slots_whoever_is_killed() {
+    let dir = tempdir().unwrap();
+    let store = open(&dir.path().join("records"));
+    let task = Task { dir: dir.path().to_owned(), slots: SLOTS, times: storm(100) };
+    let mut children: Vec<_> = (0..6).map(|_| Child::start("use-slots", &task)).collect();
+    let mut dice = Dice::new(now());
+    let mut all = Vec::new();
+    for _ in 0..storm(8) {
+        std::thread::sleep(dice.time(millis(60)));
+        let at = dice.index(children.len());
+        all.extend(changes(dir.path(), children.swap_remove(at)));
+        children.push(Child::start("use-slots", &task));
+    }
+    for mut child in children {
+        child.expect("done");
+        all.extend(changes(dir.path(), child));
+    }
+    // At the same moment, one ends before the next one begins.
+    all.sort_unstable();
+    let mut holders = 0;
+    let most = all
+        .iter()
+        .map(|(_, change)| {
+            holders += change;
+            holders
+        })
+        .max();
+    assert_eq!(most, Some(SLOTS.try_into().unwrap()), "of {} changes", all.len());
+    let start = Instant::now();
+    let guard = store.lock("key", as_named("last").acquire_timeout(PATIENCE)).unwrap();
+    assert!(start.elapsed() < PATIENCE / 2, "a killed holder blocks the key");
+    guard.release().unwrap();
+}
+
+#[test]
+fn a_lock_that_is_full_to_the_limit_of_its_file_lets_nobody_in() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let options = |number: usize| {
+        let holder = Holder::named(format!("{number}{}", "x".repeat(400))).unwrap();
+        LockOptions::new().holder(holder).note(&"n".repeat(1_000)).acquire_timeout(Duration::ZERO).shared()
+    };
+    let mut tokens = Vec::new();
+    let error = loop {
+        match store.acquire_lock("key", options(tokens.len())) {
+            Ok(token) => tokens.push(token),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::LockTimeout);
+    assert!(tokens.len() >= 20, "{}", tokens.len());
+    store.release_lock("key", tokens.pop().unwrap()).unwrap();
+    tokens.push(store.acquire_lock("key", options(99)).unwrap());
+    for token in tokens {
+        store.renew("key", token, PATIENCE).unwrap();
+        store.release_lock("key", token).unwrap();
+    }
+    assert!(!store.is_locked("key").unwrap());
+}
+
+#[test]
+fn guards_of_one_process_share_and_release_by_themselves() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let bound = |name: &str| LockOptions::new().holder(Holder::bound(name).unwrap()).shared();
+    let first = store.lock("key", bound("first")).unwrap();
+    let again = store.lock("key", bound("first")).unwrap();
+    let second = store.lock("key", bound("second")).unwrap();
+    assert_eq!(first.token(), again.token());
+    // Acquired without a guard, so no guard releases it.
+    let explicit = store.acquire_lock("key", bound("third")).unwrap();
+    let third = store.lock("key", bound("third")).unwrap();
+    store.release_lock("key", Holder::bound("second").unwrap()).unwrap();
+    assert!(second.release().unwrap_err().is_lock_lost());
+    drop(third);
+    assert!(store.renew("key", explicit, PATIENCE).is_ok(), "a guard released what was acquired without one");
+    drop(first);
+    assert!(again.is_held().unwrap(), "the first guard released the lock of the second one");
+    again.release().unwrap();
+    assert_eq!(states(&store), [LockState::Held]);
+    store.release_lock("key", explicit).unwrap();
+    assert!(!store.is_locked("key").unwrap());
+}
+
+/// A lock file of one sharer, as a hand or a damage may leave it.
+#[test]
+fn a_damaged_list_of_sharers_is_an_error() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    for name in ["first", "second"] {
+        store.acquire_lock("key", as_named(name).shared()).unwrap();
+    }
+    let place = dir.path().join("key.lock");
+    let text = std::fs::read_to_string(&place).unwrap();
+    for (from, to) in [
+        ("\"shared\":true,\"newest\"", "\"newest\""),
+        ("\"holder\":\"second\"", "\"holder\":\"\""),
+        ("\"sharers\":[{", "\"sharers\":[7,{"),
+    ] {
+        let damaged = text.replacen(from, to, 1);
+        assert_ne!(damaged, text, "{from}");
+        std::fs::write(&place, damaged).unwrap();
+        let error = store.lock_info("key").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptLock, "{from}");
+        let error = store.lock("key", LockOptions::new().acquire_timeout(Duration::ZERO)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CorruptLock, "{from}");
+    }
+}
