@@ -396,7 +396,9 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// [`ErrorKind::LockTimeout`] at the timeout; the error names the holder. [`ErrorKind::Cancelled`] if
-    /// the wait is cancelled. The caller does not have the lock then.
+    /// the wait is cancelled. The caller does not have the lock then. [`ErrorKind::LockShared`] if the holder
+    /// [shares](LockOptions::shared) the lock and now asks for it alone: it keeps what it has.
+    /// [`ErrorKind::Unsupported`] if the store has no shared locks.
     fn acquire_lock(&self, key: impl IntoKey, options: LockOptions) -> Result<LockToken> {
         Ok(LockGuard::acquire(self, key.into_key()?, options)?.leave_locked())
     }

@@ -79,11 +79,7 @@ impl Request<'_> {
         if let Turn::Other(left) = core.events.turn(key, waiter, &core.layout) {
             return Ok(Attempt::Yield(left));
         }
-        if self.holder.is_process_bound() {
-            // Nothing is told to the log of this lock. After a power loss the lock that was released before it must not
-            // be there again, with a smaller token.
-            core.wait_until_durable(key, context)?;
-        }
+        self.wait_until_durable()?;
         let lock = LockFile::new(key.clone(), self.next(&latch, last.token(), here)?);
         let staged = match creation(core, &lock, last) {
             Creation::InPlace => None,
@@ -120,6 +116,7 @@ impl Request<'_> {
         if let Turn::Other(_) = core.events.turn(key, waiter, &core.layout) {
             return Ok(Attempt::Held(found));
         }
+        self.wait_until_durable()?;
         let newcomer = self.next(&latch, found.lock.newest, here)?;
         let token = newcomer.token;
         let Some(lock) = found.with(newcomer) else { return Ok(Attempt::Held(found)) };
@@ -147,6 +144,15 @@ impl Request<'_> {
         drop(latch);
         change.sync(core, Some(&found.lock), context)?;
         Ok(Attempt::Done(Acquired::reentrant(found.lock.acquisition.token)))
+    }
+
+    /// Nothing is told to the log of a lock that is bound to a process. After a power loss the lock that was released before it
+    /// must not be there again, with a smaller token.
+    fn wait_until_durable(&self) -> Result<()> {
+        if self.holder.is_process_bound() {
+            self.core.wait_until_durable(self.key, self.context)?;
+        }
+        Ok(())
     }
 
     /// The next acquisition of the key. Its token exceeds the last one.

@@ -7,8 +7,9 @@ use std::time::Instant;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    Acquired, BreakOptions, Cancellation, Claim, Holder, Json, Key, LockInfo, LockOptions, MemoryRecordStore,
-    RawRecord, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, Result, WaitOptions, WriteOptions,
+    Acquired, BreakOptions, Cancellation, Claim, ErrorKind, Holder, Json, Key, LockInfo, LockOptions,
+    MemoryRecordStore, RawRecord, ReadOptions, RecordStore, RecordStoreExt, RemoveOptions, Result,
+    WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 use tokio::sync::Semaphore;
@@ -38,6 +39,33 @@ fn two_tasks_of_one_thread_exclude_each_other() {
             task.await.unwrap();
         }
         assert_eq!(store.read::<u64>("k").await.unwrap().unwrap().result, storm(20) * 2);
+    });
+}
+
+#[test]
+fn tasks_share_a_lock_and_a_writer_waits_for_all() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    single_threaded().block_on(async {
+        let first = store.lock("k", long_timeout().shared()).await.unwrap();
+        let reader = tokio::spawn({
+            let store = store.clone();
+            async move { store.lock("k", long_timeout().shared()).await.unwrap() }
+        });
+        // A task of its own is another holder.
+        let second = reader.await.unwrap();
+        assert_ne!(first.token(), second.token());
+        let info = store.lock_info("k").await.unwrap().unwrap();
+        assert_eq!(info.holders().count(), 2);
+        assert_eq!(first.write(&1).await.unwrap_err().kind(), ErrorKind::LockShared);
+        let writer = tokio::spawn({
+            let store = store.clone();
+            async move { store.lock("k", long_timeout()).await.unwrap().write(&1).await }
+        });
+        first.release().await.unwrap();
+        assert!(!writer.is_finished());
+        drop(second);
+        writer.await.unwrap().unwrap();
     });
 }
 
