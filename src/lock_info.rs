@@ -347,9 +347,9 @@ mod tests {
         assert!(serde_json::from_str::<LockInfo>(&text.replace("1.5", "-1.5")).is_err());
         for slots in [NonZeroU32::MIN, NonZeroU32::MAX] {
             let sharer = info.clone().with_slots(Some(slots));
-            let shared = sharer.clone().with_sharers(vec![sharer]);
-            let text = serde_json::to_string(&shared).unwrap();
-            assert_eq!(serde_json::from_str::<LockInfo>(&text).unwrap(), shared, "{text}");
+            let several = sharer.clone().with_sharers(vec![sharer]);
+            let text = serde_json::to_string(&several).unwrap();
+            assert_eq!(serde_json::from_str::<LockInfo>(&text).unwrap(), several, "{text}");
         }
         let far = info.with_expiry(start + Duration::from_secs(1 << 40), Duration::from_secs(1 << 40));
         assert!(serde_json::to_string(&far).unwrap().contains("9999-12-31"));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::support::{
     long_lease, named, one_attempt, read_by, short_lease, write_by,
 };
 use crate::{
-    CommitMode, ErrorKind, Holder, IsolationLevel, LockOptions, LockState, LockToken, RecordStore,
+    CommitMode, ErrorKind, Holder, IsolationLevel, LockInfo, LockOptions, LockState, LockToken, RecordStore,
     RecordStoreExt, UpdateOptions,
 };
 
@@ -63,7 +63,7 @@ fn has_shared_locks(store: &dyn RecordStore) -> bool {
 /// The names of those that hold the lock, in the order of their tokens.
 fn holders(store: &dyn RecordStore, key: &str) -> Vec<String> {
     let info = store.lock_info(key).unwrap();
-    let held = info.iter().flat_map(|info| info.holders()).filter(|it| it.state() == LockState::Held);
+    let held = info.iter().flat_map(LockInfo::holders).filter(|it| it.state() == LockState::Held);
     let mut held: Vec<_> = held.map(|it| (it.token(), it.holder().name().to_owned())).collect();
     held.sort();
     held.into_iter().map(|(_, name)| name).collect()
@@ -87,7 +87,7 @@ fn several_holders_share_a_lock(store: &dyn RecordStore) {
     let listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
     assert_eq!(listed.len(), 1, "one lock is listed several times");
     assert_eq!(
-        listed[0].holders().map(|it| it.token()).collect::<BTreeSet<_>>(),
+        listed[0].holders().map(LockInfo::token).collect::<BTreeSet<_>>(),
         [first, second, third].into()
     );
     for name in ["first", "second", "third"] {
@@ -188,14 +188,14 @@ fn each_holder_releases_its_own_acquisition(store: &dyn RecordStore) {
     store.release_lock("key", second).unwrap();
     assert_eq!(holders(store, "key"), ["first", "third"]);
     assert_error(store.release_lock("key", second), ErrorKind::LockLost);
-    assert_error(store.release_lock("key", &named("second")), ErrorKind::NotLockHolder);
+    assert_error(store.release_lock("key", named("second")), ErrorKind::NotLockHolder);
     assert_error(store.read_with::<i64>("key", read_by(second)), ErrorKind::LockLost);
-    store.release_lock("key", &named("third")).unwrap();
+    store.release_lock("key", named("third")).unwrap();
     assert_eq!(holders(store, "key"), ["first"]);
     assert!(store.read_with::<i64>("key", read_by(first)).unwrap().is_none());
     store.release_lock("key", first).unwrap();
     assert!(!store.is_locked("key").unwrap());
-    assert_error(store.release_lock("key", &named("first")), ErrorKind::NotLocked);
+    assert_error(store.release_lock("key", named("first")), ErrorKind::NotLocked);
     assert!(acquire("first") > second, "the tokens do not grow");
 }
 
@@ -353,19 +353,20 @@ fn what_changes_a_record_locks_it_exclusively(store: &dyn RecordStore) {
     }
 }
 
+const SLOTS: u32 = 3;
+
 fn many_threads_never_exceed_the_slots(store: &dyn RecordStore) {
     if !has_shared_locks(store) {
         return;
     }
-    const SLOTS: usize = 3;
-    let inside = AtomicUsize::new(0);
+    let inside = AtomicU32::new(0);
     thread::scope(|scope| {
         for number in 0..8 {
             let (inside, me) = (&inside, Holder::bound(format!("worker {number}")).unwrap());
             scope.spawn(move || {
                 for _ in 0..10 {
                     let options = LockOptions::new().holder(me.clone()).acquire_timeout(PATIENCE);
-                    let guard = store.lock("key", options.hold_timeout(PATIENCE).slots(3)).unwrap();
+                    let guard = store.lock("key", options.hold_timeout(PATIENCE).slots(SLOTS)).unwrap();
                     assert!(inside.fetch_add(1, Ordering::SeqCst) < SLOTS, "more holders than slots");
                     thread::yield_now();
                     inside.fetch_sub(1, Ordering::SeqCst);

@@ -62,7 +62,9 @@ fn killed_holders_free_their_slots_one_by_one() {
     let store = open(dir.path());
     let task = Task { dir: dir.path().to_owned(), slots: 3, times: 0 };
     let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
-    children.iter_mut().for_each(|child| child.expect("done"));
+    for child in &mut children {
+        child.expect("done");
+    }
     assert_eq!(states(&store), [LockState::Held; 3]);
     assert!(store.try_lock("key", task.options()).unwrap().is_none());
     let guard = std::thread::scope(|scope| {
@@ -91,7 +93,9 @@ fn a_writer_waits_for_the_last_of_killed_readers() {
     let store = open(dir.path());
     let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times: 0 };
     let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
-    children.iter_mut().for_each(|child| child.expect("done"));
+    for child in &mut children {
+        child.expect("done");
+    }
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| store.lock("key", LockOptions::new()).map(|guard| guard.write(&1)));
         has_waiters(&store, 1);
@@ -226,8 +230,12 @@ fn readers_together_and_writers_alone() {
     let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times };
     let roles = [["read-shared"; EACH], ["write-alone"; EACH]].concat();
     let mut children: Vec<_> = roles.iter().map(|role| Child::start(role, &task)).collect();
-    children.iter_mut().for_each(|child| child.expect("ready"));
-    children.iter_mut().for_each(|child| child.send("go"));
+    for child in &mut children {
+        child.expect("ready");
+    }
+    for child in &mut children {
+        child.send("go");
+    }
     let together: u64 = children.iter_mut().map(|child| child.receive().parse::<u64>().unwrap()).sum();
     children.into_iter().for_each(Child::finish);
     assert!(together > 0, "no two readers had the lock at the same time");

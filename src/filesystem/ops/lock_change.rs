@@ -36,7 +36,7 @@ impl<'a> LockChange<'a> {
         key: &Key,
         (before, after): (Option<&LockFile>, Option<&LockFile>),
         context: Context<'_>,
-        make: impl FnOnce() -> Result<T>,
+        change: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Self)> {
         let told = tell(core, latch, key, (before, after), context)?;
         let stays = |before: &LockFile| after.is_some_and(|after| has_named_of(after, before));
@@ -46,7 +46,7 @@ impl<'a> LockChange<'a> {
             }
             (_, _) => Ok(()),
         };
-        let made = synced.and_then(|()| make());
+        let made = synced.and_then(|()| change());
         let (made, told) = Appended::settle(told, made, context)?;
         match (&told, &core.log, after.filter(|after| after.has_named())) {
             (Some(told), _, Some(after)) if !is_durable(core) => told.remember_lock(key, after.newest),

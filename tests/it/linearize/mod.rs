@@ -284,7 +284,7 @@ fn count(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> usize {
 fn assert_all_outcomes_occur(calls: &[Call]) {
     type Wanted = fn(&Outcome) -> bool;
     let shares = count(calls, |call| matches!(call.op, Op::Share(..))) > 0;
-    let shared: (&str, Wanted) = ("shared", |outcome| matches!(outcome, Outcome::Shared));
+    let refused: (&str, Wanted) = ("shared", |outcome| matches!(outcome, Outcome::Shared));
     let outcomes: [(&str, Wanted); 8] = [
         ("read", |outcome| matches!(outcome, Outcome::Value(Some(_)))),
         ("read as absent", |outcome| matches!(outcome, Outcome::Value(None))),
@@ -295,7 +295,7 @@ fn assert_all_outcomes_occur(calls: &[Call]) {
         ("lost", |outcome| matches!(outcome, Outcome::Lost)),
         ("not the holder", |outcome| matches!(outcome, Outcome::NotHolder(_))),
     ];
-    for (name, wanted) in outcomes.into_iter().chain(shares.then_some(shared)) {
+    for (name, wanted) in outcomes.into_iter().chain(shares.then_some(refused)) {
         let found = count(calls, |call| call.outcome.as_ref().is_some_and(wanted));
         assert!(found * 1_000 > calls.len(), "only {found} of {} calls: {name}", calls.len());
     }

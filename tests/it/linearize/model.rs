@@ -255,7 +255,7 @@ impl Step<'_> {
             next[MAX_SLOTS] = Some(seen);
             return next;
         }
-        for at in 0..MAX_SLOTS {
+        for (at, next) in next.iter_mut().take(MAX_SLOTS).enumerate() {
             let mut state = seen;
             if state.locks[at].take().is_some_and(|lock| self.may_have_ended(&lock)) {
                 // Perhaps more than one has: with the least slots of all, or an exclusive one.
@@ -263,7 +263,7 @@ impl Step<'_> {
                     let over = |lock: &Lock| self.may_have_ended(lock);
                     state.locks = state.locks.map(|lock| lock.filter(|lock| !over(lock)));
                 }
-                next[at] = Some(state).filter(has_room);
+                *next = Some(state).filter(has_room);
             }
         }
         next

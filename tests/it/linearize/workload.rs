@@ -161,7 +161,7 @@ impl<'a> Worker<'a> {
                 self.call(key, Op::WaitFree, || store.wait_for_lock(name, timeout).map(Outcome::Flag));
             }
             25 => {
-                let holders = || store.lock_info(name).map(holders_outcome);
+                let holders = || store.lock_info(name).map(|info| holders_outcome(info.as_ref()));
                 self.call(key, Op::Holders, holders);
             }
             _ if self.dice.once_in(8) => {
@@ -355,8 +355,8 @@ fn info_outcome(info: Option<LockInfo>) -> Outcome {
     Outcome::Info(info.map(|info| (HolderId::of(info.holder()), info.token().get(), info.remaining())))
 }
 
-pub(crate) fn holders_outcome(info: Option<LockInfo>) -> Outcome {
-    let held = info.iter().flat_map(LockInfo::holders).filter(|it| it.state() == LockState::Held);
+pub(crate) fn holders_outcome(info: Option<&LockInfo>) -> Outcome {
+    let held = info.into_iter().flat_map(LockInfo::holders).filter(|it| it.state() == LockState::Held);
     Outcome::Holders(held.map(|it| (HolderId::of(it.holder()), it.token().get())).collect())
 }
 

@@ -237,7 +237,7 @@ impl Session {
                 let token = LockToken::get(info.token());
                 (HolderId::of(info.holder()), token, Some(self.whole_lease(info.expires_at().unwrap())))
             }))),
-            Op::Holders => store.lock_info(key).map(holders_outcome),
+            Op::Holders => store.lock_info(key).map(|info| holders_outcome(info.as_ref())),
             Op::WaitFree => unreachable!("no client waits"),
         }
     }
