@@ -148,6 +148,7 @@ mod protocol;
 mod records;
 mod serve;
 mod stalled;
+mod store_changes;
 mod subject;
 mod suite;
 mod support;
@@ -287,6 +288,7 @@ pub fn checks() -> &'static [Check] {
             versions::CHECKS,
             expiry::CHECKS,
             watching::CHECKS,
+            store_changes::CHECKS,
             lock_all::CHECKS,
             transactions::CHECKS,
             listing::CHECKS,

@@ -5,7 +5,7 @@
 //! 3. [Update](update): read, change and write a record without losing concurrent changes.
 //! 4. [Records that expire](expiry): caches and sessions; stale results.
 //! 5. [A cache that stays small](eviction): remove the oldest records, and see what there is.
-//! 6. [Waiting for a record](watching): sleep until another process changes it.
+//! 6. [Waiting for a record](watching): sleep until another process changes it, or any record of the store.
 //! 7. [Several keys](several_keys): acquire several locks without a deadlock.
 //! 8. [Transactions](transactions): commit or roll back a piece of work as a whole.
 //! 9. [Asynchronous programs](asynchronous), with the feature `tokio`.

@@ -52,6 +52,7 @@ mod removed_store;
 mod renewals;
 mod schedules;
 mod shared_guards;
+mod store_changes;
 mod storms;
 mod support;
 mod surroundings;
@@ -116,6 +117,9 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         schedules::ROLES,
         shared_guards::ROLES,
         storms::ROLES,
+        store_changes::processes::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        store_changes::calls::ROLES,
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
         compute::ROLES,
