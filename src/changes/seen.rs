@@ -61,7 +61,6 @@ impl SeenRecords {
     }
 
     /// Which records are watched.
-    #[must_use]
     pub fn options(&self) -> &ChangesOptions {
         &self.options
     }
@@ -248,7 +247,7 @@ mod tests {
         seen.begin();
         seen.begin_listing();
         seen.observe(&other, RecordVersion::new(1));
-        assert_eq!(seen.unlisted(), [a.clone()]);
+        assert_eq!(seen.unlisted(), std::slice::from_ref(&a));
         seen.observe(&a, RecordVersion::ABSENT);
         assert!(seen.unlisted().is_empty());
         assert_eq!(next(&mut seen), Some(("a/k".into(), RecordChange::Removed, None)));

@@ -138,10 +138,15 @@ fn expiry_is_reported(store: &dyn RecordStore) {
     store.write_with("first", &1, WriteOptions::new().time_to_live(LEASE)).unwrap();
     let mut changes = begin(store);
     expect(store, &mut changes, "first", RecordChange::Removed);
-    store.write_with("second", &1, WriteOptions::new().time_to_live(LEASE)).unwrap();
-    let change = next(&mut changes);
-    assert_eq!((change.key.as_str(), change.change), ("second", RecordChange::Appeared));
-    expect(store, &mut changes, "second", RecordChange::Removed);
+    store.write("second", &1).unwrap();
+    expect(store, &mut changes, "second", RecordChange::Appeared);
+    store.write_with("second", &2, WriteOptions::new().time_to_live(LEASE)).unwrap();
+    // A store that only looks from time to time may not see it before its end.
+    let mut change = next(&mut changes);
+    if change.change == RecordChange::Changed {
+        change = next(&mut changes);
+    }
+    assert_eq!((change.key.as_str(), change.change), ("second", RecordChange::Removed));
 }
 
 fn an_eviction_is_reported(store: &dyn RecordStore) {

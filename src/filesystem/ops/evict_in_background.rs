@@ -175,6 +175,7 @@ impl Turn {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "the test takes a latch away")]
 mod tests {
     use std::fs;
 

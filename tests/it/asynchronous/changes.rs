@@ -23,7 +23,7 @@ async fn next<S: RecordStore + ?Sized + 'static>(changes: &mut AsyncStoreChanges
     timeout(PATIENCE, StreamExt::next(changes)).await.expect("an item in time").expect("an item")
 }
 
-fn of(change: Change) -> (String, RecordChange) {
+fn of(change: &Change) -> (String, RecordChange) {
     (change.key.to_string(), change.change)
 }
 
@@ -40,19 +40,19 @@ fn a_watch_of_the_store_is_a_stream_that_misses_no_change() {
         ] {
             store.write("a/k", &1).await.unwrap();
             store.write(key, &1).await.unwrap();
-            assert_eq!(of(next(&mut changes).await.unwrap()), (key.to_owned(), expected));
+            assert_eq!(of(&next(&mut changes).await.unwrap()), (key.to_owned(), expected));
         }
         // The stream waits, and then `next` does.
         assert!(StreamExt::next(&mut changes).now_or_never().is_none());
         store.write("b/k", &2).await.unwrap();
-        assert_eq!(of(changes.next(PATIENCE).await.unwrap().unwrap()).0, "b/k");
+        assert_eq!(of(&changes.next(PATIENCE).await.unwrap().unwrap()).0, "b/k");
         assert_eq!(changes.next(Duration::ZERO).await.unwrap(), None);
         assert_eq!(changes.next(millis(5)).await.unwrap(), None);
         // A dropped item of the stream does not consume the change after it.
         assert!(StreamExt::next(&mut changes).now_or_never().is_none());
         store.remove("b/k").await.unwrap();
         store.remove("b/before").await.unwrap();
-        let removed: Vec<_> = changes.take(2).map_ok(of).try_collect().await.unwrap();
+        let removed: Vec<_> = changes.take(2).map_ok(|change| of(&change)).try_collect().await.unwrap();
         assert!(removed.iter().all(|(_, change)| *change == RecordChange::Removed), "{removed:?}");
     });
 }
@@ -188,6 +188,6 @@ fn an_error_does_not_end_a_watch_of_the_store() {
         store.write("k", &1).await.unwrap();
         counted.failures.store(1, Ordering::SeqCst);
         assert_eq!(next(&mut changes).await.unwrap_err().kind(), ErrorKind::Io);
-        assert_eq!(of(next(&mut changes).await.unwrap()), ("k".to_owned(), RecordChange::Appeared));
+        assert_eq!(of(&next(&mut changes).await.unwrap()), ("k".to_owned(), RecordChange::Appeared));
     });
 }

@@ -47,10 +47,14 @@ fn a_watch_ends_with_the_state_that_several_processes_leave() {
         let store = open(dir.path());
         let mut writers: Vec<_> =
             (0..3_u64).map(|seed| Child::start("change records at random", &(dir.path(), seed))).collect();
-        writers.iter_mut().for_each(|writer| writer.expect("ready"));
+        for writer in &mut writers {
+            writer.expect("ready");
+        }
         let mut follower = Follower::new(&store);
         follower.changes = store.changes(ChangesOptions::new().prefix(prefix)).unwrap();
-        writers.iter_mut().for_each(|writer| writer.send("go"));
+        for writer in &mut writers {
+            writer.send("go");
+        }
         let mut ended = 0;
         while ended < writers.len() {
             if let Some(change) = follower.next(millis(5)) {
