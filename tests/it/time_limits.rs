@@ -29,6 +29,7 @@ const LIFE: Duration = Duration::from_millis(200);
 type Wait = (&'static str, fn(&FileSystemRecordStore) -> Option<Duration>);
 
 const EXPIRING: &str = "watch of a record that expires";
+const CHANGES: &str = "changes";
 const EXPIRING_CHANGES: &str = "changes of a record that expires";
 
 const WAITS: [Wait; 9] = [
@@ -47,7 +48,7 @@ const WAITS: [Wait; 9] = [
         assert!(store.watch("held").unwrap().next(LIMIT).unwrap().is_none());
         None
     }),
-    ("changes", |store| {
+    (CHANGES, |store| {
         assert!(store.changes(ChangesOptions::new()).unwrap().next(LIMIT).unwrap().is_none());
         None
     }),
@@ -129,6 +130,10 @@ fn no_sleep_of_a_call_with_a_limit_is_longer_than_the_limit() {
     for reads_only in [false, true] {
         for (number, (operation, _)) in WAITS.iter().enumerate() {
             if reads_only && !READING.contains(&number) {
+                continue;
+            }
+            // There it sleeps as a thread does that waits for another one.
+            if cfg!(record_store_elsewhere) && [CHANGES, EXPIRING_CHANGES].contains(operation) {
                 continue;
             }
             // On a busy machine the time may be over before the first sleep.

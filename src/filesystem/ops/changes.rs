@@ -129,7 +129,11 @@ impl Follower {
                 listing.is_outdated = true;
             }
         }
-        if reported.is_store_changed { core.check_exists(CONTEXT) } else { Ok(()) }
+        if !reported.is_store_changed {
+            return Ok(());
+        }
+        // The next call says so, too: it begins a listing.
+        core.check_exists(CONTEXT).inspect_err(|_| self.next_listing = Instant::now())
     }
 
     fn look_at_names(&mut self, core: &Core, seen: &mut SeenRecords) -> Result<()> {

@@ -148,7 +148,8 @@ fn drop_watches(stage: &Stage) {
         let mut changes = store.changes(ChangesOptions::new()).unwrap();
         store.write("k1", &round).unwrap();
         store.write("k2", &round).unwrap();
-        assert_eq!(changes.next(WaitOptions::new()).unwrap().unwrap().key, "k1");
+        let change = changes.next(WaitOptions::new()).unwrap().unwrap();
+        assert!(["k1", "k2"].contains(&change.key.as_str()));
         assert_eq!(open_files(), before + if cfg!(record_store_elsewhere) { 0 } else { 2 });
         drop(changes);
         assert_eq!(open_files(), before);
