@@ -26,8 +26,8 @@
 //! ```
 //!
 //! [`lock`], [`read`] and [`write`] are the foundation. Beside them are [`get_or_compute`] (work done once, for
-//! all callers), [`update`] and [`write_if_version`], records with a [time to live], [`watch`], [`lock_all`] and
-//! [`transaction`]. The [guide] has a page with an example for each.
+//! all callers), [`update`] and [`write_if_version`], records with a [time to live], [`watch`], [`changes`] of the
+//! whole store, [`lock_all`] and [`transaction`]. The [guide] has a page with an example for each.
 //!
 //! # Layers
 //!
@@ -147,6 +147,7 @@
 //! [`update`]: RecordStoreExt::update
 //! [`write_if_version`]: RecordStoreExt::write_if_version
 //! [`watch`]: RecordStoreExt::watch
+//! [`changes`]: RecordStoreExt::changes
 //! [`lock_all`]: RecordStoreExt::lock_all
 //! [`transaction`]: RecordStoreExt::transaction
 //! [`read_with`]: RecordStoreExt::read_with
@@ -173,6 +174,7 @@
 #[cfg(not(unix))]
 compile_error!("record-store needs a Unix: it is built on flock");
 
+mod changes;
 mod compute;
 mod error;
 mod eviction;
@@ -213,6 +215,7 @@ pub mod design {}
 #[cfg(any(doc, doctest))]
 pub mod guide;
 
+pub use changes::{Change, ChangesOptions, SeenRecords, StoreChanges};
 pub use error::{Error, ErrorKind, Place, Result};
 pub use eviction::{Evicted, EvictionPolicy};
 pub use filesystem::{Checked, DamagedFile, Durability, FileSystemOptions, FileSystemRecordStore};

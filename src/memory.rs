@@ -1,6 +1,8 @@
 //! The store in memory: the contract among the threads of one process, and the reference model for every
 //! other store.
 
+mod changes;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 use std::ops::Bound;
@@ -16,7 +18,7 @@ use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     LockInfo, LockOptions, LockState, LockToken, RawRecord, ReadOptions, RecordStore, RecordVersion,
 };
-use crate::{RemoveOptions, Result, StoreIdentity, WaitOptions, WaiterInfo, WriteOptions};
+use crate::{RemoveOptions, Result, SeenRecords, StoreIdentity, WaitOptions, WaiterInfo, WriteOptions};
 
 /// Records and locks in memory, shared by the threads of one process, and gone with the last clone of the
 /// store.
@@ -85,6 +87,10 @@ struct State {
     queues: BTreeMap<Key, VecDeque<(u64, Instant)>>,
     /// The number of waiters that there have been: the ticket of the last one.
     tickets: u64,
+    /// The watches of the whole store, by their numbers.
+    watches: BTreeMap<u64, changes::Changed>,
+    /// The number of watches of the whole store that there have been.
+    last_watch: u64,
     /// Notified when a lock is removed, when the end of its lease changes, when a waiter leaves its queue, and when a
     /// record changes.
     changed: Arc<Condvar>,
@@ -186,6 +192,7 @@ impl State {
         let (modified, use_number) = (SystemTime::now(), self.uses);
         let record = Record { raw, modified, used: modified, use_number, expires };
         self.records.insert(key.clone(), record);
+        self.note_change(key);
     }
 
     /// Reads the record, unless it has expired.
@@ -313,7 +320,7 @@ fn lost(operation: &'static str, key: &Key, token: LockToken) -> Error {
 }
 
 fn check_cancelled(operation: &'static str, key: &Key, options: &WaitOptions) -> Result<()> {
-    options.get_cancellation().map_or(Ok(()), |cancellation| cancellation.check(operation, key))
+    options.get_cancellation().map_or(Ok(()), |cancellation| cancellation.check(operation, Some(key)))
 }
 
 impl MemoryRecordStore {
@@ -533,6 +540,7 @@ impl RecordStore for MemoryRecordStore {
         state.admit("remove", key, &options.resolve_claim())?;
         let existed = state.record(key).is_some();
         state.records.remove(key);
+        state.note_change(key);
         state.changed.notify_all();
         Ok(existed)
     }
@@ -553,6 +561,10 @@ impl RecordStore for MemoryRecordStore {
         };
         let changed = self.wait("watch", key, &options, attempt, |_, _| None)?;
         Ok(changed.map(|(_, version)| version))
+    }
+
+    fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+        changes::changes(self, seen, &options)
     }
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {
@@ -598,6 +610,7 @@ impl RecordStore for MemoryRecordStore {
             }
             if !policy.is_dry_run() {
                 state.records.remove(key);
+                state.note_change(key);
             }
             Ok(Outcome::Evicted)
         });

@@ -87,7 +87,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
                     let info = locking.futures.lock_info(key).await.ok().flatten();
                     if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
                         let holder = info.map(|info| info.holder().clone());
-                        return Err(timeout(OPERATION, key).with_holder(holder));
+                        return Err(timeout(OPERATION, Some(key)).with_holder(holder));
                     }
                 }
                 locking.lock(options).await
@@ -123,7 +123,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let wait = self.wait(OPERATION, &key, &options, |store, key, options| {
             Box::pin(async move {
                 let is_free = store.wait_for_lock(key, options).await?;
-                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, key))
+                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, Some(key)))
             })
         });
         Ok(or_none(wait.await)?.is_some())

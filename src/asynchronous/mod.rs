@@ -34,10 +34,11 @@
 //! # Streams
 //!
 //! [`keys`](AsyncRecordStore::keys), [`records`](AsyncRecordStore::records) and [`locks`](AsyncRecordStore::locks) return
-//! a [`Stream`](futures_core::Stream) of items, and [`watch`](AsyncRecordStore::watch) returns one of changes. They have
+//! a [`Stream`](futures_core::Stream) of items. [`watch`](AsyncRecordStore::watch) and
+//! [`changes`](AsyncRecordStore::changes) return one of changes. They have
 //! the combinators of `StreamExt`, of the crate `futures` or `tokio-stream`; their own `next` methods need neither.
-//! [`AsyncListing`] and [`AsyncRecordWatch`] describe how far a stream reads ahead, whether an error ends it, and what a
-//! dropped one leaves behind.
+//! [`AsyncListing`], [`AsyncRecordWatch`] and [`AsyncStoreChanges`] describe how far a stream reads ahead, whether an error
+//! ends it, and what a dropped one leaves behind.
 //!
 //! # Cancel safety
 //!
@@ -89,6 +90,7 @@ macro_rules! same_as {
 }
 
 mod blocking;
+mod changes;
 mod compute;
 mod guard;
 mod listing;
@@ -108,6 +110,7 @@ use crate::store::futures::{Blocking, RecordStoreFuture, RecordStoreFutures};
 use crate::{Holder, IntoKey, IsolationLevel, Key, RecordStore, Result};
 
 use blocking::Outcome;
+pub use changes::AsyncStoreChanges;
 pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
 pub use lock_all::AsyncLockGuards;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
 use super::blocking::{Outcome, permits};
 use super::pending::Acquisition;
 use super::queue::Queues;
@@ -52,7 +54,44 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
                 call(&**store, key, options).await
             })
         };
-        Wait::new(operation, key, options, store, Box::new(call)).run(ready(())).await
+        Wait::new(operation, Some(key), options, store, Box::new(call)).run(ready(())).await
+    }
+
+    /// [`wait`](Self::wait) for a call about the whole store that changes a value. A call of a dropped future may still
+    /// use the value: it is cancelled, and ends soon.
+    pub(super) async fn wait_with<V: Send + 'static, T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        value: &Arc<Mutex<V>>,
+        options: &WaitOptions,
+        call: impl for<'a> Fn(&'a dyn RecordStoreFutures, &'a mut V, WaitOptions) -> RecordStoreFuture<'a, T>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Result<T> {
+        let store = self.futures();
+        let held: Arc<Mutex<Option<OwnedMutexGuard<V>>>> = Arc::new(Mutex::new(None));
+        let of = Arc::new((Arc::clone(&store), Arc::clone(&held), call));
+        let call = move |options, _| -> RecordStoreFuture<'static, T> {
+            let of = Arc::clone(&of);
+            Box::pin(async move {
+                let (store, held, call) = &*of;
+                let mut held = held.lock().await;
+                let Some(value) = held.as_mut() else { return Err(timeout(operation, None)) };
+                let outcome = call(&**store, value, options).await;
+                // Unless the call is repeated, the value is free before anybody learns of the outcome.
+                if !outcome.as_ref().is_err_and(Error::is_timeout) {
+                    *held = None;
+                }
+                outcome
+            })
+        };
+        let wait = Wait::new(operation, None, options, store, Box::new(call));
+        let Some(value) = wait.until(pin!(Arc::clone(value).lock_owned()), wait.left()).await? else {
+            return Err(timeout(operation, None));
+        };
+        *held.lock().await = Some(value);
+        wait.run(ready(())).await
     }
 
     /// Makes a call that acquires the locks of these keys, after the pending releases of the same holder. With
@@ -72,11 +111,11 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let (store, of) = (self.clone(), acquisitions.clone());
         let locking = Arc::new(Locking { store, futures: Arc::clone(&futures), acquisitions: of });
         let call = move |wait, is_first| call(Arc::clone(&locking), options.clone().wait(wait), is_first);
-        let mut wait = Wait::new(operation, &keys[0], &wait, futures, Box::new(call));
+        let mut wait = Wait::new(operation, Some(&keys[0]), &wait, futures, Box::new(call));
         for acquisition in &acquisitions {
             let left = wait.left().max(RELEASE_GRACE.saturating_sub(wait.start.elapsed()));
             if wait.until(pin!(acquisition.earlier_are_released()), left).await?.is_none() {
-                let error = timeout(operation, acquisition.key()).with_holder(holder);
+                let error = timeout(operation, Some(acquisition.key())).with_holder(holder);
                 return Err(error.waiting_since(wait.start));
             }
         }
@@ -106,8 +145,8 @@ impl<S: RecordStore + ?Sized + 'static> Locking<S> {
     }
 }
 
-pub(super) fn timeout(operation: &'static str, key: &Key) -> Error {
-    Error::new(ErrorKind::LockTimeout, operation).with_key(key)
+pub(super) fn timeout(operation: &'static str, key: Option<&Key>) -> Error {
+    key.into_iter().fold(Error::new(ErrorKind::LockTimeout, operation), Error::with_key)
 }
 
 /// `None` instead of a timeout.
@@ -124,7 +163,8 @@ type Call<T> = Box<dyn Fn(WaitOptions, bool) -> RecordStoreFuture<'static, T> + 
 /// One future's wait. If it is dropped, its calls end, and the locks that they acquire are given up.
 struct Wait<T> {
     operation: &'static str,
-    key: Key,
+    /// `None`: the call is about the whole store.
+    key: Option<Key>,
     start: Instant,
     /// The options for a call that begins at the start.
     options: WaitOptions,
@@ -140,7 +180,7 @@ struct Wait<T> {
 impl<T: Send + 'static> Wait<T> {
     fn new(
         operation: &'static str,
-        key: &Key,
+        key: Option<&Key>,
         options: &WaitOptions,
         futures: Futures,
         call: Call<T>,
@@ -153,7 +193,7 @@ impl<T: Send + 'static> Wait<T> {
         let start = Instant::now();
         Self {
             operation,
-            key: key.clone(),
+            key: key.cloned(),
             start,
             options: options.of_call(start).cancellation(&cancellation),
             cancellation,
@@ -183,7 +223,7 @@ impl<T: Send + 'static> Wait<T> {
         } else {
             Outcome::spawned(&*self.futures, self.call())
         };
-        ControlFlow::Break(outcome.receive(self.operation, Some(&self.key)).await)
+        ControlFlow::Break(outcome.receive(self.operation, self.key.as_ref()).await)
     }
 
     /// Waits for a thread and calls on it.
@@ -224,7 +264,7 @@ impl<T: Send + 'static> Wait<T> {
         let is_last = self.left().is_zero();
         let call = (self.call)(self.options.clone().timeout(Duration::ZERO), is_first);
         let mut outcome = Outcome::spawned(&*self.futures, call);
-        match outcome.receive(self.operation, Some(&self.key)).await {
+        match outcome.receive(self.operation, self.key.as_ref()).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
             outcome => ControlFlow::Break(outcome),
         }
@@ -250,7 +290,7 @@ impl<T: Send + 'static> Wait<T> {
             paused.as_mut().poll(context).map(|()| None)
         });
         let output = output.await;
-        self.cancellation.check(self.operation, &self.key).map(|()| output)
+        self.cancellation.check(self.operation, self.key.as_ref()).map(|()| output)
     }
 
     fn left(&self) -> Duration {

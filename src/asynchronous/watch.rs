@@ -95,7 +95,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
             let wait = store.wait("watch", &key, &options, move |store, key, options| {
                 Box::pin(async move {
                     let changed = store.wait_for_change(key, seen, options).await?;
-                    changed.ok_or_else(|| timeout("watch", key))
+                    changed.ok_or_else(|| timeout("watch", Some(key)))
                 })
             });
             or_none(wait.await)

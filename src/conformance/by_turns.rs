@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions,
     Listing, LockInfo, LockOptions, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
-    RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
+    RemoveOptions, Result, SeenRecords, StoreIdentity, WaitOptions, WriteOptions,
 };
 
 /// Two handles of one store as one: each call goes to the other one than the call before. So nothing that only one
@@ -71,6 +71,7 @@ delegate! {
     remove_raw(key: &Key, options: RemoveOptions) -> Result<bool>;
     version_raw(key: &Key) -> Result<RecordVersion>;
     wait_for_change_raw(key: &Key, seen: RecordVersion, options: WaitOptions) -> Result<Option<RecordVersion>>;
+    changes_raw(seen: &mut SeenRecords, options: WaitOptions) -> Result<bool>;
     keys_raw() -> Result<Listing<'_, Key>>;
     records_raw(options: ListOptions) -> Result<Listing<'_, RecordInfo>>;
     record_info_raw(key: &Key) -> Result<Option<RecordInfo>>;

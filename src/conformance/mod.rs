@@ -149,6 +149,7 @@ mod records;
 mod serve;
 mod sharing;
 mod stalled;
+mod store_changes;
 mod subject;
 mod suite;
 mod support;
@@ -289,6 +290,7 @@ pub fn checks() -> &'static [Check] {
             versions::CHECKS,
             expiry::CHECKS,
             watching::CHECKS,
+            store_changes::CHECKS,
             lock_all::CHECKS,
             transactions::CHECKS,
             listing::CHECKS,

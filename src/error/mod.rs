@@ -129,6 +129,12 @@ impl Error {
         Self::new(ErrorKind::Other, "").with_source(source)
     }
 
+    /// The error of an operation that is made of others.
+    pub(crate) fn of_operation(mut self, operation: &'static str) -> Self {
+        self.0.operation = operation;
+        self
+    }
+
     /// Sets the key that it concerns.
     #[must_use]
     pub fn with_key(mut self, key: &Key) -> Self {

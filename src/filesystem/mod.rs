@@ -8,6 +8,7 @@ mod log;
 mod ops;
 mod options;
 mod protocol;
+mod record_events;
 mod upkeep;
 mod wait_queue;
 
@@ -20,7 +21,8 @@ use crate::WriteOptions;
 use crate::{Acquired, Claim, Expected, IsolationLevel, Json, Key, Listing, LockInfo, LockOptions};
 use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo, Recovery};
 use crate::{
-    RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions,
+    RawRecord, ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, SeenRecords, StoreIdentity,
+    WaitOptions,
 };
 
 #[cfg(doc)]
@@ -288,6 +290,10 @@ impl RecordStore for FileSystemRecordStore {
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         self.0.explained(ops::wait_for_change::wait_for_change(&self.0, key, seen, &options))
+    }
+
+    fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+        self.0.explained(ops::changes::changes(&self.0, seen, &options))
     }
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {

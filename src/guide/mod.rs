@@ -6,7 +6,7 @@
 //! 4. [Update](update): read, change and write a record without losing concurrent changes.
 //! 5. [Records that expire](expiry): caches and sessions; stale results.
 //! 6. [A cache that stays small](eviction): remove the oldest records, and see what there is.
-//! 7. [Waiting for a record](watching): sleep until another process changes it.
+//! 7. [Waiting for a record](watching): sleep until another process changes it, or any record of the store.
 //! 8. [Several keys](several_keys): acquire several locks without a deadlock.
 //! 9. [Transactions](transactions): commit or roll back a piece of work as a whole.
 //! 10. [Asynchronous programs](asynchronous), with the feature `tokio`.

@@ -96,9 +96,10 @@ impl Cancellation {
     }
 
     /// Fails if it is cancelled.
-    pub(crate) fn check(&self, operation: &'static str, key: &Key) -> Result<()> {
+    pub(crate) fn check(&self, operation: &'static str, key: Option<&Key>) -> Result<()> {
         if self.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, operation).with_key(key));
+            let error = Error::new(ErrorKind::Cancelled, operation);
+            return Err(key.into_iter().fold(error, Error::with_key));
         }
         Ok(())
     }

@@ -4,11 +4,11 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use super::engine::engine;
-use super::{PostgresRecordStore, evict, lock_info, locks, record_info, records, watching};
+use super::{PostgresRecordStore, evict, lock_info, locks, record_info, records, store_changes, watching};
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
-    RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, WaitOptions, WriteOptions,
+    RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, SeenRecords, WaitOptions, WriteOptions,
 };
 
 impl RecordStoreFutures for PostgresRecordStore {
@@ -61,6 +61,10 @@ impl RecordStoreFutures for PostgresRecordStore {
         options: WaitOptions,
     ) -> RecordStoreFuture<'a, Option<RecordVersion>> {
         Box::pin(watching::wait_for_change(&self.0, key, seen, options))
+    }
+
+    fn changes<'a>(&'a self, seen: &'a mut SeenRecords, options: WaitOptions) -> RecordStoreFuture<'a, bool> {
+        Box::pin(store_changes::changes(&self.0, seen, options))
     }
 
     fn record_info<'a>(&'a self, key: &'a Key) -> RecordStoreFuture<'a, Option<RecordInfo>> {

@@ -23,6 +23,7 @@ mod schema_check;
 mod session;
 mod statements;
 mod status;
+mod store_changes;
 mod tls;
 mod unknown;
 mod url;
@@ -41,7 +42,7 @@ use self::url::Target;
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, IsolationLevel, Json, Key, ListOptions,
     Listing, LockInfo, LockOptions, RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion,
-    RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
+    RemoveOptions, Result, SeenRecords, StoreIdentity, WaitOptions, WriteOptions,
 };
 
 pub use self::finding::{PostgresChecked, PostgresFinding, PostgresProblem};
@@ -239,6 +240,10 @@ impl RecordStore for PostgresRecordStore {
         options: WaitOptions,
     ) -> Result<Option<RecordVersion>> {
         block_on(watching::wait_for_change(&self.0, key, seen, options))
+    }
+
+    fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+        block_on(store_changes::changes(&self.0, seen, options))
     }
 
     fn keys_raw(&self) -> Result<Listing<'_, Key>> {

@@ -34,6 +34,17 @@ impl<'a> Pages<'a> {
         self
     }
 
+    /// Goes on after this id. `None`: there are no more.
+    pub(super) fn after(mut self, last: Option<Vec<u8>>) -> Self {
+        self.after = last;
+        self
+    }
+
+    /// The last id that was listed. `None`: there are no more.
+    pub(super) fn last(self) -> Option<Vec<u8>> {
+        self.after
+    }
+
     /// The rows, one by one. Gets the first page at once, because the listing fails if it cannot begin.
     pub(super) fn begin(
         mut self,
@@ -59,14 +70,19 @@ impl<'a> Pages<'a> {
 
     /// The next page. An empty one is the end.
     pub(super) async fn next(&mut self, operation: &'static str) -> Result<Vec<Row>> {
+        self.next_within(operation, &Limits::none()).await
+    }
+
+    /// [`next`](Self::next) of a call that has limits.
+    pub(super) async fn next_within(&mut self, operation: &'static str, limits: &Limits) -> Result<Vec<Row>> {
         let Some(after) = &self.after else { return Ok(Vec::new()) };
         let mut parameters = vec![Parameter::Bytes(Some(after))];
         if let Some(options) = &self.options {
             parameters.push(Parameter::Bytes(Some(options.get_prefix().as_bytes())));
             parameters.push(Parameter::Flag(options.reads_results()));
         }
-        let (context, limits) = (Context::whole(operation), Limits::none());
-        let rows = self.core.call(context, &limits, Repeat::Yes, self.query, &parameters).await?;
+        let context = Context::whole(operation);
+        let rows = self.core.call(context, limits, Repeat::Yes, self.query, &parameters).await?;
         self.after = rows.last().map(|row| row.get(self.id));
         Ok(rows)
     }

@@ -19,7 +19,7 @@ pub(super) fn records(core: &Arc<Core>, options: ListOptions) -> Result<Listing<
 }
 
 /// `None`: the row only says where the next page begins.
-fn selected(core: &Arc<Core>, row: &Row) -> Result<Option<RecordInfo>> {
+pub(super) fn selected(core: &Arc<Core>, row: &Row) -> Result<Option<RecordInfo>> {
     if !row.get::<_, bool>(7) {
         return Ok(None);
     }

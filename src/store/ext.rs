@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::calls::block;
 use crate::compute;
 use crate::locking::holds;
-use crate::{BreakOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
+use crate::{BreakOptions, ChangesOptions, Evicted, EvictionPolicy, ListOptions, RecordInfo};
 use crate::{
     Claim, Error, Expected, Holder, IntoKey, IsolationLevel, Json, Key, Listing, LockGuard, LockGuards,
 };
@@ -18,7 +18,9 @@ use crate::{
     LockInfo, LockOptions, LockToken, OwnedLockGuard, OwnedLockGuards, PendingTransaction, ReadOptions,
     RecordStore, RecordVersion, RecordWatch,
 };
-use crate::{RemoveOptions, Result, TransactionRecord, UpdateOptions, WaitOptions, WriteOptions};
+use crate::{
+    RemoveOptions, Result, StoreChanges, TransactionRecord, UpdateOptions, WaitOptions, WriteOptions,
+};
 
 #[cfg(doc)]
 use crate::ErrorKind;
@@ -355,6 +357,31 @@ pub trait RecordStoreExt: RecordStore {
     /// [`ErrorKind::Cancelled`], and as for [`exists`](RecordStoreExt::exists).
     fn wait_for_record(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
         self.watch(key)?.wait_for_record(&options.into())
+    }
+
+    /// Begins to watch all records, or those whose key has a prefix: [`StoreChanges::next`] waits for the next change
+    /// from now on. Ignores locks, and needs none. Not in Prefect.
+    ///
+    /// Every change after this call is reported, whatever makes it: this process or another one, an edit by hand, the end
+    /// of a time to live, an eviction. The call lists the store once, and the watch remembers the version of each record:
+    /// see [`StoreChanges`] for what that costs.
+    ///
+    /// ```
+    /// use record_store::{ChangesOptions, MemoryRecordStore, RecordChange, RecordStoreExt, WaitOptions};
+    ///
+    /// let store = MemoryRecordStore::new();
+    /// let mut changes = store.changes(ChangesOptions::new())?;
+    /// store.write("status", "building")?;
+    /// let change = changes.next(WaitOptions::new())?.expect("there is no timeout");
+    /// assert_eq!((change.key.as_str(), change.change), ("status", RecordChange::Appeared));
+    /// # Ok::<(), record_store::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As for [`records`](RecordStoreExt::records). A record that cannot be read does not keep the watch from the others.
+    fn changes(&self, options: ChangesOptions) -> Result<StoreChanges<'_, Self>> {
+        StoreChanges::begin(self, options)
     }
 
     /// Removes the record. `Ok(false)`: there was none. Not in Prefect.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::calls::poll_once;
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
-    RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions,
-    WriteOptions,
+    RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, SeenRecords,
+    WaitOptions, WriteOptions,
 };
 
 /// The outcome of an operation, as a future.
@@ -71,6 +71,7 @@ operations! {
     version = version_raw(key: &'a Key) -> RecordVersion;
     wait_for_change =
         wait_for_change_raw(key: &'a Key, seen: RecordVersion, options: WaitOptions) -> Option<RecordVersion>;
+    changes = changes_raw(seen: &'a mut SeenRecords, options: WaitOptions) -> bool;
     record_info = record_info_raw(key: &'a Key) -> Option<RecordInfo>;
     evict = evict_raw(policy: EvictionPolicy) -> Evicted;
     acquire_lock = acquire_lock_raw(key: &'a Key, options: LockOptions) -> Acquired;

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::changes::polling;
 use crate::{
     Acquired, BreakOptions, Claim, Error, Evicted, EvictionPolicy, Json, Key, ListOptions, LockInfo,
-    LockOptions, RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, Result, WaitOptions,
-    WriteOptions,
+    LockOptions, RawRecord, ReadOptions, RecordInfo, RecordVersion, RemoveOptions, Result, SeenRecords,
+    WaitOptions, WriteOptions,
 };
 #[cfg(doc)]
 use crate::{ErrorKind, RecordStoreExt};
@@ -94,7 +95,7 @@ pub type Listing<'a, T> = Box<dyn Iterator<Item = Result<T>> + Send + 'a>;
 ///
 /// [`Error::operation`] is part of the contract, because programs and people read it. Every error of a method names the
 /// method without its suffix: `read`, `write`, `compare_and_swap`, `exists`, `remove`, `keys`, `records`, `record_info`,
-/// `evict`, `acquire_lock`, `renew`, `release_lock`, `lock_info`, `wait_for_lock`, `break_lock`, `locks`. Two have another
+/// `changes`, `evict`, `acquire_lock`, `renew`, `release_lock`, `lock_info`, `wait_for_lock`, `break_lock`, `locks`. Two have another
 /// name, that of the operation which they are parts of: `version_raw` and `wait_for_change_raw` are `watch`.
 ///
 /// # The contract
@@ -218,6 +219,21 @@ pub trait RecordStore: Debug + Send + Sync {
     ) -> Result<Option<RecordVersion>> {
         let _ = (seen, options);
         Err(unsupported("watch", Some(key)))
+    }
+
+    /// Waits until a record has another version than the one that [`SeenRecords`] knows and has reported, and notes
+    /// that there. `Ok(false)` at the timeout. Ignores locks. See [`RecordStoreExt::changes`].
+    ///
+    /// The first call with a new `SeenRecords` notes the present versions, however long that takes, and returns
+    /// `Ok(false)`. The default lists all [records](RecordStore::records_raw) from time to time, at least 100 ms apart,
+    /// and so seldom that it takes at most a twentieth of the time.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Cancelled`], and as for [`RecordStore::records_raw`] and [`RecordStore::exists_raw`]. What was noted
+    /// before stays noted.
+    fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+        polling::changes(self, seen, &options)
     }
 
     /// Every key that has a record, in no order, as a stream: memory use does not grow with the number
@@ -405,6 +421,9 @@ macro_rules! delegate {
                 options: WaitOptions,
             ) -> Result<Option<RecordVersion>> {
                 (**self).wait_for_change_raw(key, seen, options)
+            }
+            fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+                (**self).changes_raw(seen, options)
             }
             fn keys_raw(&self) -> Result<Listing<'_, Key>> {
                 (**self).keys_raw()

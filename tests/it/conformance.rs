@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use record_store::conformance::{self, Check, Suite};
 use record_store::{
-    Acquired, BreakOptions, Claim, Durability, ErrorKind, EvictionPolicy, Expected, FileSystemOptions,
-    FileSystemRecordStore, Holder, IsolationLevel, Json, Key, ListOptions, Listing, LockInfo, LockOptions,
-    LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore, RecordStoreExt,
-    RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
+    Acquired, BreakOptions, ChangesOptions, Claim, Durability, ErrorKind, EvictionPolicy, Expected,
+    FileSystemOptions, FileSystemRecordStore, Holder, IsolationLevel, Json, Key, ListOptions, Listing,
+    LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions, RecordStore,
+    RecordStoreExt, RecordVersion, RemoveOptions, Result, StoreIdentity, WaitOptions, WriteOptions,
 };
 
 use crate::support::latch_of;
@@ -283,6 +283,7 @@ fn a_method_that_a_store_leaves_out_is_unsupported_by_name() {
         ),
         ("watch", Minimal.watch("key").err()),
         ("watch", Minimal.wait_for_record("key", WaitOptions::new()).err()),
+        ("changes", Minimal.changes(ChangesOptions::new()).err()),
         ("keys", Minimal.keys().err()),
         ("records", Minimal.records(ListOptions::new()).err()),
         ("record_info", Minimal.record_info("key").err()),

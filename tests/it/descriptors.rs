@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use record_store::{
-    Cancellation, FileSystemOptions, IsolationLevel, LockOptions, OpenMode, RecordStoreExt, WriteOptions,
+    Cancellation, ChangesOptions, FileSystemOptions, IsolationLevel, LockOptions, OpenMode, RecordStoreExt,
+    WriteOptions,
 };
 use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
@@ -43,7 +44,12 @@ fn files_of_store(process: u32, dir: &Path) -> Vec<(String, PathBuf)> {
     let descriptors = format!("/proc/{process}/fd");
     let link = |name: String| Some((name.clone(), std::fs::read_link(format!("{descriptors}/{name}")).ok()?));
     let links = crate::support::names_in(descriptors.as_ref()).into_iter().filter_map(link);
-    links.filter(|(_, file)| file.starts_with(dir) || file == Path::new("anon_inode:inotify")).collect()
+    links
+        .filter(|(_, file)| {
+            let is_event = ["anon_inode:inotify", "anon_inode:[eventfd]"].map(Path::new).contains(&&**file);
+            file.starts_with(dir) || is_event
+        })
+        .collect()
 }
 
 /// The files of the store that a program inherits which this process starts now.
@@ -106,6 +112,11 @@ fn be_in_every_state(stage: &Stage) {
         scope.spawn(|| store.watch("lasting").unwrap().next(&cancellation).unwrap_err());
         until_open(&dir.join("lasting.json"), dir, 1);
         check("watching a record");
+        scope.spawn(|| store.changes(ChangesOptions::new()).unwrap().next(&cancellation).unwrap_err());
+        if cfg!(not(record_store_elsewhere)) {
+            until_open(inotify, dir, 2);
+        }
+        check("watching the store");
         latch.lock().unwrap();
         let write = WriteOptions::new().cancellation(&cancellation);
         scope.spawn(|| store.write_with("record", &2, write).unwrap_err());

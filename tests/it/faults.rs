@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use record_store::{
     Acquired, BreakOptions, Cancellation, Claim, Error, ErrorKind, Expected, Holder, IsolationLevel, Json,
-    Key, Listing, LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord, ReadOptions,
-    RecordStore, RecordVersion, RemoveOptions, Result, WaitOptions, WriteOptions, conformance,
+    Key, ListOptions, Listing, LockInfo, LockOptions, LockState, LockToken, MemoryRecordStore, RawRecord,
+    ReadOptions, RecordStore, RecordVersion, RemoveOptions, Result, SeenRecords, WaitOptions, WriteOptions,
+    conformance,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,6 +34,9 @@ enum Fault {
     CancelledAcquisitionGetsTheLock,
     CancelledBeforeIsIgnored,
     CancelledDuringIsIgnored,
+    ChangesBeginEmpty,
+    ChangesInventOne,
+    ChangesLoseRemovals,
     ComparesThroughF64,
     DeepIsFlattened,
     DeepIsRefused,
@@ -507,6 +511,33 @@ impl RecordStore for Faulty {
         }
     }
 
+    fn changes_raw(&self, seen: &mut SeenRecords, options: WaitOptions) -> Result<bool> {
+        let wait = self.wait(&options);
+        if self.has(Fault::ChangesBeginEmpty) {
+            seen.begin();
+        }
+        if self.has(Fault::ChangesInventOne) && seen.has_begun() {
+            seen.observe(&Key::new("invented").unwrap(), RecordVersion::new(u64::MAX));
+        }
+        if self.has(Fault::ChangesLoseRemovals) {
+            let end = wait.get_timeout().and_then(|timeout| Instant::now().checked_add(timeout));
+            loop {
+                let is_first = !seen.has_begun();
+                for record in self.inner.records_raw(ListOptions::new())? {
+                    let record = record?;
+                    seen.observe(record.key(), record.version());
+                }
+                seen.begin();
+                let has_changes = seen.has_changes();
+                if is_first || has_changes || end.is_some_and(|end| Instant::now() >= end) {
+                    return Ok(has_changes);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        self.cancelled(self.inner.changes_raw(seen, wait), || Ok(false))
+    }
+
     fn locks_raw(&self) -> Result<Listing<'_, LockInfo>> {
         let held = self.has(Fault::ExpiredIsHeld);
         let state = move |info: LockInfo| if held { info.with_state(LockState::Held) } else { info };
@@ -562,6 +593,9 @@ fn every_fault_is_found() {
         (BreakByTokenReturnsTrue, "locks::break_lock_with_a_token_breaks_only_that_acquisition"),
         (BreakIgnoresTheToken, "locks::break_lock_with_a_token_breaks_only_that_acquisition"),
         (BreakReturnsFalse, "locks::break_lock_frees_the_key"),
+        (ChangesBeginEmpty, "store_changes::what_was_there_is_no_change"),
+        (ChangesInventOne, "store_changes::each_kind_of_change_is_reported_with_its_key"),
+        (ChangesInventOne, "store_changes::without_a_change_it_times_out"),
         (ComparesThroughF64, "changes::a_swap_compares_numbers_exactly"),
         (DeepIsFlattened, "records::a_deeply_nested_result_is_kept_or_refused"),
         (DeepIsRefused, "records::a_deeply_nested_result_is_kept_or_refused"),
@@ -653,6 +687,19 @@ fn every_fault_of_cancellation_is_found() {
         (CancellationReleases, "cancellation::a_cancellation_does_not_affect_held_locks"),
         (CancelledAcquisitionGetsTheLock, "cancellation::a_call_that_is_already_cancelled_fails_at_once"),
         (CancelledAcquisitionGetsTheLock, "cancellation::a_cancelled_acquisition_gets_no_lock"),
+    ]);
+}
+
+/// A change that is lost is noticed only after the timeout of the check.
+#[test]
+fn every_lost_change_is_found() {
+    use Fault::*;
+    assert_found([
+        (CancelledDuringIsIgnored, "store_changes::it_can_be_cancelled_and_used_again"),
+        (CancellationIsATimeout, "store_changes::it_can_be_cancelled_and_used_again"),
+        (ChangesLoseRemovals, "store_changes::each_kind_of_change_is_reported_with_its_key"),
+        (ChangesLoseRemovals, "store_changes::it_ends_with_the_present_state"),
+        (ChangesLoseRemovals, "store_changes::expiry_is_reported"),
     ]);
 }
 

@@ -53,6 +53,7 @@ mod renewals;
 mod schedules;
 mod shared_guards;
 mod sharing;
+mod store_changes;
 mod storms;
 mod support;
 mod surroundings;
@@ -118,6 +119,9 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         shared_guards::ROLES,
         sharing::ROLES,
         storms::ROLES,
+        store_changes::processes::ROLES,
+        #[cfg(target_arch = "x86_64")]
+        store_changes::calls::ROLES,
         #[cfg(all(target_arch = "x86_64", not(record_store_elsewhere)))]
         system_calls::ROLES,
         compute::ROLES,

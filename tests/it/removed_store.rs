@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use record_store::{
-    Claim, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions, LockState, OpenMode,
-    ReadOptions, RecordStoreExt, WaitOptions, WriteOptions,
+    ChangesOptions, Claim, Error, ErrorKind, FileSystemOptions, FileSystemRecordStore, LockOptions,
+    LockState, OpenMode, ReadOptions, RecordStoreExt, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -43,6 +43,7 @@ fn errors(store: &FileSystemRecordStore) -> Vec<(&'static str, Option<Error>)> {
         ("wait_for_lock", store.wait_for_lock("k", Duration::ZERO).err()),
         ("wait_for_record", store.wait_for_record("k", Duration::ZERO).err()),
         ("watch", store.watch("k").map(drop).err()),
+        ("changes", store.changes(ChangesOptions::new()).map(drop).err()),
         ("get_or_compute", store.get_or_compute("k", LockOptions::new(), || Ok(1)).err()),
         ("update", store.update("k", LockOptions::new(), |_: Option<u8>| Ok(1)).err()),
         ("sweep", store.sweep().err()),

@@ -5,6 +5,7 @@ mod adoption;
 mod blank_locks;
 pub(crate) mod break_lock;
 mod change;
+pub(crate) mod changes;
 pub(crate) mod checkpoint;
 pub(crate) mod damaged;
 pub(crate) mod evict;

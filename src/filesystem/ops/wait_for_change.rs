@@ -66,6 +66,16 @@ pub(crate) fn wait_for_change(
     }
 }
 
+/// The version now, and the rest of the time to live.
+pub(super) fn version_and_rest(
+    core: &Core,
+    key: &Key,
+    context: Context<'_>,
+) -> Result<(RecordVersion, Option<Duration>)> {
+    let found = find(core, key, context)?;
+    Ok((found.version, found.left))
+}
+
 /// The record now.
 fn find(core: &Core, key: &Key, context: Context<'_>) -> Result<Found> {
     let Some(opened) = record_file::open(core, key, context)? else {

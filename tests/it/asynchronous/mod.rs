@@ -1,6 +1,7 @@
 //! The asynchronous operations: they never block the executor, and their futures are safe to drop.
 
 mod cancel;
+mod changes;
 mod executor;
 mod glob_import;
 mod guards;

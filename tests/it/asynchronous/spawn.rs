@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
-    BreakOptions, Claim, Durability, Error, EvictionPolicy, FileSystemRecordStore, Holder, Key, ListOptions,
-    LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RemoveOptions, UpdateOptions, WaitOptions,
-    WriteOptions,
+    BreakOptions, ChangesOptions, Claim, Durability, Error, EvictionPolicy, FileSystemRecordStore, Holder,
+    Key, ListOptions, LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RemoveOptions, UpdateOptions,
+    WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -122,6 +122,9 @@ macro_rules! spawns_every_method_of {
                 let change = tokio::spawn(async move { watch.next(Duration::ZERO).await });
                 assert_eq!(change.await.unwrap().unwrap(), None);
                 assert!(!spawn!(store, store.wait_for_record("k", Duration::ZERO)).unwrap());
+                let mut changes = spawn!(store, store.changes(ChangesOptions::new())).unwrap();
+                let change = tokio::spawn(async move { changes.next(Duration::ZERO).await });
+                assert_eq!(change.await.unwrap().unwrap(), None);
             }
 
             records(&store).await;

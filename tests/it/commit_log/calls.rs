@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use record_store::{
-    BreakOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockOptions, LockToken, ReadOptions,
-    RecordStoreExt, WriteOptions,
+    BreakOptions, ChangesOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockOptions, LockToken,
+    ReadOptions, RecordStoreExt, WriteOptions,
 };
 
 use super::{copy, copy_without_frames};
@@ -170,6 +170,8 @@ pub(super) enum Look {
     Remove,
     Compute,
     Watch,
+    /// A watch of the whole store that begins.
+    Changes,
     WaitForLock,
     /// Of a process, for which the log is told nothing.
     Acquire,
@@ -178,7 +180,7 @@ pub(super) enum Look {
 }
 
 impl Look {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Read,
         Self::IgnoringTheLock,
         Self::Exists,
@@ -187,6 +189,7 @@ impl Look {
         Self::Remove,
         Self::Compute,
         Self::Watch,
+        Self::Changes,
         Self::WaitForLock,
         Self::Acquire,
         Self::Break,
@@ -217,6 +220,7 @@ impl Look {
                 assert_eq!(found.unwrap(), 1);
             }
             Look::Watch => drop(store.watch("k").unwrap()),
+            Look::Changes => drop(store.changes(ChangesOptions::new()).unwrap()),
             Look::WaitForLock => assert!(store.wait_for_lock("released", Duration::ZERO).unwrap()),
             Look::Acquire => drop(store.acquire_lock("released", LockOptions::new()).unwrap()),
             Look::Break => assert!(!store.break_lock("released").unwrap()),

@@ -145,7 +145,10 @@ const FAULTS: &[Fault] = &[
     (
         "a write over a record keeps its version",
         &[("write", "version = excluded.version", "version = t.version")],
-        &["processes::records_are_the_same_in_every_process"],
+        &[
+            "processes::records_are_the_same_in_every_process",
+            "store_changes::changes_of_another_process_are_reported",
+        ],
     ),
     (
         "a swap forgets the time to live",

@@ -331,11 +331,11 @@ pub(crate) fn spawn_until_asleep<T: Send + 'static>(
     Sleeping(running)
 }
 
-/// Whether a thread sleeps: on a futex, or for a fixed time where futexes are not used.
+/// Whether a thread sleeps: on a futex, until it is notified, or for a fixed time where futexes are not used.
 fn is_asleep(process: u32, thread: i32) -> bool {
     let call = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
     let number = call.split(' ').next();
-    [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep]
+    [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep, nix::libc::SYS_ppoll]
         .iter()
         .any(|sleep| number == Some(sleep.to_string().as_str()))
 }

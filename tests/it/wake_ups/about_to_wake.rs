@@ -34,7 +34,9 @@ enum Waker {
 impl Waker {
     fn sleepers(self) -> &'static [Sleeper] {
         match self {
-            Waker::Write | Waker::Remove => &[Sleeper::Watch, Sleeper::Watch],
+            Waker::Write | Waker::Remove => {
+                &[Sleeper::Watch, Sleeper::Watch, Sleeper::Changes, Sleeper::ReadOnlyChanges]
+            }
             _ => &[Sleeper::Lock, Sleeper::WaitForLock, Sleeper::Read, Sleeper::ReadOnly],
         }
     }
@@ -89,7 +91,7 @@ pub(super) fn run_waker(stage: &Stage) {
 /// Waits until each of these threads sleeps, waits for the latch, or has ended.
 pub(super) fn until_settled(threads: &[i32]) {
     let start = Instant::now();
-    let blocking = [libc::SYS_futex, libc::SYS_flock].map(|call| call.to_string());
+    let blocking = [libc::SYS_futex, libc::SYS_flock, libc::SYS_ppoll].map(|call| call.to_string());
     let is_settled = |thread: &i32| {
         let Ok(call) = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall")) else {
             return true;

@@ -13,7 +13,8 @@ mod undone;
 use std::path::PathBuf;
 
 use record_store::{
-    FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt, Result, WaitOptions,
+    ChangesOptions, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt, Result,
+    WaitOptions,
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,11 +38,16 @@ enum Sleeper {
     /// On a store that is opened read-only.
     ReadOnly,
     Watch,
+    /// A watch of the whole store.
+    Changes,
+    /// The same, on a store that is opened read-only.
+    ReadOnlyChanges,
 }
 
 impl Sleeper {
     fn open(self, dir: PathBuf) -> FileSystemRecordStore {
-        let mode = if self == Sleeper::ReadOnly { OpenMode::ReadOnly } else { OpenMode::Create };
+        let is_read_only = matches!(self, Sleeper::ReadOnly | Sleeper::ReadOnlyChanges);
+        let mode = if is_read_only { OpenMode::ReadOnly } else { OpenMode::Create };
         FileSystemOptions::new().mode(mode).open(dir).unwrap()
     }
 
@@ -58,6 +64,10 @@ impl Sleeper {
             Sleeper::Watch => {
                 let mut watch = store.watch(key).unwrap();
                 Box::new(move || watch.next(WaitOptions::new()).map(drop))
+            }
+            Sleeper::Changes | Sleeper::ReadOnlyChanges => {
+                let mut changes = store.changes(ChangesOptions::new().prefix(key)).unwrap();
+                Box::new(move || changes.next(WaitOptions::new()).map(drop))
             }
         }
     }
