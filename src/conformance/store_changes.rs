@@ -178,12 +178,17 @@ fn it_ends_with_the_present_state(store: &dyn RecordStore) {
     let keys: Vec<_> = (0..4).map(|number| Key::new(format!("key {number}")).unwrap()).collect();
     let mut changes = begin(store);
     let mut reported = Reported::new();
+    // It is certain that its removal has to be reported. Of the others, that depends on who is the last.
+    let gone = Key::new("gone").unwrap();
+    store.write(&gone, &0).unwrap();
+    apply(&changes.next(PATIENCE).unwrap().expect("a change was not reported"), &mut reported);
     let is_done = [const { AtomicBool::new(false) }; 3];
     thread::scope(|scope| {
         for (writer, is_done) in is_done.iter().enumerate() {
-            let keys = &keys;
+            let (keys, gone) = (&keys, &gone);
             scope.spawn(move || {
                 let _done = Done(is_done);
+                store.remove(gone).unwrap();
                 for round in 0..ROUNDS {
                     let key = &keys[(round + writer) % keys.len()];
                     if round % 3 == writer % 3 {
