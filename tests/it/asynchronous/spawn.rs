@@ -123,8 +123,9 @@ macro_rules! spawns_every_method_of {
                 assert_eq!(change.await.unwrap().unwrap(), None);
                 assert!(!spawn!(store, store.wait_for_record("k", Duration::ZERO)).unwrap());
                 let mut changes = spawn!(store, store.changes(ChangesOptions::new())).unwrap();
-                let change = tokio::spawn(async move { changes.next(Duration::ZERO).await });
-                assert_eq!(change.await.unwrap().unwrap(), None);
+                assert!(
+                    tokio::spawn(async move { changes.next(Duration::ZERO).await.is_ok() }).await.unwrap()
+                );
             }
 
             records(&store).await;

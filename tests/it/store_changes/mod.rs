@@ -9,7 +9,6 @@ pub(crate) mod processes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use record_store::{
     Cancellation, Change, ChangesOptions, ErrorKind, FileSystemOptions, FileSystemRecordStore, Json, Key,
