@@ -178,6 +178,9 @@ fn it_ends_with_the_present_state(store: &dyn RecordStore) {
     let keys: Vec<_> = (0..4).map(|number| Key::new(format!("key {number}")).unwrap()).collect();
     let mut changes = begin(store);
     let mut reported = Reported::new();
+    store.write(&keys[0], &0).unwrap();
+    apply(&next(&mut changes), &mut reported);
+    let mut has_removed_one = false;
     let is_done = [const { AtomicBool::new(false) }; 3];
     thread::scope(|scope| {
         for (writer, is_done) in is_done.iter().enumerate() {
@@ -200,6 +203,9 @@ fn it_ends_with_the_present_state(store: &dyn RecordStore) {
             if let Some(change) = changes.next(SHORT_WAIT).unwrap() {
                 apply(&change, &mut reported);
                 last_change = Instant::now();
+            } else if are_done && !has_removed_one {
+                store.remove(&keys[0]).unwrap();
+                has_removed_one = true;
             } else if are_done {
                 let present = |key: &Key| Some((key.clone(), store.version_raw(key).unwrap()));
                 let present: Reported =
