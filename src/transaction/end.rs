@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::sync::{Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::BoxError;
@@ -95,11 +95,14 @@ impl<'s> Step<'s> {
 
     /// Waits for the outcome. `None`: the step has to wait, and nothing can wait for it.
     pub(super) async fn outcome(&mut self, end: &End) -> Option<Result<()>> {
+        poll_fn(|context| self.poll(context, end)).await
+    }
+
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, end: &End) -> Poll<Option<Result<()>>> {
         let step = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        poll_fn(|context| match step.as_mut().poll(context) {
+        match step.as_mut().poll(context) {
             Poll::Pending if end.by == By::LastDrop => Poll::Ready(None),
             polled => polled.map(Some),
-        })
-        .await
+        }
     }
 }

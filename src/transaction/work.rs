@@ -1,9 +1,10 @@
 //! The work of a begun transaction: staging, commit and rollback. Written once, with `async`, for both forms.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::mem::{replace, take};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use super::plan::Settings;
 use super::{BoxError, TransactionState};
 use crate::compute::Call;
 use crate::process::ProcessId;
-use crate::store::calls::poll_once;
+use crate::store::calls::{caught, poll_once};
 use crate::{Claim, Error, ErrorKind, Json, Key, LockToken, RawRecord, ReadOptions, Result, WriteOptions};
 
 /// A begun transaction without the reference to its parent. Rolls back if it is dropped before it has ended.
@@ -155,9 +156,19 @@ impl<'s> Work<'s> {
 
     /// Waits for the write, if it has begun: its outcome decides what becomes of the transaction.
     async fn written(&mut self, end: &End) -> Result<()> {
-        let Some(write) = &mut self.write else { return Ok(()) };
-        let outcome = write.outcome(end).await;
-        self.write = None;
+        if self.write.is_none() {
+            return Ok(());
+        }
+        let outcome = poll_fn(|context| {
+            let Some(mut write) = self.write.take() else { return Poll::Ready(None) };
+            // If it panics, it is gone, and the rollback does not poll it again.
+            let polled = write.poll(context, end);
+            if polled.is_pending() {
+                self.write = Some(write);
+            }
+            polled
+        });
+        let outcome = outcome.await;
         // If nothing can wait for the outcome, the record may be written: no hook must undo what belongs to it.
         outcome.unwrap_or(Ok(()))?;
         self.state = TransactionState::Committed;
@@ -174,8 +185,8 @@ impl<'s> Work<'s> {
     pub(super) fn roll_back<'a>(&'a mut self, end: &'a End) -> Call<'a, Result<()>> {
         Box::pin(async move {
             self.check_process("rollback")?;
-            // A commit whose future was dropped may have begun to write. Its error was that of the commit.
-            let _ = self.written(end).await;
+            // A commit whose future was dropped may have begun to write. Nobody is left for its error or its panic.
+            let _ = caught(self.written(end)).await;
             // Its hook, if one was waiting, ends here and not beside the hooks of the rollback.
             self.on_commit.clear();
             self.end_abandoned(end).await;

@@ -609,6 +609,31 @@ fn a_write_that_has_begun_decides_what_becomes_of_a_dropped_transaction() {
 }
 
 #[test]
+fn a_write_that_panics_rolls_back() {
+    for is_dropped in [false, true] {
+        let (gated, has_begun, succeed) = Gated::new();
+        let store = AsyncRecordStore::new(gated);
+        let log = HookLog::default();
+        multi_threaded().block_on(async {
+            let task = tokio::spawn(write_once(store.clone(), log.clone()));
+            has_begun.recv_timeout(PATIENCE).unwrap();
+            let mut task = Some(task);
+            if let Some(task) = task.take_if(|_| is_dropped) {
+                task.abort();
+                assert!(task.await.unwrap_err().is_cancelled());
+            }
+            // Without a sender, the write panics.
+            drop(succeed);
+            if let Some(task) = task {
+                assert!(task.await.unwrap_err().is_panic());
+            }
+            wait_until("the lock to be released", async || !store.is_locked("key").await.unwrap()).await;
+            assert_eq!(log.take(), ["rollback key"]);
+        });
+    }
+}
+
+#[test]
 fn outside_of_a_runtime_a_write_that_has_begun_is_not_undone() {
     let (gated, has_begun, succeed) = Gated::new();
     let store = AsyncRecordStore::new(gated);
