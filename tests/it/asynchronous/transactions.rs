@@ -387,6 +387,36 @@ fn the_same_holder_cannot_acquire_the_lock_before_the_end_of_a_dropped_transacti
 }
 
 #[test]
+fn a_dropped_child_is_rolled_back_before_its_parent_ends() {
+    with_each_store(async |store| {
+        for commits in [false, true] {
+            let (log, gate) = (HookLog::default(), Arc::new(Semaphore::new(0)));
+            let mut parent = serializable(&store, "parent").await;
+            let mut child = parent.child("child").unwrap().begin().await.unwrap();
+            let (closed, waits) = (Arc::clone(&gate), log.clone());
+            child.on_rollback(async move |key| {
+                assert!(closed.acquire().await.is_err());
+                waits.add("rollback", &key);
+                Ok(())
+            });
+            drop(child);
+            parent.on_commit(log.prompt_hook("commit"));
+            parent.on_rollback(log.prompt_hook("rollback"));
+            let mut end =
+                Box::pin(
+                    async move { if commits { parent.commit().await } else { parent.rollback().await } },
+                );
+            assert!(end.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(log.take().is_empty(), "a hook of the parent ran before that of its child");
+            gate.close();
+            end.await.unwrap();
+            let last = if commits { "commit parent" } else { "rollback parent" };
+            assert_eq!(log.take(), ["rollback child", last]);
+        }
+    });
+}
+
+#[test]
 fn a_transaction_that_panics_or_fails_rolls_back() {
     with_each_store(async |store| {
         let log = HookLog::default();
