@@ -83,7 +83,7 @@
 //! * No protection from hostile processes of the same user: they can change the files.
 //! * Several records cannot be changed atomically.
 //! * Without a timeout, a change or a release waits while a process is stopped in the middle of an operation on
-//!   a key of the same latch, one of 256. The drop of a guard waits for at most a second.
+//!   a key of the same latch, one of 256. The drop of a guard or a transaction waits for at most a second.
 //! * On other systems than Linux there is no commit log. After a power loss, the lock of a named holder may be gone there,
 //!   and a token or a version may repeat if the wall clock is behind.
 //! * A child that is forked without the C library's `fork` keeps the locks of its dead parent alive until it uses a

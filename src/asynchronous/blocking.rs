@@ -3,8 +3,8 @@
 //! Nothing waits in the pool: it is bounded, and the release that ends a wait needs it too.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::{Pin, pin};
+use std::panic::resume_unwind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread;
@@ -12,7 +12,7 @@ use std::thread;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::process::PerProcess;
-use crate::store::calls::poll_once;
+use crate::store::calls::{caught, poll_once};
 use crate::store::futures::RecordStoreFutures;
 use crate::{Error, ErrorKind, Key, Result};
 
@@ -68,14 +68,8 @@ impl<T: Send + 'static> Outcome<T> {
     ) -> (impl Future<Output = ()> + Send + 'static, Self) {
         let (sender, receiver) = oneshot::channel();
         let run = async move {
-            let mut call = pin!(call);
-            let caught =
-                poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
-                    Ok(polled) => polled.map(Ok),
-                    Err(panic) => Poll::Ready(Err(panic)),
-                });
             // Nobody receives the outcome for a dropped future: a lock in it is released here.
-            drop(sender.send(caught.await));
+            drop(sender.send(caught(call).await));
         };
         (run, Self(receiver))
     }

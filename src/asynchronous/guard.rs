@@ -12,7 +12,7 @@ use super::AsyncRecordStore;
 use super::blocking::Outcome;
 use super::pending::Acquisition;
 use crate::compute::{Call, Held as Computes};
-use crate::{Error, Holder, Json, Key, LockGuard, LockToken, RawRecord, ReadOptions, RecordStore};
+use crate::{Claim, Error, Holder, Json, Key, LockGuard, LockToken, RawRecord, ReadOptions, RecordStore};
 use crate::{RemoveOptions, Result, TransactionRecord, WaitOptions, WriteOptions};
 
 /// A held lock. Created by [`AsyncRecordStore::lock`](super::AsyncRecordStore::lock). It is to a task what a
@@ -78,7 +78,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     }
 
     async fn read_raw(&self, options: ReadOptions) -> Result<Option<RawRecord>> {
-        let claim = self.held.guard.claim("read")?;
+        let claim = self.claim("read")?;
         self.held.store.read_raw(self.key(), options.claim(claim)).await
     }
 
@@ -94,7 +94,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     async fn write_json(&self, result: &Arc<Json>, options: WriteOptions) -> Result<()> {
         let write = async {
-            let claim = self.held.guard.claim("write")?;
+            let claim = self.claim("write")?;
             self.held.store.write_json(self.key(), Arc::clone(result), options.claim(claim)).await
         };
         // Also if no thread could run it.
@@ -108,7 +108,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::remove_with", "a change")]
     pub async fn remove_with(&self, options: RemoveOptions) -> Result<bool> {
-        let claim = self.held.guard.claim("remove")?;
+        let claim = self.claim("remove")?;
         self.held.store.remove_with(self.key(), options.claim(claim)).await
     }
 
@@ -119,13 +119,13 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::renew_with", "a change")]
     pub async fn renew_with(&self, options: impl Into<WaitOptions>) -> Result<()> {
-        let claim = self.held.guard.claim("renew")?;
+        let claim = self.claim("renew")?;
         self.held.store.renew_with(self.key(), claim, self.held.guard.hold_timeout(), options).await
     }
 
     #[doc = same_as!("LockGuard::remaining", "a read")]
     pub async fn remaining(&self) -> Result<Option<Duration>> {
-        self.held.guard.claim("remaining")?;
+        self.claim("remaining")?;
         let info = self.held.store.lock_info(self.key()).await?;
         Ok(self.held.guard.own("remaining", info)?.remaining())
     }
@@ -143,7 +143,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
         own renews, and calls `on_loss`: an executor that is blocked does not lose the lock.")]
     pub async fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
         // A forked child's pool has no threads.
-        self.held.guard.claim("keep_alive")?;
+        self.claim("keep_alive")?;
         let held = Arc::clone(&self.held);
         let call = async move { held.guard.keep_alive_through(Arc::clone(&held.store.store), on_loss) };
         let mut outcome = Outcome::spawned(&*self.held.store.blocking(), call);
@@ -157,13 +157,22 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
 
     #[doc = same_as!("LockGuard::release_with", "the lock is released in the background then, within the timeout")]
     pub async fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
-        self.held.guard.claim("release_lock")?;
-        self.held.acquisition.give_up();
+        self.claim("release_lock")?;
+        self.give_up();
         let (held, futures, options) = (Arc::clone(&self.held), self.held.store.futures(), options.into());
         let calls = Arc::clone(&futures);
         let release = async move { held.guard.release_and_report(&*calls, options).await };
         let mut outcome = Outcome::spawned(&*futures, release);
         outcome.receive("release_lock", Some(self.key())).await
+    }
+
+    pub(super) fn claim(&self, operation: &'static str) -> Result<Claim> {
+        self.held.guard.claim(operation)
+    }
+
+    /// The same holder's next acquisition waits until this guard is gone.
+    pub(super) fn give_up(&self) {
+        self.held.acquisition.give_up();
     }
 
     /// Leaves the lock to be released by its token or its holder.
@@ -195,7 +204,7 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
         if !self.held.guard.needs_release() {
             return;
         }
-        self.held.acquisition.give_up();
+        self.give_up();
         let (held, futures) = (Arc::clone(&self.held), self.held.store.futures());
         // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
         if futures.blocks() && Handle::try_current().is_err() {

@@ -55,6 +55,8 @@
 //! [`release`](AsyncLockGuard::release) waits for the release. A holder that drops a guard or an
 //! acquisition and then acquires the same lock waits for that release first: it gets a new lock.
 //!
+//! A dropped [transaction](AsyncTransaction#drop) rolls back. Its hooks run, if they have to wait, in the background.
+//!
 //! A future that is neither polled nor dropped keeps its place in the queue, and perhaps the lock.
 //!
 //! # Holders
@@ -74,9 +76,6 @@
 //!   of a runtime, the methods panic. Guards may be dropped anywhere.
 //! * A process that is stopped inside an operation can block the changes of all keys that share its latch,
 //!   and threads of the blocking pool with them, until it continues.
-//! * There are no asynchronous transactions. Run a blocking one inside
-//!   [`spawn_blocking`](tokio::task::spawn_blocking), with [`inner`](AsyncRecordStore::inner); its default
-//!   holder is that thread.
 
 /// The documentation of a method that does what a blocking method does. `$differs`: the differences.
 macro_rules! same_as {
@@ -99,6 +98,7 @@ mod locks;
 mod pending;
 mod queue;
 mod records;
+mod transaction;
 mod wait;
 mod watch;
 
@@ -115,6 +115,7 @@ pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
 pub use lock_all::AsyncLockGuards;
 use queue::Queues;
+pub use transaction::{AsyncPendingTransaction, AsyncTransaction};
 pub use watch::AsyncRecordWatch;
 
 /// The operations of a store. Shared by the calls that are still running.

@@ -70,7 +70,7 @@ pub struct LockGuard<'a, S: RecordStore + ?Sized> {
 }
 
 /// A drop waits this long for a process that is stopped in the middle of an operation on the key.
-pub(super) const DROP_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The guard's store.
 enum StoreRef<'a, S: ?Sized> {

@@ -8,6 +8,7 @@ mod lock_all;
 mod owned;
 
 pub use cancellation::{Cancellation, OnCancel};
+pub(crate) use guard::DROP_PATIENCE;
 pub use guard::LockGuard;
 pub use lock_all::LockGuards;
 pub use owned::{OwnedLockGuard, OwnedLockGuards};

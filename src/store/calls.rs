@@ -1,7 +1,10 @@
-//! The calls of a lock's guard, as blocking methods or as futures: what a guard does is written once, for both.
+//! Calls, as blocking methods or as futures: what a guard or a transaction does is written once, for both.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::thread;
 
 #[cfg(feature = "tokio")]
 use super::futures::RecordStoreFutures;
@@ -75,6 +78,16 @@ pub(crate) fn block<T, E: From<Error>>(
 
 pub(crate) fn poll_once<T>(call: impl Future<Output = T>) -> Poll<T> {
     pin!(call).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The output of a future, or its panic.
+pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> thread::Result<T> {
+    let mut call = pin!(call);
+    poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(context))) {
+        Ok(polled) => polled.map(Ok),
+        Err(panic) => Poll::Ready(Err(panic)),
+    })
+    .await
 }
 
 #[cfg(test)]

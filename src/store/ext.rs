@@ -333,7 +333,7 @@ pub trait RecordStoreExt: RecordStore {
     /// # Errors
     ///
     /// [`ErrorKind::InvalidKey`].
-    fn transaction(&self, key: impl IntoKey) -> Result<PendingTransaction<'_, '_, Self>> {
+    fn transaction(&self, key: impl IntoKey) -> Result<PendingTransaction<'_, '_>> {
         Ok(PendingTransaction::new(self, key.into_key()?))
     }
 

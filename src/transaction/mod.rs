@@ -1,21 +1,27 @@
 //! Transactions, modelled on Prefect's `prefect.transactions`: stage a result, register hooks, then commit
 //! everything or roll everything back.
 
+pub(crate) mod backend;
+pub(crate) mod begun;
+pub(crate) mod end;
 mod pending;
+pub(crate) mod plan;
 mod work;
 
+use std::error::Error as StdError;
 use std::fmt;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use crate::TransactionRecord;
-use crate::{IntoKey, IsolationLevel, Key, LockToken, ReadOptions, RecordStore, RecordStoreExt, Result};
 
 #[cfg(doc)]
 use crate::ErrorKind;
+use crate::store::calls::block;
+use crate::{IntoKey, Key, ReadOptions, Result, TransactionRecord};
+use begun::{Begun, transaction_methods};
 pub use pending::PendingTransaction;
-use work::{BoxError, Work};
+
+/// The error of a hook.
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// When [`finish`](Transaction::finish) commits a transaction. Prefect's `CommitMode`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -53,7 +59,8 @@ pub enum TransactionState {
 /// the caller only [reads](Transaction::read) the record. Otherwise the caller does the work,
 /// [stages](Transaction::stage) the result and registers hooks for the [commit](Transaction::on_commit) and
 /// the [rollback](Transaction::on_rollback). A transaction that is dropped before it is committed or finished
-/// rolls back, also during a panic.
+/// rolls back, also during a panic. Such a drop waits at most a second for a process that is stopped in the middle of an
+/// operation on the key; [`end_wait`](PendingTransaction::end_wait) limits all other ends.
 ///
 /// A [child](Transaction::child) belongs to its parent and ends before it. If the child did not commit by
 /// itself, it is committed or rolled back together with its parent, just before the parent's own work.
@@ -89,6 +96,7 @@ pub enum TransactionState {
 /// | `with transaction(key, store, …) as txn` | [`PendingTransaction::run`], or [`begin`](PendingTransaction::begin) and [`finish`](Transaction::finish) | |
 /// | `isolation_level=` | [`PendingTransaction::isolation_level`] | |
 /// | `commit_mode=` | [`PendingTransaction::commit_mode`] | |
+/// | | [`PendingTransaction::end_wait`] | not in Prefect |
 /// | `overwrite=` | [`PendingTransaction::overwrite`] | |
 /// | `txn.read()` | [`Transaction::read`] | |
 /// | `txn.stage(value, on_rollback_hooks, on_commit_hooks)` | [`stage`](Transaction::stage), [`on_rollback`](Transaction::on_rollback), [`on_commit`](Transaction::on_commit) | the result is encoded immediately, so a result that cannot be encoded is reported by `stage` |
@@ -99,42 +107,12 @@ pub enum TransactionState {
 /// | `ConfigurationError` for an unsupported level | [`ErrorKind::UnsupportedIsolationLevel`] from `begin` | |
 /// | `txn.set`, `txn.get` | | use the closure's variables |
 #[must_use = "a transaction that is dropped rolls back"]
-pub struct Transaction<'p, 's, S: RecordStore + ?Sized> {
-    work: Work<'s, S>,
-    /// Takes over this transaction's work if it commits with its parent.
-    parent: Option<&'p mut Work<'s, S>>,
+pub struct Transaction<'p, 's> {
+    begun: Begun<'p, 's>,
 }
 
-impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
-    /// The key.
-    #[must_use]
-    pub fn key(&self) -> &Key {
-        &self.work.key
-    }
-
-    /// The state.
-    #[must_use]
-    pub fn state(&self) -> TransactionState {
-        self.work.state
-    }
-
-    /// Whether the record already existed when the transaction began, so that no work is left.
-    #[must_use]
-    pub fn is_committed(&self) -> bool {
-        self.work.state == TransactionState::Committed
-    }
-
-    /// The isolation level.
-    #[must_use]
-    pub fn isolation_level(&self) -> IsolationLevel {
-        self.work.level
-    }
-
-    /// The token of the lock, under [`IsolationLevel::Serializable`].
-    #[must_use]
-    pub fn token(&self) -> Option<LockToken> {
-        self.work.guard.as_ref().map(crate::LockGuard::token)
-    }
+impl<'s> Transaction<'_, 's> {
+    transaction_methods!();
 
     /// Reads the record from the store, without the staged result. Waits while another holder's lock is
     /// live.
@@ -144,43 +122,44 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     /// As for [`RecordStoreExt::read`](crate::RecordStoreExt::read), and
     /// [`ErrorKind::LockLost`].
     pub fn read<R: DeserializeOwned>(&self) -> Result<Option<TransactionRecord<R>>> {
-        if let Some(guard) = &self.work.guard {
-            return guard.read();
-        }
-        let options = ReadOptions::new().claim(&self.work.holder);
-        self.work.store.read_with(&self.work.key, options)
+        self.read_with(ReadOptions::new())
     }
 
-    /// Stages the result that [`commit`](Transaction::commit) writes. Replaces a result that was staged
-    /// before. Does nothing if the transaction is already committed.
+    /// [`read`](Transaction::read) with options: a timeout or a cancellation. The claim is that of the transaction.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Encode`] if JSON cannot represent the result. A result that was staged
-    /// before stays staged.
-    pub fn stage<R: Serialize + ?Sized>(&mut self, result: &R) -> Result<()> {
-        self.work.stage(result)
+    /// As for [`read`](Transaction::read), and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`]. The transaction goes
+    /// on.
+    pub fn read_with<R: DeserializeOwned>(
+        &self,
+        options: ReadOptions,
+    ) -> Result<Option<TransactionRecord<R>>> {
+        let record = block("read", self.begun.work.read(options))?;
+        record.map(|record| record.decode("read", self.key().clone())).transpose()
     }
 
     /// Registers a hook for the commit. Hooks run in the order of registration, after the children have
-    /// committed and before the record is written. If a hook fails, the transaction rolls back.
+    /// committed and before the record is written. If a hook fails or panics, the transaction rolls back.
     pub fn on_commit(&mut self, hook: impl FnOnce(&Key) -> Result<(), BoxError> + Send + 's) {
-        self.work.on_commit.push(Box::new(hook));
+        let key = self.key().clone();
+        self.begun.work.on_commit(async move { hook(&key) });
     }
 
     /// Registers a hook for the rollback. Hooks run in reverse order of registration.
     pub fn on_rollback(&mut self, hook: impl FnOnce(&Key) -> Result<(), BoxError> + Send + 's) {
-        self.work.on_rollback.push(Box::new(hook));
+        let key = self.key().clone();
+        self.begun.work.on_rollback(async move { hook(&key) });
     }
 
     /// Prepares a child: a transaction within this one. The child inherits the isolation level, the commit
-    /// mode and the lock options; its own setters override them.
+    /// mode, the lock options and the wait of the end; its own setters override them.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::InvalidKey`].
-    pub fn child(&mut self, key: impl IntoKey) -> Result<PendingTransaction<'_, 's, S>> {
-        Ok(PendingTransaction::within(&mut self.work, key.into_key()?))
+    pub fn child(&mut self, key: impl IntoKey) -> Result<PendingTransaction<'_, 's>> {
+        Ok(PendingTransaction { plan: self.begun.child(key.into_key()?) })
     }
 
     /// Commits the children, runs the commit hooks, writes the record if a result is staged, and releases the
@@ -189,10 +168,11 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     /// # Errors
     ///
     /// [`ErrorKind::Hook`] if a hook fails; the error of the write, such as
-    /// [`ErrorKind::Locked`] or [`ErrorKind::LockLost`]. The
-    /// transaction is then rolled back. Children that have already committed stay committed.
-    pub fn commit(mut self) -> Result<()> {
-        self.work.commit()
+    /// [`ErrorKind::Locked`] or [`ErrorKind::LockLost`], and [`ErrorKind::LockTimeout`] or [`ErrorKind::Cancelled`] as
+    /// [`end_wait`](PendingTransaction::end_wait) says. The transaction is then rolled back, and its lock released.
+    /// Children that have already committed stay committed.
+    pub fn commit(self) -> Result<()> {
+        block("commit", self.begun.commit())
     }
 
     /// Rolls back the children in reverse order, runs the rollback hooks in reverse order, and releases the
@@ -200,9 +180,9 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Hook`] of the first hook that failed. All other hooks have run.
-    pub fn rollback(mut self) -> Result<()> {
-        self.work.roll_back()
+    /// [`ErrorKind::Hook`] of the first hook that failed. All other hooks have run, and the lock is released.
+    pub fn rollback(self) -> Result<()> {
+        block("rollback", self.begun.roll_back())
     }
 
     /// Ends the transaction according to its [`CommitMode`], as Prefect does at the end of a `with` block.
@@ -212,27 +192,12 @@ impl<'s, S: RecordStore + ?Sized> Transaction<'_, 's, S> {
     ///
     /// As for [`commit`](Transaction::commit) or [`rollback`](Transaction::rollback).
     pub fn finish(self) -> Result<TransactionState> {
-        let Self { mut work, parent } = self;
-        match (work.mode, parent) {
-            (CommitMode::Lazy | CommitMode::Off, Some(parent)) => {
-                let state = work.state;
-                parent.children.push(work);
-                return Ok(state);
-            }
-            (CommitMode::Eager, _) | (CommitMode::Lazy, None) => work.commit()?,
-            (CommitMode::Off, None) => work.roll_back()?,
-        }
-        Ok(work.state)
+        block("finish", self.begun.finish())
     }
 }
 
-impl<S: RecordStore + ?Sized> fmt::Debug for Transaction<'_, '_, S> {
+impl fmt::Debug for Transaction<'_, '_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Transaction")
-            .field("key", &self.work.key)
-            .field("state", &self.work.state)
-            .field("isolation_level", &self.work.level)
-            .field("commit_mode", &self.work.mode)
-            .finish_non_exhaustive()
+        self.begun.fmt(f)
     }
 }

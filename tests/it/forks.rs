@@ -26,6 +26,8 @@ pub(crate) const ROLES: &[Role] = &[
     ("fork and reuse descriptors", fork_and_reuse_descriptors),
     ("fork process 1", fork_process_one),
     ("fork with a transaction", fork_with_a_transaction),
+    #[cfg(feature = "tokio")]
+    ("fork with an asynchronous transaction", fork_with_an_asynchronous_transaction),
     ("fork with threads in memory", fork_with_threads_in_memory),
     ("fork during the first use", fork_during_first_use),
     ("enter another time namespace", enter_another_time_namespace),
@@ -436,6 +438,59 @@ fn fork_with_a_transaction(stage: &Stage) {
         let name = name.unwrap().file_name().into_string().unwrap();
         assert_eq!(name, format!("commit in {own}"), "a hook ran in a child, or a rollback in the parent");
     }
+    stage.send("committed once");
+}
+
+/// The same as futures. The child has a copy of the runtime, but none of its threads.
+#[cfg(feature = "tokio")]
+#[test]
+fn an_asynchronous_transaction_does_not_act_in_a_forked_child() {
+    let dir = tempdir().unwrap();
+    let mut parent = Child::start("fork with an asynchronous transaction", &dir.path());
+    parent.expect("committed once");
+    parent.finish();
+}
+
+#[cfg(feature = "tokio")]
+fn fork_with_an_asynchronous_transaction(stage: &Stage) {
+    use std::task::{Context, Poll, Waker};
+    let store = record_store::asynchronous::AsyncRecordStore::new(open(&stage.argument::<PathBuf>()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        for level in [IsolationLevel::ReadCommitted, IsolationLevel::Serializable] {
+            for end in ["drop", "commit", "rollback", "finish"] {
+                let key = format!("{level:?}-{end}");
+                let parents = std::process::id();
+                let hook = move |_| async move {
+                    assert_eq!(std::process::id(), parents, "a hook ran in the child");
+                    Ok(())
+                };
+                let pending = store.transaction(&key).unwrap().isolation_level(level);
+                let mut transaction = pending.begin().await.unwrap();
+                transaction.stage("parent").unwrap();
+                transaction.on_commit(hook);
+                transaction.on_rollback(async |_| unreachable!("it is not rolled back"));
+                let mut transaction = Some(transaction);
+                assert_succeeds(fork(|| {
+                    let transaction = transaction.take().unwrap();
+                    let ended = async {
+                        match end {
+                            "commit" => transaction.commit().await,
+                            "rollback" => transaction.rollback().await,
+                            "finish" => transaction.finish().await.map(drop),
+                            _ => Err(record_store::Error::new(ErrorKind::WrongProcess, "drop")),
+                        }
+                    };
+                    let polled = std::pin::pin!(ended).poll(&mut Context::from_waker(Waker::noop()));
+                    let Poll::Ready(Err(error)) = polled else { panic!("{polled:?}") };
+                    assert_eq!(error.kind(), ErrorKind::WrongProcess);
+                }));
+                assert!(!store.exists(&key).await.unwrap(), "{key}: the child committed");
+                transaction.take().unwrap().commit().await.unwrap();
+                assert!(store.exists(&key).await.unwrap() && !store.is_locked(&key).await.unwrap());
+            }
+        }
+    });
     stage.send("committed once");
 }
 

@@ -63,6 +63,7 @@ mod system_calls;
 mod time_limits;
 #[cfg(feature = "tracing")]
 mod tracing;
+mod transaction_ends;
 mod transactions;
 mod tree;
 mod upgrade;

@@ -45,7 +45,7 @@ impl HookLog {
     }
 }
 
-fn add_hooks<S: RecordStore>(transaction: &mut Transaction<'_, '_, S>, log: &HookLog) {
+fn add_hooks(transaction: &mut Transaction<'_, '_>, log: &HookLog) {
     transaction.on_commit(log.hook("commit"));
     transaction.on_rollback(log.hook("rollback"));
 }
@@ -251,7 +251,7 @@ fn a_dropped_transaction_rolls_back_also_on_panic() {
 }
 
 /// A parent with two children that end together with it. The second child has a child of its own.
-fn family<'s>(store: &'s MemoryRecordStore, log: &HookLog) -> Transaction<'s, 's, MemoryRecordStore> {
+fn family<'s>(store: &'s MemoryRecordStore, log: &HookLog) -> Transaction<'s, 's> {
     let mut parent = store.transaction("parent").unwrap().begin().unwrap();
     add_hooks(&mut parent, log);
     parent.stage(&0).unwrap();
@@ -410,7 +410,7 @@ fn staging_a_result_that_cannot_be_encoded_fails_at_once() {
 
 /// A store without locks.
 #[derive(Debug)]
-struct Plain;
+pub(crate) struct Plain;
 
 impl RecordStore for Plain {
     fn read_raw(&self, _: &Key, _: ReadOptions) -> Result<Option<RawRecord>> {

@@ -20,7 +20,7 @@ use crate::compute::{stale_options, stale_write};
 use crate::support::{PATIENCE, as_named, millis, names_in, storm};
 
 /// Polls the future at most this many times, then drops it, whatever its state is.
-async fn poll_then_drop<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn poll_then_drop<T>(times: u32, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     let mut left = times;
     let polls = poll_fn(|context| {

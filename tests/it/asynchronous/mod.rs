@@ -8,6 +8,7 @@ mod guards;
 mod operations;
 mod spawn;
 mod streams;
+mod transactions;
 
 use std::path::Path;
 use std::time::Duration;

@@ -18,7 +18,7 @@ use super::{multi_threaded, single_threaded};
 use crate::compute::{Slow, assert_limited, stale_options, stale_write};
 use crate::support::{PATIENCE, as_named, millis, named, open_with};
 
-type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
+pub(super) type AnyStore = AsyncRecordStore<Arc<dyn RecordStore>>;
 
 pub(super) fn with_each_store<F: Future<Output = ()>>(check: impl Fn(AnyStore) -> F) {
     let dir = tempdir().unwrap();

@@ -6,8 +6,8 @@ use std::time::Duration;
 use record_store::asynchronous::{AsyncRecordStore, current_holder};
 use record_store::{
     BreakOptions, ChangesOptions, Claim, Durability, Error, EvictionPolicy, FileSystemRecordStore, Holder,
-    Key, ListOptions, LockOptions, MemoryRecordStore, ReadOptions, RecordStore, RemoveOptions, UpdateOptions,
-    WaitOptions, WriteOptions,
+    IsolationLevel, Key, ListOptions, LockOptions, MemoryRecordStore, ReadOptions, RecordStore,
+    RemoveOptions, UpdateOptions, WaitOptions, WriteOptions,
 };
 use tempfile::tempdir;
 
@@ -135,6 +135,44 @@ macro_rules! spawns_every_method_of {
     };
 }
 
+/// The same for transactions and their hooks.
+macro_rules! spawns_transactions_of {
+    ($name:ident, $store:ty) => {
+        async fn $name(store: &AsyncRecordStore<$store>) {
+            store.remove("k").await.unwrap();
+            let (inner, pending) = (store.clone(), store.transaction("k").unwrap());
+            let pending = pending.isolation_level(IsolationLevel::Serializable);
+            let run = pending.run(async move |parent| {
+                assert!(parent.read::<u32>().await?.is_none());
+                parent.read_with::<u32>(ReadOptions::new()).await?;
+                let store = inner.clone();
+                parent.on_commit(async move |key| {
+                    assert!(!store.exists(key).await?);
+                    Ok(())
+                });
+                let store = inner.clone();
+                parent.on_rollback(|key| async move {
+                    store.remove(key).await?;
+                    Ok(())
+                });
+                let child = parent.child("child")?.run(async |child| {
+                    child.read::<u32>().await?;
+                    inner.transaction("own")?.run(async |own| own.stage(&0)).await?;
+                    child.stage(&1)
+                });
+                child.await?;
+                parent.stage(&2)
+            });
+            tokio::spawn(run).await.unwrap().unwrap();
+            assert!(store.exists("child").await.unwrap() && store.exists("own").await.unwrap());
+            let begin = || tokio::spawn(store.transaction("k").unwrap().overwrite(true).begin());
+            tokio::spawn(begin().await.unwrap().unwrap().commit()).await.unwrap().unwrap();
+            tokio::spawn(begin().await.unwrap().unwrap().rollback()).await.unwrap().unwrap();
+            tokio::spawn(begin().await.unwrap().unwrap().finish()).await.unwrap().unwrap();
+        }
+    };
+}
+
 spawns_every_method_of!(of_any_store, Arc<dyn RecordStore>);
 spawns_every_method_of!(of_any_unsized_store, dyn RecordStore);
 spawns_every_method_of!(of_the_file_store, FileSystemRecordStore);
@@ -142,19 +180,36 @@ spawns_every_method_of!(of_the_memory_store, MemoryRecordStore);
 #[cfg(feature = "postgres")]
 spawns_every_method_of!(of_the_postgres_store, record_store::PostgresRecordStore);
 
+spawns_transactions_of!(transactions_of_any_store, Arc<dyn RecordStore>);
+spawns_transactions_of!(transactions_of_any_unsized_store, dyn RecordStore);
+spawns_transactions_of!(transactions_of_the_file_store, FileSystemRecordStore);
+spawns_transactions_of!(transactions_of_the_memory_store, MemoryRecordStore);
+#[cfg(feature = "postgres")]
+spawns_transactions_of!(transactions_of_the_postgres_store, record_store::PostgresRecordStore);
+
 #[test]
 fn every_method_of_every_type_of_store_can_be_spawned() {
     let dir = tempdir().unwrap();
     let files = open_with(dir.path(), Durability::Relaxed);
     multi_threaded().block_on(async {
-        of_the_file_store(AsyncRecordStore::new(files.clone())).await;
-        of_any_store(AsyncRecordStore::new(Arc::new(files))).await;
-        of_the_memory_store(AsyncRecordStore::new(MemoryRecordStore::new())).await;
+        let store = AsyncRecordStore::new(files.clone());
+        of_the_file_store(store.clone()).await;
+        transactions_of_the_file_store(&store).await;
+        let any: Arc<dyn RecordStore> = Arc::new(files);
+        of_any_store(AsyncRecordStore::new(Arc::clone(&any))).await;
+        transactions_of_any_store(&AsyncRecordStore::new(any)).await;
+        let store = AsyncRecordStore::new(MemoryRecordStore::new());
+        of_the_memory_store(store.clone()).await;
+        transactions_of_the_memory_store(&store).await;
         let memory: Arc<dyn RecordStore> = Arc::new(MemoryRecordStore::new());
-        of_any_unsized_store(AsyncRecordStore::from(memory)).await;
+        let store = AsyncRecordStore::from(memory);
+        of_any_unsized_store(store.clone()).await;
+        transactions_of_any_unsized_store(&store).await;
         #[cfg(feature = "postgres")]
         if let Some(url) = crate::postgres::new_url() {
-            of_the_postgres_store(AsyncRecordStore::new(crate::postgres::open(&url))).await;
+            let store = AsyncRecordStore::new(crate::postgres::open(&url));
+            of_the_postgres_store(store.clone()).await;
+            transactions_of_the_postgres_store(&store).await;
         }
     });
 }
