@@ -207,6 +207,10 @@ fn prepare(store: &FileSystemRecordStore, case: &Case, key: &str) {
             if case.operation == O::LeaveNamed {
                 acquire(as_named("job").hold_timeout(SHORT_LEASE).shared());
             }
+            if case.operation == O::Join {
+                // Otherwise it syncs twice: what was there before, and its own change.
+                assert!(store.checkpoint().unwrap());
+            }
         }
         O::TakeExpired | O::Sweep => {
             acquire(as_named("gone").hold_timeout(millis(1)));
