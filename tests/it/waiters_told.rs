@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt, WaiterInfo,
+    Cancellation, FileSystemOptions, FileSystemRecordStore, LockOptions, OpenMode, RecordStoreExt,
+    WaitOptions, WaiterInfo,
 };
 
 use crate::support::children::{Child, Role, Stage};
@@ -16,13 +17,16 @@ fn wait_to_be_told(stage: &Stage) {
     let dir: PathBuf = stage.argument();
     let store = open(&dir);
     // Of the same process, and none that waits to acquire the lock.
-    let watcher = store.clone();
-    let watching = std::thread::spawn(move || watcher.wait_for_lock("k", PATIENCE).unwrap());
+    let (watcher, cancellation) = (store.clone(), Cancellation::new());
+    let options = WaitOptions::new().timeout(PATIENCE).cancellation(&cancellation);
+    let watching = std::thread::spawn(move || watcher.wait_for_lock("k", options));
     let guard = store.lock("k", LockOptions::new()).unwrap();
     stage.send("acquired");
     stage.expect("end");
     guard.release().unwrap();
-    watching.join().unwrap();
+    // The next waiter may have the lock already.
+    cancellation.cancel();
+    let _ = watching.join().unwrap();
 }
 
 /// The waiters, once there are so many.

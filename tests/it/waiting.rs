@@ -325,8 +325,8 @@ fn idle_waiters_use_almost_no_processor_time() {
     // The test measures a rate, so it needs a fixed time.
     std::thread::sleep(Duration::from_secs(3));
     let (used, time) = (used(&waiters).saturating_sub(before), start.elapsed());
-    // In an optimised build, 50 waiters use 1 % of a core. The bound also allows for the clock's resolution
-    // of 10 ms and for a build that is not optimised. Polling every millisecond would use ten times as much.
+    // In an optimised build, 50 waiters use 1 % of a core. The bound also allows for a build that is not optimised.
+    // Polling every millisecond would use ten times as much.
     let bound = time / 100 * u32::try_from(count).unwrap() / 10;
     assert!(used <= bound, "{count} waiters used {used:?} in {time:?}, more than {bound:?}");
 }
