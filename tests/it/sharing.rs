@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use record_store::{
     Cancellation, ErrorKind, FileSystemRecordStore, Holder, LockInfo, LockOptions, LockState, RecordStoreExt,
 };
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
 
@@ -61,10 +60,13 @@ fn killed_holders_free_their_slots_one_by_one() {
     let dir = tempdir().unwrap();
     let store = open(dir.path());
     let task = Task { dir: dir.path().to_owned(), slots: 3, times: 0 };
-    let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
-    for child in &mut children {
+    // One after the other: the order of the tokens is theirs.
+    let start = |_| {
+        let mut child = Child::start("share", &task);
         child.expect("done");
-    }
+        child
+    };
+    let mut children: Vec<_> = (0..3).map(start).collect();
     assert_eq!(states(&store), [LockState::Held; 3]);
     assert!(store.try_lock("key", task.options()).unwrap().is_none());
     let guard = std::thread::scope(|scope| {
@@ -155,9 +157,11 @@ fn a_reader_does_not_wait_for_a_writer_that_is_killed() {
     });
 }
 
+/// Nobody reports that. The reader finds it out when it looks again, which it does not in the build without re-checks.
+#[cfg(not(record_store_no_recheck))]
 #[test]
 fn a_reader_does_not_wait_for_a_writer_that_is_stopped() {
-    a_reader_passes_a_writer(|writer| writer.as_mut().unwrap().signal(Signal::STOP));
+    a_reader_passes_a_writer(|writer| writer.as_mut().unwrap().stop());
 }
 
 #[test]
