@@ -187,6 +187,7 @@ mod lock_info;
 mod locking;
 mod memory;
 mod options;
+mod pauses;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod process;

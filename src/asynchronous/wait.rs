@@ -14,6 +14,7 @@ use super::blocking::{Outcome, permits};
 use super::pending::Acquisition;
 use super::queue::Queues;
 use super::{AsyncLockGuard, AsyncRecordStore, Futures, current_holder};
+use crate::pauses::Pauses;
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
     Cancellation, Error, ErrorKind, Key, LockGuard, LockOptions, OnCancel, RecordStore, Result, WaitOptions,
@@ -246,16 +247,16 @@ impl<T: Send + 'static> Wait<T> {
         &self,
         ready: impl Future<Output = R>,
         is_first: bool,
-        [first, longest]: [Duration; 2],
+        pauses: [Duration; 2],
     ) -> ControlFlow<Result<T>, R> {
-        let (mut ready, mut pause) = (pin!(ready), Duration::ZERO);
+        let (mut ready, mut pause, mut pauses) = (pin!(ready), Duration::ZERO, Pauses::new(pauses));
         loop {
             match self.until(ready.as_mut(), pause.min(self.left())).await {
                 Ok(Some(ready)) => return ControlFlow::Continue(ready),
                 Ok(None) => self.attempt(is_first).await?,
                 Err(error) => return ControlFlow::Break(Err(error)),
             }
-            pause = (pause * 2).clamp(first, longest);
+            pause = pauses.take();
         }
     }
 

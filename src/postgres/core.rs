@@ -21,6 +21,7 @@ use super::session::Session;
 use super::statements::Query;
 use super::status::Status;
 use super::url::Target;
+use crate::pauses::Pauses;
 use crate::process::PerProcess;
 use crate::{Claim, Error, ErrorKind, Holder, Key, RecordVersion, Result, StoreIdentity};
 
@@ -158,7 +159,7 @@ impl Core {
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>> {
         let here = self.here();
-        let (mut pause, mut is_unknown) = (PAUSES[0], false);
+        let (mut pauses, mut is_unknown) = (Pauses::new(PAUSES), false);
         let mut deadline = limits.network_deadline(self.options.patience);
         let latch = limits.for_latch();
         loop {
@@ -173,7 +174,7 @@ impl Core {
                     return Err(with_outcome(limits.timed_out(None, context), is_unknown));
                 }
                 // The server answers.
-                (pause, deadline) = (PAUSES[0], limits.network_deadline(self.options.patience));
+                (pauses, deadline) = (Pauses::new(PAUSES), limits.network_deadline(self.options.patience));
                 continue;
             }
             let may_repeat = !failure.is_outcome_unknown() || repeat == Repeat::Yes;
@@ -181,13 +182,12 @@ impl Core {
             if failure.is_temporary() {
                 limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
             }
-            let next = Instant::now() + pause;
+            let next = Instant::now() + pauses.take();
             if !failure.is_temporary() || !may_repeat || deadline.is_some_and(|deadline| next >= deadline) {
                 let error = failure.into_error(context, &self.target.address);
                 return Err(with_outcome(error, is_unknown));
             }
             Timer::at(next).await;
-            pause = (pause * 2).min(PAUSES[1]);
         }
     }
 
@@ -275,18 +275,17 @@ async fn retried<T>(
     deadline: Option<Instant>,
     attempt: impl AsyncFn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let mut pause = PAUSES[0];
+    let mut pauses = Pauses::new(PAUSES);
     loop {
         let failure = match attempt().await {
             Err(failure) if failure.is_temporary() && !matches!(failure, Failure::Standby) => failure,
             outcome => return outcome,
         };
-        let next = Instant::now() + pause;
+        let next = Instant::now() + pauses.take();
         if deadline.is_some_and(|deadline| next >= deadline) {
             return Err(failure);
         }
         Timer::at(next).await;
-        pause = (pause * 2).min(PAUSES[1]);
     }
 }
 

@@ -243,7 +243,7 @@ fn has_rest_of_a_lock(text: &[u8], is_cut_off: bool) -> bool {
     text.len().is_multiple_of(SECTOR)
         && text[..written] == START[..written]
         && body.iter().all(|&byte| byte == 0 || byte >= b' ')
-        && (is_cut_off || end.is_none_or(|&byte| byte == 0 || byte == b'}'))
+        && (is_cut_off || matches!(end, Some(0 | b'}')))
 }
 
 /// Why a text is not a lock.

@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use super::evict;
 use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
-use crate::filesystem::disk::layout::{self, EVICTION, Layout};
+use crate::filesystem::disk::layout::{self, EVICTION, Layout, Opened};
 use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
@@ -138,12 +138,14 @@ const LENGTH: usize = 20 + 1 + 20 + 1;
 impl Turn {
     /// `None`: there was none, or it is not known.
     fn read(layout: &Layout) -> Option<Self> {
-        Self::parse(&Self::text(layout)?)
+        Self::parse(&Self::open(layout, OFlags::RDONLY)?.1)
     }
 
-    fn text(layout: &Layout) -> Option<Vec<u8>> {
-        let opened = layout::open(&layout.private, EVICTION, OFlags::RDONLY, Mode::empty()).ok()?;
-        layout::read_head(&opened, LENGTH + 1).ok()
+    /// Opens the file, and reads it.
+    fn open(layout: &Layout, flags: OFlags) -> Option<(Opened, Vec<u8>)> {
+        let opened = layout::open(&layout.private, EVICTION, flags, Mode::empty()).ok()?;
+        let text = layout::read_head(&opened, LENGTH + 1).ok()?;
+        Some((opened, text))
     }
 
     fn parse(text: &[u8]) -> Option<Self> {
@@ -157,14 +159,10 @@ impl Turn {
     /// If this fails, as because the file is another user's, or another program's, the processes know nothing of each
     /// other's evictions, and each makes its own pauses.
     fn write(self, layout: &Layout) {
-        let is_ours = |text: &[u8]| text.iter().all(|byte| *byte == 0) || Self::parse(text).is_some();
-        if !Self::text(layout).is_some_and(|text| is_ours(&text)) {
-            return;
+        let Some((opened, text)) = Self::open(layout, OFlags::RDWR) else { return };
+        if text.iter().all(|byte| *byte == 0) || Self::parse(&text).is_some() {
+            let _ = opened.file.write_all_at(self.to_text().as_bytes(), 0);
         }
-        let Ok(opened) = layout::open(&layout.private, EVICTION, OFlags::WRONLY, Mode::empty()) else {
-            return;
-        };
-        let _ = opened.file.write_all_at(self.to_text().as_bytes(), 0);
     }
 
     fn to_text(self) -> String {

@@ -57,14 +57,15 @@ pub(super) fn restart_lease<'a>(
     let renewed = found.renewed(lease);
     let (old, new) = (&lock.acquisition.lease, &renewed.acquisition.lease);
     let staged = stage_lock(core, &renewed, here, context)?;
-    let mut is_published = false;
     let publish = || {
         // The sync of the frame takes long. Others that have seen the key free must not see it held again.
-        is_published = old.term(&Reading::now()) != Term::Over;
-        if is_published { staged.publish_lock(&layout::lock_name(&lock.key), context) } else { Ok(()) }
+        if old.term(&Reading::now()) == Term::Over {
+            return Ok(false);
+        }
+        staged.publish_lock(&layout::lock_name(&lock.key), context).map(|()| true)
     };
     let states = (Some(lock), Some(&renewed));
-    let ((), change) = LockChange::make(core, latch, &lock.key, states, context, publish)?;
+    let (is_published, change) = LockChange::make(core, latch, &lock.key, states, context, publish)?;
     let now = Reading::now();
     let before = old.term(&now);
     if is_published && before != Term::Over {

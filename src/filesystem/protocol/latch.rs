@@ -22,6 +22,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, Refusal};
 use crate::filesystem::disk::lock_file::MAX_TOKEN;
 use crate::filesystem::disk::{file_system, publish};
+use crate::pauses::Pauses;
 use crate::process::{Forks, ParentOnlyFile};
 use crate::{Error, ErrorKind, Key, LockToken, Result};
 
@@ -357,7 +358,7 @@ fn parse_count(text: &[u8]) -> u64 {
 
 /// Acquires the `flock`. `false`: a limit was reached first.
 fn lock_within(file: &File, sharing: Sharing, limits: &Limits, context: Context<'_>) -> io::Result<bool> {
-    let mut pause = MIN_PAUSE;
+    let mut pauses = Pauses::new([MIN_PAUSE, MAX_PAUSE]);
     loop {
         let is_locked = match sharing {
             Sharing::Alone => try_exclusive(file)?,
@@ -375,8 +376,7 @@ fn lock_within(file: &File, sharing: Sharing, limits: &Limits, context: Context<
         if let (Some(reports), Some(key)) = (limits.reports(), context.key) {
             reports.report_process(context.operation, key);
         }
-        std::thread::sleep(limits.cap(pause));
-        pause = (pause * 2).min(MAX_PAUSE);
+        std::thread::sleep(limits.cap(pauses.take()));
     }
 }
 

@@ -28,6 +28,4 @@ pub(crate) use remove::{
 pub(crate) use set_aside::{KEPT_SEPARATOR, keep, move_to_damaged, original_of_kept, set_aside};
 pub(crate) use stage::Staged;
 pub(crate) use staged_name::{SEPARATOR, nameless_owner, original_of_staged, version_of_staged};
-pub(crate) use sync::{
-    sync_file, sync_file_system, sync_names, sync_new_store, sync_private, sync_records, sync_staged_names,
-};
+pub(crate) use sync::{sync_file, sync_file_system, sync_names, sync_new_store, sync_private, sync_records};

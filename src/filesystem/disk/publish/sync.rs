@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::filesystem::context::Context;
-use crate::filesystem::disk::layout::{self, Layout, Refusal, STAGED};
+use crate::filesystem::disk::layout::{self, Layout, Refusal};
 use crate::filesystem::options::Durability;
 use crate::{Error, Result};
 
@@ -84,14 +84,6 @@ pub(crate) fn sync_new_store(layout: &Layout, context: Context<'_>) -> Result<()
 /// Makes the names in the private directory survive a power loss.
 pub(crate) fn sync_private(layout: &Layout, context: Context<'_>) -> Result<()> {
     sync(&layout.private, &layout.private_path(""), context)
-}
-
-/// Syncs the names of the staged files.
-pub(crate) fn sync_staged_names(layout: &Layout, context: Context<'_>) -> Result<()> {
-    let path = layout.private_path(STAGED);
-    let dir =
-        layout.open_private_dir(STAGED).map_err(|errno| context.io("open the directory", &path, errno))?;
-    sync(&dir, &path, context)
 }
 
 fn sync(dir: &OwnedFd, path: &Path, context: Context<'_>) -> Result<()> {

@@ -199,7 +199,6 @@ fn recover(
     // Also the files that are right already: after a copy, they may not be on the disk.
     let names: BTreeSet<_> = newest.keys().flat_map(names_of).collect();
     super::checkpoint::sync_files(layout, &names, context)?;
-    publish::sync_staged_names(layout, context)?;
     if !steps.is_empty() {
         let recovery = summary(&steps);
         report::write(layout, &recovery, context);

@@ -21,6 +21,7 @@ use crate::filesystem::disk::layout::{Layout, OWNERS};
 use crate::filesystem::disk::lock_file::is_owner_name;
 use crate::filesystem::protocol::lease::Liveness;
 use crate::filesystem::protocol::owner;
+use crate::pauses::Pauses;
 use crate::process::PerProcess;
 
 /// The reports of this process.
@@ -174,9 +175,8 @@ fn notify(affected: &[Wait], owner: Option<&str>) {
 
 /// Repeats `attempt`, with growing pauses, until it returns `true` or the time is over.
 fn repeat_until(time: Duration, mut attempt: impl FnMut() -> bool) {
-    let (start, mut pause) = (Instant::now(), MIN_PAUSE);
+    let (start, mut pauses) = (Instant::now(), Pauses::new([MIN_PAUSE, MAX_PAUSE]));
     while !attempt() && start.elapsed() < time {
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(MAX_PAUSE);
+        std::thread::sleep(pauses.take());
     }
 }
