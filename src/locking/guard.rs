@@ -409,7 +409,6 @@ impl<'a, S: RecordStore + ?Sized> LockGuard<'a, S> {
         let claim = self.claim("renew")?;
         let Some(hold_timeout) = self.hold_timeout else { return Ok(()) };
         self.renew()?;
-        drop(self.take_keep_alive());
         let key = self.key.clone();
         let renew = move |wait| store.renew_raw(&key, &claim, Some(hold_timeout), wait);
         let started = KeepAlive::start(hold_timeout, renew, on_loss).map_err(|source| {
@@ -505,7 +504,7 @@ impl<S: RecordStore + Clone + 'static> LockGuard<'_, S> {
     /// # Errors
     ///
     /// [`ErrorKind::LockLost`] if this acquisition's lock is no longer live, or the error of its renewal;
-    /// [`ErrorKind::Thread`]. Nothing runs in the background then.
+    /// [`ErrorKind::Thread`]. Nothing new runs in the background then, but an earlier call stays in effect.
     pub fn keep_alive(&self, on_loss: impl FnOnce(Error) + Send + 'static) -> Result<()> {
         self.keep_alive_through(S::clone(&self.store), on_loss)
     }

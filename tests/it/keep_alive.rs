@@ -4,9 +4,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use record_store::{FileSystemRecordStore, LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt};
+use record_store::{
+    ErrorKind, FileSystemRecordStore, LockOptions, MemoryRecordStore, RecordStore, RecordStoreExt,
+};
 
+use crate::support::children::{Role, Stage};
 use crate::support::{PATIENCE, as_named, millis, open, tempdir};
+
+pub(crate) const ROLES: &[Role] = &[("keep alive again", keep_alive_again)];
 
 fn with_each_store(check: impl Fn(&dyn Fn() -> Box<dyn Checks>)) {
     let dir = tempdir().unwrap();
@@ -145,4 +150,34 @@ fn owned_guards_of_any_store_are_kept_alive() {
     let guard = store.try_lock_owned("one", as_named("other")).unwrap().expect("a free lock");
     drop(guard);
     assert!(!store.is_locked("one").unwrap());
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_keep_alive_goes_on_if_there_is_no_thread_for_another_one() {
+    use crate::support::children::Child;
+    use crate::support::trace::Traced;
+    use nix::{errno::Errno, libc};
+
+    let Some((mut traced, _)) = Traced::attach(Child::start("keep alive again", &())) else { return };
+    while let Some(call) = traced.next_call() {
+        match call.number {
+            libc::SYS_clone3 | libc::SYS_clone => traced.fail(Errno::EAGAIN),
+            _ => traced.execute(),
+        }
+    }
+    let mut child = traced.release();
+    child.expect("still kept");
+    child.finish();
+}
+
+fn keep_alive_again(stage: &Stage) {
+    let store = MemoryRecordStore::new();
+    let guard = store.lock("k", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
+    let (lost, losses) = channel();
+    guard.keep_alive(move |error| lost.send(error).unwrap()).unwrap();
+    let again = crate::support::trace::perform(stage, "", || guard.keep_alive(|_| ()));
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Thread);
+    assert_eq!(losses.try_recv().unwrap_err(), TryRecvError::Empty, "the first one has ended");
+    stage.send("still kept");
 }

@@ -99,6 +99,7 @@ fn roles() -> impl Iterator<Item = &'static support::children::Role> {
         foreign_races::ROLES,
         forks::ROLES,
         hostile::ROLES,
+        keep_alive::ROLES,
         kill_storm::ROLES,
         linearize::ROLES,
         #[cfg(feature = "postgres")]

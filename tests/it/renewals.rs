@@ -1,7 +1,7 @@
 //! When leases are renewed, and what becomes of errors. The store below keeps locks without an end, and reports what is
 //! asked of it, so that no clock decides.
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use record_store::{
@@ -175,6 +175,27 @@ fn a_keep_alive_reports_the_last_error_once_when_its_lease_ends() {
         assert!(limit <= left, "{limit:?} of {left:?} after {:?}", *at - start);
         assert!(wait.get_cancellation().is_some(), "the drop of the guard does not end a renewal");
     }
+}
+
+/// The end of the channel tells that the thread has ended. The lease is long, so no renewal of a thread is in between.
+#[test]
+fn a_keep_alive_ends_when_another_one_has_begun_and_not_before() {
+    watch_test();
+    let (store, _reports) = Scripted::new(&[]);
+    let guard = store.lock("k", LockOptions::new().hold_timeout(PATIENCE)).unwrap();
+    let keep_alive = || {
+        let (lost, losses) = channel();
+        guard.keep_alive(move |error| lost.send(error).unwrap()).map(|()| losses)
+    };
+    let first = keep_alive().unwrap();
+    store.outcomes.lock().unwrap().push(Some(ErrorKind::Io));
+    assert_eq!(keep_alive().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(first.try_recv().unwrap_err(), TryRecvError::Empty, "the first one has ended");
+    let second = keep_alive().unwrap();
+    assert_eq!(first.try_recv().unwrap_err(), TryRecvError::Disconnected);
+    assert_eq!(second.try_recv().unwrap_err(), TryRecvError::Empty);
+    drop(guard);
+    assert_eq!(second.try_recv().unwrap_err(), TryRecvError::Disconnected);
 }
 
 /// Others may have the lock already.
