@@ -241,6 +241,54 @@ fn a_file_that_appears_during_a_change_is_kept_without_exchange() {
     }
 }
 
+/// The same with a directory. It stays where it is.
+#[test]
+fn a_directory_that_appears_during_a_change_is_refused_without_exchange() {
+    for lacks in Lacks::ALL {
+        for change in WRITES_AND_REMOVAL {
+            for old in [None, Some(SOUND)] {
+                if change == Change::Remove && old.is_none() {
+                    continue;
+                }
+                for stop in 0.. {
+                    let (dir, store) = store_with(old);
+                    let (place, what) =
+                        (dir.path().join("k.json"), format!("{lacks:?}, {change:?}, {old:?}, {stop}"));
+                    let (mut number, mut was_put, mut renames) = (0, false, 0);
+                    let before = fs::read(&place).ok();
+                    let done = with_calls(dir.path(), change, false, |traced, call| {
+                        let is_over = fs::read(&place).ok() != before;
+                        let fails = is_displacement(change, call, &mut renames);
+                        if number == stop && !is_over {
+                            let _ = fs::remove_file(&place);
+                            fs::create_dir(&place).unwrap();
+                            fs::write(place.join("file"), FOREIGN).unwrap();
+                            was_put = true;
+                        }
+                        number += 1;
+                        if fails { traced.fail(Errno::ENOSPC) } else { lacks.execute(traced, call) }
+                    });
+                    let Some(done) = done else { return };
+                    if was_put {
+                        assert!(
+                            done == "NotARegularFile None" || done == "Io Some(IsADirectory)",
+                            "{what}: {done}"
+                        );
+                        assert_eq!(fs::read_to_string(place.join("file")).unwrap(), FOREIGN, "{what}");
+                        assert_eq!(kept(&store), [b""; 0], "{what}");
+                    } else {
+                        assert_eq!(done, "ok", "{what}");
+                    }
+                    assert_eq!(names_in(&dir.path().join(".store/staged")), [""; 0], "{what}");
+                    if stop >= number {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// At each moment of the sweep. The new file may be a foreign one, or a record that has not expired.
 #[test]
 fn a_sweep_of_an_expired_record_keeps_a_file_that_is_put_in_its_place() {

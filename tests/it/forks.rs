@@ -14,6 +14,8 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, waitid};
 use tempfile::tempdir;
 
 use crate::support::children::{Child, Role, Stage};
+#[cfg(target_arch = "x86_64")]
+use crate::support::trace::{Traced, perform};
 use crate::support::{open, open_with, storm};
 use crate::watchdog::abort_if_hung;
 
@@ -24,6 +26,8 @@ pub(crate) const ROLES: &[Role] = &[
     ("fork inside operations", fork_inside_operations),
     ("fork with an own handler", fork_with_own_handler),
     ("fork and reuse descriptors", fork_and_reuse_descriptors),
+    #[cfg(target_arch = "x86_64")]
+    ("call after_fork", call_after_fork),
     ("fork process 1", fork_process_one),
     ("fork with a transaction", fork_with_a_transaction),
     #[cfg(feature = "tokio")]
@@ -165,6 +169,47 @@ fn fork_without_the_c_library(stage: &Stage) {
     loop {
         nix::unistd::pause();
     }
+}
+
+/// Not every kernel wipes pages in a child.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn after_fork_does_nothing_in_a_process_that_was_not_forked() {
+    for wipes_pages in [true, false] {
+        let dir = tempdir().unwrap();
+        let child = Child::start("call after_fork", &dir.path());
+        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        let mut requests = 0;
+        while let Some(call) = traced.next_call() {
+            let is_request = call.number == libc::SYS_madvise
+                && call.arguments[2] == u64::from(libc::MADV_WIPEONFORK.cast_unsigned());
+            requests += u32::from(is_request);
+            if is_request && !wipes_pages { traced.fail(nix::errno::Errno::EINVAL) } else { traced.execute() }
+        }
+        assert_eq!(requests, 1);
+        let mut child = traced.release();
+        child.expect("separated once");
+        child.finish();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn call_after_fork(stage: &Stage) {
+    let dir: PathBuf = stage.argument();
+    perform(stage, "", || {
+        let store = open(&dir);
+        let guard = store.lock("k", LockOptions::new()).unwrap();
+        record_store::after_fork();
+        guard.write("parent").unwrap();
+        assert_succeeds(raw_fork(|| {
+            record_store::after_fork();
+            assert!(guard.write("child").unwrap_err().is_lock_lost());
+            assert!(store.is_locked("k").unwrap());
+        }));
+        assert!(guard.is_held().unwrap());
+        guard.release().unwrap();
+    });
+    stage.send("separated once");
 }
 
 /// Programs that daemonize close all descriptors and open their own, perhaps under the same numbers.

@@ -10,15 +10,15 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc;
-use record_store::{FileSystemRecordStore, RecordStoreExt};
+use record_store::{FileSystemRecordStore, RecordStoreExt, WaitOptions};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::commit_log::calls::stopped_before_the_change;
 use crate::commit_log::{contains, copy, log_of};
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::{Child, Role, Stage, spawn_until_asleep};
 use crate::support::trace::{Traced, perform};
-use crate::support::{PATIENCE, as_named, in_memory, millis, open};
+use crate::support::{PATIENCE, as_named, in_memory, millis, named, open};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[("work on the log", work), ("recover by the log", recover)];
@@ -31,6 +31,10 @@ enum Work {
     FirstWrite,
     /// Switches to a segment that has to be created.
     Switch,
+    Release,
+    Break,
+    /// Of a lock that is shared with another holder.
+    ReleaseOne,
 }
 
 fn work(stage: &Stage) {
@@ -40,6 +44,9 @@ fn work(stage: &Stage) {
         Work::Checkpoint => store.checkpoint().map(drop),
         Work::FirstWrite => store.write("actor's", &1),
         Work::Switch => store.write("actor's", &"x".repeat(45_000)),
+        Work::Release => store.release_lock("named", named("job")),
+        Work::Break => store.break_lock("named").map(drop),
+        Work::ReleaseOne => store.release_lock("shared", named("job")),
     });
     stage.send(if outcome.is_ok() { "done" } else { "failed" });
 }
@@ -399,5 +406,48 @@ fn run_to_sync_of_taken(actor: &mut Traced, syncs: usize) -> PathBuf {
             (left, taken_out_of) = (left - 1, None);
         }
         actor.execute();
+    }
+}
+
+/// A writer has filled a segment, and was killed before it began to empty it. So the next process does.
+#[test]
+fn those_who_wait_are_notified_before_the_log_is_emptied() {
+    for work in [Work::Release, Work::Break, Work::ReleaseOne, Work::FirstWrite] {
+        let dir = in_memory();
+        let store = open(dir.path());
+        fill(&store);
+        for job in ["job", "other"] {
+            store.acquire_lock("shared", as_named(job).shared()).unwrap();
+        }
+        // A third record of this size needs another segment.
+        (0..2).for_each(|_| store.write("bulk", &"x".repeat(45_000)).unwrap());
+        let child = Child::start("work on the log", &(dir.path(), Work::Switch));
+        let Some((mut writer, _)) = Traced::attach(child) else { return };
+        while writer.next_call().expect("a sync of the log").number != libc::SYS_fdatasync {
+            writer.execute();
+        }
+        writer.kill();
+        let watcher = matches!(work, Work::FirstWrite).then(|| {
+            let store = store.clone();
+            spawn_until_asleep(move || store.watch("actor's").unwrap().next(WaitOptions::new()).unwrap())
+        });
+
+        let child = Child::start("work on the log", &(dir.path(), work));
+        let (mut actor, _) = Traced::attach(child).unwrap();
+        let mut is_notified = false;
+        loop {
+            match actor.next_call().expect("a thread that empties the log").number {
+                libc::SYS_futex => is_notified = true,
+                libc::SYS_clone3 | libc::SYS_clone => break,
+                _ => {}
+            }
+            actor.execute();
+        }
+        assert!(is_notified, "{work:?}");
+        actor.execute();
+        let mut child = actor.release();
+        child.expect("done");
+        child.finish();
+        assert!(watcher.is_none_or(|watcher| watcher.join().is_some()));
     }
 }

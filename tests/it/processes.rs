@@ -15,7 +15,7 @@ use record_store::{
 use rustix::process::Signal;
 use tempfile::tempdir;
 
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::{Child, Role, Stage, spawn_until_asleep};
 use crate::support::{PATIENCE, as_named, latch_of, millis, named, open, open_with};
 
 pub(crate) const ROLES: &[Role] = &[
@@ -486,6 +486,32 @@ fn the_drop_of_many_guards_waits_no_longer_than_that_of_one() {
     while_stopped_in_latch(dir.path(), "0", || {
         let start = Instant::now();
         drop(guards);
+        assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
+    });
+}
+
+/// The first locks have one latch. The acquisition gives them back when it is cancelled while it waits for the last one.
+#[test]
+fn the_end_of_an_acquisition_of_many_locks_waits_no_longer_than_the_drop_of_one_guard() {
+    let dir = tempdir().unwrap();
+    let store = open(dir.path());
+    let latch = latch_of("0");
+    let mut keys: Vec<_> =
+        (0..).map(|number: u32| number.to_string()).filter(|key| latch_of(key) == latch).take(15).collect();
+    let last = (0..).map(|number: u32| format!("~{number}")).find(|key| latch_of(key) != latch).unwrap();
+    keys.push(last.clone());
+    let _held = store.lock(last, LockOptions::new()).unwrap();
+    let cancellation = Cancellation::new();
+    let options = as_named("other").cancellation(&cancellation);
+    let waiting = spawn_until_asleep({
+        let (store, keys) = (store.clone(), keys.clone());
+        move || store.lock_all(keys, options).map(drop).unwrap_err()
+    });
+    assert!(store.is_locked(&*keys[14]).unwrap());
+    while_stopped_in_latch(dir.path(), "0", || {
+        let start = Instant::now();
+        cancellation.cancel();
+        assert!(waiting.join().is_cancelled());
         assert!(start.elapsed() < SLACK, "{:?}", start.elapsed());
     });
 }

@@ -11,7 +11,7 @@ use record_store::{
 
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::{At, Traced, mark, perform};
-use crate::support::{as_named, in_memory, open_with};
+use crate::support::{as_named, in_memory, named, open_with};
 
 pub(crate) const ROLES: &[Role] = &[("counted", counted)];
 
@@ -96,7 +96,36 @@ const OPERATIONS: &[Operation] = &[
     Operation(
         "renew, by name, relaxed",
         "fstat openat flock fstat newfstatat openat fstat pread64 close openat write close pwrite64 newfstatat renameat2 unlinkat flock close",
-        |stores, _| stores.relaxed.renew("named", crate::support::named("nightly-report"), None).unwrap(),
+        |stores, _| stores.relaxed.renew("named", named("nightly-report"), None).unwrap(),
+    ),
+    // The latch is left before the log is synced, except for a renewal.
+    Operation(
+        "acquire_lock, by name",
+        "newfstatat fstat openat flock fstat newfstatat openat pwrite64 openat write close flock close fdatasync close",
+        |stores, n| {
+            stores.durable.acquire_lock(format!("named-{n}"), as_named("job")).unwrap();
+        },
+    ),
+    Operation(
+        "acquire_lock, by name, again",
+        "newfstatat openat fstat pread64 close fstat openat flock fstat newfstatat openat fstat pread64 close openat write close openat pwrite64 fdatasync newfstatat renameat2 unlinkat flock close close",
+        |stores, n| {
+            stores.durable.acquire_lock(format!("named-{n}"), as_named("job")).unwrap();
+        },
+    ),
+    Operation(
+        "release_lock, by name",
+        "openat flock fstat newfstatat openat fstat pread64 close openat pwrite64 unlinkat flock close fdatasync futex close",
+        |stores, n| {
+            stores.durable.release_lock(format!("named-{n}"), named("job")).unwrap();
+        },
+    ),
+    Operation(
+        "break_lock, by name",
+        "openat flock fstat newfstatat openat fstat pread64 close openat pwrite64 unlinkat flock close fdatasync close futex",
+        |stores, n| {
+            assert!(stores.durable.break_lock(format!("broken-{n}")).unwrap());
+        },
     ),
     Operation(
         "write by token, relaxed, new",
@@ -187,6 +216,9 @@ fn each_operation_makes_exactly_the_listed_system_calls() {
     store.write("present", "old").unwrap();
     for n in 0..RECORDS {
         store.write(format!("invoice-{n:06}"), "listed").unwrap();
+    }
+    for key in ["broken-0", "broken-1"] {
+        store.acquire_lock(key, as_named("job")).unwrap();
     }
     // A segment that gets full would take calls of its own.
     assert!(store.checkpoint().unwrap());

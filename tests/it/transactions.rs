@@ -61,8 +61,10 @@ fn a_transaction_passes_through_its_states_in_order() {
     assert_eq!(pending.state(), TransactionState::Pending);
     let mut transaction = pending.begin().unwrap();
     assert_eq!(transaction.state(), TransactionState::Active);
+    assert!(!transaction.is_committed());
     transaction.stage(&1).unwrap();
     assert_eq!(transaction.state(), TransactionState::Staged);
+    assert!(!transaction.is_committed());
     assert_eq!(transaction.finish().unwrap(), TransactionState::Committed);
     let again = store.transaction("key").unwrap().begin().unwrap();
     assert_eq!(again.state(), TransactionState::Committed);

@@ -236,3 +236,30 @@ pub(super) fn is_full(error: &Error) -> bool {
 const CREATE: &str = "create a segment of the log";
 
 const FULL: &str = "no segment of the log is free, because processes are stopped in the middle of changes";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FileSystemRecordStore;
+
+    /// A frame for which no segment is in sight must not wait for ever.
+    #[test]
+    fn only_a_segment_that_is_free_and_large_enough_is_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let Some(log) = store.0.log.as_ref() else { return };
+        let segments = &log.shared.words().segments;
+        let has_one = |epoch, size| {
+            for segment in segments {
+                (segment.epoch.store(7, SeqCst), segment.blocks.store(SMALL, SeqCst));
+            }
+            segments[1].epoch.store(epoch, SeqCst);
+            segments[1].blocks.store(size, SeqCst);
+            log.has_free_segment(10)
+        };
+        assert!(has_one(0, 11), "with room for the header and the frame");
+        assert!(!has_one(0, 10), "too small");
+        assert!(!has_one(0, 0), "not created");
+        assert!(!has_one(7, SMALL), "in use");
+    }
+}

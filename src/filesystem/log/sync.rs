@@ -236,3 +236,36 @@ impl Log {
 const WITHDRAWAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 const FAILED: &str = "another process could not sync the log";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filesystem::log::{Frame, Kind};
+    use crate::filesystem::protocol::limits::Limits;
+    use crate::{Durability, FileSystemOptions};
+
+    #[test]
+    fn a_sync_includes_the_later_frames_of_the_latch_in_the_same_segment_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemOptions::new().durability(Durability::Relaxed).open(dir.path()).unwrap();
+        let Some(log) = store.0.log.as_ref() else { return };
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let (context, words) = (Context::new("test", &key), log.words(&key));
+        let append = |version| {
+            let latch = core.enter(&key, &Limits::best_effort(), context).unwrap();
+            let frame = Frame::new(Kind::Removed, version, &key, &[]);
+            log.append(&latch, &core.options, &key, &frame, context).unwrap().made()
+        };
+        let (first, second) = (append(1), append(2));
+        assert!(first.position < second.position && words.synced() < first.position);
+        first.sync(context).unwrap();
+        assert!(second.is_synced());
+
+        let third = append(3);
+        // As if another writer of the latch had just appended to the next segment.
+        let later = Position::new(third.position.epoch() + 1, 1, 1);
+        words.logged.store(later.number(), SeqCst);
+        third.sync(context).unwrap();
+        assert!(third.is_synced() && words.synced() < later);
+    }
+}

@@ -6,18 +6,19 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use record_store::{
-    BreakOptions, ChangesOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockOptions, LockToken,
-    ReadOptions, RecordStoreExt, WriteOptions,
+    BreakOptions, ChangesOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockInfo, LockOptions,
+    LockToken, ReadOptions, RecordStoreExt, WriteOptions,
 };
 
 use super::{copy, copy_without_frames};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::trace::tamper::Call;
 use crate::support::trace::{Traced, perform};
-use crate::support::{as_named, in_memory, millis, names_in, open, open_with};
+use crate::support::{as_named, in_memory, latch_of, millis, named, names_in, open, open_with};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
+    ("change one lock", change_lock),
     ("change one record", change),
     ("checkpoint the log", checkpoint),
     ("read durably", read_durably),
@@ -51,7 +52,11 @@ fn kill_at(mut traced: Traced, mut is_here: impl FnMut(&Call) -> bool) -> bool {
 /// Runs a change in a child up to the moment at which the log is told and the change is not made. `None` where `ptrace`
 /// is forbidden.
 pub(crate) fn stopped_before_the_change(dir: &Path, remove: bool) -> Option<Traced> {
-    let (mut traced, _) = Traced::attach(Child::start("change one record", &(dir, remove)))?;
+    stopped_when_told(Child::start("change one record", &(dir, remove)))
+}
+
+fn stopped_when_told(child: Child) -> Option<Traced> {
+    let (mut traced, _) = Traced::attach(child)?;
     loop {
         let call = traced.next_call().expect("a change that the log is told");
         traced.execute();
@@ -78,6 +83,49 @@ fn a_change_of_a_killed_writer_that_was_only_told_is_not_made_by_a_recovery() {
         store.write("k", "new").unwrap();
         let recovered = open(copy(dir.path()).path()).read::<String>("k").unwrap();
         assert_eq!(recovered.map(|record| record.result).as_deref(), Some("new"), "remove: {remove}");
+    }
+}
+
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+enum LockChange {
+    Acquire,
+    Renew,
+    Release,
+}
+
+fn change_lock(stage: &Stage) {
+    let (dir, change): (PathBuf, LockChange) = stage.argument();
+    let store = open(&dir);
+    let job = || named("job");
+    perform(stage, "", || match change {
+        LockChange::Acquire => store.acquire_lock("k", LockOptions::new().holder(job())).map(drop),
+        LockChange::Renew => store.renew("k", job(), Duration::from_hours(2)),
+        LockChange::Release => store.release_lock("k", job()),
+    })
+    .unwrap();
+    stage.send("done");
+}
+
+#[test]
+fn a_change_of_a_lock_that_a_killed_process_has_only_told_is_not_made_by_a_recovery() {
+    for change in [LockChange::Acquire, LockChange::Renew, LockChange::Release] {
+        let dir = in_memory();
+        let store = open(dir.path());
+        let token = store.acquire_lock("k", as_named("job").hold_timeout(Duration::from_hours(1))).unwrap();
+        if let LockChange::Acquire = change {
+            store.release_lock("k", token).unwrap();
+        }
+        let before = store.lock_info("k").unwrap();
+        let Some(traced) = stopped_when_told(Child::start("change one lock", &(dir.path(), change))) else {
+            return;
+        };
+        traced.kill();
+        // The next process that enters the latch finds the frame.
+        let mut others = (0..).map(|number| format!("other-{number}"));
+        store.write(others.find(|key| latch_of(key) == latch_of("k")).unwrap(), &1).unwrap();
+        let recovered = open(copy(dir.path()).path()).lock_info("k").unwrap();
+        let seen = |info: &Option<LockInfo>| info.as_ref().map(|info| (info.token(), info.expires_at()));
+        assert_eq!(seen(&recovered), seen(&before), "{change:?}");
     }
 }
 

@@ -105,6 +105,34 @@ fn a_damaged_file_that_no_power_loss_explains_is_kept() {
     assert!(contains(&fs::read(&damaged[0].path).unwrap(), "another program"));
 }
 
+/// Whatever the log tells of the record or the lock.
+#[test]
+fn a_recovery_leaves_directories_alone() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.write("record", "text").unwrap();
+    store.write("large", &"x".repeat(100_000)).unwrap();
+    store.write("removed", "text").unwrap();
+    assert!(store.remove("removed").unwrap());
+    for key in ["locked", "unlocked"] {
+        store.acquire_lock(key, as_named("job")).unwrap();
+    }
+    store.release_lock("unlocked", named("job")).unwrap();
+    let lost = copy(dir.path());
+    let places = ["record.json", "large.json", "removed.json", "locked.lock", "unlocked.lock"]
+        .map(|it| lost.path().join(it));
+    for place in &places {
+        let _ = fs::remove_file(place);
+        fs::create_dir(place).unwrap();
+    }
+    let store = open(lost.path());
+    assert!(places.iter().all(|place| place.is_dir()));
+    for key in ["record", "large", "removed"] {
+        assert_eq!(store.read::<String>(key).unwrap_err().kind(), ErrorKind::NotARegularFile, "{key}");
+    }
+    assert_eq!(store.damaged().unwrap().len(), 0);
+}
+
 /// The clock of the copy is right, so only the high-water mark can be ahead of it.
 #[test]
 fn tokens_and_versions_continue_after_the_high_water_mark() {
@@ -274,13 +302,15 @@ fn a_checkpoint_includes_every_change_before_it() {
 /// A copy of a store after a relaxed change of `k`, whose frame never reached the disk: the staged name tells of it. The
 /// record has two sectors.
 fn copy_without_frames() -> TempDir {
-    copy_without_frames_of(&"old ".repeat(150), &"new ".repeat(150))
+    copy_without_frames_of(Some(&"old ".repeat(150)), &"new ".repeat(150))
 }
 
-fn copy_without_frames_of(old: &str, new: &str) -> TempDir {
+fn copy_without_frames_of(old: Option<&str>, new: &str) -> TempDir {
     let dir = in_memory();
     let store = open_with(dir.path(), Durability::Relaxed);
-    store.write("k", old).unwrap();
+    if let Some(old) = old {
+        store.write("k", old).unwrap();
+    }
     assert!(store.checkpoint().unwrap());
     store.write("k", new).unwrap();
     let lost = copy(dir.path());
@@ -291,11 +321,30 @@ fn copy_without_frames_of(old: &str, new: &str) -> TempDir {
     lost
 }
 
+/// Its staged name says whose it is, although a long record is not staged under that name.
+#[test]
+fn a_torn_record_without_a_frame_is_taken_back_however_long_it_is() {
+    for length in [100, 1_000, 5_000] {
+        for old in [None, Some("old ".repeat(length))] {
+            let lost = copy_without_frames_of(old.as_deref(), &"new ".repeat(length));
+            let path = lost.path().join("k.json");
+            let mut torn = fs::read(&path).unwrap();
+            let last_sector = (torn.len() - 1) / 512 * 512;
+            torn[last_sector..].fill(0);
+            fs::write(&path, torn).unwrap();
+            let store = open(lost.path());
+            let read = store.read::<String>("k").unwrap().map(|record| record.result);
+            assert_eq!(read, old, "{length}");
+            assert_eq!(store.damaged().unwrap().len(), 0, "{length}");
+        }
+    }
+}
+
 /// A part of a long record could look torn.
 #[test]
 fn a_recovery_by_a_process_with_a_small_limit_leaves_longer_records_alone() {
     for limit in [511, 8_191, 8_192] {
-        let lost = copy_without_frames_of(&"x".repeat(20_000), &"y".repeat(20_001));
+        let lost = copy_without_frames_of(Some(&"x".repeat(20_000)), &"y".repeat(20_001));
         drop(FileSystemOptions::new().max_record_bytes(limit).open(lost.path()).unwrap());
         let store = open(lost.path());
         let read = store.read::<String>("k").unwrap().unwrap().result;

@@ -630,6 +630,24 @@ mod tests {
         assert!(!core.events.is_awaited(&key));
     }
 
+    /// It was stopped, and may run again by now.
+    #[test]
+    fn a_skipped_waiter_is_notified_if_no_other_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let table = core.events.mapping.table().unwrap();
+        let enqueue = |key: &Key| core.events.enqueue(key, &core.layout, Context::new("test", key)).unwrap();
+        let _of_another_key = enqueue(&Key::new("l").unwrap());
+        let (skipped, notified) = (enqueue(&key).unwrap(), enqueue(&key).unwrap());
+        let state = |waiter: &Waiter| table.slots[waiter.slot].state.load(Acquire);
+        table.slots[skipped.slot].state.store(SKIPPED, Release);
+        notify_next(table, &key);
+        assert_eq!((state(&skipped), state(&notified)), (SKIPPED, NOTIFIED));
+        notify_next(table, &key);
+        assert_eq!((state(&skipped), state(&notified)), (NOTIFIED, NOTIFIED));
+    }
+
     /// Without its mark nobody finds a waiter. With the mark of a free slot, all look at it for ever.
     #[test]
     fn only_a_slot_that_is_freed_loses_its_mark() {
