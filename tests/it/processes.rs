@@ -498,7 +498,7 @@ fn the_end_of_an_acquisition_of_many_locks_waits_no_longer_than_the_drop_of_one_
     let latch = latch_of("0");
     let mut keys: Vec<_> =
         (0..).map(|number: u32| number.to_string()).filter(|key| latch_of(key) == latch).take(15).collect();
-    let last = (0..).map(|number: u32| format!("~{number}")).find(|key| latch_of(key) != latch).unwrap();
+    let last = (0..1_000).map(|number| format!("~{number}")).find(|key| latch_of(key) != latch).unwrap();
     keys.push(last.clone());
     let _held = store.lock(last, LockOptions::new()).unwrap();
     let cancellation = Cancellation::new();

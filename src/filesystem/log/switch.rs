@@ -251,7 +251,8 @@ mod tests {
         let segments = &log.shared.words().segments;
         let has_one = |epoch, size| {
             for segment in segments {
-                (segment.epoch.store(7, SeqCst), segment.blocks.store(SMALL, SeqCst));
+                segment.epoch.store(7, SeqCst);
+                segment.blocks.store(SMALL, SeqCst);
             }
             segments[1].epoch.store(epoch, SeqCst);
             segments[1].blocks.store(size, SeqCst);

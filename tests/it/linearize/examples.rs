@@ -331,3 +331,24 @@ fn one_of_several_leases_ends() {
     accepted(&[short(), long(), third((110, 119)), read_by(2, (120, 129), Outcome::Value(None))]);
     rejected(&[short(), long(), third((110, 119)), read_by(2, (120, 129), Outcome::Lost)]);
 }
+
+/// Three shared the lock, and there is room for one more only if two of them have ended: any two.
+#[test]
+fn several_of_several_leases_end() {
+    let share = |process: u32, at, holder, slots| {
+        let op = Op::Share(holder, Some(Duration::from_nanos(100)), slots);
+        call(process, at, op, acquired(process.into()))
+    };
+    let other = HolderId::Named(1);
+    let calls = [
+        share(1, (0, 60), A, 3),
+        share(2, (1, 61), B, 3),
+        share(3, (2, 62), other, 3),
+        share(4, (110, 120), JOB, 2),
+    ];
+    let read_by = |token| call(token, (130, 140), Op::Read(Claim::Token(token.into())), Outcome::Value(None));
+    for token in 1..=3 {
+        accepted(&[&calls[..], &[read_by(token), read_by(4)]].concat());
+        rejected(&[&calls[..], &[read_by(token), read_by(token % 3 + 1)]].concat());
+    }
+}

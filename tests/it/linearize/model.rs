@@ -10,6 +10,9 @@ use crate::support::Moment;
 /// The most slots that a call asks for.
 pub(crate) const MAX_SLOTS: usize = 3;
 
+/// All sets of locks of a key but the empty one, a bit for each lock. The smaller ones first.
+const SETS_OF_LOCKS: [u8; 7] = [0b001, 0b010, 0b100, 0b011, 0b101, 0b110, 0b111];
+
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct State {
@@ -241,7 +244,8 @@ impl Step<'_> {
         self.locks().all(is_over).then(|| without_locks(self.state))
     }
 
-    /// One more may share the lock. If there is no room, one of the others has ended, and is gone.
+    /// One more may share the lock. If there is no room, some of the others have ended, and are gone: the fewest that make
+    /// room. That more of them have ended, a later call can still find out.
     fn if_room(&self, slots: u32) -> Next {
         let has_room = |state: &State| {
             let locks = || state.locks.iter().flatten().filter(|lock| !lock.seen_ended);
@@ -255,15 +259,23 @@ impl Step<'_> {
             next[MAX_SLOTS] = Some(seen);
             return next;
         }
-        for (at, next) in next.iter_mut().take(MAX_SLOTS).enumerate() {
-            let mut state = seen;
-            if state.locks[at].take().is_some_and(|lock| self.may_have_ended(&lock)) {
-                // Perhaps more than one has: with the least slots of all, or an exclusive one.
-                if !has_room(&state) {
-                    let over = |lock: &Lock| self.may_have_ended(lock);
-                    state.locks = state.locks.map(|lock| lock.filter(|lock| !over(lock)));
-                }
-                *next = Some(state).filter(has_room);
+        // Of these sets, at most three are not parts of each other.
+        let mut makes_room: Vec<u8> = Vec::new();
+        for ended in SETS_OF_LOCKS {
+            let has_ended = |at: usize| ended >> at & 1 == 1;
+            let all_have = || {
+                (0..MAX_SLOTS)
+                    .filter(|at| has_ended(*at))
+                    .all(|at| seen.locks[at].is_some_and(|lock| self.may_have_ended(&lock)))
+            };
+            if makes_room.iter().any(|fewer| ended & fewer == *fewer) || !all_have() {
+                continue;
+            }
+            let left = |at: usize| seen.locks[at].filter(|_| !has_ended(at));
+            let state = State { locks: std::array::from_fn(left), ..seen };
+            if has_room(&state) {
+                next[makes_room.len()] = Some(state);
+                makes_room.push(ended);
             }
         }
         next
