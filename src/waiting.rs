@@ -26,7 +26,7 @@ use crate::{Holder, Key, LockInfo, LockToken, WaitOptions, rfc3339};
 /// let observer = WaitObserver::new(Duration::ZERO, move |report| {
 ///     let _ = sender.send(report.to_string());
 /// });
-/// let options = LockOptions::new().acquire_timeout(Duration::from_millis(10)).observer(&observer);
+/// let options = LockOptions::new().acquire_timeout(Duration::from_millis(100)).observer(&observer);
 /// assert!(store.lock("report", options).unwrap_err().is_timeout());
 /// assert!(reports.recv().unwrap().starts_with("acquire_lock \"report\" waits for \"editor\", "));
 /// assert!(reports.try_recv().is_err());

@@ -316,14 +316,13 @@ impl Error {
     /// no result yet, or if it has no JSON form.
     ///
     /// ```
-    /// use std::time::Duration;
     /// use record_store::{LockOptions, MemoryRecordStore, RecordStoreExt};
     ///
     /// let store = MemoryRecordStore::new();
-    /// let lease = LockOptions::new().hold_timeout(Duration::from_millis(1));
     /// let error = store
-    ///     .get_or_compute("answer", lease, || {
-    ///         std::thread::sleep(Duration::from_millis(20));
+    ///     .get_or_compute("answer", LockOptions::new(), || {
+    ///         // As when an operator breaks the lock, or the lease expires.
+    ///         store.break_lock("answer")?;
     ///         Ok(42)
     ///     })
     ///     .unwrap_err();
