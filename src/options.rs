@@ -203,7 +203,7 @@ impl LockOptions {
     /// lock, it keeps that.
     ///
     /// What changes the record acquires its lock exclusively, whatever these options say: `update`, `get_or_compute`
-    /// and transactions. A store that has no shared locks, such as one on PostgreSQL, refuses with
+    /// and transactions. A store of another crate may have no shared locks, and refuse with
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
     ///
     /// ```

@@ -19,6 +19,10 @@ pub(super) fn refused(
             trace::lost(context.error(ErrorKind::LockLost).with_token(*token))
         }
         (Status::Locked, _) => context.error(ErrorKind::Locked).with_holder(holder),
+        (Status::Shared, Claim::Token(token) | Claim::Delegated(token)) => {
+            context.error(ErrorKind::LockShared).with_token(*token)
+        }
+        (Status::Shared, Claim::Holder(_)) => context.error(ErrorKind::LockShared),
         _ => unexpected(core, context, status),
     }
 }

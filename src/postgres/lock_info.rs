@@ -1,5 +1,6 @@
 //! Describing locks.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,21 +25,39 @@ pub(super) async fn live_lock(
     let Some(key) = context.key else { return Ok(None) };
     let id = KeyId::of(key);
     let rows = core.call(context, limits, Repeat::Yes, Query::LockInfo, &[id.id()]).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let info = info_in(core, context, row, core.here().owner.present())?;
-    Ok(Some(info).filter(|info| info.state() == LockState::Held))
+    let lock = lock_in(core, context, &rows, core.here().owner.present())?;
+    Ok(lock.filter(|info| info.state() == LockState::Held))
 }
 
-/// The lock in a row.
+/// The lock in the rows of a key: the oldest acquisition that is in force, and those that share it. `None`: no rows.
+pub(super) fn lock_in(
+    core: &Arc<Core>,
+    context: Context<'_>,
+    rows: &[Row],
+    own: Option<i64>,
+) -> Result<Option<LockInfo>> {
+    let all = rows.iter().map(|row| info_in(core, context, row, own));
+    let mut all = all.collect::<Result<Vec<_>>>()?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let first = all.iter().position(|info| info.state() == LockState::Held).unwrap_or(0);
+    let first = all.remove(first);
+    let waiters: Vec<_> = row.get::<_, Vec<i64>>(11).into_iter().map(waiter).collect();
+    Ok(Some(first.with_waiters(waiters).with_sharers(all)))
+}
+
+/// The acquisition in a row.
 pub(super) fn info_in(
     core: &Arc<Core>,
     context: Context<'_>,
     row: &Row,
     own: Option<i64>,
 ) -> Result<LockInfo> {
-    let corrupt = || core.error(context, ErrorKind::CorruptLock).with_detail("no valid holder");
+    let corrupt = |detail: &str| core.error(context, ErrorKind::CorruptLock).with_detail(detail);
     let key = key_in(core, context, row, 0)?;
-    let holder = Core::holder_in(row, 1, 2).ok_or_else(corrupt)?;
+    let holder = Core::holder_in(row, 1, 2).ok_or_else(|| corrupt("no valid holder"))?;
+    let slots =
+        row.get::<_, Option<i64>>(12).map(|slots| u32::try_from(slots).and_then(NonZeroU32::try_from));
+    let slots = slots.transpose().map_err(|_| corrupt("no valid number of slots"))?;
     let token = LockToken::new(row.get::<_, i64>(3).cast_unsigned());
     let (owner, is_alive) = (row.get::<_, i64>(4), row.get::<_, bool>(8));
     let left = row.get::<_, Option<i64>>(7);
@@ -52,7 +71,7 @@ pub(super) fn info_in(
         .with_state(state)
         .with_owner(Some(is_alive), own == Some(owner))
         .with_note(note.as_deref())
-        .with_waiters(row.get::<_, Vec<i64>>(11).into_iter().map(waiter).collect::<Vec<_>>());
+        .with_slots(slots);
     Ok(match (row.get::<_, Option<i64>>(6), left) {
         (Some(end), Some(left)) => {
             info.with_expiry(time(end), Duration::from_micros(u64::try_from(left).unwrap_or(0)))

@@ -10,7 +10,7 @@ use super::core::{
 };
 use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
 use super::lock_errors::{not_own, unexpected};
-use super::lock_info::{info_in, live_lock};
+use super::lock_info::{live_lock, lock_in};
 use super::pages::Pages;
 use super::schema::random;
 use super::statements::Query;
@@ -26,9 +26,6 @@ pub(super) async fn acquire_lock(core: &Arc<Core>, key: &Key, options: LockOptio
     let limits = Limits::new(options.get_wait());
     let context = Context::new("acquire_lock", key);
     limits.check_cancelled(context)?;
-    if options.get_slots().is_some() {
-        return Err(core.error(context, ErrorKind::Unsupported).with_detail("a shared lock on a server"));
-    }
     let holder = options.resolve_holder();
     let here = core.here();
     let unknown = here.owner.unknown.take(key, &holder);
@@ -70,6 +67,7 @@ async fn acquire_as(
             Parameter::Flag(waits),
             Parameter::Patience,
             Parameter::Bytes(options.get_note().map(str::as_bytes)),
+            Parameter::Long(options.get_slots().map(|slots| i64::from(slots.get()))),
         ];
         if let Some(wait) = &mut wait {
             wait.is_queued |= waits;
@@ -101,6 +99,13 @@ async fn acquire_as(
                 let recheck = if is_first { RECHECK_INTERVAL } else { RECHECK_INTERVAL_BEHIND };
                 let until_report = report(core, context, limits, in_the_way.as_ref()).await;
                 wait.sleep(limits, recheck.min(until_report), left(row.get(4))).await;
+            }
+            Status::Shared => {
+                if let Some(wait) = &mut wait {
+                    wait.is_queued = false;
+                }
+                let token = LockToken::new(row.get::<_, i64>(1).cast_unsigned());
+                break Err(context.error(ErrorKind::LockShared).with_token(token));
             }
             status => break Err(unexpected(core, context, status)),
         }
@@ -199,7 +204,19 @@ pub(super) async fn wait_for_lock(core: &Arc<Core>, key: &Key, options: WaitOpti
 }
 
 pub(super) fn locks(core: &Arc<Core>) -> Result<Listing<'_, LockInfo>> {
-    let pages = Pages::new(core, Query::Locks, 9);
+    const ID: usize = 9;
+    let context = Context::whole("locks");
     let own = core.here().owner.present();
-    Ok(Box::new(pages.begin("locks")?.map(move |row| info_in(core, Context::whole("locks"), &row?, own))))
+    let mut rows = Pages::new(core, Query::Locks, ID).begin(context.operation)?.peekable();
+    Ok(Box::new(std::iter::from_fn(move || {
+        let mut of_key = match rows.next()? {
+            Ok(row) => vec![row],
+            Err(error) => return Some(Err(error)),
+        };
+        let id = |row: &Row| row.get::<_, Vec<u8>>(ID);
+        let first = id(&of_key[0]);
+        let is_next = |row: &Result<Row>| row.as_ref().is_ok_and(|row| id(row) == first);
+        of_key.extend(std::iter::from_fn(|| rows.next_if(is_next)?.ok()));
+        lock_in(core, context, &of_key, own).transpose()
+    })))
 }

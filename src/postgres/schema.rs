@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
 /// functions, is another version.
-pub(super) const VERSION: i32 = 4;
+pub(super) const VERSION: i32 = 5;
 
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
@@ -117,12 +117,12 @@ async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Adds the columns that are missing, and makes the functions anew. The records stay as they are: those of which nobody
-/// knows when they were written count as written now.
+/// Adds the columns that are missing, gives the locks their present primary key, and makes the functions anew. The records
+/// stay as they are: those of which nobody knows when they were written count as written now.
 ///
-/// Processes that have the store open go on with the new functions, which take what the old ones took. The functions that
-/// had other names before version 3 (`acquire`, `release`, `await_free`, `await_change`) stay as they are for these
-/// processes.
+/// Processes of version 3 or later that have the store open go on with the new functions, which take what the old ones took.
+/// Those of an earlier one get an error at their next acquisition or release: the functions that they call expect one row for
+/// each lock, and would remove the locks of all that share it.
 async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     let has = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = $1::text::pg_catalog.regclass \
                AND attname = $2 AND NOT attisdropped)";
@@ -136,8 +136,17 @@ async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     // The default of an added column is computed once, so that the table is not written anew.
     let default = "ALTER COLUMN modified_at SET DEFAULT pg_catalog.clock_timestamp()";
     client.batch_execute(&format!("ALTER TABLE {}.records {default}", schema.quoted())).await?;
+    let key = "SELECT conname::text FROM pg_catalog.pg_constraint \
+               WHERE conrelid = $1::text::pg_catalog.regclass AND contype = 'p' AND cardinality(conkey) = 1";
+    let locks = format!("{}.locks", schema.quoted());
+    if let Some(row) = client.query_opt(key, &[&locks]).await? {
+        let name = row.get::<_, String>(0).replace('"', "\"\"");
+        let change = format!("ALTER TABLE {locks} DROP CONSTRAINT \"{name}\", ADD PRIMARY KEY (id, token)");
+        client.batch_execute(&change).await?;
+    }
     let latch = latch(client, schema).await?;
-    let names: Vec<_> = functions(schema, latch).into_iter().map(|(name, _)| name).collect();
+    let names = functions(schema, latch).into_iter().map(|(name, _)| name);
+    let names: Vec<_> = names.chain(FORMER_FUNCTIONS.map(str::to_owned)).collect();
     let old = "SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc p \
                JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
                WHERE n.nspname = $1 AND p.proname::text = ANY ($2)";
@@ -153,9 +162,14 @@ async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
 /// The columns that a store of an older version may lack: table, name and definition.
 const ADDED_COLUMNS: &[(&str, &str, &str)] = &[
     ("locks", "note", "bytea"),
+    ("locks", "slots", "bigint"),
     ("records", "modified_at", "timestamptz NOT NULL DEFAULT pg_catalog.now()"),
     ("waiters", "since", "timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()"),
+    ("waiters", "slots", "bigint"),
 ];
+
+/// The functions of versions 1 and 2 that have other names now.
+const FORMER_FUNCTIONS: [&str; 4] = ["acquire", "release", "await_free", "await_change"];
 
 /// The number of the latches of a store, which is a part of its functions and never changes: processes with an older and a
 /// newer version of the functions enter the same latches.

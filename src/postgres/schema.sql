@@ -28,8 +28,10 @@ CREATE TABLE {schema}.records (
     result text NOT NULL
 );
 
+-- One row for an exclusive lock, or one for each of those that share it. slots: how many may share it at most, null: it is
+-- exclusive.
 CREATE TABLE {schema}.locks (
-    id bytea PRIMARY KEY,
+    id bytea NOT NULL,
     key bytea NOT NULL,
     holder bytea NOT NULL,
     bound boolean NOT NULL,
@@ -38,11 +40,14 @@ CREATE TABLE {schema}.locks (
     nonce bigint NOT NULL,
     acquired_at timestamptz NOT NULL,
     expires_at timestamptz,
-    note bytea
+    note bytea,
+    slots bigint,
+    PRIMARY KEY (id, token)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- Unlogged: after a crash of the server all sessions are gone, and all waiters with them.
--- kind: 'l' waits for the lock, 'f' until no lock is in the way, 'c' for a change of the record.
+-- kind: 'l' waits for the lock, 'f' until no lock is in the way, 'c' for a change of the record. slots: null if a shared lock is
+-- in the way, too.
 CREATE UNLOGGED TABLE {schema}.waiters (
     id bytea NOT NULL,
     number bigint NOT NULL,
@@ -51,6 +56,7 @@ CREATE UNLOGGED TABLE {schema}.waiters (
     kind "char" NOT NULL,
     notified_at timestamptz,
     since timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    slots bigint,
     PRIMARY KEY (id, number)
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
@@ -83,6 +89,14 @@ BEGIN
         AND (NOT l.bound OR {schema}.lives(l.owner));
 END $$;
 
+CREATE FUNCTION {schema}.is_of(l {schema}.locks, holder bytea, bound boolean, owner bigint) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS 'SELECT $1.holder = $2 AND $1.bound = $3 AND (NOT $3 OR $1.owner = $4)';
+
+-- Whether so many live locks leave room for one more, if those that share them have asked for so many slots at least, and the
+-- new one for these. 0 slots: a lock is exclusive.
+CREATE FUNCTION {schema}.has_room(held bigint, least_slots bigint, slots bigint) RETURNS boolean
+LANGUAGE sql IMMUTABLE AS 'SELECT $1 = 0 OR $3 IS NOT NULL AND $1 < least($2, $3)';
+
 -- Microseconds since 1970, or until a time.
 CREATE FUNCTION {schema}.since_epoch(t timestamptz) RETURNS bigint
 LANGUAGE sql STABLE AS 'SELECT (pg_catalog.date_part(''epoch'', $1) * 1000000)::bigint';
@@ -99,28 +113,56 @@ CREATE FUNCTION {schema}.notify(owner bigint, nonce bigint) RETURNS void
 LANGUAGE sql VOLATILE AS
 'SELECT pg_catalog.pg_notify(''record_store_'' || $1::text, $2::text)';
 
--- The lock of the key is free: all that wait for that, and of those that want the lock the first that lives.
+-- A lock of the key, or a waiter ahead of others, is gone. Notifies all that wait until no lock is in their way, and of those
+-- that want the lock the first that lives, if it can have it now.
 CREATE FUNCTION {schema}.notify_free(p_id bytea) RETURNS void
 LANGUAGE plpgsql AS $$
 DECLARE
     w {schema}.waiters;
+    held bigint;
+    least_slots bigint;
     has_next boolean := false;
 BEGIN
     FOR w IN SELECT * FROM {schema}.waiters t WHERE t.id = p_id AND t.kind <> 'c' ORDER BY t.number LOOP
+        IF held IS NULL THEN
+            SELECT pg_catalog.count(*), pg_catalog.min(coalesce(t.slots, 0)) INTO held, least_slots
+                FROM {schema}.locks t WHERE t.id = p_id AND {schema}.is_live(t);
+        END IF;
         IF w.kind = 'f' THEN
-            DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
-            PERFORM {schema}.notify(w.owner, w.nonce);
-        ELSIF NOT has_next THEN
-            IF {schema}.lives(w.owner) THEN
-                has_next := true;
-                UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
-                    WHERE t.id = p_id AND t.number = w.number;
+            IF held = 0 OR w.slots IS NOT NULL AND least_slots > 0 THEN
+                DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
                 PERFORM {schema}.notify(w.owner, w.nonce);
+            END IF;
+        ELSIF NOT has_next THEN
+            IF {schema}.is_waiting(w) THEN
+                has_next := true;
+                IF {schema}.has_room(held, least_slots, w.slots) THEN
+                    PERFORM {schema}.notify_first(w);
+                END IF;
             ELSE
                 DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
             END IF;
         END IF;
     END LOOP;
+END $$;
+
+-- A process that is gone or stopped must not hold up the others.
+CREATE FUNCTION {schema}.is_waiting(w {schema}.waiters) RETURNS boolean
+LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (w.notified_at IS NULL OR pg_catalog.clock_timestamp() - interval '1 second' <= w.notified_at)
+        AND {schema}.lives(w.owner);
+END $$;
+
+-- Notifies the first of those that want the lock.
+CREATE FUNCTION {schema}.notify_first(w {schema}.waiters) RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF w.notified_at IS NULL THEN
+        UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
+            WHERE t.id = w.id AND t.number = w.number;
+        PERFORM {schema}.notify(w.owner, w.nonce);
+    END IF;
 END $$;
 
 -- The record of the key has changed.
@@ -135,26 +177,33 @@ BEGIN
     END LOOP;
 END $$;
 
-CREATE FUNCTION {schema}.enqueue(p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char") RETURNS void
+CREATE FUNCTION {schema}.enqueue(
+    p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char", p_slots bigint) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce) THEN
-        INSERT INTO {schema}.waiters (id, number, nonce, owner, kind)
-            SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind
+        INSERT INTO {schema}.waiters (id, number, nonce, owner, kind, slots)
+            SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind, p_slots
             FROM {schema}.waiters t WHERE t.id = p_id;
     END IF;
 END $$;
 
+-- p_slots: how many may share the lock at most, this holder included. Null: it is exclusive.
 CREATE FUNCTION {schema}.acquire_lock(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint,
-    p_hold bigint, p_waits boolean, p_patience integer, p_note bytea,
+    p_hold bigint, p_waits boolean, p_patience integer, p_note bytea, p_slots bigint DEFAULT NULL,
     OUT status integer, OUT token bigint, OUT holder bytea, OUT bound boolean, OUT remaining bigint,
     OUT is_first boolean, OUT stale integer)
 LANGUAGE plpgsql AS $$
 DECLARE
     l {schema}.locks;
+    own {schema}.locks;
     w {schema}.waiters;
-    is_live boolean;
+    held bigint := 0;
+    least_slots bigint;
+    stale_tokens bigint[];
+    stale_holder bytea;
+    stale_bound boolean;
     own_number bigint;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
@@ -163,24 +212,48 @@ BEGIN
         status := {GONE};
         RETURN;
     END IF;
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    is_live := {schema}.is_live(l);
-    IF is_live AND l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner) THEN
-        UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id;
+    -- Each lock is judged once: a lease that ends between two looks would count as both.
+    FOR l IN SELECT * FROM {schema}.locks t WHERE t.id = p_id ORDER BY t.token LOOP
+        IF NOT {schema}.is_live(l) THEN
+            stale_tokens := stale_tokens || l.token;
+            stale_holder := l.holder;
+            stale_bound := l.bound;
+            stale := CASE WHEN pg_catalog.clock_timestamp() >= l.expires_at THEN 1 ELSE 2 END;
+        ELSIF {schema}.is_of(l, p_holder, p_bound, p_owner) THEN
+            own := l;
+        ELSE
+            IF held = 0 THEN
+                holder := l.holder;
+                bound := l.bound;
+            END IF;
+            held := held + 1;
+            least_slots := least(least_slots, coalesce(l.slots, 0));
+            -- When the first of them ends, there is room for another one.
+            remaining := least(remaining, {schema}.left_until(l.expires_at));
+        END IF;
+    END LOOP;
+    IF own.token IS NOT NULL THEN
+        stale := NULL;
+        token := own.token;
+        IF own.slots IS NOT NULL AND p_slots IS NULL THEN
+            status := {SHARED};
+        ELSE
+            UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold)
+                WHERE t.id = p_id AND t.token = own.token;
+            PERFORM {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
+            -- The answer to an earlier attempt of the same acquisition was lost.
+            status := CASE WHEN own.nonce = p_nonce THEN {OK} ELSE {AGAIN} END;
+        END IF;
         DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
-        PERFORM {schema}.notify_sooner(p_id, l.expires_at, {schema}.end_after(p_hold));
-        token := l.token;
-        -- The answer to an earlier attempt of the same acquisition was lost.
-        status := CASE WHEN l.nonce = p_nonce THEN {OK} ELSE {AGAIN} END;
+        IF FOUND THEN
+            PERFORM {schema}.notify_free(p_id);
+        END IF;
         RETURN;
     END IF;
     SELECT t.number INTO own_number FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
     is_first := true;
-    IF is_live THEN
+    IF NOT {schema}.has_room(held, least_slots, p_slots) THEN
         status := {LOCKED};
-        holder := l.holder;
-        bound := l.bound;
-        remaining := {schema}.left_until(l.expires_at);
         is_first := NOT EXISTS (SELECT FROM {schema}.waiters t
             WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number));
     ELSE
@@ -188,48 +261,50 @@ BEGIN
             WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number)
             ORDER BY t.number
         LOOP
-            -- A process that is stopped must not hold up the others.
-            IF NOT {schema}.lives(w.owner)
-                OR w.notified_at < pg_catalog.clock_timestamp() - interval '1 second'
-            THEN
+            IF NOT {schema}.is_waiting(w) THEN
                 DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
                 CONTINUE;
             END IF;
-            IF w.notified_at IS NULL THEN
-                UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
-                    WHERE t.id = p_id AND t.number = w.number;
-                PERFORM {schema}.notify(w.owner, w.nonce);
-            END IF;
+            -- Even if it cannot have the lock beside those that share it: if it is stopped, it does not look.
+            PERFORM {schema}.notify_first(w);
             status := {BEHIND};
             is_first := false;
             EXIT;
         END LOOP;
     END IF;
     IF status IS NOT NULL THEN
+        stale := NULL;
         IF p_waits AND own_number IS NULL THEN
-            PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'l');
-        ELSIF NOT p_waits AND own_number IS NOT NULL THEN
-            -- The last attempt of a wait.
+            PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'l', p_slots);
+        ELSIF p_waits THEN
+            -- It has looked, so it is not stopped.
+            UPDATE {schema}.waiters t SET notified_at = NULL
+                WHERE t.id = p_id AND t.number = own_number AND t.notified_at IS NOT NULL;
+        ELSIF own_number IS NOT NULL THEN
+            -- The last attempt of a wait. Those behind it may share what it could not have.
             DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
+            PERFORM {schema}.notify_free(p_id);
         END IF;
         RETURN;
     END IF;
     IF own_number IS NOT NULL THEN
         DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
     END IF;
-    IF l.token IS NOT NULL THEN
-        holder := l.holder;
-        bound := l.bound;
-        stale := CASE WHEN pg_catalog.clock_timestamp() >= l.expires_at THEN 1 ELSE 2 END;
+    IF stale_tokens IS NOT NULL THEN
+        DELETE FROM {schema}.locks t WHERE t.id = p_id AND t.token = ANY (stale_tokens);
     END IF;
+    holder := stale_holder;
+    bound := stale_bound;
     token := pg_catalog.nextval('{schema}.numbers');
-    INSERT INTO {schema}.locks AS t (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note)
+    INSERT INTO {schema}.locks
+        (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note, slots)
         VALUES (p_id, p_key, p_holder, p_bound, p_owner, token, p_nonce, pg_catalog.clock_timestamp(),
-                {schema}.end_after(p_hold), p_note)
-        ON CONFLICT (id) DO UPDATE SET holder = excluded.holder, bound = excluded.bound, owner = excluded.owner,
-            token = excluded.token, nonce = excluded.nonce, acquired_at = excluded.acquired_at,
-            expires_at = excluded.expires_at, note = excluded.note;
+                {schema}.end_after(p_hold), p_note, p_slots);
     status := {OK};
+    IF p_slots IS NOT NULL THEN
+        -- The next one may share it, too.
+        PERFORM {schema}.notify_free(p_id);
+    END IF;
 END $$;
 
 -- A lease ends earlier than its waiters know.
@@ -251,19 +326,33 @@ BEGIN
 END $$;
 
 -- The claim of a holder (p_token is null) or of a token, on a lock that has to be there. With a token, p_bound says that it
--- was passed on.
+-- was passed on. token, expires_at and slots are those of the lock, holder and bound those of another one that is in force.
 CREATE FUNCTION {schema}.own(
-    l {schema}.locks, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint) RETURNS integer
+    p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
+    OUT status integer, OUT token bigint, OUT expires_at timestamptz, OUT slots bigint, OUT holder bytea,
+    OUT bound boolean)
 LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
 BEGIN
-    IF p_token IS NOT NULL THEN
-        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
-    ELSIF NOT {schema}.is_live(l) THEN
-        RETURN {NOT_LOCKED};
-    ELSIF l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner) THEN
-        RETURN {OK};
-    END IF;
-    RETURN {LOCKED};
+    status := CASE WHEN p_token IS NULL THEN {NOT_LOCKED} ELSE {LOST} END;
+    FOR l IN SELECT * FROM {schema}.locks t
+        WHERE t.id = p_id AND (p_token IS NULL OR t.token = p_token) ORDER BY t.token DESC
+    LOOP
+        IF (CASE WHEN p_token IS NULL THEN {schema}.is_of(l, p_holder, p_bound, p_owner) AND {schema}.is_live(l)
+            ELSE {schema}.has_token(l, p_bound, p_owner, p_token) END)
+        THEN
+            status := {OK};
+            token := l.token;
+            expires_at := l.expires_at;
+            slots := l.slots;
+            RETURN;
+        ELSIF p_token IS NULL AND {schema}.is_live(l) THEN
+            status := {LOCKED};
+            holder := l.holder;
+            bound := l.bound;
+        END IF;
+    END LOOP;
 END $$;
 
 CREATE FUNCTION {schema}.release_lock(
@@ -271,15 +360,17 @@ CREATE FUNCTION {schema}.release_lock(
     OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    l {schema}.locks;
+    own record;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    status := {schema}.own(l, p_holder, p_bound, p_owner, p_token);
-    holder := l.holder;
-    bound := l.bound;
+    SELECT * INTO own FROM {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    status := own.status;
+    holder := own.holder;
+    bound := own.bound;
     IF status = {OK} THEN
-        DELETE FROM {schema}.locks t WHERE t.id = p_id;
+        -- With it go those that shared the lock and are over.
+        DELETE FROM {schema}.locks t
+            WHERE t.id = p_id AND (t.token = own.token OR own.slots IS NOT NULL AND NOT {schema}.is_live(t));
         PERFORM {schema}.notify_free(p_id);
     END IF;
 END $$;
@@ -289,16 +380,16 @@ CREATE FUNCTION {schema}.renew(
     p_patience integer, OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    l {schema}.locks;
+    own record;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    status := {schema}.own(l, p_holder, p_bound, p_owner, p_token);
-    holder := l.holder;
-    bound := l.bound;
+    SELECT * INTO own FROM {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    status := own.status;
+    holder := own.holder;
+    bound := own.bound;
     IF status = {OK} THEN
-        UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id;
-        PERFORM {schema}.notify_sooner(p_id, l.expires_at, {schema}.end_after(p_hold));
+        UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id AND t.token = own.token;
+        PERFORM {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
     END IF;
 END $$;
 
@@ -314,20 +405,34 @@ BEGIN
     END IF;
 END $$;
 
--- Whether a record may be changed on a claim.
+-- Whether a record may be changed on a claim, or whose lock is in the way.
 CREATE FUNCTION {schema}.admit(
-    l {schema}.locks, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint) RETURNS integer
+    p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
+    OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
+DECLARE
+    l {schema}.locks;
 BEGIN
-    IF p_token IS NOT NULL THEN
-        RETURN CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
-    ELSIF l.token IS NULL
-        OR l.holder = p_holder AND l.bound = p_bound AND (NOT p_bound OR l.owner = p_owner)
-        OR NOT {schema}.is_live(l)
-    THEN
-        RETURN {OK};
-    END IF;
-    RETURN {LOCKED};
+    status := CASE WHEN p_token IS NULL THEN {OK} ELSE {LOST} END;
+    FOR l IN SELECT * FROM {schema}.locks t
+        WHERE t.id = p_id AND (p_token IS NULL OR t.token = p_token) ORDER BY t.token DESC
+    LOOP
+        IF (CASE WHEN p_token IS NULL THEN {schema}.is_of(l, p_holder, p_bound, p_owner)
+            ELSE {schema}.has_token(l, p_bound, p_owner, p_token) END)
+        THEN
+            IF l.slots IS NULL THEN
+                status := {OK};
+                RETURN;
+            ELSIF {schema}.is_live(l) THEN
+                status := {SHARED};
+                RETURN;
+            END IF;
+        ELSIF p_token IS NULL AND {schema}.is_live(l) THEN
+            status := {LOCKED};
+            holder := l.holder;
+            bound := l.bound;
+        END IF;
+    END LOOP;
 END $$;
 
 -- p_mode: 0 writes, 1 writes if the version is p_version (null: no record), 2 only compares the versions.
@@ -337,14 +442,10 @@ CREATE FUNCTION {schema}.write(
     OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
-    l {schema}.locks;
     present bigint;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
-    holder := l.holder;
-    bound := l.bound;
+    SELECT * INTO status, holder, bound FROM {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
     IF status <> {OK} THEN
         RETURN;
     END IF;
@@ -370,14 +471,9 @@ CREATE FUNCTION {schema}.remove(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_patience integer,
     OUT status integer, OUT holder bytea, OUT bound boolean, OUT existed boolean)
 LANGUAGE plpgsql AS $$
-DECLARE
-    l {schema}.locks;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
-    holder := l.holder;
-    bound := l.bound;
+    SELECT * INTO status, holder, bound FROM {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
     IF status = {OK} THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id
             RETURNING t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at INTO existed;
@@ -393,7 +489,6 @@ END $$;
 CREATE FUNCTION {schema}.evict_unlocked(p_id bytea, p_version bigint, p_is_dry_run boolean) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
-    l {schema}.locks;
     present bigint;
 BEGIN
     SELECT t.version INTO present FROM {schema}.records t
@@ -403,8 +498,7 @@ BEGIN
     ELSIF present <> p_version THEN
         RETURN {OTHER};
     END IF;
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    IF {schema}.is_live(l) THEN
+    IF EXISTS (SELECT FROM {schema}.locks t WHERE t.id = p_id AND {schema}.is_live(t)) THEN
         RETURN {LOCKED};
     ELSIF NOT p_is_dry_run THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id;
@@ -439,7 +533,8 @@ BEGIN
 END $$;
 
 -- The record and the lock have to be seen at one moment, and whether a lock lives can only be asked afterwards.
--- A lock that was found dead stays dead. So if the same one is there at a second look, nobody held the key then.
+-- A lock that was found dead stays dead. So if the same one is there at a second look, nobody held the key then. A shared lock
+-- is in no reader's way.
 CREATE FUNCTION {schema}.read(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_ignores_lock boolean,
     p_patience integer,
@@ -451,24 +546,27 @@ DECLARE
     dead bigint;
 BEGIN
     LOOP
-        SELECT r.version, r.result, r.expires_at, locks.* INTO version, result, expires_at,
-                l.id, l.key, l.holder, l.bound, l.owner, l.token, l.nonce, l.acquired_at, l.expires_at, l.note
+        SELECT r.version, r.result, r.expires_at,
+                locks.id, locks.key, locks.holder, locks.bound, locks.owner, locks.token, locks.expires_at
+            INTO version, result, expires_at, l.id, l.key, l.holder, l.bound, l.owner, l.token, l.expires_at
             FROM (SELECT p_id AS id) k
             LEFT JOIN {schema}.records r ON r.id = k.id
-            LEFT JOIN {schema}.locks locks ON locks.id = k.id;
+            LEFT JOIN {schema}.locks locks ON locks.id = k.id
+                AND CASE WHEN p_token IS NULL THEN locks.slots IS NULL ELSE locks.token = p_token END;
         IF p_ignores_lock THEN
             status := {OK};
-        ELSIF p_token IS NULL AND l.token = dead THEN
+        ELSIF p_token IS NOT NULL THEN
+            status := CASE WHEN {schema}.has_token(l, p_bound, p_owner, p_token) THEN {OK} ELSE {LOST} END;
+        ELSIF l.token IS NULL OR l.token = dead THEN
             status := {OK};
+        ELSIF {schema}.is_live(l) THEN
+            status := CASE WHEN {schema}.is_of(l, p_holder, p_bound, p_owner) THEN {OK} ELSE {LOCKED} END;
         ELSE
-            status := {schema}.admit(l, p_holder, p_bound, p_owner, p_token);
             -- The lock is stale. A change that was admitted before its end may not be committed yet. In the latch it is
             -- committed or refused.
-            IF status = {OK} AND p_token IS NULL AND l.token IS NOT NULL AND NOT {schema}.is_live(l) THEN
-                PERFORM {schema}.enter(p_hash, p_patience);
-                dead := l.token;
-                CONTINUE;
-            END IF;
+            PERFORM {schema}.enter(p_hash, p_patience);
+            dead := l.token;
+            CONTINUE;
         END IF;
         EXIT;
     END LOOP;
@@ -481,7 +579,8 @@ BEGIN
     time_left := {schema}.left_until(expires_at);
 END $$;
 
--- Waits until no lock is in the way: the caller is notified if the status is {LOCKED}. p_holder may be null.
+-- Waits until no lock is in the way: the caller is notified if the status is {LOCKED}. In the way of a holder that wants to
+-- read is an exclusive lock of another one, and if p_holder is null every lock.
 CREATE FUNCTION {schema}.wait_for_lock(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint, p_patience integer,
     OUT status integer, OUT holder bytea, OUT bound boolean, OUT remaining bigint)
@@ -494,13 +593,19 @@ BEGIN
         status := {GONE};
         RETURN;
     END IF;
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    status := {schema}.admit(l, p_holder, p_bound, p_owner, NULL);
+    status := {OK};
+    FOR l IN SELECT * FROM {schema}.locks t
+        WHERE t.id = p_id AND (p_holder IS NULL OR t.slots IS NULL) ORDER BY t.token DESC
+    LOOP
+        IF {schema}.is_live(l) AND {schema}.is_of(l, p_holder, p_bound, p_owner) IS NOT TRUE THEN
+            status := {LOCKED};
+            holder := l.holder;
+            bound := l.bound;
+            remaining := least(remaining, {schema}.left_until(l.expires_at));
+        END IF;
+    END LOOP;
     IF status = {LOCKED} THEN
-        holder := l.holder;
-        bound := l.bound;
-        remaining := {schema}.left_until(l.expires_at);
-        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'f');
+        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'f', CASE WHEN p_holder IS NOT NULL THEN 1 END);
     END IF;
 END $$;
 
@@ -521,23 +626,18 @@ BEGIN
         status := {OTHER};
     ELSE
         status := {SAME};
-        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'c');
+        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'c', NULL);
     END IF;
 END $$;
 
 -- Gives up a wait.
 CREATE FUNCTION {schema}.leave(p_id bytea, p_hash integer, p_nonce bigint, p_patience integer) RETURNS void
 LANGUAGE plpgsql AS $$
-DECLARE
-    was_notified boolean;
-    l {schema}.locks;
 BEGIN
     PERFORM {schema}.enter(p_hash, p_patience);
-    DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce
-        RETURNING t.notified_at IS NOT NULL INTO was_notified;
-    SELECT * INTO l FROM {schema}.locks t WHERE t.id = p_id;
-    IF was_notified AND NOT {schema}.is_live(l) THEN
-        -- The next one has its turn.
+    DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+    IF FOUND THEN
+        -- The next one may have its turn.
         PERFORM {schema}.notify_free(p_id);
     END IF;
 END $$;

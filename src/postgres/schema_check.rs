@@ -46,8 +46,9 @@ const TABLES: &[Table] = &[
             ("acquired_at", "timestamp with time zone NOT NULL"),
             ("expires_at", "timestamp with time zone"),
             ("note", "bytea"),
+            ("slots", "bigint"),
         ],
-        "id",
+        "id, token",
     ),
     (
         "waiters",
@@ -59,6 +60,7 @@ const TABLES: &[Table] = &[
             ("kind", "\"char\" NOT NULL"),
             ("notified_at", "timestamp with time zone"),
             ("since", "timestamp with time zone NOT NULL"),
+            ("slots", "bigint"),
         ],
         "id, number",
     ),

@@ -6,7 +6,7 @@ pub(super) const CHECK: &str = "SELECT pg_is_in_recovery(), current_setting('ser
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Query {
-    /// The record, and whether there is a lock at all, live or not.
+    /// The record, and whether there is an exclusive lock, live or not.
     Peek,
     Read,
     Exists,
@@ -56,7 +56,7 @@ const DESCRIPTION: &str = "id, key, version, octet_length(result)::bigint AS siz
 const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_epoch(l.acquired_at), \
     {schema}.since_epoch(l.expires_at), {schema}.left_until(l.expires_at), {schema}.lives(l.owner), l.id, l.note, \
     ARRAY(SELECT -{schema}.left_until(w.since) FROM {schema}.waiters w \
-    WHERE w.id = l.id AND w.kind = 'l' AND {schema}.lives(w.owner) ORDER BY w.number) \
+    WHERE w.id = l.id AND w.kind = 'l' AND {schema}.lives(w.owner) ORDER BY w.number), l.slots \
     FROM {schema}.locks l";
 
 /// The schema as the catalog describes it: tables and sequences, columns with their types, valid primary keys, functions with
@@ -124,20 +124,22 @@ impl Query {
         match self {
             Self::Peek => format!(
                 "SELECT CASE WHEN {LIVES} THEN version END, CASE WHEN {LIVES} THEN result END, \
-                 {schema}.left_until(expires_at), l.id IS NOT NULL \
-                 FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id) \
-                 LEFT JOIN (SELECT id FROM {schema}.locks) l USING (id)"
+                 {schema}.left_until(expires_at), \
+                 EXISTS (SELECT FROM {schema}.locks l WHERE l.id = $1 AND l.slots IS NULL) \
+                 FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id)"
             ),
             Self::Read => call("read", 8),
             Self::Exists => format!("SELECT FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Write => call("write", 12),
             Self::Remove => call("remove", 7),
-            Self::AcquireLock => call("acquire_lock", 11),
+            Self::AcquireLock => call("acquire_lock", 12),
             Self::Renew => call("renew", 8),
             Self::ReleaseLock => call("release_lock", 7),
             Self::BreakLock => call("break_lock", 4),
-            Self::LockInfo => format!("SELECT {INFO} WHERE l.id = $1").replace("{schema}", schema),
+            Self::LockInfo => {
+                format!("SELECT {INFO} WHERE l.id = $1 ORDER BY l.token").replace("{schema}", schema)
+            }
             Self::WaitForLock => call("wait_for_lock", 7),
             Self::WaitForChange => call("wait_for_change", 6),
             Self::Leave => call("leave", 4),
@@ -169,9 +171,12 @@ impl Query {
             ),
             Self::Evict => call("evict", 4),
             Self::EvictSeveral => call("evict_several", 3),
-            Self::Locks => {
-                format!("SELECT {INFO} WHERE l.id > $1 ORDER BY l.id LIMIT 500").replace("{schema}", schema)
-            }
+            // A page has all rows of a key.
+            Self::Locks => format!(
+                "SELECT {INFO} WHERE l.id IN (SELECT DISTINCT id FROM {{schema}}.locks WHERE id > $1 \
+                 ORDER BY id LIMIT 500) ORDER BY l.id, l.token"
+            )
+            .replace("{schema}", schema),
             Self::HasLocks => {
                 format!("SELECT FROM {schema}.locks WHERE owner = $1 AND bound AND {LIVES} LIMIT 1")
             }

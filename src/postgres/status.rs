@@ -23,10 +23,12 @@ pub(super) enum Status {
     Absent,
     /// Somebody is inside of the latch.
     Busy,
+    /// The holder shares the lock with others, or might, and an exclusive one is needed.
+    Shared,
 }
 
 impl Status {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Ok,
         Self::Again,
         Self::Locked,
@@ -38,6 +40,7 @@ impl Status {
         Self::Same,
         Self::Absent,
         Self::Busy,
+        Self::Shared,
     ];
 
     pub(super) fn number(self) -> i32 {
@@ -58,6 +61,7 @@ impl Status {
             Self::Same => "SAME",
             Self::Absent => "ABSENT",
             Self::Busy => "BUSY",
+            Self::Shared => "SHARED",
         }
     }
 

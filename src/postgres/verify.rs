@@ -104,8 +104,8 @@ impl<'a> PostgresVerification<'a> {
                 let page = pages.next(CONTEXT.operation).await?;
                 if !page.is_empty() {
                     let last = self.last_number().await?;
-                    for row in &page {
-                        self.check_lock(row, last);
+                    for rows in page.chunk_by(|row, next| row.get::<_, &[u8]>(9) == next.get::<_, &[u8]>(9)) {
+                        self.check_lock(rows, last);
                     }
                     self.left.push(Part::Locks(pages));
                 }
@@ -160,7 +160,22 @@ impl<'a> PostgresVerification<'a> {
         }
     }
 
-    fn check_lock(&mut self, row: &Row, last: i64) {
+    /// Checks the rows of a key.
+    fn check_lock(&mut self, rows: &[Row], last: i64) {
+        let is_exclusive = |row: &Row| row.get::<_, Option<i64>>(12).is_none();
+        if let [first, _, ..] = rows
+            && rows.iter().any(is_exclusive)
+            && let Ok((place, _)) = self.key_of(first, "locks", 9, 0)
+        {
+            let detail = "an exclusive lock beside others: break the lock".to_owned();
+            self.find(place, PostgresProblem::CorruptRow { detail });
+        }
+        for row in rows {
+            self.check_acquisition(row, last);
+        }
+    }
+
+    fn check_acquisition(&mut self, row: &Row, last: i64) {
         self.checked.locks += 1;
         let (place, key) = match self.key_of(row, "locks", 9, 0) {
             Ok(found) => found,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use record_store::{
-    Cancellation, ErrorKind, FileSystemRecordStore, Holder, LockInfo, LockOptions, LockState, RecordStoreExt,
+    Cancellation, ErrorKind, Holder, LockInfo, LockOptions, LockState, RecordStore, RecordStoreExt,
 };
 use serde::{Deserialize, Serialize};
 use tempfile::tempdir;
@@ -23,21 +23,54 @@ pub(crate) const ROLES: &[Role] = &[
     ("use-slots", use_slots),
 ];
 
+/// Where a store is.
+#[derive(Clone, Serialize, Deserialize)]
+enum Place {
+    Directory(PathBuf),
+    #[cfg(feature = "postgres")]
+    Server(String),
+}
+
+impl Place {
+    fn open(&self) -> Box<dyn RecordStore> {
+        match self {
+            Self::Directory(dir) => Box::new(open(dir)),
+            #[cfg(feature = "postgres")]
+            Self::Server(url) => Box::new(crate::postgres::open(url)),
+        }
+    }
+}
+
+/// In a directory and, if there is one, on a server.
+fn with_each_store(test: impl Fn(&Place)) {
+    let dir = tempdir().unwrap();
+    test(&Place::Directory(dir.path().to_owned()));
+    #[cfg(feature = "postgres")]
+    if let Some(url) = crate::postgres::new_url() {
+        test(&Place::Server(url));
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct Task {
-    dir: PathBuf,
+    place: Place,
     slots: u32,
     times: u64,
 }
 
 impl Task {
+    /// For readers.
+    fn unlimited(place: &Place, times: u64) -> Self {
+        Self { place: place.clone(), slots: u32::MAX, times }
+    }
+
     fn options(&self) -> LockOptions {
         LockOptions::new().slots(self.slots).acquire_timeout(PATIENCE)
     }
 }
 
 /// The states of the holders, in the order of their tokens.
-fn states(store: &FileSystemRecordStore) -> Vec<LockState> {
+fn states(store: &dyn RecordStore) -> Vec<LockState> {
     let info = store.lock_info("key").unwrap();
     let mut holders: Vec<_> =
         info.iter().flat_map(LockInfo::holders).map(|it| (it.token(), it.state())).collect();
@@ -48,7 +81,7 @@ fn states(store: &FileSystemRecordStore) -> Vec<LockState> {
 /// Shares the lock until the parent sends a line.
 fn share(stage: &Stage) {
     let task: Task = stage.argument();
-    let store = open(&task.dir);
+    let store = task.place.open();
     let guard = store.lock("key", task.options()).unwrap();
     stage.send("done");
     stage.receive();
@@ -57,9 +90,12 @@ fn share(stage: &Stage) {
 
 #[test]
 fn killed_holders_free_their_slots_one_by_one() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
-    let task = Task { dir: dir.path().to_owned(), slots: 3, times: 0 };
+    with_each_store(killed_holders);
+}
+
+fn killed_holders(place: &Place) {
+    let store = &*place.open();
+    let task = Task { place: place.clone(), slots: 3, times: 0 };
     // One after the other: the order of the tokens is theirs.
     let start = |_| {
         let mut child = Child::start("share", &task);
@@ -67,21 +103,21 @@ fn killed_holders_free_their_slots_one_by_one() {
         child
     };
     let mut children: Vec<_> = (0..3).map(start).collect();
-    assert_eq!(states(&store), [LockState::Held; 3]);
+    assert_eq!(states(store), [LockState::Held; 3]);
     assert!(store.try_lock("key", task.options()).unwrap().is_none());
     let guard = std::thread::scope(|scope| {
         let waiter = scope.spawn(|| store.lock("key", task.options().holder(named("waiter"))));
-        has_waiters(&store, 1);
+        has_waiters(store, 1);
         // The second one: it is neither the first in the file nor the last.
         children.remove(1).kill();
         waiter.join().unwrap().unwrap()
     });
     // What the killed one has left is gone, and nothing else.
-    assert_eq!(states(&store), [LockState::Held; 3]);
+    assert_eq!(states(store), [LockState::Held; 3]);
     children.remove(0).kill();
-    assert_eq!(states(&store), [LockState::Abandoned, LockState::Held, LockState::Held]);
+    assert_eq!(states(store), [LockState::Abandoned, LockState::Held, LockState::Held]);
     guard.release().unwrap();
-    assert_eq!(states(&store), [LockState::Held]);
+    assert_eq!(states(store), [LockState::Held]);
     let mut last = children.remove(0);
     last.send("release");
     last.finish();
@@ -91,16 +127,19 @@ fn killed_holders_free_their_slots_one_by_one() {
 
 #[test]
 fn a_writer_waits_for_the_last_of_killed_readers() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
-    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times: 0 };
+    with_each_store(killed_readers);
+}
+
+fn killed_readers(place: &Place) {
+    let store = &*place.open();
+    let task = Task::unlimited(place, 0);
     let mut children: Vec<_> = (0..3).map(|_| Child::start("share", &task)).collect();
     for child in &mut children {
         child.expect("done");
     }
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| store.lock("key", LockOptions::new()).map(|guard| guard.write(&1)));
-        has_waiters(&store, 1);
+        has_waiters(store, 1);
         for child in children {
             assert!(!writer.is_finished(), "the writer did not wait for all");
             child.kill();
@@ -113,29 +152,28 @@ fn a_writer_waits_for_the_last_of_killed_readers() {
 /// Waits for the lock alone.
 fn wait_alone(stage: &Stage) {
     let task: Task = stage.argument();
-    let store = open(&task.dir);
+    let store = task.place.open();
     stage.send("ready");
     drop(store.lock("key", LockOptions::new()).unwrap());
     stage.send("done");
 }
 
-fn has_waiters(store: &FileSystemRecordStore, count: usize) {
+fn has_waiters(store: &dyn RecordStore, count: usize) {
     while store.lock_info("key").unwrap().unwrap().waiters().is_none_or(|waiters| waiters.len() != count) {
         std::thread::sleep(millis(1));
     }
 }
 
 /// The writer is the first in the queue, and the lock is shared all the time.
-fn a_reader_passes_a_writer(disturb: impl FnOnce(&mut Option<Child>)) {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
-    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times: 0 };
+fn a_reader_passes_a_writer(place: &Place, disturb: impl FnOnce(&mut Option<Child>)) {
+    let store = &*place.open();
+    let task = Task::unlimited(place, 0);
     let first = store.lock("key", as_named("first").shared()).unwrap();
     let mut writer = Some(Child::start("wait-alone", &task));
-    has_waiters(&store, 1);
+    has_waiters(store, 1);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| store.lock("key", task.options().holder(named("second"))));
-        has_waiters(&store, 2);
+        has_waiters(store, 2);
         assert!(!reader.is_finished());
         disturb(&mut writer);
         reader.join().unwrap().unwrap().release().unwrap();
@@ -152,8 +190,10 @@ fn a_reader_passes_a_writer(disturb: impl FnOnce(&mut Option<Child>)) {
 
 #[test]
 fn a_reader_does_not_wait_for_a_writer_that_is_killed() {
-    a_reader_passes_a_writer(|writer| {
-        writer.take().unwrap().kill();
+    with_each_store(|place| {
+        a_reader_passes_a_writer(place, |writer| {
+            writer.take().unwrap().kill();
+        });
     });
 }
 
@@ -161,24 +201,25 @@ fn a_reader_does_not_wait_for_a_writer_that_is_killed() {
 #[cfg(not(record_store_no_recheck))]
 #[test]
 fn a_reader_does_not_wait_for_a_writer_that_is_stopped() {
-    a_reader_passes_a_writer(|writer| writer.as_mut().unwrap().stop());
+    with_each_store(|place| a_reader_passes_a_writer(place, |writer| writer.as_mut().unwrap().stop()));
 }
 
 #[test]
 fn a_reader_does_not_wait_for_a_writer_that_gives_up() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
+    with_each_store(a_writer_gives_up);
+}
+
+fn a_writer_gives_up(place: &Place) {
+    let store = &*place.open();
     let first = store.lock("key", as_named("first").shared()).unwrap();
     let cancellation = Cancellation::new();
     std::thread::scope(|scope| {
         let writer =
             scope.spawn(|| store.lock("key", as_named("writer").cancellation(&cancellation)).map(drop));
-        has_waiters(&store, 1);
-        let readers = ["second", "third"].map(|name| {
-            let store = &store;
-            scope.spawn(move || store.lock("key", as_named(name).shared()).map(drop))
-        });
-        has_waiters(&store, 3);
+        has_waiters(store, 1);
+        let readers = ["second", "third"]
+            .map(|name| scope.spawn(move || store.lock("key", as_named(name).shared()).map(drop)));
+        has_waiters(store, 3);
         cancellation.cancel();
         assert!(writer.join().unwrap().unwrap_err().is_cancelled());
         for reader in readers {
@@ -191,7 +232,7 @@ fn a_reader_does_not_wait_for_a_writer_that_gives_up() {
 /// Reads twice under a shared lock. Nothing may change in between.
 fn read_shared(stage: &Stage) {
     let task: Task = stage.argument();
-    let store = open(&task.dir);
+    let store = task.place.open();
     let mut together = 0;
     stage.send("ready");
     stage.expect("go");
@@ -214,7 +255,7 @@ fn read_shared(stage: &Stage) {
 
 fn write_alone(stage: &Stage) {
     let task: Task = stage.argument();
-    let store = open(&task.dir);
+    let store = task.place.open();
     stage.send("ready");
     stage.expect("go");
     for _ in 0..task.times {
@@ -228,10 +269,14 @@ fn write_alone(stage: &Stage) {
 
 #[test]
 fn readers_together_and_writers_alone() {
+    with_each_store(readers_and_writers);
+}
+
+fn readers_and_writers(place: &Place) {
     const EACH: usize = 3;
-    let dir = tempdir().unwrap();
+    let store = place.open();
     let times = storm(60);
-    let task = Task { dir: dir.path().to_owned(), slots: u32::MAX, times };
+    let task = Task::unlimited(place, times);
     let roles = [["read-shared"; EACH], ["write-alone"; EACH]].concat();
     let mut children: Vec<_> = roles.iter().map(|role| Child::start(role, &task)).collect();
     for child in &mut children {
@@ -243,7 +288,7 @@ fn readers_together_and_writers_alone() {
     let together: u64 = children.iter_mut().map(|child| child.receive().parse::<u64>().unwrap()).sum();
     children.into_iter().for_each(Child::finish);
     assert!(together > 0, "no two readers had the lock at the same time");
-    let sum = open(dir.path()).read::<u64>("key").unwrap().unwrap().result;
+    let sum = store.read::<u64>("key").unwrap().unwrap().result;
     assert_eq!(sum, EACH as u64 * times);
 }
 
@@ -251,9 +296,9 @@ const SLOTS: u32 = 3;
 
 /// Writes down from when to when it holds one of the slots.
 fn use_slots(stage: &Stage) {
-    let task: Task = stage.argument();
-    let store = open(&task.dir.join("records"));
-    let mut log = File::create(task.dir.join(std::process::id().to_string())).unwrap();
+    let (task, logs): (Task, PathBuf) = stage.argument();
+    let store = task.place.open();
+    let mut log = File::create(logs.join(std::process::id().to_string())).unwrap();
     let mut dice = Dice::new(now());
     for _ in 0..task.times {
         let guard = store.lock("key", task.options()).unwrap();
@@ -268,8 +313,8 @@ fn use_slots(stage: &Stage) {
 
 /// The beginnings and the ends of what a child has held: one more, and one less. It may have lost its slot as soon as it
 /// was sent the kill.
-fn changes(dir: &Path, child: Child) -> Vec<(Moment, i32)> {
-    let log = dir.join(child.pid().as_raw_pid().to_string());
+fn changes(logs: &Path, child: Child) -> Vec<(Moment, i32)> {
+    let log = logs.join(child.pid().as_raw_pid().to_string());
     let killed = now();
     child.kill();
     let mut changes: Vec<_> = std::fs::read_to_string(log)
@@ -286,21 +331,25 @@ fn changes(dir: &Path, child: Child) -> Vec<(Moment, i32)> {
 
 #[test]
 fn there_are_never_more_holders_than_slots_whoever_is_killed() {
-    let dir = tempdir().unwrap();
-    let store = open(&dir.path().join("records"));
-    let task = Task { dir: dir.path().to_owned(), slots: SLOTS, times: storm(100) };
+    with_each_store(never_more_than_slots);
+}
+
+fn never_more_than_slots(place: &Place) {
+    let store = place.open();
+    let logs = tempdir().unwrap();
+    let task = (Task { place: place.clone(), slots: SLOTS, times: storm(100) }, logs.path());
     let mut children: Vec<_> = (0..6).map(|_| Child::start("use-slots", &task)).collect();
     let mut dice = Dice::new(now());
     let mut all = Vec::new();
     for _ in 0..storm(8) {
         std::thread::sleep(dice.time(millis(60)));
         let at = dice.index(children.len());
-        all.extend(changes(dir.path(), children.swap_remove(at)));
+        all.extend(changes(logs.path(), children.swap_remove(at)));
         children.push(Child::start("use-slots", &task));
     }
     for mut child in children {
         child.expect("done");
-        all.extend(changes(dir.path(), child));
+        all.extend(changes(logs.path(), child));
     }
     // At the same moment, one ends before the next one begins.
     all.sort_unstable();
@@ -347,8 +396,11 @@ fn a_lock_that_is_full_to_the_limit_of_its_file_lets_nobody_in() {
 
 #[test]
 fn guards_of_one_process_share_and_release_by_themselves() {
-    let dir = tempdir().unwrap();
-    let store = open(dir.path());
+    with_each_store(guards_of_one_process);
+}
+
+fn guards_of_one_process(place: &Place) {
+    let store = &*place.open();
     let bound = |name: &str| LockOptions::new().holder(Holder::bound(name).unwrap()).shared();
     let first = store.lock("key", bound("first")).unwrap();
     let again = store.lock("key", bound("first")).unwrap();
@@ -364,7 +416,7 @@ fn guards_of_one_process_share_and_release_by_themselves() {
     drop(first);
     assert!(again.is_held().unwrap(), "the first guard released the lock of the second one");
     again.release().unwrap();
-    assert_eq!(states(&store), [LockState::Held]);
+    assert_eq!(states(store), [LockState::Held]);
     store.release_lock("key", explicit).unwrap();
     assert!(!store.is_locked("key").unwrap());
 }

@@ -83,6 +83,9 @@ const THREADS: u64 = 2;
 const RUNS: u64 = 4;
 const CALLS_PER_THREAD: u64 = 3_300;
 
+/// The longest lease.
+const LONGEST_HOLD: Duration = Duration::from_millis(20);
+
 /// The longest time that a process is stopped.
 const LONGEST_STOP: Duration = Duration::from_millis(30);
 
@@ -99,13 +102,15 @@ struct Assignment {
     /// Unique within a run.
     number: u64,
     calls_per_thread: u64,
+    longest_hold: Duration,
 }
 
 /// A process: several threads work on one store handle.
 fn linearize(stage: &Stage) {
     let assignment: Assignment = stage.argument();
     let store = open_store(&assignment.records);
-    work(&*store, &assignment.logs, assignment.number, THREADS, assignment.calls_per_thread);
+    let Assignment { logs, number, calls_per_thread, longest_hold, .. } = &assignment;
+    work(&*store, logs, *number, THREADS, (*calls_per_thread, *longest_hold));
     std::fs::write(&assignment.done, "").unwrap();
     // The parent has to know the earliest moment at which this process can be gone.
     stage.expect("go");
@@ -120,10 +125,10 @@ fn open_store(records: &Path) -> Box<dyn RecordStore> {
     Box::new(open_with(records, Durability::Relaxed))
 }
 
-fn work(store: &dyn RecordStore, logs: &Path, number: u64, threads: u64, calls: u64) {
+fn work(store: &dyn RecordStore, logs: &Path, number: u64, threads: u64, amount: (u64, Duration)) {
     std::thread::scope(|scope| {
         for thread in 0..threads {
-            scope.spawn(move || Worker::new(store, logs, number * threads + thread, calls).run());
+            scope.spawn(move || Worker::new(store, logs, number * threads + thread, amount).run());
         }
     });
 }
@@ -139,6 +144,7 @@ struct Run {
     records: PathBuf,
     /// A server notices a death so much later. Until then it may still make a change that was sent to it.
     notices_deaths_within: Duration,
+    longest_hold: Duration,
 }
 
 struct Process {
@@ -161,6 +167,7 @@ impl Run {
             kills: 0,
             stops: 0,
             notices_deaths_within: Duration::ZERO,
+            longest_hold: LONGEST_HOLD,
         }
     }
 
@@ -176,6 +183,7 @@ impl Run {
             done: self.directory.path().join("done").join(self.assignments.to_string()),
             number: self.assignments,
             calls_per_thread,
+            longest_hold: self.longest_hold,
         };
         Process { child: Child::start("linearize", &assignment), assignment }
     }
@@ -331,7 +339,13 @@ fn the_store_on_a_server_is_linearizable_across_processes() {
     let (start, mut totals) = (Instant::now(), Totals::default());
     for _ in 0..storm(2) {
         let Some(url) = crate::postgres::new_url() else { return };
-        let run = Run { records: url.into(), notices_deaths_within: Duration::from_secs(1), ..Run::new() };
+        let run = Run {
+            records: url.into(),
+            notices_deaths_within: Duration::from_secs(1),
+            // A call takes longer than on files.
+            longest_hold: 4 * LONGEST_HOLD,
+            ..Run::new()
+        };
         run_processes(run, 500, &mut totals);
     }
     totals.conclude("linearizable on a server", start);
@@ -347,7 +361,7 @@ fn the_memory_store_is_linearizable_across_threads() {
     let threads = PROCESSES as u64 * THREADS;
     for _ in 0..storm(1) {
         let logs = in_memory();
-        work(&MemoryRecordStore::new(), logs.path(), 0, threads, CALLS_PER_THREAD);
+        work(&MemoryRecordStore::new(), logs.path(), 0, threads, (CALLS_PER_THREAD, LONGEST_HOLD));
         // All threads belong to this process, so no owner dies.
         let calls = history::load(logs.path(), None, &Deaths::new());
         assert_all_outcomes_occur(&calls);

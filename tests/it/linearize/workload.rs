@@ -20,9 +20,6 @@ pub(super) const KEYS: usize = 3;
 /// Named holders, shared by all threads.
 const JOBS: u64 = 2;
 
-/// The longest lease.
-const LONGEST_HOLD: Duration = Duration::from_millis(20);
-
 /// The longest timeout of a wait that has one.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
@@ -45,6 +42,7 @@ pub(super) struct Worker<'a> {
     /// The last value that this thread used. All values of a run are different.
     values: u64,
     calls_left: u64,
+    longest_hold: Duration,
     /// The store has shared locks.
     shares: bool,
 }
@@ -71,7 +69,12 @@ impl Value {
 
 impl<'a> Worker<'a> {
     /// `number` is unique among all threads of a run.
-    pub(super) fn new(store: &'a dyn RecordStore, logs: &Path, number: u64, calls: u64) -> Self {
+    pub(super) fn new(
+        store: &'a dyn RecordStore,
+        logs: &Path,
+        number: u64,
+        (calls, longest_hold): (u64, Duration),
+    ) -> Self {
         let (log, me) = (Log::create(logs), HolderId::current());
         let values = number << 32;
         // A different seed for each run.
@@ -85,6 +88,7 @@ impl<'a> Worker<'a> {
             own: [None; KEYS],
             values,
             calls_left: calls,
+            longest_hold,
             shares: has_shared_locks(store),
         }
     }
@@ -303,7 +307,7 @@ impl<'a> Worker<'a> {
     }
 
     fn hold(&mut self) -> Duration {
-        self.dice.time(LONGEST_HOLD)
+        self.dice.time(self.longest_hold)
     }
 
     /// The slots of an acquisition. `None`: it is exclusive.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use record_store::conformance::{self, Need, Suite};
-use record_store::{ErrorKind, Key, LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt};
+use record_store::{Key, PostgresOptions, PostgresRecordStore};
 
 use super::server::Server;
 use super::sessions::Stalled;
@@ -28,21 +28,6 @@ fn two_handles_keep_the_contract() {
         conformance::by_turns([open(&url), open(&url)])
     };
     Suite::new(handles).stall(|store, key| stall(&store.handles()[0], key)).run();
-}
-
-/// It says so, instead of giving out an exclusive lock.
-#[test]
-fn a_shared_lock_is_refused() {
-    let Some(url) = new_url() else { return };
-    let store = open(&url);
-    for options in [LockOptions::new().shared(), LockOptions::new().slots(2)] {
-        let error = store.acquire_lock("k", options).unwrap_err();
-        assert_eq!((error.kind(), error.operation()), (ErrorKind::Unsupported, "acquire_lock"), "{error}");
-        assert!(!store.is_locked("k").unwrap());
-    }
-    // What changes a record locks exclusively in any case.
-    let update = |old: Option<u8>| Ok(old.unwrap_or(0) + 1);
-    assert_eq!(store.update("k", LockOptions::new().shared(), update).unwrap(), 1);
 }
 
 #[test]

@@ -18,7 +18,8 @@ type Change = (&'static str, &'static str, &'static str);
 type Fault = (&'static str, &'static [Change], &'static [&'static str]);
 
 const ENTER: &str = "PERFORM {schema}.enter(p_hash, p_patience);";
-const OF_THIS_PROCESS: &str = "AND (NOT p_bound OR l.owner = p_owner)";
+const IS_OF: &str = "{schema}.is_of(l, p_holder, p_bound, p_owner)";
+const HAS_NAME: &str = "(l.holder = p_holder AND l.bound = p_bound)";
 
 const FAULTS: &[Fault] = &[
     (
@@ -62,9 +63,8 @@ const FAULTS: &[Fault] = &[
     (
         "a waiter's death is ignored",
         &[
-            ("acquire_lock", "NOT {schema}.lives(w.owner)", "false"),
-            ("acquire_lock", "interval '1 second'", "interval '1 hour'"),
-            ("notify_free", "IF {schema}.lives(w.owner) THEN", "IF true THEN"),
+            ("is_waiting", "AND {schema}.lives(w.owner)", ""),
+            ("is_waiting", "interval '1 second'", "interval '1 hour'"),
         ],
         &["processes::a_waiter_that_is_killed_holds_up_nobody"],
     ),
@@ -114,27 +114,27 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a bound holder is the same in every process for an acquisition",
-        &[("acquire_lock", OF_THIS_PROCESS, "")],
+        &[("acquire_lock", IS_OF, HAS_NAME)],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
         "a bound holder is the same in every process for a change",
-        &[("admit", OF_THIS_PROCESS, "")],
+        &[("admit", IS_OF, HAS_NAME)],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
         "a bound holder is the same in every process for a release",
-        &[("own", OF_THIS_PROCESS, "")],
+        &[("own", IS_OF, HAS_NAME)],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
         "every holder may release",
-        &[("own", "l.holder = p_holder AND l.bound = p_bound AND", "true OR")],
+        &[("own", IS_OF, "true")],
         &["processes::the_default_holders_of_two_processes_exclude_each_other"],
     ),
     (
         "a named holder is another one in each process",
-        &[("acquire_lock", "(NOT p_bound OR l.owner = p_owner)", "l.owner = p_owner")],
+        &[("acquire_lock", IS_OF, "(l.holder = p_holder AND l.owner = p_owner)")],
         &["processes::a_named_holder_is_the_same_in_every_process"],
     ),
     (
@@ -158,6 +158,70 @@ const FAULTS: &[Fault] = &[
             "CASE WHEN p_mode = 0 THEN {schema}.end_after(p_time_to_live) END",
         )],
         &["expiry::each_swap_sets_the_time_to_live"],
+    ),
+    (
+        "a shared lock is an exclusive one",
+        &[("acquire_lock", "p_note, p_slots);", "p_note, NULL);")],
+        &["sharing::several_holders_share_a_lock"],
+    ),
+    (
+        "a writer joins those that read",
+        &[("has_room", "$3 IS NOT NULL AND", "")],
+        &["sharing::a_shared_lock_and_an_exclusive_one_exclude_each_other"],
+    ),
+    (
+        "one of those that share a lock may change the record",
+        &[("admit", "IF l.slots IS NULL THEN", "IF true THEN")],
+        &["sharing::nobody_changes_a_record_whose_lock_is_shared"],
+    ),
+    (
+        "only the slots of the newcomer count",
+        &[("has_room", "least($2, $3)", "$3")],
+        &["sharing::slots_limit_the_holders"],
+    ),
+    (
+        "slots have no limit",
+        &[("has_room", "$1 < least($2, $3)", "true")],
+        &["sharing::slots_limit_the_holders", "sharing::many_threads_never_exceed_the_slots"],
+    ),
+    (
+        "a release ends the locks of all",
+        &[("release_lock", "(t.token = own.token OR", "(true OR")],
+        &["sharing::each_holder_releases_its_own_acquisition"],
+    ),
+    (
+        "a slot is free when all leases are over",
+        &[("acquire_lock", "IF NOT {schema}.is_live(l) THEN", "IF false THEN")],
+        &["sharing::each_acquisition_has_a_lease_of_its_own"],
+    ),
+    (
+        "a renewal is of all",
+        &[("renew", "AND t.token = own.token", "")],
+        &["sharing::a_renewal_is_of_one_holder"],
+    ),
+    (
+        "a repeated acquisition is of all",
+        &[("acquire_lock", "AND t.token = own.token", "")],
+        &["sharing::a_renewal_is_of_one_holder"],
+    ),
+    (
+        "a shared lock becomes exclusive",
+        &[("acquire_lock", "own.slots IS NOT NULL AND p_slots IS NULL", "false")],
+        &["sharing::a_shared_lock_does_not_become_exclusive"],
+    ),
+    (
+        "a break by token is of all",
+        &[("break_lock", "t.token = p_token", "true")],
+        &["sharing::a_break_by_token_is_of_one_holder"],
+    ),
+    (
+        "readers pass a writer",
+        &[(
+            "acquire_lock",
+            "t\n            WHERE t.id = p_id AND t.kind = 'l'",
+            "t\n            WHERE false AND t.kind = 'l'",
+        )],
+        &["sharing::readers_and_writers_are_served_in_order"],
     ),
     (
         "a cancelled waiter stays in the queue",

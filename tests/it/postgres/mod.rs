@@ -14,6 +14,7 @@ pub(crate) mod processes;
 mod relay;
 mod server;
 mod sessions;
+mod sharing;
 pub(crate) mod storms;
 mod upgrade;
 mod verify;

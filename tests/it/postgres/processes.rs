@@ -158,7 +158,7 @@ fn queued(schema: &str) -> usize {
     server.sql(&format!("SELECT count(*) FROM {schema}.waiters WHERE kind = 'l'")).parse().unwrap()
 }
 
-fn until_queued(schema: &str, count: usize) {
+pub(super) fn until_queued(schema: &str, count: usize) {
     let start = Instant::now();
     while queued(schema) != count {
         assert!(start.elapsed() < PATIENCE, "{} of {count} wait", queued(schema));

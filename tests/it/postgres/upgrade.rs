@@ -6,15 +6,16 @@ use record_store::{LockOptions, PostgresOptions, PostgresRecordStore, RecordStor
 
 use super::server::Server;
 use super::{new_url, open};
-use crate::support::named;
+use crate::support::{as_named, named};
 
 const STATUSES: [&str; 11] =
     ["OK", "AGAIN", "LOCKED", "BEHIND", "LOST", "NOT_LOCKED", "GONE", "OTHER", "SAME", "ABSENT", "BUSY"];
 
-const SCHEMAS: [&str; 3] = [
+const SCHEMAS: [&str; 4] = [
     include_str!("../../../fixtures/postgres/schema-1.sql"),
     include_str!("../../../fixtures/postgres/schema-2.sql"),
     include_str!("../../../fixtures/postgres/schema-3.sql"),
+    include_str!("../../../fixtures/postgres/schema-4.sql"),
 ];
 
 /// Makes a store of version 1, with a record and a lock. Returns its schema.
@@ -57,7 +58,7 @@ fn a_store_of_version_1_is_upgraded_with_all_that_is_in_it() {
     let token = server.sql(&format!("SELECT token FROM {schema}.locks"));
     let start = SystemTime::now() - Duration::from_secs(2);
     let store = PostgresRecordStore::connect(&url, PostgresOptions::new().existing()).unwrap();
-    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "4|17|-3");
+    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "5|17|-3");
     assert_eq!(store.verify().map(Result::unwrap).count(), 0);
     let record = store.read::<u8>("k").unwrap().unwrap();
     assert_eq!(record.result, 7);
@@ -87,16 +88,14 @@ fn several_that_open_a_store_of_version_1_at_once_upgrade_it_once() {
         }
     });
     assert_eq!(open(&url).keys().unwrap().count(), 9);
-    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "4");
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "5");
 }
 
-/// Processes of an earlier version, which still have the store open, call functions of other names.
+/// They still have the store open.
 #[test]
 fn processes_of_earlier_versions_exclude_those_of_this_one() {
     let Some(server) = Server::shared() else { return };
-    for (version, acquire, release) in
-        [(1, "acquire", "release"), (2, "acquire", "release"), (3, "acquire_lock", "release_lock")]
-    {
+    for version in [3, 4] {
         let url = new_url().unwrap();
         let schema = make_version(server, &url, version);
         let store = open(&url);
@@ -104,11 +103,9 @@ fn processes_of_earlier_versions_exclude_those_of_this_one() {
         let guard = store.lock("k", LockOptions::new()).unwrap();
         // The session of this process stands for the other one, too.
         let owner = server.sql(&format!("SELECT owner FROM {schema}.locks WHERE key = 'k'"));
-        let acquire = format!(
-            "SELECT status FROM {schema}.{acquire}(sha256('k'), 'k', 5, 'old', false, {owner}, 7, NULL, false, 1000, NULL)"
-        );
+        let acquire = acquire(&schema, "acquire_lock", &owner);
         let release = format!(
-            "SELECT status FROM {schema}.{release}(sha256('k'), 5, 'old', false, {owner}, NULL, 1000)"
+            "SELECT status FROM {schema}.release_lock(sha256('k'), 5, 'old', false, {owner}, NULL, 1000)"
         );
         assert_eq!(server.sql(&acquire), "2", "version {version}: it is locked");
         assert_eq!(server.sql(&release), "2", "version {version}: another has the lock");
@@ -118,6 +115,41 @@ fn processes_of_earlier_versions_exclude_those_of_this_one() {
         assert!(store.is_lock_holder("k", &named("old")).unwrap(), "version {version}");
         assert_eq!(server.sql(&release), "0", "version {version}");
         assert!(!store.is_locked("k").unwrap(), "version {version}");
+        // They do not know that a lock can be shared.
+        let readers = ["first", "second"].map(|name| store.lock("k", as_named(name).shared()).unwrap());
+        assert_eq!(server.sql(&acquire), "2", "version {version}");
+        assert_eq!(server.sql(&release), "2", "version {version}");
+        assert_eq!(write(server, &schema, "9"), "2", "version {version}");
+        for reader in readers {
+            assert!(reader.is_held().unwrap());
+            reader.release().unwrap();
+        }
+        assert_eq!(server.sql(&acquire), "0", "version {version}");
+    }
+}
+
+/// Acquires as a process of an earlier version does.
+fn acquire(schema: &str, function: &str, owner: &str) -> String {
+    format!(
+        "SELECT status FROM {schema}.{function}(sha256('k'), 'k', 5, 'old', false, {owner}, 7, NULL, false, 1000, NULL)"
+    )
+}
+
+/// The functions that they call would remove the locks of all that share them.
+#[test]
+fn processes_of_the_first_two_versions_acquire_and_release_nothing_after_an_upgrade() {
+    let Some(server) = Server::shared() else { return };
+    for version in [1, 2] {
+        let url = new_url().unwrap();
+        let schema = make_version(server, &url, version);
+        let acquire = acquire(&schema, "acquire", "0");
+        assert_eq!(server.sql(&acquire), "6", "version {version}: it has no session");
+        let store = open(&url);
+        assert_eq!(store.verify().map(Result::unwrap).count(), 0, "{version}");
+        let count = "SELECT count(*) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace";
+        let names = "'acquire', 'release', 'await_free', 'await_change'";
+        let count = server.sql(&format!("{count} WHERE n.nspname = '{schema}' AND p.proname IN ({names})"));
+        assert_eq!(count, "0", "version {version}");
     }
 }
 
@@ -134,7 +166,7 @@ fn a_role_that_does_not_own_the_tables_upgrades_nothing() {
     let tenant = url.replace("postgres@", "tenant@");
     let error = PostgresRecordStore::connect(&tenant, PostgresOptions::new()).unwrap_err();
     let cause = std::error::Error::source(&error).unwrap().to_string();
-    assert!(cause.contains("must be owner of table records"), "{cause}");
+    assert!(cause.contains("must be owner of table locks"), "{cause}");
     assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "1");
     open(&url).write("k", &1).unwrap();
     open(&tenant).write("k", &2).unwrap();

@@ -64,6 +64,11 @@ fn each_damaged_row_is_found() {
         store.write(key, &1).unwrap();
         store.acquire_lock(key, as_named("job")).unwrap();
     }
+    for key in ["shared", "mixed", "endless"] {
+        for name in ["first", "second"] {
+            store.acquire_lock(key, as_named(name).shared()).unwrap();
+        }
+    }
     let key = |name: &str| format!("key = convert_to('{name}', 'UTF8')");
     server.sql(&format!(
         "UPDATE {schema}.records SET result = '{{' WHERE {bad};
@@ -72,16 +77,22 @@ fn each_damaged_row_is_found() {
          UPDATE {schema}.locks SET holder = '' WHERE {bad};
          UPDATE {schema}.locks SET token = 9007199254740000 WHERE {future};
          UPDATE {schema}.locks SET id = sha256('elsewhere') WHERE {moved};
+         UPDATE {schema}.locks SET slots = NULL WHERE {mixed} AND holder = 'second';
+         UPDATE {schema}.locks SET slots = 1 + (2::bigint ^ 32)::bigint WHERE {endless} AND holder = 'first';
          INSERT INTO {schema}.records (id, key, version, result) VALUES (sha256('\\xff'), '\\xff', 1, '1')",
         bad = key("bad"),
         future = key("future"),
         moved = key("moved"),
+        mixed = key("mixed"),
+        endless = key("endless"),
     ));
     assert_finds(
         &store,
         &[
             "damage {schema}.locks \"bad\": the lock cannot be read: verify \"bad\": corrupt lock",
+            "damage {schema}.locks \"endless\": the lock cannot be read: verify \"endless\": corrupt lock: no valid number",
             "damage {schema}.locks \"future\": its token 9007199254740000 was never given",
+            "damage {schema}.locks \"mixed\": an exclusive lock beside others",
             "damage {schema}.locks \"moved\": the row is in the place of another key",
             "damage {schema}.records \"bad\": the record cannot be read: verify \"bad\": corrupt record: not a JSON value",
             "damage {schema}.records \"future\": its version 9007199254740000 was never given",
@@ -135,7 +146,7 @@ fn each_part_of_the_schema_that_is_not_as_it_was_made_is_found() {
         &[
             "damage {schema}.leave: the function is missing",
             "damage {schema}.notify_change: the function is another one",
-            "damage {schema}.store: its version is 1, and not 4",
+            "damage {schema}.store: its version is 1, and not 5",
             "damage {schema}.waiters: there is no valid primary key (id, number)",
             "leftover {schema}.notes: not a table of the store",
         ],
