@@ -406,6 +406,7 @@ fn guards_of_one_process(place: &Place) {
     let again = store.lock("key", bound("first")).unwrap();
     let second = store.lock("key", bound("second")).unwrap();
     assert_eq!(first.token(), again.token());
+    assert!(second.is_held().unwrap(), "only the oldest one holds the lock");
     // Acquired without a guard, so no guard releases it.
     let explicit = store.acquire_lock("key", bound("third")).unwrap();
     let third = store.lock("key", bound("third")).unwrap();

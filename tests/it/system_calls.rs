@@ -127,6 +127,10 @@ const OPERATIONS: &[Operation] = &[
             assert!(stores.durable.break_lock(format!("broken-{n}")).unwrap());
         },
     ),
+    // The frame is synced before the file is replaced: otherwise a power loss could leave neither.
+    Operation("acquire_lock, shared, beside a named holder", "?", |stores, n| {
+        stores.durable.acquire_lock(format!("shared-{n}"), as_named("job").shared()).unwrap();
+    }),
     Operation(
         "write by token, relaxed, new",
         "fstat openat write close openat flock fstat openat fstat pread64 close newfstatat pwrite64 linkat flock close",
@@ -219,6 +223,9 @@ fn each_operation_makes_exactly_the_listed_system_calls() {
     }
     for key in ["broken-0", "broken-1"] {
         store.acquire_lock(key, as_named("job")).unwrap();
+    }
+    for key in ["shared-0", "shared-1"] {
+        store.acquire_lock(key, as_named("first").shared()).unwrap();
     }
     // A segment that gets full would take calls of its own.
     assert!(store.checkpoint().unwrap());

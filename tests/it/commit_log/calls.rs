@@ -129,6 +129,36 @@ fn a_change_of_a_lock_that_a_killed_process_has_only_told_is_not_made_by_a_recov
     }
 }
 
+/// The lock file stays, because a bound holder shares the lock. The log is told nothing of it.
+#[test]
+fn a_release_beside_a_bound_holder_that_a_killed_process_has_made_is_made_by_a_recovery() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    store.acquire_lock("k", as_named("job").shared()).unwrap();
+    store.acquire_lock("k", LockOptions::new().shared()).unwrap();
+    let child = Child::start("change one lock", &(dir.path(), LockChange::Release));
+    let Some((mut traced, _)) = Traced::attach(child) else { return };
+    loop {
+        let call = traced.next_call().expect("a change of the lock file");
+        traced.execute();
+        if call.number == libc::SYS_renameat2 {
+            break;
+        }
+    }
+    traced.kill();
+    let names = |store: &FileSystemRecordStore| {
+        let info = store.lock_info("k").unwrap();
+        info.iter().flat_map(LockInfo::holders).map(|it| it.holder().name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&store).len(), 1);
+    // The next process that enters the latch finds the frame.
+    let mut others = (0..).map(|number| format!("other-{number}"));
+    store.write(others.find(|key| latch_of(key) == latch_of("k")).unwrap(), &1).unwrap();
+    let lost = copy(dir.path());
+    std::fs::remove_file(lost.path().join("k.lock")).unwrap();
+    assert_eq!(names(&open(lost.path())), [""; 0]);
+}
+
 /// It keeps one segment of the log. All others are emptied, so others may write as much as they want.
 #[test]
 fn a_stopped_writer_delays_no_other_key_however_much_is_written() {

@@ -4,6 +4,7 @@
 //! A copy of a store is a store after a power loss, as far as the log is concerned: the shared memory of the log is not
 //! of this directory, so the first open recovers it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -11,8 +12,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
 use record_store::{
-    Durability, ErrorKind, FileSystemOptions, LockOptions, OpenMode, ReadOptions, RecordStoreExt,
-    WriteOptions,
+    BreakOptions, Durability, ErrorKind, FileSystemOptions, LockInfo, LockOptions, OpenMode, ReadOptions,
+    RecordStoreExt, WriteOptions,
 };
 use tempfile::TempDir;
 
@@ -131,6 +132,28 @@ fn a_recovery_leaves_directories_alone() {
         assert_eq!(store.read::<String>(key).unwrap_err().kind(), ErrorKind::NotARegularFile, "{key}");
     }
     assert_eq!(store.damaged().unwrap().len(), 0);
+}
+
+/// The log tells the whole lock with each change.
+#[test]
+fn a_recovery_knows_who_still_shares_a_lock() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let recovered = || {
+        let lost = copy(dir.path());
+        let _ = fs::remove_file(lost.path().join("k.lock"));
+        let info = open(lost.path()).lock_info("k").unwrap();
+        info.iter().flat_map(LockInfo::holders).map(LockInfo::token).collect::<BTreeSet<_>>()
+    };
+    let [first, second, third] =
+        ["first", "second", "third"].map(|name| store.acquire_lock("k", as_named(name).shared()).unwrap());
+    assert_eq!(recovered(), [first, second, third].into());
+    store.release_lock("k", third).unwrap();
+    assert_eq!(recovered(), [first, second].into());
+    assert!(store.break_lock_with("k", BreakOptions::new().token(first)).unwrap());
+    assert_eq!(recovered(), [second].into());
+    store.release_lock("k", second).unwrap();
+    assert_eq!(recovered(), [].into());
 }
 
 /// The clock of the copy is right, so only the high-water mark can be ahead of it.

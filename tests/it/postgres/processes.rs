@@ -191,6 +191,34 @@ fn processes_get_the_lock_in_the_order_in_which_they_came() {
     assert!(store.try_lock("k", as_named("late")).unwrap().is_some());
 }
 
+/// The waiter is stopped, so it cannot have the lock yet.
+#[test]
+fn a_newcomer_does_not_pass_a_waiter_that_was_notified() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let round = || {
+        let guard = store.lock("k", as_named("first")).unwrap();
+        let mut waiter = Child::start("postgres: wait", &(url.as_str(), "waiter"));
+        waiter.expect("ready");
+        waiter.send("go");
+        until_queued(store.schema(), 1);
+        waiter.stop();
+        let start = Instant::now();
+        guard.release().unwrap();
+        let newcomer = store.try_lock("k", as_named("newcomer")).unwrap();
+        let is_in_time = start.elapsed() < Duration::from_secs(1);
+        waiter.resume();
+        assert!(newcomer.is_none() || !is_in_time, "a newcomer passes the first waiter");
+        drop(newcomer);
+        waiter.expect("held");
+        waiter.send("release");
+        waiter.finish();
+        is_in_time
+    };
+    // After a second, the waiter counts as stopped.
+    assert!((0..5).any(|_| round()), "the machine is too slow");
+}
+
 /// Without a notification, they would notice only at their next check, after 250 ms.
 #[test]
 fn a_release_and_a_write_notify_those_that_wait() {
