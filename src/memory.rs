@@ -741,6 +741,26 @@ mod tests {
         assert!(waited.unwrap_err().is_timeout());
     }
 
+    /// The lease ends at any moment of the second call.
+    #[test]
+    fn a_holder_whose_share_has_just_ended_does_not_get_the_lock_alone() {
+        let store = MemoryRecordStore::new();
+        let options =
+            |name| LockOptions::new().holder(Holder::named(name).unwrap()).acquire_timeout(Duration::ZERO);
+        let _other = store.lock("key", options("other").shared()).unwrap();
+        let (mut shared, mut ended) = (0, 0);
+        for round in 0..30_000 {
+            let lease = Duration::from_nanos(round * 7 % 50_000);
+            store.acquire_lock("key", options("me").hold_timeout(lease).shared()).unwrap();
+            match store.acquire_lock("key", options("me")).unwrap_err().kind() {
+                ErrorKind::LockShared => shared += 1,
+                ErrorKind::LockTimeout => ended += 1,
+                kind => panic!("{kind:?}"),
+            }
+        }
+        assert!(shared > 0 && ended > 0, "the lease never ended in between");
+    }
+
     #[test]
     fn a_record_that_was_read_is_evicted_after_those_that_were_not() {
         let store = MemoryRecordStore::new();

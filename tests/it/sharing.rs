@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use record_store::{
@@ -227,6 +228,31 @@ fn a_writer_gives_up(place: &Place) {
         }
     });
     first.release().unwrap();
+}
+
+/// Nothing but the acquisition of the first one tells the second one: there is no lease whose end it waits for.
+#[test]
+fn readers_that_wait_acquire_together() {
+    with_each_store(readers_wait);
+}
+
+fn readers_wait(place: &Place) {
+    let store = &*place.open();
+    let writer = store.lock("key", as_named("writer")).unwrap();
+    let both = Barrier::new(2);
+    std::thread::scope(|scope| {
+        for (name, count) in [("first", 1), ("second", 2)] {
+            let both = &both;
+            scope.spawn(move || {
+                let guard = store.lock("key", as_named(name).shared()).unwrap();
+                both.wait();
+                guard.release().unwrap();
+            });
+            has_waiters(store, count);
+        }
+        writer.release().unwrap();
+    });
+    assert!(!store.is_locked("key").unwrap());
 }
 
 /// Reads twice under a shared lock. Nothing may change in between.

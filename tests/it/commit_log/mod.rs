@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
 use record_store::{
-    BreakOptions, Durability, ErrorKind, FileSystemOptions, LockInfo, LockOptions, OpenMode, ReadOptions,
-    RecordStoreExt, WriteOptions,
+    BreakOptions, Durability, ErrorKind, FileSystemOptions, LockInfo, LockOptions, LockToken, OpenMode,
+    ReadOptions, RecordStoreExt, WriteOptions,
 };
 use tempfile::TempDir;
 
@@ -134,26 +134,40 @@ fn a_recovery_leaves_directories_alone() {
     assert_eq!(store.damaged().unwrap().len(), 0);
 }
 
-/// The log tells the whole lock with each change.
+/// The log tells the whole lock with each change. The power loss has left the lock file that was there before, or none.
 #[test]
 fn a_recovery_knows_who_still_shares_a_lock() {
     let dir = in_memory();
     let store = open(dir.path());
-    let recovered = || {
-        let lost = copy(dir.path());
-        let _ = fs::remove_file(lost.path().join("k.lock"));
-        let info = open(lost.path()).lock_info("k").unwrap();
-        info.iter().flat_map(LockInfo::holders).map(LockInfo::token).collect::<BTreeSet<_>>()
+    let place = dir.path().join("k.lock");
+    let assert_recovers = |before: Option<Vec<u8>>, expected: &[LockToken]| {
+        for left in [None, before] {
+            let lost = copy(dir.path());
+            let _ = fs::remove_file(lost.path().join("k.lock"));
+            if let Some(left) = left {
+                fs::write(lost.path().join("k.lock"), left).unwrap();
+            }
+            let info = open(lost.path()).lock_info("k").unwrap();
+            let tokens = info.iter().flat_map(LockInfo::holders).map(LockInfo::token);
+            assert_eq!(tokens.collect::<BTreeSet<_>>(), expected.iter().copied().collect());
+        }
     };
-    let [first, second, third] =
-        ["first", "second", "third"].map(|name| store.acquire_lock("k", as_named(name).shared()).unwrap());
-    assert_eq!(recovered(), [first, second, third].into());
-    store.release_lock("k", third).unwrap();
-    assert_eq!(recovered(), [first, second].into());
-    assert!(store.break_lock_with("k", BreakOptions::new().token(first)).unwrap());
-    assert_eq!(recovered(), [second].into());
-    store.release_lock("k", second).unwrap();
-    assert_eq!(recovered(), [].into());
+    let mut held = Vec::new();
+    for name in ["first", "second", "third"] {
+        let before = fs::read(&place).ok();
+        held.push(store.acquire_lock("k", as_named(name).shared()).unwrap());
+        assert_recovers(before, &held);
+    }
+    let before = || Some(fs::read(&place).unwrap());
+    let shared_by_all = before();
+    store.release_lock("k", held.pop().unwrap()).unwrap();
+    assert_recovers(shared_by_all, &held);
+    let shared_by_two = before();
+    assert!(store.break_lock_with("k", BreakOptions::new().token(held.remove(0))).unwrap());
+    assert_recovers(shared_by_two, &held);
+    let last = before();
+    store.release_lock("k", held.remove(0)).unwrap();
+    assert_recovers(last, &[]);
 }
 
 /// The clock of the copy is right, so only the high-water mark can be ahead of it.
