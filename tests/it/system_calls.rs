@@ -128,9 +128,13 @@ const OPERATIONS: &[Operation] = &[
         },
     ),
     // The frame is synced before the file is replaced: otherwise a power loss could leave neither.
-    Operation("acquire_lock, shared, beside a named holder", "?", |stores, n| {
-        stores.durable.acquire_lock(format!("shared-{n}"), as_named("job").shared()).unwrap();
-    }),
+    Operation(
+        "acquire_lock, shared, beside a named holder",
+        "newfstatat openat fstat pread64 close fstat openat flock fstat newfstatat openat fstat pread64 close openat write close openat pwrite64 fdatasync newfstatat renameat2 unlinkat flock close close",
+        |stores, n| {
+            stores.durable.acquire_lock(format!("shared-{n}"), as_named("job").shared()).unwrap();
+        },
+    ),
     Operation(
         "write by token, relaxed, new",
         "fstat openat write close openat flock fstat openat fstat pread64 close newfstatat pwrite64 linkat flock close",
