@@ -172,7 +172,11 @@ pub(crate) fn locks(args: &LocksArgs) -> Result<(), Failure> {
     for lock in store.locks()? {
         match lock {
             Ok(lock) if args.json => out.line(&json(&JsonLock::new(&lock))?)?,
-            Ok(lock) => rows.extend(lock.holders().map(row)),
+            Ok(lock) => {
+                // All wait for the lock, and none for one of its holders.
+                let waiters = || lock.waiters().map(<[_]>::to_vec);
+                rows.extend(lock.holders().map(|holder| row(&holder.clone().with_waiters(waiters()))));
+            }
             Err(error) => outcome = Err(printed(error)),
         }
     }

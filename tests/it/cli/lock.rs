@@ -261,6 +261,7 @@ fn commands_that_share_the_lock_run_together_and_others_wait() {
     let table = output(&mut scratch.cli("locks", &[]));
     let table = String::from_utf8(table.stdout).unwrap();
     assert_eq!(table.lines().filter(|line| line.starts_with('k')).count(), 2, "{table}");
+    assert!(!table.contains("unknown"), "nobody waits for the lock: {table}");
     let shown = output(&mut scratch.cli("locks", &["--json"]));
     let lock: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!((&lock["shared"], &lock["slots"]), (&true.into(), &serde_json::Value::Null));
