@@ -106,7 +106,7 @@ fn a_damaged_file_that_no_power_loss_explains_is_kept() {
     assert!(contains(&fs::read(&damaged[0].path).unwrap(), "another program"));
 }
 
-/// Whatever the log tells of the record or the lock.
+/// A directory is in the place of each record and lock that the log tells.
 #[test]
 fn a_recovery_leaves_directories_alone() {
     let dir = in_memory();

@@ -1,11 +1,12 @@
 //! Shared locks on a server: those that wait are notified as soon as they may share. What holds on files, too, is in
 //! `sharing`.
 
+use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    BreakOptions, Cancellation, Error, ErrorKind, LockOptions, PostgresRecordStore, RecordStoreExt,
+    BreakOptions, Cancellation, Error, ErrorKind, LockInfo, LockOptions, PostgresRecordStore, RecordStoreExt,
 };
 
 use super::processes::until_queued;
@@ -137,4 +138,33 @@ fn a_writer_that_cannot_have_the_lock_yet_keeps_its_place() {
     assert!(store.try_lock("k", as_named("late").shared()).unwrap().is_none());
     assert!(writer.join().unwrap().is_none());
     assert!(store.is_lock_holder("k", &named("writer")).unwrap());
+}
+
+/// More than a lock file has room for, and more than the rows of one page of a listing.
+#[test]
+fn any_number_of_holders_share_a_lock_and_are_one_lock() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    let tokens: BTreeSet<_> =
+        (0..600).map(|n| store.acquire_lock("k", as_named(&format!("{n}")).shared()).unwrap()).collect();
+    store.acquire_lock("other", as_named("job")).unwrap();
+    let listed: Vec<_> = store.locks().unwrap().map(Result::unwrap).collect();
+    assert_eq!(listed.len(), 2);
+    let of_key = listed.iter().find(|lock| lock.is_shared()).unwrap();
+    assert_eq!(of_key.holders().map(LockInfo::token).collect::<BTreeSet<_>>(), tokens);
+}
+
+#[test]
+fn a_sweep_removes_only_the_holders_whose_lease_is_over() {
+    let Some(url) = new_url() else { return };
+    let store = open(&url);
+    for number in 0..3 {
+        let hold = if number == 1 { PATIENCE } else { Duration::ZERO };
+        store.acquire_lock("k", as_named(&format!("{number}")).hold_timeout(hold).shared()).unwrap();
+    }
+    assert!(store.is_lock_holder("k", &named("1")).unwrap());
+    // The acquisition of the second one has removed the first one.
+    assert_eq!(store.sweep().unwrap(), (0, 1));
+    let info = store.lock_info("k").unwrap().unwrap();
+    assert_eq!(info.holders().map(|it| it.holder().name()).collect::<Vec<_>>(), ["1"]);
 }
