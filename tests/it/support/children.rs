@@ -335,9 +335,22 @@ pub(crate) fn spawn_until_asleep<T: Send + 'static>(
 
 /// Whether a thread sleeps: on a futex, until it is notified, or for a fixed time where futexes are not used.
 fn is_asleep(process: u32, thread: i32) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
-    let number = call.split(' ').next();
-    [nix::libc::SYS_futex, nix::libc::SYS_clock_nanosleep, nix::libc::SYS_ppoll]
-        .iter()
-        .any(|sleep| number == Some(sleep.to_string().as_str()))
+    let call = || std::fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall")).unwrap();
+    let seen = call();
+    let number = |text: &str| i64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+    let mut fields = seen.split_ascii_whitespace();
+    match fields.next().and_then(|number| number.parse().ok()) {
+        Some(nix::libc::SYS_clock_nanosleep | nix::libc::SYS_ppoll) => true,
+        Some(nix::libc::SYS_futex) => {
+            let arguments: Vec<_> = fields.filter_map(number).collect();
+            let is_private = arguments[1] & i64::from(nix::libc::FUTEX_PRIVATE_FLAG) != 0;
+            let has_timeout = arguments[3] != 0;
+            // A thread that waits for a mutex looks like one that waits for a condition, but not for long.
+            !is_private || has_timeout || {
+                std::thread::sleep(Duration::from_millis(50));
+                call() == seen
+            }
+        }
+        _ => false,
+    }
 }
