@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
-use super::engine::{Local, Timer, until};
+use super::engine::Local;
 use super::failure::Failure;
 use super::limits::{Context, LatchLimit, Limits};
 use super::options::PostgresOptions;
@@ -20,6 +20,7 @@ use super::schema::{self, Found, SchemaName, StoreNumbers};
 use super::session::Session;
 use super::statements::Query;
 use super::status::Status;
+use super::timer::{Timer, until};
 use super::url::Target;
 use crate::pauses::Pauses;
 use crate::process::PerProcess;
@@ -129,7 +130,7 @@ impl Core {
         // If there may be only one, there is still that of the owner.
         let two = if self.options.connections == 1 { None } else { Some(here.pool.lease(deadline).await?) };
         let lives = format!("SELECT {}.lives($1)", self.quoted_schema);
-        if !one.client.query_one(&lives, &[&owner]).await?.get::<_, bool>(0)
+        if !one.run(one.client.query_one(&lives, &[&owner])).await?.get::<_, bool>(0)
             || Some(one.backend) == here.owner.backend()
         {
             // Unless the session has just ended.
@@ -138,9 +139,9 @@ impl Core {
         }
         if let Some(two) = &two {
             for (busy, other) in [(&one, two), (two, &one)] {
-                busy.client.batch_execute("BEGIN").await?;
-                let asked = other.client.query_one(NUMBER, &[]).await;
-                busy.client.batch_execute("COMMIT").await?;
+                busy.run(busy.client.batch_execute("BEGIN")).await?;
+                let asked = other.run(other.client.query_one(NUMBER, &[])).await;
+                busy.run(busy.client.batch_execute("COMMIT")).await?;
                 if asked?.get::<_, i32>(0) != other.backend || busy.backend == other.backend {
                     return Err(Failure::pooler());
                 }
@@ -290,9 +291,12 @@ async fn retried<T>(
 }
 
 async fn find_or_create(session: &Session, schema: &SchemaName, creates: bool) -> Result<Found, Failure> {
-    match schema::find(&session.client, schema).await? {
+    match session.run(schema::find(&session.client, schema)).await? {
         Found::Nothing if !creates => Ok(Found::Nothing),
-        Found::Nothing | Found::OlderVersion => schema::create_or_upgrade(&session.client, schema).await,
+        Found::Nothing | Found::OlderVersion => {
+            // Boxed, because it is large.
+            session.run(Box::pin(schema::create_or_upgrade(&session.client, schema))).await
+        }
         found => Ok(found),
     }
 }

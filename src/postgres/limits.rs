@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::engine::{Timer, until};
+use super::timer::{Timer, until};
 use crate::waiting::WaitReports;
 use crate::{Cancellation, Error, ErrorKind, Holder, Key, Result, WaitOptions};
 

@@ -1,5 +1,6 @@
 //! The store on a PostgreSQL server: the contract among the processes of several hosts.
 
+mod block_on;
 mod clock;
 mod core;
 mod engine;
@@ -15,6 +16,7 @@ mod locks;
 mod options;
 mod owner;
 mod pages;
+mod polled_socket;
 mod pool;
 mod record_info;
 mod records;
@@ -24,6 +26,7 @@ mod session;
 mod statements;
 mod status;
 mod store_changes;
+mod timer;
 mod tls;
 mod unknown;
 mod url;
@@ -35,8 +38,8 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::block_on::block_on;
 use self::core::Core;
-use self::engine::block_on;
 use self::limits::Limits;
 use self::url::Target;
 use crate::{

@@ -13,12 +13,13 @@ use tokio::sync::Notify;
 use tokio_postgres::Notification;
 use tokio_postgres::types::ToSql;
 
-use super::engine::{Local, Timer, engine, until};
+use super::engine::{Local, engine};
 use super::failure::Failure;
 use super::pool;
 use super::schema::random;
 use super::session::{Listener, Session};
 use super::statements::Query;
+use super::timer::{Timer, until};
 use super::unknown::Unknown;
 use super::url::Target;
 use crate::StoreIdentity;

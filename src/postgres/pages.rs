@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio_postgres::Row;
 
+use super::block_on::block_on;
 use super::core::{Core, Parameter, Repeat};
-use super::engine::block_on;
 use super::limits::{Context, Limits};
 use super::statements::Query;
 use crate::{ListOptions, Result};

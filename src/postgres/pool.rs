@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::engine::{Timer, engine, until};
+use super::block_on::is_polled_by_caller;
+use super::engine::OnEngine;
 use super::failure::Failure;
-use super::session::{self, Listener, Session};
+use super::session::{self, Listener, MovedBy, NoListener, Session};
+use super::timer::{Timer, until};
 use super::url::Target;
 
 /// The connections of one handle.
@@ -40,28 +42,34 @@ impl Pool {
             let error = "all connections of this process are in use: see PostgresOptions::connections";
             return Err(Failure::Unreachable(error.into()));
         };
-        let idle = self.take_idle();
-        let session = match idle {
-            Some(session) => session,
-            None => connect(&self.target, session::NoListener, deadline).await?,
+        let moved_by = if is_polled_by_caller() { MovedBy::Call } else { MovedBy::Engine };
+        let session = match (self.take_idle(moved_by), moved_by) {
+            (Some(session), _) => session,
+            (None, MovedBy::Engine) => connect(&self.target, NoListener, deadline).await?,
+            (None, MovedBy::Call) => {
+                let target = Arc::clone(&self.target);
+                let connect = Box::pin(session::connect(target, moved_by, NoListener, deadline));
+                until(Timer::at(deadline), connect).await.unwrap_or_else(|| Err(Failure::unreachable()))?
+            }
         };
         Ok(Lease { session: Some(session), pool: Arc::clone(self), _permit: permit })
     }
 
-    /// An idle connection, unless the server has closed it.
-    fn take_idle(&self) -> Option<Session> {
+    /// An idle connection, unless the server has closed it. If there is none, there is room for a new one: one whose bytes
+    /// another thread moves makes way.
+    fn take_idle(&self, moved_by: MovedBy) -> Option<Session> {
         let mut idle = self.idle();
-        while let Some(session) = idle.pop() {
+        while let Some(place) = idle.iter().rposition(|session| session.moved_by() == moved_by) {
+            let session = idle.remove(place);
             if !session.is_closed() {
                 return Some(session);
             }
         }
+        let is_full = idle.len() > self.permits.available_permits();
+        let surplus = is_full.then(|| idle.remove(0));
+        drop(idle);
+        drop(surplus);
         None
-    }
-
-    /// Adds a connection that was made elsewhere.
-    pub(super) fn put(&self, session: Session) {
-        self.idle().push(session);
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
@@ -69,21 +77,18 @@ impl Pool {
     }
 }
 
-/// Connects on the engine, within the deadline.
+/// Connects, within the deadline. The engine moves the bytes.
 pub(super) async fn connect(
     target: &Arc<Target>,
     listener: impl Listener,
     deadline: Option<Instant>,
 ) -> Result<Session, Failure> {
-    let engine = engine().map_err(|error| Failure::Unreachable(error.into()))?;
-    let mut task = engine.spawn(session::connect(Arc::clone(target), listener, deadline));
-    match until(Timer::at(deadline), &mut task).await {
+    let connect = session::connect(Arc::clone(target), MovedBy::Engine, listener, deadline);
+    let task = OnEngine::spawn(connect).map_err(|error| Failure::Unreachable(error.into()))?;
+    match until(Timer::at(deadline), task).await {
         Some(Ok(connected)) => connected,
         Some(Err(panicked)) => Err(Failure::Unreachable(panicked.into())),
-        None => {
-            task.abort();
-            Err(Failure::unreachable())
-        }
+        None => Err(Failure::unreachable()),
     }
 }
 
@@ -99,7 +104,7 @@ impl Drop for Lease {
     /// the next query waits for it.
     fn drop(&mut self) {
         if let Some(session) = self.session.take().filter(|session| !session.is_closed()) {
-            self.pool.put(session);
+            self.pool.idle().push(session);
         }
     }
 }

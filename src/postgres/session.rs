@@ -1,8 +1,10 @@
 //! One connection to the server, checked and set up.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -12,9 +14,10 @@ use tokio_postgres::tls::NoTls;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Row, Statement};
 
-use super::engine::{Timer, until};
 use super::failure::Failure;
+use super::polled_socket::PolledSocket;
 use super::statements::{self, Query};
+use super::timer::{Timer, until};
 use super::tls::Connector;
 use super::url::{Endpoint, Target};
 use super::wire::Wire;
@@ -34,10 +37,44 @@ const SETUP: &str = "SET search_path = pg_catalog; \
 /// A connection that is used by one call at a time.
 pub(super) struct Session {
     pub(super) client: Client,
+    /// Dropped after the client: then it says goodbye to the server.
+    own: Option<OwnConnection>,
     /// The number of the server's process.
     pub(super) backend: i32,
     /// One for each query. On the heap, because a session is moved as a part of futures.
     prepared: Box<[OnceCell<Statement>]>,
+}
+
+/// The thread that moves the bytes of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MovedBy {
+    /// The engine.
+    Engine,
+    /// That of the blocking call which uses the connection.
+    Call,
+}
+
+/// The connection of a session whose bytes its calls move.
+struct OwnConnection {
+    /// `None`: it has ended.
+    moving: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    socket: Arc<PolledSocket>,
+}
+
+impl OwnConnection {
+    /// Sends and receives what can be sent and received now.
+    fn move_bytes(&self, context: &mut Context<'_>) {
+        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        if moving.as_mut().is_some_and(|moving| moving.as_mut().poll(context).is_ready()) {
+            *moving = None;
+        }
+    }
+}
+
+impl Drop for OwnConnection {
+    fn drop(&mut self) {
+        self.move_bytes(&mut Context::from_waker(Waker::noop()));
+    }
 }
 
 /// Receives the events of a connection.
@@ -56,10 +93,11 @@ impl Listener for NoListener {
     fn ended(&self) {}
 }
 
-/// Connects to the first host that answers and is no standby, beginning with the one that was the last to do so. Runs on
-/// the engine.
+/// Connects to the first host that answers and is no standby, beginning with the one that was the last to do so. Runs where
+/// the bytes are moved.
 pub(super) async fn connect(
     target: Arc<Target>,
+    moved_by: MovedBy,
     listener: impl Listener,
     deadline: Option<Instant>,
 ) -> Result<Session, Failure> {
@@ -73,7 +111,7 @@ pub(super) async fn connect(
         let share = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()) / left);
         let limit = share.into_iter().chain(target.config.get_connect_timeout().copied()).min();
         let end = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let attempt = connect_to(&target, &hosts[number], listener.clone());
+        let attempt = connect_to(&target, &hosts[number], moved_by, listener.clone());
         match until(Timer::at(end), attempt).await {
             Some(Ok(session)) => {
                 target.last_host.store(number, Ordering::Relaxed);
@@ -91,9 +129,15 @@ pub(super) async fn connect(
 async fn connect_to(
     target: &Target,
     endpoint: &Endpoint,
+    moved_by: MovedBy,
     listener: impl Listener,
 ) -> Result<Session, Failure> {
-    let wire = Wire::connect(endpoint).await.map_err(|error| Failure::Unreachable(error.into()))?;
+    let wire = match moved_by {
+        MovedBy::Engine => Wire::connect(endpoint).await,
+        MovedBy::Call => Wire::connect_for_calls(endpoint).await,
+    };
+    let wire = wire.map_err(|error| Failure::Unreachable(error.into()))?;
+    let socket = wire.polled();
     let tls = match &endpoint.host {
         Host::Tcp(name) => Connector::new(target, name).map_err(Failure::Insecure)?,
         Host::Unix(_) => None,
@@ -103,11 +147,11 @@ async fn connect_to(
         None => {
             config.ssl_mode(tokio_postgres::config::SslMode::Disable);
             let (client, connection) = config.connect_raw(wire, NoTls).await.map_err(Failure::of_connect)?;
-            begin(client, connection, listener).await
+            begin(client, connection, socket, listener).await
         }
         Some(tls) => {
             let (client, connection) = config.connect_raw(wire, tls).await.map_err(Failure::of_connect)?;
-            begin(client, connection, listener).await
+            begin(client, connection, socket, listener).await
         }
     }
 }
@@ -116,13 +160,14 @@ async fn connect_to(
 async fn begin<S, T>(
     client: Client,
     mut connection: Connection<S, T>,
+    socket: Option<Arc<PolledSocket>>,
     listener: impl Listener,
 ) -> Result<Session, Failure>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    tokio::spawn(async move {
+    let moving = async move {
         while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(notification) = message {
                 listener.notified(&notification);
@@ -130,9 +175,17 @@ where
         }
         drop(connection);
         listener.ended();
-    });
-    client.batch_execute(SETUP).await?;
-    let row = client.query_one(statements::CHECK, &[]).await?;
+    };
+    let own = if let Some(socket) = socket {
+        Some(OwnConnection { moving: Mutex::new(Some(Box::pin(moving))), socket })
+    } else {
+        tokio::spawn(moving);
+        None
+    };
+    let prepared = (0..Query::COUNT).map(|_| OnceCell::new()).collect();
+    let mut session = Session { client, own, backend: 0, prepared };
+    session.run(session.client.batch_execute(SETUP)).await?;
+    let row = session.run(session.client.query_one(statements::CHECK, &[])).await?;
     if row.get::<_, bool>(0) {
         return Err(Failure::Standby);
     }
@@ -144,11 +197,24 @@ where
         let detail = "PostgreSQL 12 or later is necessary";
         return Err(Failure::Unusable(ErrorKind::UnsupportedServer, detail.into()));
     }
-    let backend = row.get(3);
-    Ok(Session { client, backend, prepared: (0..Query::COUNT).map(|_| OnceCell::new()).collect() })
+    session.backend = row.get(3);
+    Ok(session)
 }
 
 impl Session {
+    /// The output of a future that uses the client. The bytes move as long as this is polled.
+    pub(super) async fn run<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        poll_fn(|context| match (future.as_mut().poll(context), &self.own) {
+            (Poll::Pending, Some(own)) => {
+                own.move_bytes(context);
+                future.as_mut().poll(context)
+            }
+            (polled, _) => polled,
+        })
+        .await
+    }
+
     /// Runs a query that is prepared once for each connection.
     pub(super) async fn query(
         &self,
@@ -157,11 +223,23 @@ impl Session {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Failure> {
         let prepare = || async { self.client.prepare(&query.text(schema)).await };
-        let statement = self.prepared[query as usize].get_or_try_init(prepare).await?;
-        Ok(self.client.query(statement, parameters).await?)
+        let run = async {
+            let statement = self.prepared[query as usize].get_or_try_init(prepare).await?;
+            Ok(self.client.query(statement, parameters).await?)
+        };
+        self.run(run).await
+    }
+
+    pub(super) fn moved_by(&self) -> MovedBy {
+        if self.own.is_some() { MovedBy::Call } else { MovedBy::Engine }
     }
 
     pub(super) fn is_closed(&self) -> bool {
+        if let Some(own) = &self.own {
+            // Nobody has listened to the server since the last call.
+            own.socket.may_be_readable();
+            own.move_bytes(&mut Context::from_waker(Waker::noop()));
+        }
         self.client.is_closed()
     }
 }

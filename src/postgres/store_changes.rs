@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::core::Core;
-use super::engine::{Timer, until};
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::pages::Pages;
 use super::record_info::selected;
 use super::statements::Query;
+use super::timer::{Timer, until};
 use crate::changes::CHANGES;
 use crate::changes::polling::PAUSE_FACTOR;
 use crate::{ListOptions, RecordVersion, Result, SeenRecords, WaitOptions};

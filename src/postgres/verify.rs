@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio_postgres::Row;
 
+use super::block_on::block_on;
 use super::core::{Core, KeyId, Parameter, Repeat, key_in};
-use super::engine::block_on;
 use super::finding::{PostgresChecked, PostgresFinding, PostgresProblem};
 use super::limits::{Context, Limits};
 use super::lock_info::info_in;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters};
-use super::engine::{Timer, engine, until};
+use super::engine::engine;
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::lock_errors::unexpected;
 use super::lock_info::live_lock;
@@ -15,6 +15,7 @@ use super::owner::Registered;
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;
+use super::timer::{Timer, until};
 use crate::trace::WaitingFuture;
 use crate::waiting::Obstacle;
 use crate::{Holder, Key, OnCancel, Result};

@@ -1,17 +1,22 @@
-//! The socket of a connection. A forked child closes its copy at once: otherwise the server would not see the end of
+//! The bytes of a connection. A forked child closes its copy at once: otherwise the server would not see the end of
 //! this process as long as that child lives.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::event::PollFlags;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
 
+use super::block_on::wake_caller_on;
+use super::engine::OnEngine;
+use super::polled_socket::{PolledSocket, Stream};
 use super::url::Endpoint;
 use crate::process::{Forks, ParentOnlySocket};
 
@@ -21,45 +26,92 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 3;
 
 #[derive(Debug)]
-pub(super) struct Wire {
-    /// Dropped first: the number of the descriptor may be used again as soon as the socket is closed.
-    _parent_only: ParentOnlySocket,
-    socket: Socket,
+pub(super) enum Wire {
+    /// The engine moves the bytes.
+    Engine {
+        /// Dropped first: the number of the descriptor may be used again as soon as the socket is closed.
+        _parent_only: ParentOnlySocket,
+        socket: Socket,
+    },
+    /// The blocking calls move the bytes.
+    Calls(Arc<PolledSocket>),
 }
 
 #[derive(Debug)]
-enum Socket {
+pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Wire {
+    /// Runs on the engine.
     pub(super) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
-        let port = endpoint.port;
         loop {
             let forks = Forks::observe();
-            let socket = match &endpoint.host {
-                Host::Tcp(name) => {
-                    let stream = match endpoint.address {
-                        Some(address) => TcpStream::connect((address, port)).await?,
-                        None => TcpStream::connect((name.as_str(), port)).await?,
-                    };
-                    set_options(stream.as_fd())?;
-                    Socket::Tcp(stream)
-                }
-                Host::Unix(directory) => {
-                    Socket::Unix(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?)
-                }
-            };
-            let descriptor = match &socket {
-                Socket::Tcp(stream) => stream.as_fd(),
-                Socket::Unix(stream) => stream.as_fd(),
-            };
-            let wire = Self { _parent_only: ParentOnlySocket::register(descriptor)?, socket };
+            let socket = Socket::connect(endpoint).await?;
+            let wire = Self::Engine { _parent_only: ParentOnlySocket::register(socket.as_fd())?, socket };
             // A child that was forked before the registration has a copy that it does not close.
             if !forks.overlap() {
                 return Ok(wire);
             }
+        }
+    }
+
+    /// For connections whose bytes the blocking calls move.
+    pub(super) async fn connect_for_calls(endpoint: &Endpoint) -> io::Result<Self> {
+        loop {
+            let forks = Forks::observe();
+            let endpoint = endpoint.clone();
+            // To look a name up may take long. Only the engine can stop to wait for it.
+            let connect = async move { Socket::connect(&endpoint).await?.into_std() };
+            let wire = Self::Calls(PolledSocket::new(OnEngine::spawn(connect)?.await??)?);
+            if !forks.overlap() {
+                return Ok(wire);
+            }
+        }
+    }
+
+    /// The socket, if the blocking calls move the bytes.
+    pub(super) fn polled(&self) -> Option<Arc<PolledSocket>> {
+        match self {
+            Self::Engine { .. } => None,
+            Self::Calls(socket) => Some(Arc::clone(socket)),
+        }
+    }
+}
+
+impl Socket {
+    async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
+        let port = endpoint.port;
+        match &endpoint.host {
+            Host::Tcp(name) => {
+                let stream = match endpoint.address {
+                    Some(address) => TcpStream::connect((address, port)).await?,
+                    None => TcpStream::connect((name.as_str(), port)).await?,
+                };
+                set_options(stream.as_fd())?;
+                Ok(Self::Tcp(stream))
+            }
+            Host::Unix(directory) => {
+                Ok(Self::Unix(UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?))
+            }
+        }
+    }
+
+    /// The socket without a runtime. It still does not block.
+    fn into_std(self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(stream) => Stream::Tcp(stream.into_std()?),
+            Self::Unix(stream) => Stream::Unix(stream.into_std()?),
+        })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
         }
     }
 }
@@ -78,13 +130,15 @@ fn set_options(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-macro_rules! delegate {
-    ($self:ident, $method:ident, $($argument:expr),*) => {
-        match &mut $self.get_mut().socket {
-            Socket::Tcp(stream) => Pin::new(stream).$method($($argument),*),
-            Socket::Unix(stream) => Pin::new(stream).$method($($argument),*),
+/// Waits for the socket if it is not ready.
+fn polled<T>(socket: &Arc<PolledSocket>, interest: PollFlags, outcome: io::Result<T>) -> Poll<io::Result<T>> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            wake_caller_on(socket, interest);
+            Poll::Pending
         }
-    };
+        outcome => Poll::Ready(outcome),
+    }
 }
 
 impl AsyncRead for Wire {
@@ -93,20 +147,33 @@ impl AsyncRead for Wire {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        delegate!(self, poll_read, context, buffer)
+        match self.get_mut() {
+            Self::Engine { socket: Socket::Tcp(stream), .. } => Pin::new(stream).poll_read(context, buffer),
+            Self::Engine { socket: Socket::Unix(stream), .. } => Pin::new(stream).poll_read(context, buffer),
+            Self::Calls(socket) => polled(socket, PollFlags::IN, socket.read(buffer)),
+        }
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        delegate!(self, poll_write, context, bytes)
+        match self.get_mut() {
+            Self::Engine { socket: Socket::Tcp(stream), .. } => Pin::new(stream).poll_write(context, bytes),
+            Self::Engine { socket: Socket::Unix(stream), .. } => Pin::new(stream).poll_write(context, bytes),
+            Self::Calls(socket) => polled(socket, PollFlags::OUT, socket.write(bytes)),
+        }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, poll_flush, context)
+    /// A socket has no buffer of its own in this process.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        delegate!(self, poll_shutdown, context)
+        match self.get_mut() {
+            Self::Engine { socket: Socket::Tcp(stream), .. } => Pin::new(stream).poll_shutdown(context),
+            Self::Engine { socket: Socket::Unix(stream), .. } => Pin::new(stream).poll_shutdown(context),
+            Self::Calls(socket) => Poll::Ready(socket.shutdown()),
+        }
     }
 }

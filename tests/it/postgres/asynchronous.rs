@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use record_store::asynchronous::AsyncRecordStore;
 use record_store::{
@@ -12,6 +12,7 @@ use record_store::{
 };
 use tokio::time::{sleep, timeout};
 
+use super::server::Server;
 use super::{new_url, open};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::{PATIENCE, as_named, millis};
@@ -98,6 +99,28 @@ fn every_operation_can_be_dropped_at_every_await() {
             let policy = EvictionPolicy::new().max_records(0);
             drop_after_each_poll(&store, || store.evict(policy.clone())).await;
         });
+    }
+}
+
+/// A connection whose bytes a blocking call moves is of no use to a future, and the other way round.
+#[test]
+fn blocking_calls_and_futures_share_the_limit_of_connections() {
+    let Some(url) = new_url() else { return };
+    let name = format!("limit-{}", std::process::id());
+    let options = PostgresOptions::new().connections(1);
+    let store = PostgresRecordStore::connect(&format!("{url}&application_name={name}"), options).unwrap();
+    let (futures, [runtime, _]) = (AsyncRecordStore::new(store.clone()), runtimes());
+    for number in 0..5 {
+        store.write("k", &number).unwrap();
+        runtime.block_on(futures.write("k", &-number)).unwrap();
+        assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, -number);
+    }
+    // A session ends a moment after its connection. One more stands for the process.
+    let sessions = format!("SELECT count(*) <= 2 FROM pg_stat_activity WHERE application_name = '{name}'");
+    let start = Instant::now();
+    while Server::shared().unwrap().sql(&sessions) != "t" {
+        assert!(start.elapsed() < PATIENCE, "more connections than the options allow");
+        std::thread::sleep(millis(10));
     }
 }
 
