@@ -3,8 +3,8 @@
 use std::thread::sleep;
 use std::time::Duration;
 
-use super::support::{named, one_attempt, short_lease, wait_for_expiry};
-use crate::{EvictionPolicy, LockOptions, RecordStore, RecordStoreExt};
+use super::support::{blocks_until, named, one_attempt, short_lease, wait_for_expiry};
+use crate::{EvictionPolicy, LockOptions, RecordChange, RecordStore, RecordStoreExt, WaitOptions};
 
 checks! { "eviction":
     the_records_written_first_are_evicted:
@@ -14,7 +14,7 @@ checks! { "eviction":
     a_locked_record_is_kept:
         "`evict` keeps a record that is locked, also by the caller, and evicts younger ones in its place.",
     an_evicted_record_is_gone_for_watchers:
-        "An evicted record reads as absent, and watchers learn of it.",
+        "An evicted record reads as absent, and its watchers are woken.",
 }
 
 /// Writes records one after the other, so far apart that their times differ.
@@ -86,8 +86,9 @@ fn a_locked_record_is_kept(store: &dyn RecordStore) {
 fn an_evicted_record_is_gone_for_watchers(store: &dyn RecordStore) {
     store.write("key", &1).unwrap();
     let mut watch = store.watch("key").unwrap();
-    store.evict(EvictionPolicy::new().max_records(0)).unwrap();
-    assert_eq!(watch.next(super::PATIENCE).unwrap(), Some(crate::RecordChange::Removed));
+    let evict = || assert_eq!(store.evict(EvictionPolicy::new().max_records(0)).unwrap().records, 1);
+    let change = blocks_until(|| watch.next(WaitOptions::new()), evict);
+    assert_eq!(change.unwrap(), Some(RecordChange::Removed));
     assert!(store.read::<i64>("key").unwrap().is_none());
     assert!(store.record_info("key").unwrap().is_none());
 }

@@ -520,3 +520,35 @@ fn foreign_files_are_kept_where_the_file_system_cannot_exchange_files() {
         assert_kept(&store, [("k.json", PACKAGE.as_bytes()), ("k.json", TSCONFIG.as_bytes())]);
     }
 }
+
+/// The log tells the text of a durable record, so that its file need not be synced while the old one is kept. Where files cannot
+/// be exchanged, nothing keeps the old one.
+#[test]
+fn a_durable_record_is_synced_before_it_replaces_one_where_files_cannot_be_exchanged() {
+    let dir = in_memory();
+    let store = FileSystemRecordStore::open(dir.path()).unwrap();
+    store.write("k", &1).unwrap();
+    let task = Task { dir: dir.path().to_owned(), remove: false };
+    let Some((mut traced, _)) = Traced::attach(Child::start("change without exchange", &task)) else {
+        return;
+    };
+    let (staged, mut is_synced, mut is_replaced) = (dir.path().join(".store/staged"), false, false);
+    while let Some(call) = traced.next_call() {
+        match call.number {
+            libc::SYS_fdatasync => {
+                is_synced |= traced.file_of_call().is_some_and(|file| file.starts_with(&staged));
+            }
+            libc::SYS_renameat => {
+                assert!(is_synced, "the new file may not be on the disk yet");
+                is_replaced = true;
+            }
+            _ => {}
+        }
+        if call.number == libc::SYS_renameat2 { traced.fail(Errno::EINVAL) } else { traced.execute() }
+    }
+    assert!(is_replaced);
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert_eq!(store.read::<u8>("k").unwrap().unwrap().result, 2);
+}

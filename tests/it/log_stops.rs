@@ -35,6 +35,8 @@ enum Work {
     Break,
     /// Of a lock that is shared with another holder.
     ReleaseOne,
+    /// To a lease, where there was none.
+    Renew,
 }
 
 fn work(stage: &Stage) {
@@ -47,6 +49,7 @@ fn work(stage: &Stage) {
         Work::Release => store.release_lock("named", named("job")),
         Work::Break => store.break_lock("named").map(drop),
         Work::ReleaseOne => store.release_lock("shared", named("job")),
+        Work::Renew => store.renew("named", named("job"), PATIENCE),
     });
     stage.send(if outcome.is_ok() { "done" } else { "failed" });
 }
@@ -412,7 +415,7 @@ fn run_to_sync_of_taken(actor: &mut Traced, syncs: usize) -> PathBuf {
 /// A writer has filled a segment, and was killed before it began to empty it. So the next process does.
 #[test]
 fn those_who_wait_are_notified_before_the_log_is_emptied() {
-    for work in [Work::Release, Work::Break, Work::ReleaseOne, Work::FirstWrite] {
+    for work in [Work::Release, Work::Break, Work::ReleaseOne, Work::Renew, Work::FirstWrite] {
         let dir = in_memory();
         let store = open(dir.path());
         fill(&store);

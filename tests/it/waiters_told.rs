@@ -50,14 +50,23 @@ fn waiters_of_other_processes_are_told_in_their_order_until_they_leave() {
     let begun = Instant::now();
     let token = store.acquire_lock("k", as_named("holder")).unwrap();
     assert_eq!(waiters(&store, 0), []);
-    let mut children: Vec<_> = (1..=3)
-        .map(|count| {
-            let child = Child::start("wait to be told", &dir.path());
-            let told = waiters(&store, count);
-            assert!(told.iter().all(|waiter| waiter.waited() <= begun.elapsed()), "{told:?}");
-            child
-        })
-        .collect();
+    // The second process has the place in the table that this thread leaves.
+    let cancellation = Cancellation::new();
+    let leaving = std::thread::spawn({
+        let (store, options) = (store.clone(), as_named("leaving").cancellation(&cancellation));
+        move || store.lock("k", options).map(drop)
+    });
+    waiters(&store, 1);
+    let start = |count| {
+        let child = Child::start("wait to be told", &dir.path());
+        let told = waiters(&store, count);
+        assert!(told.iter().all(|waiter| waiter.waited() <= begun.elapsed()), "{told:?}");
+        child
+    };
+    let first = start(2);
+    cancellation.cancel();
+    assert!(leaving.join().unwrap().unwrap_err().is_cancelled());
+    let mut children = vec![first, start(2), start(3)];
     let reader = FileSystemOptions::new().mode(OpenMode::ReadOnly);
     let reader = reader.open(dir.path()).unwrap();
     let host = hostname::get().unwrap().into_string().unwrap();

@@ -102,5 +102,6 @@ mod tests {
         }
         assert!(is_kept("k.json~20240517T093000.000000000Z") && is_kept("a~b~20240517T093000.000000000Z"));
         assert!(!is_kept("notes.txt") && !is_kept("notes.txt~") && !is_kept("k.json~backup"));
+        assert!(!is_kept("k.json~backupZ") && !is_kept("k.json~2024-05-17Z"));
     }
 }

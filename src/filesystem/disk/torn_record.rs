@@ -82,6 +82,8 @@ mod tests {
         let by = |from: &str, to: &str| {
             String::from_utf8(torn.clone()).unwrap().replacen(from, to, 1).into_bytes()
         };
+        let checksum = std::str::from_utf8(&text).unwrap().split_once("record_crc32\":\"").unwrap().1;
+        let checksum = &checksum[..8];
         let mut headless = text.clone();
         headless[..SECTOR].fill(0);
         for other in [
@@ -95,6 +97,7 @@ mod tests {
             by("record_crc32", "crc32"),
             by("record_crc32\":\"", "record_crc32\":\"X"),
             by("{\"key\":\"a", "{ \"key\":\"a"),
+            by(checksum, &format!("g{}", &checksum[1..])),
         ] {
             assert!(!is_of_record(&other, &name), "{}", String::from_utf8_lossy(&other));
         }

@@ -9,6 +9,7 @@ pub(crate) mod processes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use record_store::{
     Cancellation, Change, ChangesOptions, ErrorKind, FileSystemOptions, FileSystemRecordStore, Json, Key,
@@ -234,6 +235,13 @@ fn a_store_that_reports_nothing_is_listed_from_time_to_time() {
     follower.until_present();
     store.remove("before").unwrap();
     follower.until_present();
+    // A timeout does not wait for the next listing.
+    let elapsed = (0..5).map(|_| {
+        let start = Instant::now();
+        assert_eq!(follower.next(millis(5)), None);
+        start.elapsed()
+    });
+    assert!(elapsed.min() < Some(millis(50)));
     let cancellation = Cancellation::new();
     cancellation.cancel();
     assert!(follower.changes.next(&cancellation).unwrap_err().is_cancelled());
