@@ -8,9 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use rustix::event::PollFlags;
-
-use super::polled_socket::{self, Bell, PolledSocket};
+use super::polled_socket::{self, Bell, Interest, PolledSocket};
 
 std::thread_local! {
     static EVENTS: RefCell<Option<Events>> = const { RefCell::new(None) };
@@ -18,10 +16,12 @@ std::thread_local! {
 
 /// The events that have to wake the thread, besides its waker. Each part of the future that is not ready adds its own when it is
 /// polled.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Events {
+    /// Another executor that polls a future inside of this one, such as that of an observer, has another waker.
+    waker: Waker,
     at: Option<Instant>,
-    sockets: Vec<(Arc<PolledSocket>, PollFlags)>,
+    sockets: Vec<(Arc<PolledSocket>, Interest)>,
 }
 
 /// Waits for the future on the calling thread.
@@ -32,34 +32,38 @@ pub(super) fn block_on<F: Future>(future: F) -> F::Output {
     // Inside of a task, Tokio's parts would return `Pending` for ever once the task has used up its budget.
     let mut future = pin!(tokio::task::unconstrained(future));
     loop {
-        let outer = Outer::replace();
+        let outer = Outer::replace(&waker);
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return output;
         }
-        let events = EVENTS.try_with(RefCell::take).ok().flatten().unwrap_or_default();
+        let events = EVENTS.try_with(RefCell::take).ok().flatten();
         drop(outer);
-        alarm.wait(&events);
+        alarm.wait(events);
     }
 }
 
-/// Whether a blocking call polls the present future. It does not if the thread is ending and has no storage any more: then
-/// the engine does the rest.
-pub(super) fn is_polled_by_caller() -> bool {
-    EVENTS.try_with(|events| events.borrow().is_some()).unwrap_or(false)
+/// Whether a blocking call polls this future. It does not if the thread is ending and has no storage any more: then the engine
+/// does the rest.
+pub(super) fn is_polled_by_caller(context: &Context<'_>) -> bool {
+    with_events(context, |_| ())
 }
 
-/// Wakes the blocking call that polls the present future, at this time. `false`: there is none.
-pub(super) fn wake_caller_at(at: Instant) -> bool {
-    with_events(|events| events.at = Some(events.at.map_or(at, |earlier| earlier.min(at))))
+/// Wakes the blocking call that polls this future, at this time. `false`: there is none.
+pub(super) fn wake_caller_at(context: &Context<'_>, at: Instant) -> bool {
+    with_events(context, |events| events.at = Some(events.at.map_or(at, |earlier| earlier.min(at))))
 }
 
-/// Wakes the blocking call that polls the present future, when the socket is ready. `false`: there is none.
-pub(super) fn wake_caller_on(socket: &Arc<PolledSocket>, interest: PollFlags) -> bool {
-    with_events(|events| events.sockets.push((Arc::clone(socket), interest)))
+/// Wakes the blocking call that polls this future, when the socket is ready. `false`: there is none.
+pub(super) fn wake_caller_on(context: &Context<'_>, socket: &Arc<PolledSocket>) -> bool {
+    with_events(context, |events| events.sockets.push((Arc::clone(socket), socket.interest())))
 }
 
-fn with_events(change: impl FnOnce(&mut Events)) -> bool {
-    let changed = EVENTS.try_with(|events| events.borrow_mut().as_mut().map(change).is_some());
+fn with_events(context: &Context<'_>, change: impl FnOnce(&mut Events)) -> bool {
+    let changed = EVENTS.try_with(|events| {
+        let mut events = events.borrow_mut();
+        let own = events.as_mut().filter(|events| events.waker.will_wake(context.waker()));
+        own.map(change).is_some()
+    });
     changed.unwrap_or(false)
 }
 
@@ -67,8 +71,9 @@ fn with_events(change: impl FnOnce(&mut Events)) -> bool {
 struct Outer(Option<Events>);
 
 impl Outer {
-    fn replace() -> Self {
-        Self(EVENTS.try_with(|events| events.replace(Some(Events::default()))).unwrap_or_default())
+    fn replace(waker: &Waker) -> Self {
+        let new = Events { waker: waker.clone(), at: None, sockets: Vec::new() };
+        Self(EVENTS.try_with(|events| events.replace(Some(new))).unwrap_or_default())
     }
 }
 
@@ -79,7 +84,7 @@ impl Drop for Outer {
     }
 }
 
-/// Wakes a thread that sleeps. The thread may be ending, so it is not parked.
+/// Wakes a thread that sleeps. It is not parked, because a thread that is ending cannot be.
 #[derive(Default)]
 struct Alarm {
     state: Mutex<State>,
@@ -98,16 +103,17 @@ enum State {
 }
 
 impl Alarm {
-    fn wait(&self, events: &Events) {
+    fn wait(&self, events: Option<Events>) {
+        let (at, sockets) = events.map_or((None, Vec::new()), |events| (events.at, events.sockets));
         let mut state = self.lock();
-        if let (State::Awake, Some((first, _))) = (&*state, events.sockets.first()) {
+        if let (State::Awake, Some((first, _))) = (&*state, sockets.first()) {
             *state = State::Polling(first.bell().clone());
             drop(state);
-            polled_socket::poll(&events.sockets, first.bell(), events.at);
+            polled_socket::poll(&sockets, first.bell(), at);
             state = self.lock();
         } else if matches!(*state, State::Awake) {
             *state = State::Asleep;
-            state = self.sleep(state, events.at);
+            state = self.sleep(state, at);
         }
         *state = State::Awake;
     }
@@ -178,14 +184,14 @@ mod tests {
 
     /// Waits for a byte.
     async fn receive(socket: &Arc<PolledSocket>) -> u8 {
-        poll_fn(|_| {
+        poll_fn(|context| {
             let mut bytes = [0; 10];
             let mut buffer = ReadBuf::new(&mut bytes);
             match socket.read(&mut buffer) {
                 Ok(()) => Poll::Ready(buffer.filled()[0]),
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
-                    assert!(wake_caller_on(socket, PollFlags::IN));
+                    assert!(wake_caller_on(context, socket));
                     Poll::Pending
                 }
             }
@@ -215,7 +221,18 @@ mod tests {
                 assert_eq!(block_on(receive(&socket)), 7);
             });
         });
-        assert!(!is_polled_by_caller() && !wake_caller_on(&socket, PollFlags::IN));
+    }
+
+    #[test]
+    fn another_executor_inside_of_a_blocking_call_wakes_by_itself() {
+        let inner = async {
+            let is_of_call = poll_fn(|context| Poll::Ready(is_polled_by_caller(context))).await;
+            Timer::at(Instant::now() + PAUSE).await;
+            is_of_call
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(!block_on(async { runtime.block_on(inner) }));
+        assert!(block_on(poll_fn(|context| Poll::Ready(is_polled_by_caller(context)))));
     }
 
     #[test]

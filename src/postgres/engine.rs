@@ -1,4 +1,4 @@
-//! The thread of this process for what no call of its own does: it makes connections, moves the bytes of those that are not
+//! The thread of this process for what no blocking call does on its own thread: it makes connections, moves the bytes of those that are not
 //! moved by a blocking call, has the timers of futures, and ends what a call has left.
 //!
 //! The first connection starts it. It ends with the process, because nothing else may shut a runtime down: that would

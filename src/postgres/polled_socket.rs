@@ -7,9 +7,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use tokio::io::ReadBuf;
 
 use crate::process::ParentOnlySocket;
@@ -21,8 +22,21 @@ pub(super) struct PolledSocket {
     stream: Stream,
     /// Whether there may be something to read. It saves the reads that would only say that there is nothing.
     is_readable: AtomicBool,
+    /// Whether something was read since this was cleared.
+    has_read: AtomicBool,
+    waits_to_read: AtomicBool,
+    waits_to_write: AtomicBool,
     bell: Bell,
 }
+
+/// What a connection waits for.
+pub(super) type Interest = PollFlags;
+
+/// The bytes of one read. The buffer is cleared before.
+const READ_AT_ONCE: usize = 64 << 10;
+
+/// Not every system can wait longer at once.
+const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -46,6 +60,9 @@ impl PolledSocket {
             _parent_only: ParentOnlySocket::register(stream.as_fd())?,
             stream,
             is_readable: AtomicBool::new(true),
+            has_read: AtomicBool::new(false),
+            waits_to_read: AtomicBool::new(false),
+            waits_to_write: AtomicBool::new(false),
             bell: Bell::new()?,
         }))
     }
@@ -54,31 +71,57 @@ impl PolledSocket {
         self.is_readable.store(true, Ordering::Relaxed);
     }
 
+    /// Whether something was read since the last call of this.
+    pub(super) fn take_has_read(&self) -> bool {
+        self.has_read.swap(false, Ordering::Relaxed)
+    }
+
+    /// A poll of the connection begins: it says anew what it waits for.
+    pub(super) fn begin_poll(&self) {
+        self.waits_to_read.store(false, Ordering::Relaxed);
+        self.waits_to_write.store(false, Ordering::Relaxed);
+    }
+
+    /// What the last poll of the connection waits for.
+    pub(super) fn interest(&self) -> Interest {
+        let flag =
+            |waits: &AtomicBool, flag| if waits.load(Ordering::Relaxed) { flag } else { PollFlags::empty() };
+        flag(&self.waits_to_read, PollFlags::IN) | flag(&self.waits_to_write, PollFlags::OUT)
+    }
+
     pub(super) fn bell(&self) -> &Bell {
         &self.bell
     }
 
     pub(super) fn read(&self, buffer: &mut ReadBuf<'_>) -> io::Result<()> {
-        if !self.is_readable.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        let unfilled = buffer.initialize_unfilled();
-        let length = unfilled.len();
-        let read = uninterrupted(|| match &self.stream {
-            Stream::Tcp(stream) => (&*stream).read(unfilled),
-            Stream::Unix(stream) => (&*stream).read(unfilled),
-        });
-        // A short read has left nothing. The end of the stream is there to stay.
-        self.is_readable.store(read.as_ref().is_ok_and(|read| [length, 0].contains(read)), Ordering::Relaxed);
-        buffer.advance(read?);
+        let read = if self.is_readable.load(Ordering::Relaxed) {
+            let unfilled = buffer.initialize_unfilled_to(buffer.remaining().min(READ_AT_ONCE));
+            let length = unfilled.len();
+            let read = uninterrupted(|| match &self.stream {
+                Stream::Tcp(stream) => (&*stream).read(unfilled),
+                Stream::Unix(stream) => (&*stream).read(unfilled),
+            });
+            // A short read has left nothing. The end of the stream is there to stay.
+            let is_readable = read.as_ref().is_ok_and(|read| [length, 0].contains(read));
+            self.is_readable.store(is_readable, Ordering::Relaxed);
+            read
+        } else {
+            Err(io::ErrorKind::WouldBlock.into())
+        };
+        self.waits_to_read.store(would_block(&read), Ordering::Relaxed);
+        let read = read?;
+        self.has_read.fetch_or(read > 0, Ordering::Relaxed);
+        buffer.advance(read);
         Ok(())
     }
 
     pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        uninterrupted(|| match &self.stream {
+        let written = uninterrupted(|| match &self.stream {
             Stream::Tcp(stream) => (&*stream).write(bytes),
             Stream::Unix(stream) => (&*stream).write(bytes),
-        })
+        });
+        self.waits_to_write.store(would_block(&written), Ordering::Relaxed);
+        written
     }
 
     pub(super) fn shutdown(&self) -> io::Result<()> {
@@ -87,6 +130,10 @@ impl PolledSocket {
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
+}
+
+fn would_block(outcome: &io::Result<usize>) -> bool {
+    outcome.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// Repeats a call that a signal has interrupted.
@@ -99,38 +146,49 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usiz
     }
 }
 
-/// Wakes the thread that polls a socket.
+/// Wakes the thread that polls a socket. Used by one thread at a time, as the connection is.
 #[derive(Clone, Debug)]
-pub(super) struct Bell(Arc<[UnixStream; 2]>);
+pub(super) struct Bell(Arc<Pair>);
+
+#[derive(Debug)]
+struct Pair {
+    /// Dropped first, as above.
+    _parent_only: [ParentOnlySocket; 2],
+    rung: UnixStream,
+    heard: UnixStream,
+}
 
 impl Bell {
     fn new() -> io::Result<Self> {
         let (rung, heard) = UnixStream::pair()?;
         rung.set_nonblocking(true)?;
         heard.set_nonblocking(true)?;
-        Ok(Self(Arc::new([rung, heard])))
+        let register = |socket: &UnixStream| ParentOnlySocket::register(socket.as_fd());
+        Ok(Self(Arc::new(Pair { _parent_only: [register(&rung)?, register(&heard)?], rung, heard })))
     }
 
     pub(super) fn ring(&self) {
         // If the buffer is full, it is rung already.
-        let _ = (&self.0[0]).write(&[0]);
+        let _ = (&self.0.rung).write(&[0]);
     }
 
     fn heard(&self) -> &UnixStream {
-        &self.0[1]
+        &self.0.heard
     }
 }
 
 /// Sleeps until one of the sockets is ready, the bell rings, or it is this time. It may also return for no reason.
-pub(super) fn poll(sockets: &[(Arc<PolledSocket>, PollFlags)], bell: &Bell, until: Option<Instant>) {
-    let pause = until.map(|until| until.saturating_duration_since(Instant::now()));
-    // A longer time than the system can express is no limit.
+pub(super) fn poll(sockets: &[(Arc<PolledSocket>, Interest)], bell: &Bell, until: Option<Instant>) {
+    let pause = until.map(|until| until.saturating_duration_since(Instant::now()).min(LONGEST_PAUSE));
     let pause = pause.and_then(|pause| Timespec::try_from(pause).ok());
     let mut polled: Vec<_> =
         sockets.iter().map(|(socket, interest)| PollFd::new(&socket.stream, *interest)).collect();
     polled.push(PollFd::new(bell.heard(), PollFlags::IN));
-    // If it fails, the caller polls its future again, and sleeps again.
-    let _ = rustix::event::poll(&mut polled, pause.as_ref());
+    match rustix::event::poll(&mut polled, pause.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => {}
+        // The caller polls its future again, and comes back.
+        Err(_) => std::thread::sleep(Duration::from_millis(1)),
+    }
     for (polled, (socket, _)) in polled.iter().zip(sockets) {
         if !polled.revents().is_empty() {
             socket.may_be_readable();

@@ -1,7 +1,9 @@
 //! The connections on which the calls of this process run, one call on each at a time.
 
+use std::future::poll_fn;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -42,7 +44,8 @@ impl Pool {
             let error = "all connections of this process are in use: see PostgresOptions::connections";
             return Err(Failure::Unreachable(error.into()));
         };
-        let moved_by = if is_polled_by_caller() { MovedBy::Call } else { MovedBy::Engine };
+        let is_call = poll_fn(|context| Poll::Ready(is_polled_by_caller(context))).await;
+        let moved_by = if is_call { MovedBy::Call } else { MovedBy::Engine };
         let session = match (self.take_idle(moved_by), moved_by) {
             (Some(session), _) => session,
             (None, MovedBy::Engine) => connect(&self.target, NoListener, deadline).await?,
@@ -55,8 +58,8 @@ impl Pool {
         Ok(Lease { session: Some(session), pool: Arc::clone(self), _permit: permit })
     }
 
-    /// An idle connection, unless the server has closed it. If there is none, there is room for a new one: one whose bytes
-    /// another thread moves makes way.
+    /// An idle connection, unless the server has closed it. If there is none, there is room for a new one: an idle one of
+    /// the other kind makes way.
     fn take_idle(&self, moved_by: MovedBy) -> Option<Session> {
         let mut idle = self.idle();
         while let Some(place) = idle.iter().rposition(|session| session.moved_by() == moved_by) {

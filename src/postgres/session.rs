@@ -14,6 +14,7 @@ use tokio_postgres::tls::NoTls;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Row, Statement};
 
+use super::block_on::wake_caller_on;
 use super::failure::Failure;
 use super::polled_socket::PolledSocket;
 use super::statements::{self, Query};
@@ -37,7 +38,7 @@ const SETUP: &str = "SET search_path = pg_catalog; \
 /// A connection that is used by one call at a time.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// Dropped after the client: then it says goodbye to the server.
+    /// Has to be dropped after the client: only then does it tell the server the end.
     own: Option<OwnConnection>,
     /// The number of the server's process.
     pub(super) backend: i32,
@@ -50,7 +51,7 @@ pub(super) struct Session {
 pub(super) enum MovedBy {
     /// The engine.
     Engine,
-    /// That of the blocking call which uses the connection.
+    /// The thread of the blocking call that uses the connection.
     Call,
 }
 
@@ -64,9 +65,24 @@ struct OwnConnection {
 impl OwnConnection {
     /// Sends and receives what can be sent and received now.
     fn move_bytes(&self, context: &mut Context<'_>) {
-        let mut moving = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        if moving.as_mut().is_some_and(|moving| moving.as_mut().poll(context).is_ready()) {
-            *moving = None;
+        self.socket.begin_poll();
+        let mut present = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        // If it panics, it is gone, and the drop does not poll it again.
+        let Some(mut moving) = present.take() else { return };
+        if moving.as_mut().poll(context).is_pending() {
+            *present = Some(moving);
+        }
+    }
+
+    /// Whether the server has closed the connection. Nobody has listened to it since the last call.
+    fn is_over(&self) -> bool {
+        loop {
+            self.socket.may_be_readable();
+            self.move_bytes(&mut Context::from_waker(Waker::noop()));
+            // The end may come right after a message, such as that of a shutdown.
+            if !self.socket.take_has_read() {
+                return self.moving.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+            }
         }
     }
 }
@@ -74,6 +90,8 @@ impl OwnConnection {
 impl Drop for OwnConnection {
     fn drop(&mut self) {
         self.move_bytes(&mut Context::from_waker(Waker::noop()));
+        // Not when the last value that has the socket is dropped, and also if an answer is still expected.
+        let _ = self.socket.shutdown();
     }
 }
 
@@ -146,14 +164,32 @@ async fn connect_to(
     match tls {
         None => {
             config.ssl_mode(tokio_postgres::config::SslMode::Disable);
-            let (client, connection) = config.connect_raw(wire, NoTls).await.map_err(Failure::of_connect)?;
+            let connect = connecting(socket.clone(), config.connect_raw(wire, NoTls));
+            let (client, connection) = connect.await.map_err(Failure::of_connect)?;
             begin(client, connection, socket, listener).await
         }
         Some(tls) => {
-            let (client, connection) = config.connect_raw(wire, tls).await.map_err(Failure::of_connect)?;
+            let connect = connecting(socket.clone(), config.connect_raw(wire, tls));
+            let (client, connection) = connect.await.map_err(Failure::of_connect)?;
             begin(client, connection, socket, listener).await
         }
     }
+}
+
+/// The output of a future that reads and writes the socket, if there is one.
+async fn connecting<F: Future>(socket: Option<Arc<PolledSocket>>, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        if let Some(socket) = &socket {
+            socket.begin_poll();
+        }
+        let polled = future.as_mut().poll(context);
+        if let (Poll::Pending, Some(socket)) = (&polled, &socket) {
+            wake_caller_on(context, socket);
+        }
+        polled
+    })
+    .await
 }
 
 /// Sets the session up, and checks what has to be so for every session, also after a failover.
@@ -204,13 +240,18 @@ where
 impl Session {
     /// The output of a future that uses the client. The bytes move as long as this is polled.
     pub(super) async fn run<F: Future>(&self, future: F) -> F::Output {
+        let Some(own) = &self.own else { return future.await };
         let mut future = pin!(future);
-        poll_fn(|context| match (future.as_mut().poll(context), &self.own) {
-            (Poll::Pending, Some(own)) => {
+        poll_fn(|context| {
+            let mut polled = future.as_mut().poll(context);
+            if polled.is_pending() {
                 own.move_bytes(context);
-                future.as_mut().poll(context)
+                polled = future.as_mut().poll(context);
             }
-            (polled, _) => polled,
+            if polled.is_pending() {
+                wake_caller_on(context, &own.socket);
+            }
+            polled
         })
         .await
     }
@@ -235,12 +276,7 @@ impl Session {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        if let Some(own) = &self.own {
-            // Nobody has listened to the server since the last call.
-            own.socket.may_be_readable();
-            own.move_bytes(&mut Context::from_waker(Waker::noop()));
-        }
-        self.client.is_closed()
+        self.own.as_ref().is_some_and(OwnConnection::is_over) || self.client.is_closed()
     }
 }
 

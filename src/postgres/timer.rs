@@ -31,7 +31,7 @@ impl Future for Timer {
         if Instant::now() >= at {
             return Poll::Ready(());
         }
-        if wake_caller_at(at) {
+        if wake_caller_at(context, at) {
             return Poll::Pending;
         }
         if self.sleep.is_none() {

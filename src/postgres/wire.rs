@@ -8,13 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::event::PollFlags;
 use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
 
-use super::block_on::wake_caller_on;
 use super::engine::OnEngine;
 use super::polled_socket::{PolledSocket, Stream};
 use super::url::Endpoint;
@@ -130,13 +128,10 @@ fn set_options(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the socket if it is not ready.
-fn polled<T>(socket: &Arc<PolledSocket>, interest: PollFlags, outcome: io::Result<T>) -> Poll<io::Result<T>> {
+/// If the socket is not ready, it knows what has to be waited for: see [`Session::run`](super::session::Session::run).
+fn polled<T>(outcome: io::Result<T>) -> Poll<io::Result<T>> {
     match outcome {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            wake_caller_on(socket, interest);
-            Poll::Pending
-        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
         outcome => Poll::Ready(outcome),
     }
 }
@@ -150,7 +145,7 @@ impl AsyncRead for Wire {
         match self.get_mut() {
             Self::Engine { socket: Socket::Tcp(stream), .. } => Pin::new(stream).poll_read(context, buffer),
             Self::Engine { socket: Socket::Unix(stream), .. } => Pin::new(stream).poll_read(context, buffer),
-            Self::Calls(socket) => polled(socket, PollFlags::IN, socket.read(buffer)),
+            Self::Calls(socket) => polled(socket.read(buffer)),
         }
     }
 }
@@ -160,7 +155,7 @@ impl AsyncWrite for Wire {
         match self.get_mut() {
             Self::Engine { socket: Socket::Tcp(stream), .. } => Pin::new(stream).poll_write(context, bytes),
             Self::Engine { socket: Socket::Unix(stream), .. } => Pin::new(stream).poll_write(context, bytes),
-            Self::Calls(socket) => polled(socket, PollFlags::OUT, socket.write(bytes)),
+            Self::Calls(socket) => polled(socket.write(bytes)),
         }
     }
 

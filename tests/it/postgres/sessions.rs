@@ -7,6 +7,7 @@ use record_store::{
     BreakOptions, Cancellation, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions,
     RecordStoreExt, WaitOptions, WriteOptions,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::Server;
 use super::{new_url, new_url_on, open};
@@ -77,6 +78,23 @@ fn a_process_that_connects_again_ends_only_its_own_lost_session() {
     assert_eq!(sessions("mode"), "ShareLock", "the session of another process was ended");
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+/// If a process of the server crashes, the others send a notice and end. A change on such a connection would have an unknown
+/// outcome.
+#[test]
+fn an_idle_connection_that_a_crash_has_ended_is_not_used_for_a_change() {
+    let Some(server) = own_server() else { return };
+    let store = open(&new_url_on(&server));
+    store.write("k", &1).unwrap();
+    let session =
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE '%advisory_lock%' AND pid <> pg_backend_pid()";
+    let session = Pid::from_raw(server.sql(session).parse().unwrap()).unwrap();
+    kill_process(session, Signal::KILL).unwrap();
+    // It opens when all sessions have ended and the server has recovered.
+    drop(open(&new_url_on(&server)));
+    store.write("k", &2).unwrap();
+    assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, 2);
 }
 
 /// As in a failover: for a while there are only standbys.
