@@ -230,8 +230,12 @@ mod tests {
             Timer::at(Instant::now() + PAUSE).await;
             is_of_call
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert!(!block_on(async { runtime.block_on(inner) }));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            sender.send(block_on(async { runtime.block_on(inner) })).unwrap();
+        });
+        assert!(!receiver.recv_timeout(Duration::from_secs(10)).expect("the executor sleeps for ever"));
         assert!(block_on(poll_fn(|context| Poll::Ready(is_polled_by_caller(context)))));
     }
 
