@@ -1,5 +1,6 @@
-//! The thread of this process for what no blocking call does on its own thread: it makes connections, moves the bytes of those that are not
-//! moved by a blocking call, has the timers of futures, and ends what a call has left.
+//! The thread of this process for what no blocking call does on its own thread. It makes connections, moves the bytes of
+//! those that futures use and of the one that stands for the process, runs the timers of futures, and finishes the work that
+//! a dropped call has left.
 //!
 //! The first connection starts it. It ends with the process, because nothing else may shut a runtime down: that would
 //! block, and a panic follows if it happens inside of another runtime. A forked child has an engine of its own.

@@ -29,10 +29,10 @@ pub(super) struct PolledSocket {
     bell: Bell,
 }
 
-/// What a connection waits for.
+/// The events that a connection waits for.
 pub(super) type Interest = PollFlags;
 
-/// The bytes of one read. The buffer is cleared before.
+/// A read clears its part of the buffer first, so that part must not be much larger than the data.
 const READ_AT_ONCE: usize = 64 << 10;
 
 /// Not every system can wait longer at once.
@@ -67,6 +67,7 @@ impl PolledSocket {
         }))
     }
 
+    /// The next read asks the system again.
     pub(super) fn may_be_readable(&self) {
         self.is_readable.store(true, Ordering::Relaxed);
     }
@@ -82,7 +83,7 @@ impl PolledSocket {
         self.waits_to_write.store(false, Ordering::Relaxed);
     }
 
-    /// What the last poll of the connection waits for.
+    /// The events that the last poll of the connection has left it waiting for.
     pub(super) fn interest(&self) -> Interest {
         let flag =
             |waits: &AtomicBool, flag| if waits.load(Ordering::Relaxed) { flag } else { PollFlags::empty() };
@@ -146,7 +147,8 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usiz
     }
 }
 
-/// Wakes the thread that polls a socket. Used by one thread at a time, as the connection is.
+/// Wakes the thread that polls a socket. Only one thread at a time may sleep with it: of two, one would take the ring of the
+/// other.
 #[derive(Clone, Debug)]
 pub(super) struct Bell(Arc<Pair>);
 

@@ -38,7 +38,7 @@ const SETUP: &str = "SET search_path = pg_catalog; \
 /// A connection that is used by one call at a time.
 pub(super) struct Session {
     pub(super) client: Client,
-    /// Has to be dropped after the client: only then does it tell the server the end.
+    /// Has to be dropped after the client: only without one does the connection tell the server that it ends.
     own: Option<OwnConnection>,
     /// The number of the server's process.
     pub(super) backend: i32,
@@ -74,7 +74,7 @@ impl OwnConnection {
         }
     }
 
-    /// Whether the server has closed the connection. Nobody has listened to it since the last call.
+    /// Whether the connection has ended. Nobody has listened to the server since the last call, so this does.
     fn is_over(&self) -> bool {
         loop {
             self.socket.may_be_readable();
@@ -90,7 +90,7 @@ impl OwnConnection {
 impl Drop for OwnConnection {
     fn drop(&mut self) {
         self.move_bytes(&mut Context::from_waker(Waker::noop()));
-        // Not when the last value that has the socket is dropped, and also if an answer is still expected.
+        // The server has to see the end now, although the events of a call may keep the socket open for a moment.
         let _ = self.socket.shutdown();
     }
 }

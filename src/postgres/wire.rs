@@ -1,4 +1,4 @@
-//! The bytes of a connection. A forked child closes its copy at once: otherwise the server would not see the end of
+//! The socket of a connection. A forked child closes its copy at once: otherwise the server would not see the end of
 //! this process as long as that child lives.
 
 use std::io;
@@ -60,7 +60,7 @@ impl Wire {
         loop {
             let forks = Forks::observe();
             let endpoint = endpoint.clone();
-            // To look a name up may take long. Only the engine can stop to wait for it.
+            // The lookup of a name blocks. On the engine it has a thread of its own, and the call keeps its deadline.
             let connect = async move { Socket::connect(&endpoint).await?.into_std() };
             let wire = Self::Calls(PolledSocket::new(OnEngine::spawn(connect)?.await??)?);
             if !forks.overlap() {
@@ -128,7 +128,8 @@ fn set_options(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// If the socket is not ready, it knows what has to be waited for: see [`Session::run`](super::session::Session::run).
+/// If the socket is not ready, nothing is registered with the waker: the call that polls the connection asks the socket for
+/// its [interest](PolledSocket::interest).
 fn polled<T>(outcome: io::Result<T>) -> Poll<io::Result<T>> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,

@@ -12,7 +12,32 @@ use crate::support::children::{Child, Role, Stage};
 use crate::support::{PATIENCE, as_named};
 use crate::watchdog::abort_if_hung;
 
-pub(crate) const ROLES: &[Role] = &[("postgres: open at once", open_at_once)];
+pub(crate) const ROLES: &[Role] =
+    &[("postgres: open at once", open_at_once), ("postgres: count descriptors", count_descriptors)];
+
+fn count_descriptors(stage: &Stage) {
+    let url: String = stage.argument();
+    let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    // The open checks two connections, if there may be two.
+    let stores: Vec<_> = [1, 2]
+        .map(|connections| {
+            let store = PostgresOptions::new().connections(connections).connect(&url).unwrap();
+            (store, count())
+        })
+        .into();
+    stage.send(&format!("{}", stores[1].1 - stores[0].1));
+}
+
+/// As the guide says.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_connection_of_blocking_calls_takes_three_descriptors() {
+    let Some(url) = new_url() else { return };
+    let mut child = Child::start("postgres: count descriptors", &url);
+    // Both handles have the session of the process in common.
+    child.expect("6");
+    child.finish();
+}
 
 fn refused(url: &str, options: PostgresOptions) -> Error {
     let opened = abort_if_hung("an open", || PostgresRecordStore::connect(url, options));
