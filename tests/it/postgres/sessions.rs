@@ -9,7 +9,6 @@ use record_store::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::processes::until_queued;
 use super::server::Server;
 use super::{new_url, new_url_on, open};
 use crate::support::{PATIENCE, as_named, millis};
@@ -98,32 +97,6 @@ fn an_idle_connection_that_a_crash_has_ended_is_not_used_for_a_change() {
     drop(open(&new_url_on(&server)));
     store.write("k", &2).unwrap();
     assert_eq!(store.read::<i32>("k").unwrap().unwrap().result, 2);
-}
-
-/// Another call may use that connection meanwhile. Two threads that sleep with one socket would take each other's wakes.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_waiter_does_not_sleep_with_the_connection_that_it_has_given_back() {
-    let Some(url) = new_url() else { return };
-    let store = open(&url);
-    let guard = store.lock("k", as_named("holder")).unwrap();
-    let (sender, thread) = channel();
-    let waiter = std::thread::spawn({
-        let store = store.clone();
-        move || {
-            sender.send(rustix::thread::gettid()).unwrap();
-            store.lock("k", as_named("waiter")).unwrap().release()
-        }
-    });
-    let call = format!("/proc/self/task/{}/syscall", thread.recv().unwrap());
-    until_queued(store.schema(), 1);
-    let futex = format!("{} ", nix::libc::SYS_futex);
-    let start = Instant::now();
-    while !std::fs::read_to_string(&call).unwrap().starts_with(&futex) {
-        assert!(start.elapsed() < PATIENCE, "it polls a socket");
-    }
-    guard.release().unwrap();
-    waiter.join().unwrap().unwrap();
 }
 
 /// As in a failover: for a while there are only standbys.
