@@ -18,7 +18,7 @@ impl<'a> Context<'a> {
     }
 
     /// An operation on the store as a whole.
-    pub(crate) fn whole(operation: &'static str) -> Self {
+    pub(crate) const fn whole(operation: &'static str) -> Self {
         Self { operation, key: None }
     }
 

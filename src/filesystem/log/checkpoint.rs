@@ -366,7 +366,7 @@ pub(super) fn sync_files(layout: &Layout, names: &BTreeSet<String>, context: Con
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::FileSystemRecordStore;
+    use crate::{FileSystemRecordStore, RecordStoreExt};
 
     /// A segment is claimed, and then the next position is moved there, unless another process was faster.
     #[test]
@@ -386,6 +386,68 @@ mod tests {
         assert_eq!(uses([6, 7, 0], Position::new(6, 0, 9)), [], "claimed");
         assert_eq!(uses([6, 7, 0], Position::new(7, 1, 1)), [Position::new(6, 0, 0)]);
         assert_eq!(uses([9, 7, 8], Position::new(9, 0, 1)), [Position::new(7, 1, 0), Position::new(8, 2, 0)]);
+    }
+
+    const WHOLE: Context<'_> = Context::whole("checkpoint");
+
+    /// A store whose log has a full segment. `None`: it has no log.
+    fn with_a_full_segment(dir: &tempfile::TempDir) -> Option<(FileSystemRecordStore, Position)> {
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        store.write("k", &1).unwrap();
+        let log = store.0.log.as_ref()?;
+        log.seal(WHOLE).unwrap();
+        let full = log.full_segments();
+        Some((store, full[0]))
+    }
+
+    /// The process that has the turn is emptying them, or it is stopped.
+    #[test]
+    fn segments_are_emptied_without_the_turn_only_if_nobody_has_begun_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((store, _)) = with_a_full_segment(&dir) else { return };
+        let (log, options) = (store.0.log.as_ref().unwrap(), &store.0.options);
+        let _turn = log.turn_to_empty(WHOLE).unwrap().unwrap();
+        let begun = &log.shared.words().head.checkpoint;
+        begun.store(shared::now(), SeqCst);
+        assert!(!log.checkpoint(options, WHOLE).unwrap());
+        assert!(log.has_full_segments());
+        begun.store(shared::now() - STOPPED, SeqCst);
+        assert!(log.checkpoint(options, WHOLE).unwrap());
+        assert!(!log.has_full_segments());
+    }
+
+    /// If a stopped process prevents it, the next attempt would wait for that one, too: it has a thread of its own. If the
+    /// process of an attempt has ended, a caller goes on with it.
+    #[test]
+    fn an_attempt_that_is_prevented_is_not_taken_for_one_whose_process_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((store, full)) = with_a_full_segment(&dir) else { return };
+        let (log, options) = (store.0.log.as_ref().unwrap(), &store.0.options);
+        let words = log.shared.words();
+        let stopped = Latch::enter_at(&log.layout, 7, &Limits::best_effort(), WHOLE).unwrap();
+        words.latches[7].mark.store(full.number(), SeqCst);
+        assert!(!log.checkpoint(options, WHOLE).unwrap());
+        assert_eq!(words.head.is_prevented.load(SeqCst), 1);
+        words.latches[7].mark.store(0, SeqCst);
+        drop(stopped);
+        assert!(log.checkpoint(options, WHOLE).unwrap());
+        assert_eq!(words.head.is_prevented.load(SeqCst), 0);
+    }
+
+    /// Also one that is used up to its last byte, by a frame that was written only in part.
+    #[test]
+    fn an_emptied_segment_has_its_length_and_no_bytes_of_earlier_frames() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((store, full)) = with_a_full_segment(&dir) else { return };
+        let (log, options) = (store.0.log.as_ref().unwrap(), &store.0.options);
+        let path = log.path(full);
+        let length = std::fs::metadata(&path).unwrap().len();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(b"torn", length - 4).unwrap();
+        assert!(log.checkpoint(options, WHOLE).unwrap());
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, length);
+        assert!(bytes[BLOCK..].iter().all(|byte| *byte == 0));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Request<'_> {
         match access(core, key, &claim, context)? {
             Access::Other(found) if may_join(&found) => self.join(found, latch, waiter, &here),
             Access::Other(found) => Ok(Attempt::Held(found)),
-            Access::Mine(found) => self.acquire_again(&found, latch, &here),
+            Access::Mine(found) => self.acquire_again(&found, &latch, &here),
             Access::Free(last) => self.acquire_free(&last, latch, waiter, &here),
         }
     }
@@ -132,17 +132,15 @@ impl Request<'_> {
     }
 
     /// The holder has the lock already: it restarts the lease.
-    fn acquire_again(&self, found: &Found, latch: Latch, here: &Owner) -> Result<Attempt<Acquired>> {
+    fn acquire_again(&self, found: &Found, latch: &Latch, here: &Owner) -> Result<Attempt<Acquired>> {
         let Self { core, key, options, context, .. } = *self;
         if found.lock.is_shared() && options.get_slots().is_none() {
             return Err(shared(core, key, found, context));
         }
         let lease = Lease::starting(&Reading::now(), options.get_hold_timeout());
-        let Some(change) = restart_lease(core, &latch, found, lease, here, context)? else {
+        if !restart_lease(core, latch, found, lease, here, context)? {
             return Ok(Attempt::Retry);
-        };
-        drop(latch);
-        change.sync(core, Some(&found.lock), context)?;
+        }
         Ok(Attempt::Done(Acquired::reentrant(found.lock.acquisition.token)))
     }
 

@@ -33,9 +33,8 @@ pub(crate) fn renew(
     loop {
         let found = own_lock(core, &latch, key, claim, context)?;
         let lease = Lease::starting(&Reading::now(), hold_timeout);
-        if let Some(change) = restart_lease(core, &latch, &found, lease, &here, context)? {
+        if restart_lease(core, &latch, &found, lease, &here, context)? {
             drop(latch);
-            change.sync(core, Some(&found.lock), context)?;
             core.checkpoint_if_full();
             return Ok(());
         }
@@ -43,16 +42,16 @@ pub(crate) fn renew(
     }
 }
 
-/// Gives the acquisition in question, which is in force, a new lease, under the latch. `None`: the old one expired before
+/// Gives the acquisition in question, which is in force, a new lease, under the latch. `false`: the old one expired before
 /// the new one was published. Other processes may have seen the key free in between, so the acquisition is removed.
-pub(super) fn restart_lease<'a>(
-    core: &'a Core,
+pub(super) fn restart_lease(
+    core: &Core,
     latch: &Latch,
     found: &Found,
     lease: Lease,
     here: &Owner,
     context: Context<'_>,
-) -> Result<Option<LockChange<'a>>> {
+) -> Result<bool> {
     let Found { lock, .. } = found;
     let renewed = found.renewed(lease);
     let (old, new) = (&lock.acquisition.lease, &renewed.acquisition.lease);
@@ -65,7 +64,8 @@ pub(super) fn restart_lease<'a>(
         staged.publish_lock(&layout::lock_name(&lock.key), context).map(|()| true)
     };
     let states = (Some(lock), Some(&renewed));
-    let (is_published, change) = LockChange::make(core, latch, &lock.key, states, context, publish)?;
+    // The lock stays, so its frame is synced before the file is published.
+    let (is_published, _synced) = LockChange::make(core, latch, &lock.key, states, context, publish)?;
     let now = Reading::now();
     let before = old.term(&now);
     if is_published && before != Term::Over {
@@ -74,12 +74,12 @@ pub(super) fn restart_lease<'a>(
         {
             core.events.shortened(&lock.key, end);
         }
-        return Ok(Some(change));
+        return Ok(true);
     }
     let _unsynced = remove_acquisition(core, latch, found, context)?;
     // A waiter may have seen the new lease.
     core.events.freed(&lock.key, &core.layout);
-    Ok(None)
+    Ok(false)
 }
 
 /// Removes the acquisition in question, under the latch: with the file, unless others share the lock.

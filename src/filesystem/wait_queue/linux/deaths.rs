@@ -180,3 +180,34 @@ fn repeat_until(time: Duration, mut attempt: impl FnMut() -> bool) {
         std::thread::sleep(pauses.take());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::FileSystemRecordStore;
+
+    #[test]
+    fn a_wait_that_is_over_is_not_notified_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let (calls, reports) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(None)));
+        let call = {
+            let (calls, reports) = (Arc::clone(&calls), Arc::clone(&reports));
+            // The wait is over as soon as it is notified, and its thread checks nothing before.
+            Arc::new(move || {
+                calls.fetch_add(1, SeqCst);
+                drop(reports.lock().unwrap().take());
+            })
+        };
+        let notify_it = Notify { call, can_be_missed: true };
+        let begun = start(&core.layout, (core.layout.identity, key), notify_it).unwrap();
+        let wait = REPORTS.lock().as_ref().unwrap().waits.iter().find(|wait| wait.id == begun.id).cloned();
+        *reports.lock().unwrap() = Some(begun);
+        notify(&[wait.unwrap()], None);
+        assert_eq!(calls.load(SeqCst), 1);
+    }
+}

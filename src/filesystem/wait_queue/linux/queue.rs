@@ -591,7 +591,7 @@ fn grace_left(slot: &Slot) -> Duration {
     age.map_or(Duration::ZERO, |age| GRACE.saturating_sub(age))
 }
 
-pub(super) fn now_ms() -> u64 {
+fn now_ms() -> u64 {
     to_ms(Reading::now().boottime)
 }
 
@@ -646,6 +646,25 @@ mod tests {
         assert_eq!((state(&skipped), state(&notified)), (SKIPPED, NOTIFIED));
         notify_next(table, &key);
         assert_eq!((state(&skipped), state(&notified)), (NOTIFIED, NOTIFIED));
+    }
+
+    /// A later lease that ends first would pass unseen otherwise. One that ends later is nothing new to a waiter.
+    #[test]
+    fn a_lease_that_ends_during_the_sleep_of_a_waiter_notifies_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let table = core.events.mapping.table().unwrap();
+        let waiter = core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap().unwrap();
+        let is_notified_by_lease_of = |minutes| {
+            core.events.observe(&key, Some(&waiter));
+            waiter.will_sleep(Duration::from_mins(10));
+            let end = Reading::now().boottime + Duration::from_mins(minutes);
+            core.events.leased(&key, end, None);
+            table.slots[waiter.slot].state.load(Acquire) == NOTIFIED
+        };
+        assert!(is_notified_by_lease_of(5));
+        assert!(!is_notified_by_lease_of(15));
     }
 
     /// Without its mark nobody finds a waiter. With the mark of a free slot, all look at it for ever.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::queue::{Events, SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, now_ms, slots_in_use};
+use super::queue::{Events, SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, slots_in_use};
 use crate::filesystem::disk::layout::{self, Layout, OWNERS};
+use crate::filesystem::protocol::clock::Reading;
 use crate::{Key, WaiterInfo};
 
 impl Events {
@@ -23,10 +24,12 @@ impl Events {
         let mut waiting: Vec<_> = waiting.collect();
         waiting.sort_unstable();
         let alive = waiting.into_iter().filter(|(_, owner)| !is_dead(owner, layout));
+        let now = Reading::now().boottime;
         let describe = |(ticket, owner): (u64, String)| {
+            // A ticket has the millisecond in which the wait began: its end is taken, so that no time is too long.
+            let since = Duration::from_millis(ticket / TICKETS_PER_MS + 1);
             // In another time namespace, the clock may be ahead.
-            let since = ticket / TICKETS_PER_MS;
-            let waiter = WaiterInfo::new(Duration::from_millis(now_ms().saturating_sub(since)));
+            let waiter = WaiterInfo::new(now.saturating_sub(since));
             match process_of(layout, &owner) {
                 Some((process, host)) => waiter.with_process(process, host),
                 None => waiter,
@@ -51,3 +54,27 @@ fn process_of(layout: &Layout, owner: &str) -> Option<(u32, Option<String>)> {
 
 /// The name of a host is much shorter.
 const MAX_ABOUT: u64 = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::FileSystemRecordStore;
+    use crate::filesystem::context::Context;
+
+    #[test]
+    fn a_waiter_has_never_waited_for_longer_than_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileSystemRecordStore::open(dir.path()).unwrap();
+        let (core, key) = (&store.0, Key::new("k").unwrap());
+        let waited = || core.events.waiters(&key, &core.layout).unwrap()[0].waited();
+        let begun = Instant::now();
+        let _waiter = core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap();
+        while begun.elapsed() < Duration::from_millis(20) {
+            let waited = waited();
+            assert!(waited <= begun.elapsed(), "{waited:?}");
+        }
+        assert!(waited() >= Duration::from_millis(19));
+    }
+}
