@@ -108,7 +108,7 @@ const OPERATIONS: &[Operation] = &[
     ),
     Operation(
         "acquire_lock, by name, again",
-        "newfstatat openat fstat pread64 close fstat openat flock fstat newfstatat openat fstat pread64 close openat write close openat pwrite64 fdatasync newfstatat renameat2 unlinkat flock close close",
+        "newfstatat openat fstat pread64 close fstat openat flock fstat newfstatat openat fstat pread64 close openat write close openat pwrite64 fdatasync newfstatat renameat2 unlinkat close flock close",
         |stores, n| {
             stores.durable.acquire_lock(format!("named-{n}"), as_named("job")).unwrap();
         },
