@@ -61,16 +61,24 @@ CREATE UNLOGGED TABLE {schema}.waiters (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- The functions. An upgrade makes them anew.
+--
+-- A call in an assignment is an expression. PERFORM, SELECT INTO and loops are queries, and each costs several times as
+-- much. So what mostly happens is one query: it changes the key only if nothing is in the way, and else nothing.
 
 -- A process lives as long as the session that has locked its number.
 CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
 LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)';
 
-CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS void
+-- Enters the latch of a key, mostly without a wait. The limit is one for the locks of rows, too.
+CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+    lock_timeout text := pg_catalog.set_config('lock_timeout', p_patience::text, true);
 BEGIN
-    PERFORM pg_catalog.set_config('lock_timeout', p_patience::text, true);
-    PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
+    IF NOT pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN
+        PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
+    END IF;
+    RETURN true;
 END $$;
 
 -- Enters the latch of this key, unless somebody is inside.
@@ -109,15 +117,16 @@ CREATE FUNCTION {schema}.end_after(microseconds bigint) RETURNS timestamptz
 LANGUAGE sql VOLATILE AS
 'SELECT pg_catalog.clock_timestamp() + $1 * interval ''1 microsecond''';
 
-CREATE FUNCTION {schema}.notify(owner bigint, nonce bigint) RETURNS void
+CREATE FUNCTION {schema}.notify(owner bigint, nonce bigint) RETURNS boolean
 LANGUAGE sql VOLATILE AS
-'SELECT pg_catalog.pg_notify(''record_store_'' || $1::text, $2::text)';
+'SELECT pg_catalog.pg_notify(''record_store_'' || $1::text, $2::text) IS NOT NULL';
 
 -- A lock of the key, or a waiter ahead of others, is gone. Notifies all that wait until no lock is in their way, and of those
 -- that want the lock the first that lives, if it can have it now.
-CREATE FUNCTION {schema}.notify_free(p_id bytea) RETURNS void
+CREATE FUNCTION {schema}.notify_free(p_id bytea) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     w {schema}.waiters;
     held bigint;
     least_slots bigint;
@@ -131,19 +140,20 @@ BEGIN
         IF w.kind = 'f' THEN
             IF held = 0 OR w.slots IS NOT NULL AND least_slots > 0 THEN
                 DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
-                PERFORM {schema}.notify(w.owner, w.nonce);
+                done := {schema}.notify(w.owner, w.nonce);
             END IF;
         ELSIF NOT has_next THEN
             IF {schema}.is_waiting(w) THEN
                 has_next := true;
                 IF {schema}.has_room(held, least_slots, w.slots) THEN
-                    PERFORM {schema}.notify_first(w);
+                    done := {schema}.notify_first(w);
                 END IF;
             ELSE
                 DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
             END IF;
         END IF;
     END LOOP;
+    RETURN true;
 END $$;
 
 -- A process that is gone or stopped must not hold up the others.
@@ -155,30 +165,35 @@ BEGIN
 END $$;
 
 -- Notifies the first of those that want the lock.
-CREATE FUNCTION {schema}.notify_first(w {schema}.waiters) RETURNS void
+CREATE FUNCTION {schema}.notify_first(w {schema}.waiters) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
 BEGIN
     IF w.notified_at IS NULL THEN
         UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
             WHERE t.id = w.id AND t.number = w.number;
-        PERFORM {schema}.notify(w.owner, w.nonce);
+        done := {schema}.notify(w.owner, w.nonce);
     END IF;
+    RETURN true;
 END $$;
 
 -- The record of the key has changed.
-CREATE FUNCTION {schema}.notify_change(p_id bytea) RETURNS void
+CREATE FUNCTION {schema}.notify_change(p_id bytea) RETURNS boolean
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     w {schema}.waiters;
 BEGIN
     FOR w IN SELECT * FROM {schema}.waiters t WHERE t.id = p_id AND t.kind = 'c' LOOP
         DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
-        PERFORM {schema}.notify(w.owner, w.nonce);
+        done := {schema}.notify(w.owner, w.nonce);
     END LOOP;
+    RETURN true;
 END $$;
 
 CREATE FUNCTION {schema}.enqueue(
-    p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char", p_slots bigint) RETURNS void
+    p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char", p_slots bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce) THEN
@@ -186,6 +201,24 @@ BEGIN
             SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind, p_slots
             FROM {schema}.waiters t WHERE t.id = p_id;
     END IF;
+    RETURN true;
+END $$;
+
+-- Adds a lock, and returns its token. p_is_first: only if the key has no lock, live or not, and nobody waits for one. Else the
+-- token is null.
+CREATE FUNCTION {schema}.add_lock(
+    p_id bytea, p_key bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint, p_hold bigint, p_note bytea,
+    p_slots bigint, p_is_first boolean, OUT token bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO {schema}.locks AS t
+        (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note, slots)
+        SELECT p_id, p_key, p_holder, p_bound, p_owner, pg_catalog.nextval('{schema}.numbers'), p_nonce,
+            pg_catalog.clock_timestamp(), {schema}.end_after(p_hold), p_note, p_slots
+        WHERE NOT p_is_first
+            OR NOT EXISTS (SELECT FROM {schema}.locks o WHERE o.id = p_id)
+            AND NOT EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'l')
+        RETURNING t.token INTO token;
 END $$;
 
 -- p_slots: how many may share the lock at most, this holder included. Null: it is exclusive.
@@ -196,6 +229,7 @@ CREATE FUNCTION {schema}.acquire_lock(
     OUT is_first boolean, OUT stale integer)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     l {schema}.locks;
     own {schema}.locks;
     w {schema}.waiters;
@@ -206,10 +240,17 @@ DECLARE
     stale_bound boolean;
     own_number bigint;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     -- The session that stands for the process is gone, and nobody would keep or be notified of what it gets.
     IF NOT {schema}.lives(p_owner) THEN
         status := {GONE};
+        RETURN;
+    END IF;
+    token := {schema}.add_lock(
+        p_id, p_key, p_holder, p_bound, p_owner, p_nonce, p_hold, p_note, p_slots, true);
+    IF token IS NOT NULL THEN
+        status := {OK};
+        is_first := true;
         RETURN;
     END IF;
     -- Each lock is judged once: a lease that ends between two looks would count as both.
@@ -240,42 +281,38 @@ BEGIN
         ELSE
             UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold)
                 WHERE t.id = p_id AND t.token = own.token;
-            PERFORM {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
+            done := {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
             -- The answer to an earlier attempt of the same acquisition was lost.
             status := CASE WHEN own.nonce = p_nonce THEN {OK} ELSE {AGAIN} END;
         END IF;
         DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
         IF FOUND THEN
-            PERFORM {schema}.notify_free(p_id);
+            done := {schema}.notify_free(p_id);
         END IF;
         RETURN;
     END IF;
-    SELECT t.number INTO own_number FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+    status := CASE WHEN NOT {schema}.has_room(held, least_slots, p_slots) THEN {LOCKED} END;
     is_first := true;
-    IF NOT {schema}.has_room(held, least_slots, p_slots) THEN
-        status := {LOCKED};
-        is_first := NOT EXISTS (SELECT FROM {schema}.waiters t
-            WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number));
-    ELSE
-        FOR w IN SELECT * FROM {schema}.waiters t
-            WHERE t.id = p_id AND t.kind = 'l' AND t.nonce <> p_nonce AND (own_number IS NULL OR t.number < own_number)
-            ORDER BY t.number
-        LOOP
-            IF NOT {schema}.is_waiting(w) THEN
-                DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
-                CONTINUE;
-            END IF;
-            -- Even if it cannot have the lock beside those that share it: if it is stopped, it does not look.
-            PERFORM {schema}.notify_first(w);
-            status := {BEHIND};
-            is_first := false;
+    FOR w IN SELECT * FROM {schema}.waiters t WHERE t.id = p_id AND t.kind = 'l' ORDER BY t.number LOOP
+        IF w.nonce = p_nonce THEN
+            own_number := w.number;
             EXIT;
-        END LOOP;
-    END IF;
+        ELSIF status IS NULL AND NOT {schema}.is_waiting(w) THEN
+            DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = w.number;
+            CONTINUE;
+        ELSIF status IS NULL THEN
+            -- Even if it cannot have the lock beside those that share it: if it is stopped, it does not look.
+            done := {schema}.notify_first(w);
+            status := {BEHIND};
+        END IF;
+        is_first := false;
+        SELECT t.number INTO own_number FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+        EXIT;
+    END LOOP;
     IF status IS NOT NULL THEN
         stale := NULL;
         IF p_waits AND own_number IS NULL THEN
-            PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'l', p_slots);
+            done := {schema}.enqueue(p_id, p_nonce, p_owner, 'l', p_slots);
         ELSIF p_waits THEN
             -- It has looked, so it is not stopped.
             UPDATE {schema}.waiters t SET notified_at = NULL
@@ -283,7 +320,7 @@ BEGIN
         ELSIF own_number IS NOT NULL THEN
             -- The last attempt of a wait. Those behind it may share what it could not have.
             DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
-            PERFORM {schema}.notify_free(p_id);
+            done := {schema}.notify_free(p_id);
         END IF;
         RETURN;
     END IF;
@@ -295,25 +332,23 @@ BEGIN
     END IF;
     holder := stale_holder;
     bound := stale_bound;
-    token := pg_catalog.nextval('{schema}.numbers');
-    INSERT INTO {schema}.locks
-        (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note, slots)
-        VALUES (p_id, p_key, p_holder, p_bound, p_owner, token, p_nonce, pg_catalog.clock_timestamp(),
-                {schema}.end_after(p_hold), p_note, p_slots);
+    token := {schema}.add_lock(
+        p_id, p_key, p_holder, p_bound, p_owner, p_nonce, p_hold, p_note, p_slots, false);
     status := {OK};
     IF p_slots IS NOT NULL THEN
         -- The next one may share it, too.
-        PERFORM {schema}.notify_free(p_id);
+        done := {schema}.notify_free(p_id);
     END IF;
 END $$;
 
 -- A lease ends earlier than its waiters know.
-CREATE FUNCTION {schema}.notify_sooner(p_id bytea, p_old timestamptz, p_new timestamptz) RETURNS void
+CREATE FUNCTION {schema}.notify_sooner(p_id bytea, p_old timestamptz, p_new timestamptz) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
     IF p_new < p_old OR p_old IS NULL AND p_new IS NOT NULL THEN
         PERFORM {schema}.notify(t.owner, t.nonce) FROM {schema}.waiters t WHERE t.id = p_id AND t.kind <> 'c';
     END IF;
+    RETURN true;
 END $$;
 
 -- Whether a token is that of a live lock. A token of a bound lock is worth something only in its process, unless the claim
@@ -360,18 +395,26 @@ CREATE FUNCTION {schema}.release_lock(
     OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     own record;
+    has_waiters boolean;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO own FROM {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    done := {schema}.enter(p_hash, p_patience);
+    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
     status := own.status;
     holder := own.holder;
     bound := own.bound;
-    IF status = {OK} THEN
+    IF status <> {OK} THEN
+        RETURN;
+    END IF;
+    DELETE FROM {schema}.locks t WHERE t.id = p_id AND t.token = own.token
+        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c') INTO has_waiters;
+    IF own.slots IS NOT NULL THEN
         -- With it go those that shared the lock and are over.
-        DELETE FROM {schema}.locks t
-            WHERE t.id = p_id AND (t.token = own.token OR own.slots IS NOT NULL AND NOT {schema}.is_live(t));
-        PERFORM {schema}.notify_free(p_id);
+        DELETE FROM {schema}.locks t WHERE t.id = p_id AND NOT {schema}.is_live(t);
+    END IF;
+    IF has_waiters THEN
+        done := {schema}.notify_free(p_id);
     END IF;
 END $$;
 
@@ -380,28 +423,31 @@ CREATE FUNCTION {schema}.renew(
     p_patience integer, OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     own record;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO own FROM {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    done := {schema}.enter(p_hash, p_patience);
+    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
     status := own.status;
     holder := own.holder;
     bound := own.bound;
     IF status = {OK} THEN
         UPDATE {schema}.locks t SET expires_at = {schema}.end_after(p_hold) WHERE t.id = p_id AND t.token = own.token;
-        PERFORM {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
+        done := {schema}.notify_sooner(p_id, own.expires_at, {schema}.end_after(p_hold));
     END IF;
 END $$;
 
 CREATE FUNCTION {schema}.break_lock(
     p_id bytea, p_hash integer, p_token bigint, p_patience integer, OUT was_there boolean)
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     DELETE FROM {schema}.locks t WHERE t.id = p_id AND (p_token IS NULL OR t.token = p_token);
     was_there := FOUND;
     IF was_there THEN
-        PERFORM {schema}.notify_free(p_id);
+        done := {schema}.notify_free(p_id);
     END IF;
 END $$;
 
@@ -435,6 +481,27 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Writes the record. p_is_unlocked: only if the key has no lock, live or not. Else nothing is written.
+CREATE FUNCTION {schema}.put(
+    p_id bytea, p_key bytea, p_result text, p_time_to_live bigint, p_is_unlocked boolean, OUT is_written boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+    has_waiters boolean;
+BEGIN
+    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
+        SELECT p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
+            {schema}.end_after(p_time_to_live), p_result
+        WHERE NOT p_is_unlocked OR NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)
+        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
+            expires_at = excluded.expires_at, result = excluded.result
+        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
+    is_written := FOUND;
+    IF has_waiters THEN
+        done := {schema}.notify_change(p_id);
+    END IF;
+END $$;
+
 -- p_mode: 0 writes, 1 writes if the version is p_version (null: no record), 2 only compares the versions.
 CREATE FUNCTION {schema}.write(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
@@ -442,10 +509,19 @@ CREATE FUNCTION {schema}.write(
     OUT status integer, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
+    admitted record;
     present bigint;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO status, holder, bound FROM {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    done := {schema}.enter(p_hash, p_patience);
+    IF p_mode = 0 AND p_token IS NULL AND {schema}.put(p_id, p_key, p_result, p_time_to_live, true) THEN
+        status := {OK};
+        RETURN;
+    END IF;
+    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    status := admitted.status;
+    holder := admitted.holder;
+    bound := admitted.bound;
     IF status <> {OK} THEN
         RETURN;
     END IF;
@@ -459,26 +535,27 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
-        VALUES (p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
-                {schema}.end_after(p_time_to_live), p_result)
-        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
-            expires_at = excluded.expires_at, result = excluded.result;
-    PERFORM {schema}.notify_change(p_id);
+    done := {schema}.put(p_id, p_key, p_result, p_time_to_live, false);
 END $$;
 
 CREATE FUNCTION {schema}.remove(
     p_id bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint, p_patience integer,
     OUT status integer, OUT holder bytea, OUT bound boolean, OUT existed boolean)
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+    admitted record;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
-    SELECT * INTO status, holder, bound FROM {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    done := {schema}.enter(p_hash, p_patience);
+    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    status := admitted.status;
+    holder := admitted.holder;
+    bound := admitted.bound;
     IF status = {OK} THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id
             RETURNING t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at INTO existed;
         IF existed THEN
-            PERFORM {schema}.notify_change(p_id);
+            done := {schema}.notify_change(p_id);
         END IF;
         existed := existed IS TRUE;
     END IF;
@@ -489,6 +566,7 @@ END $$;
 CREATE FUNCTION {schema}.evict_unlocked(p_id bytea, p_version bigint, p_is_dry_run boolean) RETURNS integer
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     present bigint;
 BEGIN
     SELECT t.version INTO present FROM {schema}.records t
@@ -502,7 +580,7 @@ BEGIN
         RETURN {LOCKED};
     ELSIF NOT p_is_dry_run THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id;
-        PERFORM {schema}.notify_change(p_id);
+        done := {schema}.notify_change(p_id);
     END IF;
     RETURN {OK};
 END $$;
@@ -511,8 +589,10 @@ END $$;
 CREATE FUNCTION {schema}.evict(
     p_id bytea, p_hash integer, p_version bigint, p_patience integer, OUT status integer)
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     status := {schema}.evict_unlocked(p_id, p_version, false);
 END $$;
 
@@ -541,6 +621,7 @@ CREATE FUNCTION {schema}.read(
     OUT status integer, OUT version bigint, OUT result text, OUT time_left bigint, OUT holder bytea, OUT bound boolean)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     l {schema}.locks;
     expires_at timestamptz;
     dead bigint;
@@ -564,7 +645,7 @@ BEGIN
         ELSE
             -- The lock is stale. A change that was admitted before its end may not be committed yet. In the latch it is
             -- committed or refused.
-            PERFORM {schema}.enter(p_hash, p_patience);
+            done := {schema}.enter(p_hash, p_patience);
             dead := l.token;
             CONTINUE;
         END IF;
@@ -586,9 +667,10 @@ CREATE FUNCTION {schema}.wait_for_lock(
     OUT status integer, OUT holder bytea, OUT bound boolean, OUT remaining bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
+    done boolean;
     l {schema}.locks;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     IF NOT {schema}.lives(p_owner) THEN
         status := {GONE};
         RETURN;
@@ -605,7 +687,7 @@ BEGIN
         END IF;
     END LOOP;
     IF status = {LOCKED} THEN
-        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'f', CASE WHEN p_holder IS NOT NULL THEN 1 END);
+        done := {schema}.enqueue(p_id, p_nonce, p_owner, 'f', CASE WHEN p_holder IS NOT NULL THEN 1 END);
     END IF;
 END $$;
 
@@ -614,8 +696,10 @@ CREATE FUNCTION {schema}.wait_for_change(
     p_id bytea, p_hash integer, p_owner bigint, p_nonce bigint, p_version bigint, p_patience integer,
     OUT status integer, OUT version bigint, OUT remaining bigint)
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     IF NOT {schema}.lives(p_owner) THEN
         status := {GONE};
         RETURN;
@@ -626,18 +710,20 @@ BEGIN
         status := {OTHER};
     ELSE
         status := {SAME};
-        PERFORM {schema}.enqueue(p_id, p_nonce, p_owner, 'c', NULL);
+        done := {schema}.enqueue(p_id, p_nonce, p_owner, 'c', NULL);
     END IF;
 END $$;
 
 -- Gives up a wait.
 CREATE FUNCTION {schema}.leave(p_id bytea, p_hash integer, p_nonce bigint, p_patience integer) RETURNS void
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
 BEGIN
-    PERFORM {schema}.enter(p_hash, p_patience);
+    done := {schema}.enter(p_hash, p_patience);
     DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
     IF FOUND THEN
         -- The next one may have its turn.
-        PERFORM {schema}.notify_free(p_id);
+        done := {schema}.notify_free(p_id);
     END IF;
 END $$;
