@@ -17,7 +17,7 @@ type Change = (&'static str, &'static str, &'static str);
 /// The name of a fault, the changes that plant it, and the checks that find it.
 type Fault = (&'static str, &'static [Change], &'static [&'static str]);
 
-const ENTER: &str = "PERFORM {schema}.enter(p_hash, p_patience);";
+const ENTER: &str = "done := {schema}.enter(p_hash, p_patience);";
 const IS_OF: &str = "{schema}.is_of(l, p_holder, p_bound, p_owner)";
 const HAS_NAME: &str = "(l.holder = p_holder AND l.bound = p_bound)";
 
@@ -38,22 +38,28 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write notifies nobody",
-        &[("write", "PERFORM {schema}.notify_change(p_id);", "")],
+        &[("put", "done := {schema}.notify_change(p_id);", "")],
         &["waiting::a_waiter_is_woken_promptly", "processes::a_change_wakes_the_watches_of_another_process"],
     ),
     (
         "a removal notifies nobody",
-        &[("remove", "PERFORM {schema}.notify_change(p_id);", "")],
+        &[("remove", "done := {schema}.notify_change(p_id);", "")],
         &["processes::a_change_wakes_the_watches_of_another_process"],
     ),
     (
         "there is no queue",
-        &[(
-            "acquire_lock",
-            "t\n            WHERE t.id = p_id AND t.kind = 'l'",
-            "t\n            WHERE false AND t.kind = 'l'",
-        )],
+        &[("acquire_lock", "WHERE t.id = p_id AND t.kind = 'l' ORDER BY", "WHERE false ORDER BY")],
         &["processes::processes_are_served_in_the_order_of_arrival"],
+    ),
+    (
+        "an acquisition does not look for a lock first",
+        &[("add_lock", "NOT EXISTS (SELECT FROM {schema}.locks o WHERE o.id = p_id)", "true")],
+        &["locks::another_holder_cannot_acquire_a_live_lock"],
+    ),
+    (
+        "a write does not look for a lock first",
+        &[("put", "NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)", "true")],
+        &["records::other_holders_cannot_write_or_remove"],
     ),
     (
         "the owner's death is ignored",
@@ -86,7 +92,7 @@ const FAULTS: &[Fault] = &[
     ("a break enters no latch", &[("break_lock", ENTER, "")], STALLED),
     (
         "the latch excludes nobody",
-        &[("enter", "pg_advisory_xact_lock", "pg_advisory_xact_lock_shared")],
+        &[("enter", "advisory_xact_lock(", "advisory_xact_lock_shared(")],
         &["stalled::a_change_goes_on_after_the_end_of_the_other_one"],
     ),
     (
@@ -144,7 +150,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write over a record keeps its version",
-        &[("write", "version = excluded.version", "version = t.version")],
+        &[("put", "version = excluded.version", "version = t.version")],
         &[
             "processes::records_are_the_same_in_every_process",
             "store_changes::changes_of_another_process_are_reported",
@@ -152,16 +158,12 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a swap forgets the time to live",
-        &[(
-            "write",
-            "{schema}.end_after(p_time_to_live)",
-            "CASE WHEN p_mode = 0 THEN {schema}.end_after(p_time_to_live) END",
-        )],
+        &[("write", "p_time_to_live, false)", "CASE WHEN p_mode = 0 THEN p_time_to_live END, false)")],
         &["expiry::each_swap_sets_the_time_to_live"],
     ),
     (
         "a shared lock is an exclusive one",
-        &[("acquire_lock", "p_note, p_slots);", "p_note, NULL);")],
+        &[("add_lock", "p_note, p_slots\n", "p_note, NULL\n")],
         &["sharing::several_holders_share_a_lock"],
     ),
     (
@@ -186,7 +188,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a release ends the locks of all",
-        &[("release_lock", "(t.token = own.token OR", "(true OR")],
+        &[("release_lock", "AND NOT {schema}.is_live(t)", "")],
         &["sharing::each_holder_releases_its_own_acquisition"],
     ),
     (
@@ -216,11 +218,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "readers pass a writer",
-        &[(
-            "acquire_lock",
-            "t\n            WHERE t.id = p_id AND t.kind = 'l'",
-            "t\n            WHERE false AND t.kind = 'l'",
-        )],
+        &[("acquire_lock", "WHERE t.id = p_id AND t.kind = 'l' ORDER BY", "WHERE false ORDER BY")],
         &["sharing::readers_and_writers_are_served_in_order"],
     ),
     (

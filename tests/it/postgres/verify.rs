@@ -138,7 +138,7 @@ fn each_part_of_the_schema_that_is_not_as_it_was_made_is_found() {
         "CREATE TABLE {schema}.notes ();
          ALTER TABLE {schema}.waiters DROP CONSTRAINT waiters_pkey;
          DROP FUNCTION {schema}.leave;
-         CREATE OR REPLACE FUNCTION {schema}.notify_change(p_id bytea) RETURNS void LANGUAGE sql AS '';
+         CREATE OR REPLACE FUNCTION {schema}.notify_change(p_id bytea) RETURNS boolean LANGUAGE sql AS 'SELECT true';
          UPDATE {schema}.store SET version = 1"
     ));
     assert_finds(
