@@ -741,6 +741,17 @@ mod tests {
         assert!(waited.unwrap_err().is_timeout());
     }
 
+    #[test]
+    fn a_store_forgets_the_watches_that_have_ended() {
+        let store = MemoryRecordStore::new();
+        let mut ended = store.changes(crate::ChangesOptions::new()).unwrap();
+        let _other = store.changes(crate::ChangesOptions::new()).unwrap();
+        assert!(ended.next(Duration::ZERO).unwrap().is_none());
+        assert_eq!(store.state().watches.len(), 2);
+        drop(ended);
+        assert_eq!(store.state().watches.len(), 1);
+    }
+
     /// The lease ends at any moment of the second call.
     #[test]
     fn a_holder_whose_share_has_just_ended_does_not_get_the_lock_alone() {

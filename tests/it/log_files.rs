@@ -17,6 +17,7 @@ use crate::tree;
 pub(crate) const ROLES: &[Role] = &[
     ("use a store until told", use_until_told),
     ("use a store without proc", use_without_proc),
+    ("read a store without proc", read_without_proc),
     #[cfg(target_arch = "x86_64")]
     ("sweep old files", sweep_old_files),
 ];
@@ -187,10 +188,22 @@ fn a_copy_by_hard_links_continues_the_numbers_of_the_original() {
     assert!(u128::from(token.get()) > ahead, "{token} may have been given before");
 }
 
-fn use_without_proc(stage: &Stage) {
+fn hide_proc() {
     assert!(Command::new("mount").args(["-t", "tmpfs", "none", "/proc"]).status().unwrap().success());
     assert!(!Path::new("/proc/sys").exists());
+}
+
+fn use_without_proc(stage: &Stage) {
+    hide_proc();
     use_until_told(stage);
+}
+
+fn read_without_proc(stage: &Stage) {
+    hide_proc();
+    let dir: PathBuf = stage.argument();
+    let store = FileSystemOptions::new().mode(OpenMode::ReadOnly).open(dir).unwrap();
+    assert_eq!(result_of(&store, "removed"), None);
+    assert_eq!(result_of(&store, "k").as_deref(), Some("written"));
 }
 
 /// As in a `chroot`: nothing says whether the machine was restarted.
@@ -244,6 +257,21 @@ fn a_process_that_does_not_know_the_boot_joins_one_that_does() {
     child.finish();
     assert_eq!(result_of(&store, "k").as_deref(), Some("newer"));
     assert_eq!(result_of(&store, "by it").as_deref(), Some("written"));
+}
+
+/// A recovery would bring the record back, but none is needed.
+#[test]
+fn a_reader_that_does_not_know_the_boot_sees_what_was_changed_by_hand_since_then() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    for key in ["k", "removed"] {
+        store.write(key, "written").unwrap();
+    }
+    fs::remove_file(dir.path().join("removed.json")).unwrap();
+    let Some(child) = Child::start_in_mount_namespace("read a store without proc", &dir.path()) else {
+        return;
+    };
+    child.finish();
 }
 
 /// The names under which a relaxed process keeps the old files until the log is synced.

@@ -434,6 +434,23 @@ mod tests {
         assert_eq!(words.head.is_prevented.load(SeqCst), 0);
     }
 
+    /// The frame may be written after the sync.
+    #[test]
+    fn a_segment_does_not_count_as_synced_while_a_frame_is_on_its_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((store, full)) = with_a_full_segment(&dir) else { return };
+        let log = store.0.log.as_ref().unwrap();
+        let words = log.shared.words();
+        let is_synced = || {
+            log.sync_sealed(full, WHOLE).unwrap();
+            words.segment(full).synced.load(SeqCst) == full.epoch()
+        };
+        words.latches[7].mark.store(full.number(), SeqCst);
+        assert!(!is_synced());
+        words.latches[7].mark.store(0, SeqCst);
+        assert!(is_synced());
+    }
+
     /// Also one that is used up to its last byte, by a frame that was written only in part.
     #[test]
     fn an_emptied_segment_has_its_length_and_no_bytes_of_earlier_frames() {

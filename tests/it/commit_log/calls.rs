@@ -2,19 +2,19 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::libc;
 use record_store::{
-    BreakOptions, ChangesOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockInfo, LockOptions,
-    LockToken, ReadOptions, RecordStoreExt, WriteOptions,
+    BreakOptions, Cancellation, ChangesOptions, Durability, ErrorKind, FileSystemRecordStore, Json, LockInfo,
+    LockOptions, LockToken, ReadOptions, RecordStoreExt, WriteOptions,
 };
 
 use super::{copy, copy_without_frames};
-use crate::support::children::{Child, Role, Stage};
+use crate::support::children::{Child, Role, Stage, spawn_until_asleep};
 use crate::support::trace::tamper::Call;
 use crate::support::trace::{Traced, perform};
-use crate::support::{as_named, in_memory, latch_of, millis, named, names_in, open, open_with};
+use crate::support::{PATIENCE, as_named, in_memory, latch_of, millis, named, names_in, open, open_with};
 use crate::watchdog::abort_if_hung;
 
 pub(crate) const ROLES: &[Role] = &[
@@ -225,6 +225,52 @@ fn changes_wait_until_their_timeout_when_no_segment_can_be_emptied() {
     let write = || write(Duration::from_mins(1)).unwrap();
     abort_if_hung("writes after the end of the locks", || (0..20).for_each(|_| write()));
     assert!(store.exists("k").unwrap());
+}
+
+#[test]
+fn a_change_that_waits_for_a_segment_can_be_cancelled() {
+    let dir = in_memory();
+    let store = open(dir.path());
+    let _locked: Vec<_> = (0..16).map(|segment| lock_segment(dir.path(), segment)).collect();
+    let cancellation = Cancellation::new();
+    let options = WriteOptions::new().timeout(PATIENCE).cancellation(&cancellation);
+    let writing = spawn_until_asleep({
+        let store = store.clone();
+        move || store.write_with("k", &1, options)
+    });
+    cancellation.cancel();
+    let begun = Instant::now();
+    let error = writing.join().unwrap_err();
+    assert!(error.is_cancelled() && begun.elapsed() < PATIENCE / 2, "{error}");
+    assert!(!store.exists("k").unwrap());
+}
+
+/// The next power loss may come at any moment.
+#[test]
+fn a_file_that_a_recovery_replaces_is_kept_on_the_disk_before() {
+    let dir = in_memory();
+    open(dir.path()).write("k", "told").unwrap();
+    let lost = copy(dir.path());
+    fs::write(lost.path().join("k.json"), "what somebody else has written").unwrap();
+    let Some((mut traced, _)) = Traced::attach(Child::start("recover a store", &lost.path())) else { return };
+    let (mut is_kept, mut is_replaced) = (false, false);
+    while let Some(call) = traced.next_call() {
+        let file = traced.file_of_call();
+        is_kept |=
+            call.number == libc::SYS_fsync && file.is_some_and(|file| file.ends_with(".store/damaged"));
+        if matches!(call.number, libc::SYS_rename | libc::SYS_renameat | libc::SYS_renameat2) {
+            is_replaced = true;
+            assert!(is_kept, "{}", traced.describe());
+        }
+        traced.execute();
+    }
+    let mut child = traced.release();
+    child.expect("done");
+    child.finish();
+    assert!(is_replaced);
+    let store = open(lost.path());
+    assert_eq!(store.read::<String>("k").unwrap().unwrap().result, "told");
+    assert_eq!(store.damaged().unwrap().len(), 1);
 }
 
 fn read_durably(stage: &Stage) {

@@ -9,17 +9,17 @@ pub(crate) mod processes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use record_store::{
-    Cancellation, Change, ChangesOptions, ErrorKind, FileSystemOptions, FileSystemRecordStore, Json, Key,
-    ListOptions, Listing, MemoryRecordStore, OpenMode, RawRecord, ReadOptions, RecordChange, RecordInfo,
-    RecordStore, RecordStoreExt, RecordVersion, RemoveOptions, Result, StoreChanges, WaitOptions,
+    Cancellation, Change, ChangesOptions, Durability, ErrorKind, FileSystemOptions, FileSystemRecordStore,
+    Json, Key, ListOptions, Listing, MemoryRecordStore, OpenMode, RawRecord, ReadOptions, RecordChange,
+    RecordInfo, RecordStore, RecordStoreExt, RecordVersion, RemoveOptions, Result, StoreChanges, WaitOptions,
     WriteOptions,
 };
 
 use crate::support::children::spawn_until_asleep;
-use crate::support::{PATIENCE, in_memory, millis, open, tempdir};
+use crate::support::{PATIENCE, in_memory, millis, open, open_with, tempdir};
 use crate::watchdog::abort_if_hung;
 
 /// A watch, and the state of the records as it has reported it.
@@ -114,6 +114,20 @@ fn a_change_wakes_a_watch_that_sleeps() {
             assert_eq!(watching.join().unwrap().key, "k");
         }
     });
+}
+
+/// It looks at the files in parts, and does not sleep in between.
+#[test]
+fn a_change_after_thousands_of_others_is_reported_at_once() {
+    let dir = in_memory();
+    let store = open_with(dir.path(), Durability::Relaxed);
+    let mut changes = store.changes(ChangesOptions::new().prefix("wanted")).unwrap();
+    (0..6_000).for_each(|number| store.write(format!("other-{number}"), &number).unwrap());
+    store.write("wanted", &1).unwrap();
+    let begun = Instant::now();
+    assert_eq!(changes.next(PATIENCE).unwrap().unwrap().key, "wanted");
+    // Sooner than the listing that would find it.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[test]

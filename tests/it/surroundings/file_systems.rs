@@ -223,32 +223,39 @@ pub(super) fn work_without_hard_links(stage: &Stage) {
     stage.send(&describe(done));
 }
 
-/// exFAT and Android's storage have no hard links, and older file systems no rename with flags.
+/// Whether a call maps a file that several processes share.
+fn maps_a_shared_file(call: Call) -> bool {
+    let kind = call.arguments[3] & u64::from((libc::MAP_SHARED | libc::MAP_PRIVATE).cast_unsigned());
+    call.number == libc::SYS_mmap && kind == u64::from(libc::MAP_SHARED.cast_unsigned())
+}
+
+/// exFAT and Android's storage have no hard links, older file systems no rename with flags, and some of virtual machines no
+/// shared mappings: there is no log then.
 #[test]
-fn a_store_needs_no_hard_links_and_no_rename_with_flags() {
-    for shared in [false, true] {
-        for has_noreplace in [false, true] {
-            let dir = tempfile::tempdir().unwrap();
-            let root = dir.path().join("records");
-            let child = Child::start("work without hard links", &(&root, shared));
-            let Some((mut traced, _)) = Traced::attach(child) else { return };
-            change_calls(&mut traced, |traced, call| match call.number {
-                libc::SYS_link | libc::SYS_linkat => traced.fail(Errno::EPERM),
-                libc::SYS_renameat2
-                    if call.arguments[4] != u64::from(libc::RENAME_NOREPLACE) || !has_noreplace =>
-                {
-                    traced.fail(Errno::EINVAL);
-                }
-                _ => traced.execute(),
-            });
-            let mut child = traced.release();
-            child.expect("ok");
-            child.finish();
-            let store = FileSystemRecordStore::open(&root).unwrap();
-            assert_eq!(store.read::<u32>("k").unwrap().unwrap().result, 2);
-            assert_eq!(store.keys().unwrap().count(), 2);
-            let left: Vec<_> = store.verify().map(Result::unwrap).collect();
-            assert!(left.is_empty(), "{left:?}");
-        }
+fn a_store_needs_no_hard_links_no_rename_with_flags_and_no_shared_mappings() {
+    for number in 0..8 {
+        let [is_shared, has_noreplace, has_mappings] = [1, 2, 4].map(|bit| number & bit != 0);
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("records");
+        let child = Child::start("work without hard links", &(&root, is_shared));
+        let Some((mut traced, _)) = Traced::attach(child) else { return };
+        change_calls(&mut traced, |traced, call| match call.number {
+            libc::SYS_link | libc::SYS_linkat => traced.fail(Errno::EPERM),
+            libc::SYS_renameat2
+                if call.arguments[4] != u64::from(libc::RENAME_NOREPLACE) || !has_noreplace =>
+            {
+                traced.fail(Errno::EINVAL);
+            }
+            _ if maps_a_shared_file(call) && !has_mappings => traced.fail(Errno::ENODEV),
+            _ => traced.execute(),
+        });
+        let mut child = traced.release();
+        child.expect("ok");
+        child.finish();
+        let store = FileSystemRecordStore::open(&root).unwrap();
+        assert_eq!(store.read::<u32>("k").unwrap().unwrap().result, 2);
+        assert_eq!(store.keys().unwrap().count(), 2);
+        let left: Vec<_> = store.verify().map(Result::unwrap).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }
