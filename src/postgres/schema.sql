@@ -156,6 +156,21 @@ BEGIN
     RETURN true;
 END $$;
 
+-- The key has no lock any more. Notifies the first of those that wait, if it lives, wants the lock and was not notified before.
+-- False: somebody else has to be notified.
+CREATE FUNCTION {schema}.notify_next(p_id bytea) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+BEGIN
+    UPDATE {schema}.waiters t SET notified_at = pg_catalog.clock_timestamp()
+        WHERE t.id = p_id AND t.notified_at IS NULL AND {schema}.lives(t.owner) AND t.number = (
+            SELECT pg_catalog.min(w.number) FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'l')
+            AND NOT EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'f')
+        RETURNING {schema}.notify(t.owner, t.nonce) INTO done;
+    RETURN done IS TRUE;
+END $$;
+
 -- A process that is gone or stopped must not hold up the others.
 CREATE FUNCTION {schema}.is_waiting(w {schema}.waiters) RETURNS boolean
 LANGUAGE plpgsql AS $$
@@ -204,12 +219,15 @@ BEGIN
     RETURN true;
 END $$;
 
--- Adds a lock, and returns its token. p_is_first: only if the key has no lock, live or not, and nobody waits for one. Else the
--- token is null.
+-- Adds a lock, returns its token, and ends the wait of the caller for it. p_is_first: only if the key has no lock, live or
+-- not, and if the caller is the first who waits for one, or nobody is. Else the token is null.
 CREATE FUNCTION {schema}.add_lock(
     p_id bytea, p_key bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_nonce bigint, p_hold bigint, p_note bytea,
     p_slots bigint, p_is_first boolean, OUT token bigint)
 LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+    has_waiters boolean;
 BEGIN
     INSERT INTO {schema}.locks AS t
         (id, key, holder, bound, owner, token, nonce, acquired_at, expires_at, note, slots)
@@ -217,8 +235,17 @@ BEGIN
             pg_catalog.clock_timestamp(), {schema}.end_after(p_hold), p_note, p_slots
         WHERE NOT p_is_first
             OR NOT EXISTS (SELECT FROM {schema}.locks o WHERE o.id = p_id)
-            AND NOT EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'l')
-        RETURNING t.token INTO token;
+            AND p_nonce = coalesce((SELECT w.nonce FROM {schema}.waiters w
+                WHERE w.id = p_id AND w.kind = 'l' ORDER BY w.number LIMIT 1), p_nonce)
+        RETURNING t.token, EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'l')
+        INTO token, has_waiters;
+    IF has_waiters THEN
+        DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
+        IF p_slots IS NOT NULL THEN
+            -- The next one may share it, too.
+            done := {schema}.notify_free(p_id);
+        END IF;
+    END IF;
 END $$;
 
 -- p_slots: how many may share the lock at most, this holder included. Null: it is exclusive.
@@ -312,7 +339,9 @@ BEGIN
     IF status IS NOT NULL THEN
         stale := NULL;
         IF p_waits AND own_number IS NULL THEN
-            done := {schema}.enqueue(p_id, p_nonce, p_owner, 'l', p_slots);
+            INSERT INTO {schema}.waiters (id, number, nonce, owner, kind, slots)
+                SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, 'l', p_slots
+                FROM {schema}.waiters t WHERE t.id = p_id;
         ELSIF p_waits THEN
             -- It has looked, so it is not stopped.
             UPDATE {schema}.waiters t SET notified_at = NULL
@@ -324,9 +353,6 @@ BEGIN
         END IF;
         RETURN;
     END IF;
-    IF own_number IS NOT NULL THEN
-        DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.number = own_number;
-    END IF;
     IF stale_tokens IS NOT NULL THEN
         DELETE FROM {schema}.locks t WHERE t.id = p_id AND t.token = ANY (stale_tokens);
     END IF;
@@ -335,10 +361,6 @@ BEGIN
     token := {schema}.add_lock(
         p_id, p_key, p_holder, p_bound, p_owner, p_nonce, p_hold, p_note, p_slots, false);
     status := {OK};
-    IF p_slots IS NOT NULL THEN
-        -- The next one may share it, too.
-        done := {schema}.notify_free(p_id);
-    END IF;
 END $$;
 
 -- A lease ends earlier than its waiters know.
@@ -397,23 +419,29 @@ LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
     own record;
+    is_shared boolean;
     has_waiters boolean;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
-    status := own.status;
-    holder := own.holder;
-    bound := own.bound;
-    IF status <> {OK} THEN
+    DELETE FROM {schema}.locks t
+        WHERE t.id = p_id AND CASE WHEN p_token IS NULL
+            THEN {schema}.is_of(t, p_holder, p_bound, p_owner) AND {schema}.is_live(t)
+            ELSE {schema}.has_token(t, p_bound, p_owner, p_token) END
+        RETURNING t.slots IS NOT NULL, EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c')
+        INTO is_shared, has_waiters;
+    IF NOT FOUND THEN
+        own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+        status := own.status;
+        holder := own.holder;
+        bound := own.bound;
         RETURN;
     END IF;
-    DELETE FROM {schema}.locks t WHERE t.id = p_id AND t.token = own.token
-        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c') INTO has_waiters;
-    IF own.slots IS NOT NULL THEN
+    status := {OK};
+    IF is_shared THEN
         -- With it go those that shared the lock and are over.
         DELETE FROM {schema}.locks t WHERE t.id = p_id AND NOT {schema}.is_live(t);
     END IF;
-    IF has_waiters THEN
+    IF has_waiters AND (is_shared OR NOT {schema}.notify_next(p_id)) THEN
         done := {schema}.notify_free(p_id);
     END IF;
 END $$;

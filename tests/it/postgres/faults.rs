@@ -19,6 +19,7 @@ type Fault = (&'static str, &'static [Change], &'static [&'static str]);
 
 const ENTER: &str = "done := {schema}.enter(p_hash, p_patience);";
 const IS_OF: &str = "{schema}.is_of(l, p_holder, p_bound, p_owner)";
+const IS_OF_ROW: &str = "{schema}.is_of(t, p_holder, p_bound, p_owner)";
 const HAS_NAME: &str = "(l.holder = p_holder AND l.bound = p_bound)";
 
 const FAULTS: &[Fault] = &[
@@ -130,12 +131,12 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a bound holder is the same in every process for a release",
-        &[("own", IS_OF, HAS_NAME)],
+        &[("release_lock", IS_OF_ROW, "(t.holder = p_holder AND t.bound = p_bound)")],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
         "every holder may release",
-        &[("own", IS_OF, "true")],
+        &[("release_lock", IS_OF_ROW, "true")],
         &["processes::the_default_holders_of_two_processes_exclude_each_other"],
     ),
     (
