@@ -106,7 +106,8 @@ impl Drop for Lease {
     /// Gives the connection back. If a future was dropped, its query is still running, and the answer will be dropped:
     /// the next query waits for it.
     fn drop(&mut self) {
-        if let Some(session) = self.session.take().filter(|session| !session.is_closed()) {
+        // Whether the server has closed it is asked before it is used again.
+        if let Some(session) = self.session.take().filter(|session| !session.has_ended()) {
             self.pool.idle().push(session);
         }
     }

@@ -275,8 +275,14 @@ impl Session {
         if self.own.is_some() { MovedBy::Call } else { MovedBy::Engine }
     }
 
+    /// Whether the connection has ended, also if that has just arrived.
     pub(super) fn is_closed(&self) -> bool {
-        self.own.as_ref().is_some_and(OwnConnection::is_over) || self.client.is_closed()
+        self.own.as_ref().is_some_and(OwnConnection::is_over) || self.has_ended()
+    }
+
+    /// Whether it is known that the connection has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.client.is_closed()
     }
 }
 
