@@ -122,7 +122,9 @@ fn a_change_after_thousands_of_others_is_reported_at_once() {
     let dir = in_memory();
     let store = open_with(dir.path(), Durability::Relaxed);
     let keys: Vec<_> = (0..4_000).map(|number| format!("k-{number}")).collect();
-    keys.iter().for_each(|key| store.write(key, &1).unwrap());
+    for key in &keys {
+        store.write(key, &1).unwrap();
+    }
     let mut changes = store.changes(ChangesOptions::new()).unwrap();
     for key in &keys {
         // With the same version, so that it has to be looked at, and is no change.
