@@ -69,13 +69,12 @@ CREATE UNLOGGED TABLE {schema}.waiters (
 CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
 LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)';
 
--- Enters the latch of a key, mostly without a wait. The limit is one for the locks of rows, too.
+-- Enters the latch of a key, mostly without a wait.
 CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS boolean
 LANGUAGE plpgsql AS $$
-DECLARE
-    lock_timeout text := pg_catalog.set_config('lock_timeout', p_patience::text, true);
 BEGIN
     IF NOT pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN
+        PERFORM pg_catalog.set_config('lock_timeout', p_patience::text, true);
         PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
     END IF;
     RETURN true;
@@ -419,6 +418,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
     own record;
+    is_bound boolean;
     is_shared boolean;
     has_waiters boolean;
 BEGIN
@@ -427,8 +427,9 @@ BEGIN
         WHERE t.id = p_id AND CASE WHEN p_token IS NULL
             THEN {schema}.is_of(t, p_holder, p_bound, p_owner) AND {schema}.is_live(t)
             ELSE {schema}.has_token(t, p_bound, p_owner, p_token) END
-        RETURNING t.slots IS NOT NULL, EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c')
-        INTO is_shared, has_waiters;
+        RETURNING t.bound, t.slots IS NOT NULL,
+            EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c')
+        INTO is_bound, is_shared, has_waiters;
     IF NOT FOUND THEN
         own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
         status := own.status;
@@ -437,6 +438,10 @@ BEGIN
         RETURN;
     END IF;
     status := {OK};
+    IF is_bound THEN
+        -- Nobody has to wait for the disk: a crash of the server ends the session of the owner, so the lock is over then, too.
+        done := pg_catalog.set_config('synchronous_commit', 'off', true) IS NOT NULL;
+    END IF;
     IF is_shared THEN
         -- With it go those that shared the lock and are over.
         DELETE FROM {schema}.locks t WHERE t.id = p_id AND NOT {schema}.is_live(t);

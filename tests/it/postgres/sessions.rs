@@ -304,6 +304,41 @@ fn a_read_after_the_end_of_a_lease_waits_for_a_change_that_was_admitted_before()
     }
 }
 
+/// No latch excludes those who use the tables without the functions, such as a backup that locks them.
+#[test]
+fn a_row_that_another_program_has_locked_ends_no_call_late() {
+    let Some(url) = new_url() else { return };
+    let (server, store) = (Server::shared().unwrap(), open(&url));
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    guard.write(&1).unwrap();
+    let schema = store.schema();
+    let mut other = server.psql(
+        &format!(
+            "BEGIN; SELECT 'locked' FROM {schema}.records r JOIN {schema}.locks l USING (id) WHERE r.key = 'k' FOR UPDATE"
+        ),
+        "locked",
+    );
+    let (timeout, raw): (_, &dyn record_store::RecordStore) = (millis(300), &store);
+    let (key, claim) = (record_store::Key::new("k").unwrap(), guard.token());
+    let json = record_store::Json::parse("2").unwrap();
+    let calls: [(&str, Call<'_>); 2] = [
+        ("write", &|wait| raw.write_raw(&key, &json, WriteOptions::new().claim(claim).wait(wait))),
+        ("release", &|wait| raw.release_lock_raw(&key, &claim.into(), wait)),
+    ];
+    for (name, call) in calls {
+        let start = Instant::now();
+        let error = call(WaitOptions::new().timeout(timeout)).unwrap_err();
+        let elapsed = start.elapsed();
+        assert!(error.is_timeout() && !error.is_outcome_unknown(), "{name}: {error}");
+        assert!(elapsed >= timeout && elapsed < Duration::from_secs(2), "{name}: {elapsed:?}");
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(guard.read::<u8>().unwrap().unwrap().result, 1);
+    guard.write(&3).unwrap();
+    guard.release().unwrap();
+}
+
 type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
 
 #[test]

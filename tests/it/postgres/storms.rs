@@ -8,7 +8,7 @@ use super::new_url_on;
 use super::server::Server;
 use crate::support::children::{Child, Role, Stage};
 use crate::support::dice::Dice;
-use crate::support::{PATIENCE, millis, now, storm};
+use crate::support::{PATIENCE, as_named, millis, now, storm};
 
 pub(crate) const ROLES: &[Role] = &[("postgres: storm", work)];
 
@@ -133,4 +133,25 @@ fn what_was_acknowledged_survives_kills_of_clients_and_of_the_server() {
     }
     assert!(counted > 20, "only {counted} increments");
     println!("{counted} increments, {uncertain} uncertain, {clients} clients and {servers} servers killed");
+}
+
+/// Only the release of a lock that outlives its session waits for the disk. After the others the server may have the lock
+/// again, of an owner that is gone.
+#[test]
+fn a_released_lock_is_free_after_a_crash_of_the_server() {
+    // What does not wait for the disk is not there when the server is killed.
+    let Some(server) = Server::new(&["wal_writer_delay=10s"]) else { return };
+    let store = PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(PATIENCE))
+        .unwrap();
+    for options in [LockOptions::new(), as_named("job")] {
+        let guard = store.lock("k", options.clone().hold_timeout(PATIENCE)).unwrap();
+        guard.write(&1).unwrap();
+        guard.release().unwrap();
+        server.kill();
+        server.start_again();
+        assert!(!store.is_locked("k").unwrap(), "{options:?}");
+        let begun = Instant::now();
+        store.lock("k", as_named("other")).unwrap().release().unwrap();
+        assert!(begun.elapsed() < PATIENCE / 2, "{options:?}");
+    }
 }
