@@ -139,7 +139,7 @@ fn what_was_acknowledged_survives_kills_of_clients_and_of_the_server() {
 /// again, of an owner that is gone.
 #[test]
 fn a_released_lock_is_free_after_a_crash_of_the_server() {
-    // What does not wait for the disk is not there when the server is killed.
+    // A commit that does not wait for the disk is lost when the server is killed.
     let Some(server) = Server::new(&["wal_writer_delay=10s"]) else { return };
     let store = PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(PATIENCE))
         .unwrap();
