@@ -219,7 +219,8 @@ impl Owner {
         let locks = session.session.query(Query::HasLocks, &self.schema, &number);
         let has_locks = match until(Timer::at(Instant::now().checked_add(END_PATIENCE)), locks).await {
             Some(Ok(rows)) => !rows.is_empty(),
-            Some(Err(_)) => false,
+            // A server that answers with an error may have locks.
+            Some(Err(failure)) => !failure.is_of_session(),
             None => true,
         };
         // A handle counts before it looks for a session. So either it finds none, or it is noticed here.

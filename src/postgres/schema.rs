@@ -85,10 +85,7 @@ pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Found, 
 
 /// Makes the store, or upgrades it, unless another process has just done so.
 pub(super) async fn create_or_upgrade(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
-    // The limit of a session is that of a call.
-    let begin =
-        format!("BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_catalog.pg_advisory_xact_lock({CREATION})");
-    client.batch_execute(&begin).await?;
+    client.batch_execute(&format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION})")).await?;
     let made = create_or_upgrade_in_transaction(client, schema).await;
     let end = if made.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = client.batch_execute(end).await;

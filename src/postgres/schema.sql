@@ -69,12 +69,13 @@ CREATE UNLOGGED TABLE {schema}.waiters (
 CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
 LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)';
 
--- Enters the latch of a key, mostly without a wait.
+-- Enters the latch of a key, mostly without a wait. The limit is also that of the waits for rows, and of the commit.
 CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS boolean
 LANGUAGE plpgsql AS $$
+DECLARE
+    lock_timeout text := pg_catalog.set_config('lock_timeout', p_patience::text, true);
 BEGIN
     IF NOT pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN
-        PERFORM pg_catalog.set_config('lock_timeout', p_patience::text, true);
         PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
     END IF;
     RETURN true;
@@ -236,12 +237,12 @@ BEGIN
             OR NOT EXISTS (SELECT FROM {schema}.locks o WHERE o.id = p_id)
             AND p_nonce = coalesce((SELECT w.nonce FROM {schema}.waiters w
                 WHERE w.id = p_id AND w.kind = 'l' ORDER BY w.number LIMIT 1), p_nonce)
-        RETURNING t.token, EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'l')
+        RETURNING t.token, EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind <> 'c')
         INTO token, has_waiters;
     IF has_waiters THEN
         DELETE FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce;
         IF p_slots IS NOT NULL THEN
-            -- The next one may share it, too.
+            -- The next one may share it, and others may read.
             done := {schema}.notify_free(p_id);
         END IF;
     END IF;
@@ -432,13 +433,14 @@ BEGIN
         INTO is_bound, is_shared, has_waiters;
     IF NOT FOUND THEN
         own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
-        status := own.status;
+        -- If the clock was set back in between, the lease is over nevertheless.
+        status := CASE WHEN own.status <> {OK} THEN own.status WHEN p_token IS NULL THEN {NOT_LOCKED} ELSE {LOST} END;
         holder := own.holder;
         bound := own.bound;
         RETURN;
     END IF;
     status := {OK};
-    IF is_bound THEN
+    IF is_bound AND NOT is_shared THEN
         -- Nobody has to wait for the disk: a crash of the server ends the session of the owner, so the lock is over then, too.
         done := pg_catalog.set_config('synchronous_commit', 'off', true) IS NOT NULL;
     END IF;

@@ -25,12 +25,10 @@ use super::wire::Wire;
 use crate::ErrorKind;
 
 /// The settings that a store relies on, and the server's side of the keepalive. Timeouts that the database or the role may set do not
-/// end a session that is idle on purpose. A statement that waits for a row or a table of another program is repeated, as one
-/// that waits for a latch.
+/// end a session that is idle on purpose.
 const SETUP: &str = "SET search_path = pg_catalog; \
     SET default_transaction_isolation = 'read committed'; \
     SET statement_timeout = 0; \
-    SET lock_timeout = '250ms'; \
     SET idle_in_transaction_session_timeout = 0; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
     SELECT set_config(name, CASE name WHEN 'tcp_user_timeout' THEN '11000' ELSE '0' END, false) FROM pg_settings \
