@@ -219,7 +219,7 @@ impl Owner {
         let locks = session.session.query(Query::HasLocks, &self.schema, &number);
         let has_locks = match until(Timer::at(Instant::now().checked_add(END_PATIENCE)), locks).await {
             Some(Ok(rows)) => !rows.is_empty(),
-            // A server that answers with an error may have locks.
+            // Only the end of the session proves that there are none.
             Some(Err(failure)) => !failure.is_of_session(),
             None => true,
         };

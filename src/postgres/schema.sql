@@ -63,7 +63,7 @@ CREATE UNLOGGED TABLE {schema}.waiters (
 -- The functions. An upgrade makes them anew.
 --
 -- A call in an assignment is an expression. PERFORM, SELECT INTO and loops are queries, and each costs several times as
--- much. So what mostly happens is one query: it changes the key only if nothing is in the way, and else nothing.
+-- much. So the usual case is one query, which changes nothing if something is in the way.
 
 -- A process lives as long as the session that has locked its number.
 CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
@@ -207,15 +207,15 @@ BEGIN
     RETURN true;
 END $$;
 
+-- Adds a waiter, unless it is there already.
 CREATE FUNCTION {schema}.enqueue(
     p_id bytea, p_nonce bigint, p_owner bigint, p_kind "char", p_slots bigint) RETURNS boolean
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT EXISTS (SELECT FROM {schema}.waiters t WHERE t.id = p_id AND t.nonce = p_nonce) THEN
-        INSERT INTO {schema}.waiters (id, number, nonce, owner, kind, slots)
-            SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind, p_slots
-            FROM {schema}.waiters t WHERE t.id = p_id;
-    END IF;
+    INSERT INTO {schema}.waiters (id, number, nonce, owner, kind, slots)
+        SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, p_kind, p_slots
+        FROM {schema}.waiters t WHERE t.id = p_id
+        HAVING pg_catalog.bool_or(t.nonce = p_nonce) IS NOT TRUE;
     RETURN true;
 END $$;
 
@@ -339,9 +339,7 @@ BEGIN
     IF status IS NOT NULL THEN
         stale := NULL;
         IF p_waits AND own_number IS NULL THEN
-            INSERT INTO {schema}.waiters (id, number, nonce, owner, kind, slots)
-                SELECT p_id, 1 + coalesce(pg_catalog.max(t.number), 0), p_nonce, p_owner, 'l', p_slots
-                FROM {schema}.waiters t WHERE t.id = p_id;
+            done := {schema}.enqueue(p_id, p_nonce, p_owner, 'l', p_slots);
         ELSIF p_waits THEN
             -- It has looked, so it is not stopped.
             UPDATE {schema}.waiters t SET notified_at = NULL

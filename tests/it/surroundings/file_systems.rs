@@ -204,7 +204,7 @@ pub(super) fn open_on_fuse(stage: &Stage) {
 }
 
 /// Creates a store and uses every operation that creates a file.
-pub(super) fn work_without_hard_links(stage: &Stage) {
+pub(super) fn work_on_a_poor_file_system(stage: &Stage) {
     let (dir, shared): (PathBuf, bool) = stage.argument();
     let options = FileSystemOptions::new();
     let options = if shared { options.shared_group() } else { options };
@@ -237,7 +237,7 @@ fn a_store_needs_no_hard_links_no_rename_with_flags_and_no_shared_mappings() {
         let [is_shared, has_noreplace, has_mappings] = [1, 2, 4].map(|bit| number & bit != 0);
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("records");
-        let child = Child::start("work without hard links", &(&root, is_shared));
+        let child = Child::start("work on a poor file system", &(&root, is_shared));
         let Some((mut traced, _)) = Traced::attach(child) else { return };
         change_calls(&mut traced, |traced, call| match call.number {
             libc::SYS_link | libc::SYS_linkat => traced.fail(Errno::EPERM),

@@ -32,5 +32,5 @@ pub(crate) const ROLES: &[Role] = &[
     #[cfg(target_arch = "x86_64")]
     ("open on FUSE", file_systems::open_on_fuse),
     #[cfg(target_arch = "x86_64")]
-    ("work without hard links", file_systems::work_without_hard_links),
+    ("work on a poor file system", file_systems::work_on_a_poor_file_system),
 ];
