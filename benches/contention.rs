@@ -7,6 +7,8 @@
 
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/hand_over.rs"]
+mod hand_over;
 #[path = "common/raw.rs"]
 mod raw;
 #[path = "common/setup.rs"]
@@ -20,9 +22,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use record_store::{Durability, FileSystemOptions, FileSystemRecordStore, LockOptions, RecordStoreExt};
-use rustix::time::ClockId;
 
-use children::{ChildProcess, receive, send};
+use children::ChildProcess;
+use hand_over::monotonic;
 use raw::RawDir;
 use setup::RunMode;
 use windows::{Group, Plan, alternate, serve};
@@ -72,22 +74,7 @@ fn open(dir: &Path, durability: Durability) -> FileSystemRecordStore {
     FileSystemOptions::new().durability(durability).open(dir).expect("the store opens")
 }
 
-impl ChildProcess {
-    /// Whether the child sleeps in the kernel, according to `/proc`.
-    fn is_asleep(&self) -> bool {
-        let stat =
-            fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("the child process lives");
-        stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('S'))
-    }
-}
-
 // ---- The hand-over of a lock.
-
-/// Nanoseconds of `CLOCK_MONOTONIC`, which is the same clock in all processes.
-fn monotonic() -> i64 {
-    let now = rustix::time::clock_gettime(ClockId::Monotonic);
-    now.tv_sec * 1_000_000_000 + now.tv_nsec
-}
 
 fn hand_over(dir: &Path, mode: RunMode) {
     let store = open(dir, Durability::Relaxed);
@@ -97,9 +84,10 @@ fn hand_over(dir: &Path, mode: RunMode) {
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         let guard = store.lock("baton", LockOptions::new()).expect("locked");
-        ours.push(measure_hand_over(&mut child, "lock", || guard.release().expect("released")));
+        let release = || guard.release().expect("released");
+        ours.push(hand_over::measure(&mut child, "lock", || true, release));
         file.lock().expect("flocked");
-        bare.push(measure_hand_over(&mut child, "flock", || file.unlock().expect("unlocked")));
+        bare.push(hand_over::measure(&mut child, "flock", || true, || file.unlock().expect("unlocked")));
     }
     child.finish();
     println!(
@@ -109,32 +97,16 @@ fn hand_over(dir: &Path, mode: RunMode) {
     for (name, mut times) in [("record-store", ours), ("bare `flock`", bare)] {
         times.sort_unstable();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-        println!("| {name} | {} µs | {} µs |", at(50) / 1_000, at(99) / 1_000);
+        println!("| {name} | {} µs | {} µs |", at(50).as_micros(), at(99).as_micros());
     }
     println!();
-}
-
-/// Makes the child wait for the lock that this process holds, and releases it. Returns the time until
-/// the child is the holder.
-fn measure_hand_over(child: &mut ChildProcess, what: &str, release: impl FnOnce()) -> i64 {
-    child.send(what);
-    assert_eq!(child.receive(), "waiting");
-    // The child sends this before it waits.
-    while !child.is_asleep() {
-        std::thread::yield_now();
-    }
-    let released = monotonic();
-    release();
-    let owned: i64 = child.receive().parse().expect("a time");
-    owned - released
 }
 
 fn waiter(dir: &Path) {
     let store = open(dir, Durability::Relaxed);
     let file = File::open(dir.join("bare")).expect("the bare lock file exists");
-    while let Some(what) = receive() {
-        send("waiting");
-        let owned = if what == "lock" {
+    hand_over::wait(|what| {
+        if what == "lock" {
             let guard = store.lock("baton", LockOptions::new()).expect("locked");
             let owned = monotonic();
             guard.release().expect("released");
@@ -144,9 +116,8 @@ fn waiter(dir: &Path) {
             let owned = monotonic();
             file.unlock().expect("unlocked");
             owned
-        };
-        send(&owned.to_string());
-    }
+        }
+    });
 }
 
 // ---- Processes that write to keys of their own.

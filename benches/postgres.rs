@@ -5,6 +5,8 @@
 
 #[path = "common/children.rs"]
 mod children;
+#[path = "common/hand_over.rs"]
+mod hand_over;
 #[path = "common/measure.rs"]
 mod measure;
 #[path = "common/postgres.rs"]
@@ -22,6 +24,7 @@ use record_store::{
 use tokio_postgres::{AsyncMessage, Client, NoTls};
 
 use children::{ChildProcess, receive, send};
+use hand_over::monotonic;
 use measure::{Plan, Table};
 
 const KEYS: usize = 100;
@@ -45,7 +48,8 @@ fn main() {
     let scratch = setup::scratch();
     let files = FileSystemRecordStore::open(scratch.path().join("store")).expect("the store opens");
     beside_files(&mut table, &store, &files, &text);
-    hand_over(&mut table, &store, &mut bare, &url);
+    hand_over(&mut table, &store, &bare, &url);
+    in_turn(&mut table, &store, &mut bare, &url);
     together(&mut table, &url);
     println!("{}\n\n{table}", setup::machine(server.dir()));
 }
@@ -83,8 +87,7 @@ impl Bare {
                     }
                 }
             });
-            let table =
-                "CREATE TABLE IF NOT EXISTS bare (id bytea PRIMARY KEY, key bytea, result text); LISTEN bare";
+            let table = "CREATE TABLE IF NOT EXISTS bare (id bytea PRIMARY KEY, key bytea, result text)";
             client.batch_execute(table).await.expect("a table");
             (client, notified)
         });
@@ -112,12 +115,18 @@ impl Bare {
         self.runtime.block_on(self.client.execute(&self.remove, &[&key.as_bytes()])).expect("a removal");
     }
 
-    /// A commit with a notification, and its arrival.
-    fn notify(&mut self, key: &str) {
-        self.runtime.block_on(async {
-            self.client.query(&self.notify, &[&key.as_bytes(), &"x"]).await.expect("a change");
-            self.notified.recv().await.expect("a notification");
-        });
+    /// A commit with a notification.
+    fn notify(&self, key: &str) {
+        self.runtime.block_on(self.client.query(&self.notify, &[&key.as_bytes(), &"x"])).expect("a change");
+    }
+
+    fn listen(&self) {
+        self.runtime.block_on(self.client.batch_execute("LISTEN bare")).expect("a listener");
+    }
+
+    /// Waits for a notification.
+    fn wait(&mut self) {
+        self.runtime.block_on(self.notified.recv()).expect("a notification");
     }
 }
 
@@ -185,26 +194,56 @@ fn beside_files(table: &mut Table, store: &PostgresRecordStore, files: &FileSyst
     );
 }
 
-/// The lock goes to another process that waits for it, and back.
-fn hand_over(table: &mut Table, store: &PostgresRecordStore, bare: &mut Bare, url: &str) {
-    let mut other = ChildProcess::start("swap", Path::new(url));
-    other.receive();
+/// The lock goes to another process, which waits for it.
+fn hand_over(table: &mut Table, store: &PostgresRecordStore, bare: &Bare, url: &str) {
+    let (mut ours, mut other) = (start("waiter", url), start("bare waiter", url));
+    bare.put("baton", "x");
+    let is_queued = || {
+        let lock = store.lock_info("baton").expect("a look at the lock").expect("it is locked");
+        lock.waiters().is_some_and(|waiters| !waiters.is_empty())
+    };
+    table.compare_measured(
+        plan("hand-over", "commit with NOTIFY, until another process has it", Some(2.0), 500),
+        |_| {
+            let guard = store.lock("baton", LockOptions::new()).expect("a lock");
+            let release = || guard.release().expect("a release");
+            hand_over::measure(&mut ours, "lock", is_queued, release)
+        },
+        |_| hand_over::measure(&mut other, "notification", || true, || bare.notify("baton")),
+    );
+    ours.finish();
+    other.finish();
+}
+
+/// Two processes take the lock in turn, and wait for it again as soon as they have released it.
+fn in_turn(table: &mut Table, store: &PostgresRecordStore, bare: &mut Bare, url: &str) {
+    let mut other = start("swap", url);
     let mut guard = Some(store.lock("handed", LockOptions::new()).expect("a lock"));
     bare.put("handed", "x");
+    bare.listen();
     std::thread::sleep(std::time::Duration::from_millis(100));
     table.compare(
-        plan("two hand-overs", "two commits with NOTIFY", Some(2.0), 500),
+        plan("the lock goes and comes back", "two commits with NOTIFY", None, 500),
         |_| {
             guard.take().expect("the lock").release().expect("a release");
             guard = Some(store.lock("handed", LockOptions::new()).expect("a lock"));
         },
         |_| {
-            bare.notify("handed");
-            bare.notify("handed");
+            for _ in 0..2 {
+                bare.notify("handed");
+                bare.wait();
+            }
         },
     );
     let _ = other.process.kill();
     let _ = other.process.wait();
+}
+
+/// A child process that is ready.
+fn start(role: &str, url: &str) -> ChildProcess {
+    let mut child = ChildProcess::start(role, Path::new(url));
+    assert_eq!(child.receive(), "ready");
+    child
 }
 
 /// Several processes at once, each with keys of its own.
@@ -215,14 +254,7 @@ fn together(table: &mut Table, url: &str) {
         ("get", "bare get", "get, 4 processes", "SELECT, 4 processes", Some(1.3)),
         ("lock", "bare lock", "acquire + release, 4 processes", "INSERT and DELETE, 4 processes", None),
     ] {
-        let start = |role: &str| -> Vec<_> {
-            let mut children: Vec<_> =
-                (0..PROCESSES).map(|_| ChildProcess::start(role, Path::new(url))).collect();
-            for child in &mut children {
-                child.receive();
-            }
-            children
-        };
+        let start = |role| -> Vec<_> { (0..PROCESSES).map(|_| start(role, url)).collect() };
         let (mut ours, mut bare) = (start(role), start(floor));
         table.compare(
             Plan { operation: operation.into(), floor: of_floor.into(), target, pairs: 40 },
@@ -243,16 +275,45 @@ fn round(children: &mut [ChildProcess], calls: usize) {
 }
 
 fn child(role: &str, url: &str) {
-    if role == "swap" {
-        let store = open(url);
-        send("ready");
-        loop {
-            let Ok(guard) = store.lock("handed", LockOptions::new()) else { return };
-            if guard.release().is_err() {
-                return;
-            }
+    match role {
+        "waiter" => {
+            let store = open(url);
+            // The first lock opens the session that stands for the process.
+            store.lock("warm", LockOptions::new()).expect("a lock").release().expect("a release");
+            send("ready");
+            hand_over::wait(|_| {
+                let guard = store.lock("baton", LockOptions::new()).expect("a lock");
+                let owned = monotonic();
+                guard.release().expect("a release");
+                owned
+            });
+        }
+        "bare waiter" => {
+            let mut bare = Bare::connect(url);
+            bare.listen();
+            send("ready");
+            hand_over::wait(|_| {
+                bare.wait();
+                monotonic()
+            });
+        }
+        "swap" => swap(url),
+        _ => client(role, url),
+    }
+}
+
+fn swap(url: &str) {
+    let store = open(url);
+    send("ready");
+    loop {
+        let Ok(guard) = store.lock("handed", LockOptions::new()) else { return };
+        if guard.release().is_err() {
+            return;
         }
     }
+}
+
+fn client(role: &str, url: &str) {
     let (store, bare, text) = (open(url), Bare::connect(url), result());
     let own = |number: usize| format!("{}-{number}", std::process::id());
     for number in 0..CALLS {
