@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::limits::{Context, LatchLimit, Limits};
 use super::options::PostgresOptions;
 use super::owner::OwnerHandle;
-use super::pool::Pool;
+use super::pool::{Check, Pool};
 use super::schema::{self, Found, SchemaName, StoreNumbers};
 use super::session::Session;
 use super::statements::Query;
@@ -68,7 +68,7 @@ impl Core {
         let pool = Pool::new(Arc::clone(&target), options.connections);
         let opened = async {
             retried(deadline, async || {
-                let lease = pool.lease(deadline).await?;
+                let lease = pool.lease(deadline, Check::Closed).await?;
                 let found = find_or_create(&lease, &schema, options.creates).await?;
                 Ok(found)
             })
@@ -126,9 +126,13 @@ impl Core {
     async fn check_sessions(&self, here: &Here, deadline: Option<Instant>) -> Result<(), Failure> {
         const NUMBER: &str = "SELECT pg_backend_pid()";
         let owner = here.owner.number(deadline).await?;
-        let one = here.pool.lease(deadline).await?;
+        let one = here.pool.lease(deadline, Check::Closed).await?;
         // If there may be only one, there is still that of the owner.
-        let two = if self.options.connections == 1 { None } else { Some(here.pool.lease(deadline).await?) };
+        let two = if self.options.connections == 1 {
+            None
+        } else {
+            Some(here.pool.lease(deadline, Check::Closed).await?)
+        };
         let lives = format!("SELECT {}.lives($1)", self.quoted_schema);
         if !one.run(one.client.query_one(&lives, &[&owner])).await?.get::<_, bool>(0)
             || Some(one.backend) == here.owner.backend()
@@ -161,21 +165,30 @@ impl Core {
     ) -> Result<Vec<Row>> {
         let here = self.here();
         let (mut pauses, mut is_unknown) = (Pauses::new(PAUSES), false);
-        let mut deadline = limits.network_deadline(self.options.patience);
-        let latch = limits.for_latch();
+        let mut attempt = Attempt {
+            deadline: limits.network_deadline(self.options.patience),
+            latch: limits.for_latch(),
+            check: if query.changes() { Check::Closed } else { Check::Nothing },
+        };
         loop {
             limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
-            let attempt = self.attempt(&here, limits, deadline, latch, query, parameters);
-            let failure = match attempt.await {
+            let failure = match self.attempt(&here, limits, attempt, query, parameters).await {
                 Ok(rows) => return Ok(rows),
                 Err(failure) => failure,
             };
             if matches!(failure, Failure::Busy) {
-                if latch.is_over() {
+                if attempt.latch.is_over() {
                     return Err(with_outcome(limits.timed_out(None, context), is_unknown));
                 }
                 // The server answers.
-                (pauses, deadline) = (Pauses::new(PAUSES), limits.network_deadline(self.options.patience));
+                attempt.deadline = limits.network_deadline(self.options.patience);
+                pauses = Pauses::new(PAUSES);
+                continue;
+            }
+            let is_late = attempt.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if failure.is_of_session() && attempt.check == Check::Nothing && !is_late {
+                // Of the connections that are left, the next one may be closed, too.
+                attempt.check = Check::Closed;
                 continue;
             }
             let may_repeat = !failure.is_outcome_unknown() || repeat == Repeat::Yes;
@@ -184,7 +197,10 @@ impl Core {
                 limits.check_cancelled(context).map_err(|error| with_outcome(error, is_unknown))?;
             }
             let next = Instant::now() + pauses.take();
-            if !failure.is_temporary() || !may_repeat || deadline.is_some_and(|deadline| next >= deadline) {
+            if !failure.is_temporary()
+                || !may_repeat
+                || attempt.deadline.is_some_and(|deadline| next >= deadline)
+            {
                 let error = failure.into_error(context, &self.target.address);
                 return Err(with_outcome(error, is_unknown));
             }
@@ -196,8 +212,7 @@ impl Core {
         &self,
         here: &Here,
         limits: &Limits,
-        deadline: Option<Instant>,
-        latch: LatchLimit,
+        Attempt { deadline, latch, check }: Attempt,
         query: Query,
         parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, Failure> {
@@ -211,7 +226,7 @@ impl Core {
             here.owner.present().unwrap_or_default()
         };
         let lease = limits
-            .answer(deadline, pin!(here.pool.lease(deadline)))
+            .answer(deadline, pin!(here.pool.lease(deadline, check)))
             .await
             .ok_or_else(Failure::unreachable)??;
         let patience = latch.patience();
@@ -264,6 +279,15 @@ impl Core {
         let name = String::from_utf8(row.get::<_, Option<Vec<u8>>>(name)?).ok()?;
         Holder::new(name, row.get(bound)).ok()
     }
+}
+
+/// One attempt of a call.
+#[derive(Clone, Copy)]
+struct Attempt {
+    /// When it no longer waits for the network.
+    deadline: Option<Instant>,
+    latch: LatchLimit,
+    check: Check,
 }
 
 fn with_outcome(error: Error, is_unknown: bool) -> Error {

@@ -23,6 +23,14 @@ pub(super) struct Pool {
     permits: Arc<Semaphore>,
 }
 
+/// Whether the server is asked if it has closed an idle connection, before that is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Check {
+    Closed,
+    /// A query that changes nothing finds out by itself.
+    Nothing,
+}
+
 /// A connection for one call. It goes back to the pool, unless it is discarded.
 pub(super) struct Lease {
     session: Option<Session>,
@@ -37,7 +45,11 @@ impl Pool {
     }
 
     /// A connection, a new one if none is idle.
-    pub(super) async fn lease(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Lease, Failure> {
+    pub(super) async fn lease(
+        self: &Arc<Self>,
+        deadline: Option<Instant>,
+        check: Check,
+    ) -> Result<Lease, Failure> {
         let permit = until(Timer::at(deadline), Arc::clone(&self.permits).acquire_owned());
         // The semaphore is never closed.
         let Some(Ok(permit)) = permit.await else {
@@ -46,7 +58,7 @@ impl Pool {
         };
         let is_call = poll_fn(|context| Poll::Ready(is_polled_by_caller(context))).await;
         let moved_by = if is_call { MovedBy::Call } else { MovedBy::Engine };
-        let session = match (self.take_idle(moved_by), moved_by) {
+        let session = match (self.take_idle(moved_by, check), moved_by) {
             (Some(session), _) => session,
             (None, MovedBy::Engine) => connect(&self.target, NoListener, deadline).await?,
             (None, MovedBy::Call) => {
@@ -58,13 +70,17 @@ impl Pool {
         Ok(Lease { session: Some(session), pool: Arc::clone(self), _permit: permit })
     }
 
-    /// An idle connection, unless the server has closed it. If there is none, there is room for a new one: an idle one of
+    /// An idle connection, unless it is known to be closed. If there is none, there is room for a new one: an idle one of
     /// the other kind makes way.
-    fn take_idle(&self, moved_by: MovedBy) -> Option<Session> {
+    fn take_idle(&self, moved_by: MovedBy, check: Check) -> Option<Session> {
         let mut idle = self.idle();
         while let Some(place) = idle.iter().rposition(|session| session.moved_by() == moved_by) {
             let session = idle.remove(place);
-            if !session.is_closed() {
+            let is_closed = match check {
+                Check::Closed => session.is_closed(),
+                Check::Nothing => session.has_ended(),
+            };
+            if !is_closed {
                 return Some(session);
             }
         }
@@ -106,7 +122,7 @@ impl Drop for Lease {
     /// Gives the connection back. If a future was dropped, its query is still running, and the answer will be dropped:
     /// the next query waits for it.
     fn drop(&mut self) {
-        // Whether the server has closed it is asked before it is used again.
+        // Whether the server has closed it is asked before it is used again, or found out then.
         if let Some(session) = self.session.take().filter(|session| !session.has_ended()) {
             self.pool.idle().push(session);
         }

@@ -25,14 +25,17 @@ use super::wire::Wire;
 use crate::ErrorKind;
 
 /// The settings that a store relies on, and the server's side of the keepalive. Timeouts that the database or the role may set do not
-/// end a session that is idle on purpose.
+/// end a session that is idle on purpose. A plan is made once for each statement, and looks for the rows of a key in an index: a
+/// plan that was made for a small table would stay when the table has grown.
 const SETUP: &str = "SET search_path = pg_catalog; \
     SET default_transaction_isolation = 'read committed'; \
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off; \
     SET statement_timeout = 0; \
     SET idle_in_transaction_session_timeout = 0; \
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3; \
-    SELECT set_config(name, CASE name WHEN 'tcp_user_timeout' THEN '11000' ELSE '0' END, false) FROM pg_settings \
-        WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'tcp_user_timeout'); \
+    SELECT set_config(name, CASE name WHEN 'tcp_user_timeout' THEN '11000' WHEN 'plan_cache_mode' THEN 'force_generic_plan' \
+            ELSE '0' END, false) FROM pg_settings \
+        WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'tcp_user_timeout', 'plan_cache_mode'); \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// A connection that is used by one call at a time.
@@ -76,6 +79,8 @@ impl OwnConnection {
 
     /// Whether the connection has ended. Nobody has listened to the server since the last call, so this does.
     fn is_over(&self) -> bool {
+        // By an earlier call.
+        self.socket.take_has_read();
         loop {
             self.socket.may_be_readable();
             self.move_bytes(&mut Context::from_waker(Waker::noop()));
