@@ -63,22 +63,27 @@ async fn peek(core: &Arc<Core>, context: Context<'_>, limits: &Limits) -> Result
     let Some(key) = context.key else { return Ok((None, false)) };
     let id = KeyId::of(key);
     let rows = core.call(context, limits, Repeat::Yes, Query::Peek, &[id.id()]).await?;
-    let Some(row) = rows.first() else { return Ok((None, false)) };
-    Ok((record(core, context, row, 0)?, row.get(3)))
+    let (records, locks): (Vec<_>, Vec<_>) =
+        rows.iter().partition(|row| row.get::<_, Option<i64>>(0).is_some());
+    let record = records.first().map_or(Ok(None), |row| record(core, context, row, 0))?;
+    Ok((record, !locks.is_empty()))
 }
 
-/// The record in three columns: version, result, and what is left of its time to live.
+/// The record in three columns: version, result, and what is left of its time to live. `None`: there is none, or it has expired.
 fn record(core: &Arc<Core>, context: Context<'_>, row: &Row, first: usize) -> Result<Option<RawRecord>> {
     let (Some(version), Some(text)) =
         (row.get::<_, Option<i64>>(first), row.get::<_, Option<String>>(first + 1))
     else {
         return Ok(None);
     };
+    let left = row.get::<_, Option<i64>>(first + 2);
+    if left.is_some_and(|left| left <= 0) {
+        return Ok(None);
+    }
+    let left = left.map(|left| Duration::from_micros(left.cast_unsigned()));
     let json = Json::parse(text).map_err(|error| {
         core.error(context, ErrorKind::CorruptRecord).with_detail("not a JSON value").with_source(error)
     })?;
-    let left = row.get::<_, Option<i64>>(first + 2);
-    let left = left.map(|left| Duration::from_micros(u64::try_from(left).unwrap_or(0)));
     Ok(Some(RawRecord::new(json, version_of(Some(version))).with_time_left(left)))
 }
 

@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
 /// functions, is another version.
-pub(super) const VERSION: i32 = 6;
+pub(super) const VERSION: i32 = 7;
 
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
@@ -112,12 +112,16 @@ async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     #[expect(clippy::cast_possible_truncation, reason = "any number of 32 bits")]
     let latch = random() as i32;
     client.batch_execute(&definition(schema, latch).concat()).await?;
-    let insert = format!("INSERT INTO {}.store (version, high, low) VALUES ($1, $2, $3)", schema.quoted());
+    let insert = format!(
+        "INSERT INTO {0}.store (version, high, low, reserved) \
+         SELECT $1, $2, $3, last_value + 1000000 FROM {0}.numbers",
+        schema.quoted()
+    );
     client.execute(&insert, &[&VERSION, &random(), &random()]).await?;
     Ok(())
 }
 
-/// Adds the columns that are missing, gives the locks their present primary key, and makes the functions anew. The records
+/// Adds the columns and the table that are missing, gives the locks their present primary key, and makes the functions anew. The records
 /// stay as they are: those of which nobody knows when they were written count as written now.
 ///
 /// Processes of version 3 or later that have the store open go on with the new functions, which take what the old ones took.
@@ -132,6 +136,13 @@ async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
         if !client.query_one(has, &[&table, column]).await?.get::<_, bool>(0) {
             client.batch_execute(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}")).await?;
         }
+    }
+    let uptime = format!("{}.uptime", schema.quoted());
+    if !client.query_one("SELECT pg_catalog.to_regclass($1) IS NOT NULL", &[&uptime]).await?.get::<_, bool>(0)
+    {
+        let [tables, _] = definition(schema, 0);
+        let its_own = tables.split_inclusive(';').filter(|statement| statement.contains(&uptime));
+        client.batch_execute(&its_own.collect::<String>()).await?;
     }
     // The default of an added column is computed once, so that the table is not written anew.
     let default = "ALTER COLUMN modified_at SET DEFAULT pg_catalog.clock_timestamp()";
@@ -163,13 +174,14 @@ async fn upgrade(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
 const ADDED_COLUMNS: &[(&str, &str, &str)] = &[
     ("locks", "note", "bytea"),
     ("locks", "slots", "bigint"),
+    ("store", "reserved", "bigint NOT NULL DEFAULT 0"),
     ("records", "modified_at", "timestamptz NOT NULL DEFAULT pg_catalog.now()"),
     ("waiters", "since", "timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()"),
     ("waiters", "slots", "bigint"),
 ];
 
-/// The functions of versions 1 and 2 that have other names now.
-const FORMER_FUNCTIONS: [&str; 4] = ["acquire", "release", "await_free", "await_change"];
+/// The functions of earlier versions that this one does not have.
+const FORMER_FUNCTIONS: [&str; 5] = ["acquire", "release", "await_free", "await_change", "put"];
 
 /// The number of the latches of a store, which is a part of its functions and never changes: processes with an older and a
 /// newer version of the functions enter the same latches.
@@ -193,7 +205,10 @@ fn definition(schema: &SchemaName, latch: i32) -> [String; 2] {
     const TEXT: &str = include_str!("schema.sql");
     let (tables, functions) = TEXT.split_once("-- The functions.").unwrap_or((TEXT, ""));
     [tables.to_owned(), format!("-- The functions.{functions}")].map(|text| {
-        let text = text.replace("{schema}", &schema.quoted()).replace("{latch}", &format!("({latch})"));
+        let text = text
+            .replace("{schema}", &schema.quoted())
+            .replace("{latch}", &format!("({latch})"))
+            .replace("{reserved}", &format!("record_store.reserved_{:08x}", latch.cast_unsigned()));
         Status::ALL.iter().fold(text, |text, status| {
             text.replace(&format!("{{{}}}", status.name()), &status.number().to_string())
         })

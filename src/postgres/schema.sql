@@ -1,4 +1,5 @@
--- One store. {schema} is the quoted name of the schema, {latch} a random number: the latches of this store.
+-- One store. {schema} is the quoted name of the schema, {latch} a random number: the latches of this store. {reserved} is a
+-- setting of the session.
 --
 -- Every function that changes a key enters the key's latch first, at READ COMMITTED: each later statement sees
 -- all that was committed before. Time is clock_timestamp(), never now(): that is the beginning of the transaction,
@@ -8,8 +9,16 @@ CREATE TABLE {schema}.store (
     is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
     version integer NOT NULL,
     high bigint NOT NULL,
-    low bigint NOT NULL
+    low bigint NOT NULL,
+    -- After a crash of the server, no token up to this one is given again.
+    reserved bigint NOT NULL DEFAULT 0
 );
+
+-- Unlogged: it has its row from the first acquisition after a crash of the server until the next crash.
+CREATE UNLOGGED TABLE {schema}.uptime (
+    is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only)
+);
+INSERT INTO {schema}.uptime DEFAULT VALUES;
 
 -- Tokens and versions. They begin with the time in microseconds: so those of a store that was dropped and made again
 -- are greater than all before, and a late claim is refused. Below 2^53, so that JSON carries them exactly.
@@ -71,15 +80,10 @@ LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared
 
 -- Enters the latch of a key, mostly without a wait. The limit is also that of the waits for rows, and of the commit.
 CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS boolean
-LANGUAGE plpgsql AS $$
-DECLARE
-    lock_timeout text := pg_catalog.set_config('lock_timeout', p_patience::text, true);
-BEGIN
-    IF NOT pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN
-        PERFORM pg_catalog.pg_advisory_xact_lock({latch}, p_hash);
-    END IF;
-    RETURN true;
-END $$;
+LANGUAGE sql VOLATILE AS
+'SELECT CASE WHEN pg_catalog.set_config(''lock_timeout'', p_patience::text, true) IS NULL THEN false
+    WHEN pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN true
+    ELSE pg_catalog.pg_advisory_xact_lock({latch}, p_hash) IS NOT NULL END';
 
 -- Enters the latch of this key, unless somebody is inside.
 CREATE FUNCTION {schema}.try_enter(p_id bytea) RETURNS boolean
@@ -219,6 +223,54 @@ BEGIN
     RETURN true;
 END $$;
 
+-- The first acquisition of a session. A crash of the server ends all sessions, and with it the tokens may be lost that were
+-- given just before. So the first session after a crash continues after those that were reserved. Returns the last of them.
+--
+-- This and the next function have the rights of their owner: the callers may not write these tables.
+CREATE FUNCTION {schema}.begin_session() RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    done bigint;
+    is_first boolean := false;
+    last_reserved bigint;
+    last_number bigint;
+BEGIN
+    IF NOT EXISTS (SELECT FROM {schema}.uptime) THEN
+        -- The others wait until the first one has committed.
+        INSERT INTO {schema}.uptime DEFAULT VALUES ON CONFLICT DO NOTHING;
+        is_first := FOUND;
+    END IF;
+    SELECT s.reserved, n.last_value INTO last_reserved, last_number FROM {schema}.store s, {schema}.numbers n;
+    IF is_first THEN
+        -- Others take numbers for versions meanwhile.
+        done := pg_catalog.setval('{schema}.numbers', greatest(last_reserved, last_number) + 1000000);
+    END IF;
+    RETURN pg_catalog.set_config('{reserved}', last_reserved::pg_catalog.text, false)::pg_catalog.int8;
+END $$;
+
+-- Whether a token that was given is reserved on the disk. If not, more are reserved with the commit of this transaction.
+CREATE FUNCTION {schema}.is_reserved(p_token bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    done pg_catalog.text;
+    last_number bigint;
+    last_reserved bigint;
+BEGIN
+    SELECT n.last_value INTO last_number FROM {schema}.numbers n;
+    UPDATE {schema}.store s SET reserved = last_number + 1000000
+        WHERE s.reserved < p_token AND p_token <= last_number;
+    IF FOUND THEN
+        IF pg_catalog.current_setting('synchronous_commit') = 'off' THEN
+            done := pg_catalog.set_config('synchronous_commit', 'on', true);
+        END IF;
+        RETURN false;
+    END IF;
+    -- It can be seen, so it is on the disk.
+    SELECT s.reserved INTO last_reserved FROM {schema}.store s;
+    done := pg_catalog.set_config('{reserved}', last_reserved::pg_catalog.text, false);
+    RETURN last_reserved >= p_token;
+END $$;
+
 -- Adds a lock, returns its token, and ends the wait of the caller for it. p_is_first: only if the key has no lock, live or
 -- not, and if the caller is the first who waits for one, or nobody is. Else the token is null.
 CREATE FUNCTION {schema}.add_lock(
@@ -266,8 +318,12 @@ DECLARE
     stale_holder bytea;
     stale_bound boolean;
     own_number bigint;
+    last_reserved bigint := nullif(pg_catalog.current_setting('{reserved}', true), '')::bigint;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
+    IF last_reserved IS NULL THEN
+        last_reserved := {schema}.begin_session();
+    END IF;
     -- The session that stands for the process is gone, and nobody would keep or be notified of what it gets.
     IF NOT {schema}.lives(p_owner) THEN
         status := {GONE};
@@ -278,6 +334,14 @@ BEGIN
     IF token IS NOT NULL THEN
         status := {OK};
         is_first := true;
+        IF p_bound AND p_slots IS NULL AND pg_catalog.current_setting('synchronous_standby_names') = ''
+            AND (token <= last_reserved OR {schema}.is_reserved(token))
+        THEN
+            -- Nobody has to wait for the disk: a crash of the server ends the session of the owner, so the lock is over then,
+            -- and its token is not given again. A synchronous standby is waited for: if it has become the primary meanwhile, the
+            -- session of the owner is still there, and this lock must not be given.
+            done := pg_catalog.set_config('synchronous_commit', 'off', true) IS NOT NULL;
+        END IF;
         RETURN;
     END IF;
     -- Each lock is judged once: a lease that ends between two looks would count as both.
@@ -439,7 +503,7 @@ BEGIN
     END IF;
     status := {OK};
     IF is_bound AND NOT is_shared THEN
-        -- Nobody has to wait for the disk: a crash of the server ends the session of the owner, so the lock is over then, too.
+        -- Nobody has to wait for the disk: a lock that comes back in a crash is stale.
         done := pg_catalog.set_config('synchronous_commit', 'off', true) IS NOT NULL;
     END IF;
     IF is_shared THEN
@@ -514,27 +578,6 @@ BEGIN
     END LOOP;
 END $$;
 
--- Writes the record. p_is_unlocked: only if the key has no lock, live or not. Else nothing is written.
-CREATE FUNCTION {schema}.put(
-    p_id bytea, p_key bytea, p_result text, p_time_to_live bigint, p_is_unlocked boolean, OUT is_written boolean)
-LANGUAGE plpgsql AS $$
-DECLARE
-    done boolean;
-    has_waiters boolean;
-BEGIN
-    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
-        SELECT p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
-            {schema}.end_after(p_time_to_live), p_result
-        WHERE NOT p_is_unlocked OR NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)
-        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
-            expires_at = excluded.expires_at, result = excluded.result
-        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
-    is_written := FOUND;
-    IF has_waiters THEN
-        done := {schema}.notify_change(p_id);
-    END IF;
-END $$;
-
 -- p_mode: 0 writes, 1 writes if the version is p_version (null: no record), 2 only compares the versions.
 CREATE FUNCTION {schema}.write(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
@@ -543,32 +586,47 @@ CREATE FUNCTION {schema}.write(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
+    -- Usually the key has no lock, live or not. Then nothing has to be asked.
+    is_unlocked boolean := p_mode = 0 AND p_token IS NULL;
     admitted record;
     present bigint;
+    has_waiters boolean;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    IF p_mode = 0 AND p_token IS NULL AND {schema}.put(p_id, p_key, p_result, p_time_to_live, true) THEN
-        status := {OK};
-        RETURN;
-    END IF;
-    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
-    status := admitted.status;
-    holder := admitted.holder;
-    bound := admitted.bound;
-    IF status <> {OK} THEN
-        RETURN;
-    END IF;
-    IF p_mode <> 0 THEN
-        SELECT t.version INTO present FROM {schema}.records t
-            WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
-        IF present IS DISTINCT FROM p_version THEN
-            status := {OTHER};
-            RETURN;
-        ELSIF p_mode = 2 THEN
-            RETURN;
+    LOOP
+        IF NOT is_unlocked THEN
+            admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+            status := admitted.status;
+            holder := admitted.holder;
+            bound := admitted.bound;
+            IF status <> {OK} THEN
+                RETURN;
+            END IF;
         END IF;
+        IF p_mode <> 0 THEN
+            SELECT t.version INTO present FROM {schema}.records t
+                WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
+            IF present IS DISTINCT FROM p_version THEN
+                status := {OTHER};
+                RETURN;
+            ELSIF p_mode = 2 THEN
+                RETURN;
+            END IF;
+        END IF;
+        INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
+            SELECT p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
+                {schema}.end_after(p_time_to_live), p_result
+            WHERE NOT is_unlocked OR NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
+                expires_at = excluded.expires_at, result = excluded.result
+            RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
+        EXIT WHEN FOUND OR NOT is_unlocked;
+        is_unlocked := false;
+    END LOOP;
+    status := {OK};
+    IF has_waiters THEN
+        done := {schema}.notify_change(p_id);
     END IF;
-    done := {schema}.put(p_id, p_key, p_result, p_time_to_live, false);
 END $$;
 
 CREATE FUNCTION {schema}.remove(

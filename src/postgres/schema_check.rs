@@ -18,9 +18,11 @@ const TABLES: &[Table] = &[
             ("version", "integer NOT NULL"),
             ("high", "bigint NOT NULL"),
             ("low", "bigint NOT NULL"),
+            ("reserved", "bigint NOT NULL"),
         ],
         "is_only",
     ),
+    ("uptime", &[("is_only", "boolean NOT NULL")], "is_only"),
     (
         "records",
         &[
@@ -66,6 +68,14 @@ const TABLES: &[Table] = &[
     ),
 ];
 
+/// The settings of a function that has the rights of its owner. A function without these settings could be made to call one of
+/// the caller's own.
+const DEFINER: &str = "search_path=pg_catalog, pg_temp";
+
+fn is_definer(function: &str) -> bool {
+    ["begin_session", "is_reserved"].contains(&function)
+}
+
 /// The problems of the schema.
 pub(super) struct Report {
     pub(super) findings: Vec<PostgresFinding>,
@@ -92,6 +102,12 @@ pub(super) fn check(schema: &SchemaName, rows: &[Row]) -> Report {
         find("store", corrupt(format!("its version is {}, and not {version}", found.join(" and "))));
     }
     let (columns, keys, functions) = (of_kind("column"), of_kind("key"), of_kind("function"));
+    if !of_kind("unlogged").iter().any(|(name, _)| *name == "uptime") {
+        find(
+            "uptime",
+            corrupt("it is no unlogged table, so a crash of the server would not be noticed".to_owned()),
+        );
+    }
     for (table, its_columns, key) in TABLES {
         for (column, kind) in *its_columns {
             let name = format!("{table}.{column}");
@@ -107,11 +123,13 @@ pub(super) fn check(schema: &SchemaName, rows: &[Row]) -> Report {
             find(table, corrupt(format!("there is no valid primary key ({key}): rebuild it with REINDEX")));
         }
     }
+    let definers = of_kind("definer");
     let body = |name: &str| functions.iter().find(|(found, _)| *found == name).map(|(_, body)| *body);
     let latch = body("enter").and_then(schema::latch_in);
     for (name, expected) in schema::functions(schema, latch.unwrap_or_default()) {
         match body(&name) {
-            Some(found) if found == expected => {}
+            Some(found)
+                if found == expected && definers.contains(&(&*name, DEFINER)) == is_definer(&name) => {}
             Some(_) => find(&name, corrupt("the function is another one".to_owned())),
             None => find(&name, corrupt("the function is missing".to_owned())),
         }

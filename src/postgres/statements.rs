@@ -6,7 +6,7 @@ pub(super) const CHECK: &str = "SELECT pg_is_in_recovery(), current_setting('ser
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Query {
-    /// The record, and whether there is an exclusive lock, live or not.
+    /// A row for the record, and one without a version for an exclusive lock, live or not.
     Peek,
     Read,
     Exists,
@@ -59,11 +59,12 @@ const INFO: &str = "l.key, l.holder, l.bound, l.token, l.owner, {schema}.since_e
     WHERE w.id = l.id AND w.kind = 'l' AND {schema}.lives(w.owner) ORDER BY w.number), l.slots \
     FROM {schema}.locks l";
 
-/// The schema as the catalog describes it: tables and sequences, columns with their types, valid primary keys, functions with
-/// their bodies, and the version.
+/// The schema as the catalog describes it: tables and sequences, unlogged tables, columns with their types, valid primary keys,
+/// functions with their bodies, those with the rights of their owner and their settings, and the version.
 const SCHEMA_PARTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1), \
     c AS (SELECT c.* FROM pg_class c JOIN n ON n.oid = c.relnamespace) \
     SELECT 'relation', relname::text, relkind::text FROM c WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S') \
+    UNION ALL SELECT 'unlogged', relname::text, '' FROM c WHERE relpersistence = 'u' \
     UNION ALL SELECT 'column', c.relname || '.' || a.attname, \
     format_type(a.atttypid, a.atttypmod) || CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END \
     FROM pg_attribute a JOIN c ON c.oid = a.attrelid WHERE c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped \
@@ -72,20 +73,29 @@ const SCHEMA_PARTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspnam
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number) \
     FROM pg_index i JOIN c ON c.oid = i.indrelid WHERE i.indisprimary AND i.indisvalid AND i.indisready \
     UNION ALL SELECT 'function', p.proname::text, p.prosrc FROM pg_proc p JOIN n ON n.oid = p.pronamespace \
+    UNION ALL SELECT 'definer', p.proname::text, coalesce(array_to_string(p.proconfig, ' '), '') \
+    FROM pg_proc p JOIN n ON n.oid = p.pronamespace WHERE p.prosecdef \
     UNION ALL SELECT 'version', version::text, '' FROM {schema}.store";
 
-/// The rights that a process needs and this role does not have.
-const RIGHTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1) \
-    SELECT current_user::text, name, privilege FROM ( \
-    SELECT 'FUNCTION ' || p.oid::regprocedure AS name, 'EXECUTE' AS privilege, \
-    has_function_privilege(p.oid, 'EXECUTE') AS has FROM pg_proc p JOIN n ON n.oid = p.pronamespace \
-    UNION ALL SELECT 'SEQUENCE ' || c.oid::regclass, r.privilege, has_sequence_privilege(c.oid, r.privilege) \
-    FROM pg_class c JOIN n ON n.oid = c.relnamespace, unnest(ARRAY['USAGE', 'SELECT']) r(privilege) \
-    WHERE c.relkind = 'S' AND c.relname = 'numbers' \
-    UNION ALL SELECT 'TABLE ' || c.oid::regclass, r.privilege, has_table_privilege(c.oid, r.privilege) \
-    FROM pg_class c JOIN n ON n.oid = c.relnamespace, \
-    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) r(privilege) \
-    WHERE c.relkind = 'r' AND c.relname IN ('records', 'locks', 'waiters') \
+/// The rights that a process needs and this role does not have, and those that the owner of a function needs to whom it lends
+/// its rights.
+const RIGHTS: &str = "WITH n AS (SELECT oid FROM pg_namespace WHERE nspname::text = $1), \
+    c AS (SELECT c.* FROM pg_class c JOIN n ON n.oid = c.relnamespace), \
+    p AS (SELECT p.* FROM pg_proc p JOIN n ON n.oid = p.pronamespace), \
+    needed(role, name, privilege) AS ( \
+    SELECT current_user, name, privilege FROM unnest(ARRAY['records', 'locks', 'waiters']) name, \
+    unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) privilege \
+    UNION SELECT current_user, 'numbers', unnest(ARRAY['USAGE', 'SELECT']) \
+    UNION SELECT pg_get_userbyid(proowner), name, privilege FROM p, (VALUES ('store', 'SELECT'), ('store', 'UPDATE'), \
+    ('uptime', 'SELECT'), ('uptime', 'INSERT'), ('numbers', 'SELECT'), ('numbers', 'UPDATE')) lent(name, privilege) \
+    WHERE prosecdef) \
+    SELECT role::text, name, privilege FROM ( \
+    SELECT current_user AS role, 'FUNCTION ' || p.oid::regprocedure AS name, 'EXECUTE' AS privilege, \
+    has_function_privilege(p.oid, 'EXECUTE') AS has FROM p \
+    UNION ALL SELECT role, 'SEQUENCE ' || c.oid::regclass, privilege, has_sequence_privilege(role, c.oid, privilege) \
+    FROM needed JOIN c ON c.relname = name AND c.relkind = 'S' \
+    UNION ALL SELECT role, 'TABLE ' || c.oid::regclass, privilege, has_table_privilege(role, c.oid, privilege) \
+    FROM needed JOIN c ON c.relname = name AND c.relkind = 'r' \
     ) rights WHERE NOT has ORDER BY name, privilege";
 
 impl Query {
@@ -123,10 +133,8 @@ impl Query {
         };
         match self {
             Self::Peek => format!(
-                "SELECT CASE WHEN {LIVES} THEN version END, CASE WHEN {LIVES} THEN result END, \
-                 {schema}.left_until(expires_at), \
-                 EXISTS (SELECT FROM {schema}.locks l WHERE l.id = $1 AND l.slots IS NULL) \
-                 FROM (SELECT $1::bytea AS id) k LEFT JOIN {schema}.records USING (id)"
+                "SELECT version, result, {schema}.left_until(expires_at) FROM {schema}.records WHERE id = $1 \
+                 UNION ALL SELECT NULL, NULL, NULL FROM {schema}.locks WHERE id = $1 AND slots IS NULL"
             ),
             Self::Read => call("read", 8),
             Self::Exists => format!("SELECT FROM {schema}.records WHERE id = $1 AND {LIVES}"),

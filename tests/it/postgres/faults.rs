@@ -39,7 +39,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write notifies nobody",
-        &[("put", "done := {schema}.notify_change(p_id);", "")],
+        &[("write", "done := {schema}.notify_change(p_id);", "")],
         &["waiting::a_waiter_is_woken_promptly", "processes::a_change_wakes_the_watches_of_another_process"],
     ),
     (
@@ -59,7 +59,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write does not look for a lock first",
-        &[("put", "NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)", "true")],
+        &[("write", "NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)", "true")],
         &["records::other_holders_cannot_write_or_remove"],
     ),
     (
@@ -151,7 +151,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write over a record keeps its version",
-        &[("put", "version = excluded.version", "version = t.version")],
+        &[("write", "version = excluded.version", "version = t.version")],
         &[
             "processes::records_are_the_same_in_every_process",
             "store_changes::changes_of_another_process_are_reported",
@@ -159,7 +159,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a swap forgets the time to live",
-        &[("write", "p_time_to_live, false)", "CASE WHEN p_mode = 0 THEN p_time_to_live END, false)")],
+        &[("write", "end_after(p_time_to_live)", "end_after(CASE WHEN p_mode = 0 THEN p_time_to_live END)")],
         &["expiry::each_swap_sets_the_time_to_live"],
     ),
     (

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use record_store::{Error, ErrorKind, PostgresOptions, PostgresRecordStore, RecordStoreExt};
+use record_store::{Error, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt};
 
 use super::server::{Server, free_port, has_program, url_at};
 use super::{new_url, open};
@@ -167,14 +167,41 @@ fn missing_rights_are_an_error_that_says_so() {
     let store = open(&url);
     let schema = store.schema();
     server.sql(&format!(
-        "GRANT USAGE ON SCHEMA {schema} TO poor; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO poor; \
-         GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO poor"
+        "GRANT USAGE ON SCHEMA {schema} TO poor; GRANT SELECT ON {schema}.store TO poor; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.records, {schema}.locks, {schema}.waiters TO poor; \
+         GRANT USAGE, SELECT ON SEQUENCE {schema}.numbers TO poor"
     ));
     let poor = open(&poor);
+    assert_eq!(poor.verify().map(Result::unwrap).count(), 0);
     poor.write("k", &1).unwrap();
-    let guard = poor.lock("k", crate::support::as_named("poor")).unwrap();
-    assert!(store.write("k", &2).unwrap_err().is_locked());
-    guard.release().unwrap();
+    for options in [LockOptions::new(), crate::support::as_named("poor")] {
+        let guard = poor.lock("k", options).unwrap();
+        assert!(store.try_lock("k", crate::support::as_named("other")).unwrap().is_none());
+        guard.release().unwrap();
+    }
+}
+
+/// A role that may use a store does not get the rights of its owner.
+#[test]
+fn the_functions_that_lend_rights_call_nothing_of_their_caller() {
+    let Some(url) = new_url() else { return };
+    let (store, server) = (open(&url), Server::shared().unwrap());
+    let schema = store.schema();
+    server.sql("DO $$ BEGIN CREATE ROLE mallory LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$");
+    server.sql(&format!("GRANT USAGE ON SCHEMA {schema} TO mallory"));
+    for call in ["begin_session()", "is_reserved(1)", "is_reserved(9007199254740991)"] {
+        server.sql(&format!(
+            "SET SESSION AUTHORIZATION mallory;
+             CREATE FUNCTION pg_temp.is_mine() RETURNS boolean LANGUAGE sql AS 'SELECT current_user = ''mallory''';
+             CREATE DOMAIN pg_temp.text AS pg_catalog.text CHECK (pg_temp.is_mine());
+             CREATE DOMAIN pg_temp.int8 AS pg_catalog.int8 CHECK (pg_temp.is_mine());
+             SELECT {schema}.{call}"
+        ));
+    }
+    // Nobody can use up the tokens.
+    let is_far = format!("SELECT reserved > last_value + 1000000 FROM {schema}.store, {schema}.numbers");
+    assert_eq!(server.sql(&is_far), "f");
+    store.lock("k", LockOptions::new()).unwrap().release().unwrap();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Clients and the server are killed while they work. Acknowledged changes stay.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use record_store::{Error, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, RecordStoreExt};
@@ -159,4 +160,95 @@ fn a_released_lock_is_free_after_a_crash_of_the_server() {
     // The server writes a page to the disk when it is full, also in the middle of a release.
     assert!(are_lost[..3].contains(&true), "each release waited for the disk");
     assert!(!are_lost[3]);
+}
+
+/// Nothing ends such a lock but its lease.
+#[test]
+fn a_named_lock_is_held_after_a_crash_of_the_server() {
+    let Some(server) = Server::new(&["wal_writer_delay=10s"]) else { return };
+    let store = PostgresRecordStore::connect(&new_url_on(&server), PostgresOptions::new().patience(PATIENCE))
+        .unwrap();
+    for round in 0..3 {
+        // The first one of a session waits for the disk in any case.
+        for number in 0..2 {
+            store.acquire_lock(format!("first {round} {number}"), LockOptions::new()).unwrap();
+        }
+        let key = format!("k {round}");
+        let token = store.acquire_lock(&*key, as_named("job")).unwrap();
+        server.kill();
+        server.start_again();
+        let lock = store.lock_info(&*key).unwrap();
+        assert_eq!(lock.map(|lock| lock.token()), Some(token), "the lock is lost");
+        assert!(store.try_lock(&*key, LockOptions::new()).unwrap().is_none());
+    }
+}
+
+/// The acquisition of a lock that ends with its session does not wait for the disk. Neither it nor its token may be there after
+/// a crash, but the token is not given again.
+#[test]
+fn a_token_that_a_crash_of_the_server_has_lost_is_not_given_again() {
+    let Some(server) = Server::new(&["wal_writer_delay=10s"]) else { return };
+    let url = new_url_on(&server);
+    let connect = || PostgresRecordStore::connect(&url, PostgresOptions::new().patience(PATIENCE)).unwrap();
+    let store = connect();
+    let schema = store.schema().to_owned();
+    let token =
+        |store: &PostgresRecordStore, key: &str| store.acquire_lock(key, LockOptions::new()).unwrap().get();
+    let (mut are_lost, mut newest) = (Vec::new(), 0);
+    for round in 0..5 {
+        // The first one of a session reserves tokens on the disk.
+        for number in 0..2 {
+            newest = newest.max(token(&store, &format!("first {round} {number}")));
+        }
+        take_numbers(&server, &schema);
+        let lost = token(&store, &format!("lost {round}"));
+        assert!(lost > newest + 100);
+        server.kill();
+        server.start_again();
+        let count = server.sql(&format!("SELECT count(*) FROM {schema}.locks WHERE token = {lost}"));
+        are_lost.push(count == "0");
+        // Several sessions are the first ones after the crash.
+        let next = std::thread::scope(|scope| {
+            let connect = &connect;
+            let threads: Vec<_> = (0..4)
+                .map(|number| scope.spawn(move || token(&connect(), &format!("next {round} {number}"))))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(next.iter().all(|next| *next > lost), "{next:?} after {lost}");
+        assert_eq!(next.iter().collect::<BTreeSet<_>>().len(), next.len());
+        newest = *next.iter().max().unwrap();
+    }
+    // The server writes a page to the disk when it is full, also in the middle of an acquisition.
+    assert!(are_lost.contains(&true), "each acquisition waited for the disk");
+}
+
+/// Beyond the reserved tokens, an acquisition reserves more on the disk before it returns.
+#[test]
+fn a_token_beyond_the_reserved_ones_is_on_the_disk() {
+    let Some(server) = Server::new(&["wal_writer_delay=10s"]) else { return };
+    let url = new_url_on(&server);
+    let connect = || PostgresRecordStore::connect(&url, PostgresOptions::new().patience(PATIENCE)).unwrap();
+    let schema = connect().schema().to_owned();
+    for round in 0..3 {
+        connect().acquire_lock(format!("first {round}"), LockOptions::new()).unwrap();
+        let reserved = format!("(SELECT last_value + 50 FROM {schema}.numbers)");
+        server.sql(&format!("UPDATE {schema}.store SET reserved = {reserved}"));
+        let store = connect();
+        store.acquire_lock(format!("within {round}"), LockOptions::new()).unwrap();
+        take_numbers(&server, &schema);
+        let token = store.acquire_lock(format!("beyond {round}"), LockOptions::new()).unwrap();
+        server.kill();
+        server.start_again();
+        let locks = format!("SELECT count(*) FROM {schema}.locks WHERE token = {token}");
+        assert_eq!(server.sql(&locks), "1", "the acquisition is lost");
+        assert_eq!(server.sql(&format!("SELECT reserved >= {token} FROM {schema}.store")), "t");
+    }
+}
+
+/// As records do that are written without a wait for the disk: a sequence tells the disk of its numbers in advance.
+fn take_numbers(server: &Server, schema: &str) {
+    server.sql(&format!(
+        "SET synchronous_commit = off; SELECT max(nextval('{schema}.numbers')) FROM generate_series(1, 100)"
+    ));
 }

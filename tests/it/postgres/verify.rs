@@ -146,11 +146,21 @@ fn each_part_of_the_schema_that_is_not_as_it_was_made_is_found() {
         &[
             "damage {schema}.leave: the function is missing",
             "damage {schema}.notify_change: the function is another one",
-            "damage {schema}.store: its version is 1, and not 6",
+            "damage {schema}.store: its version is 1, and not 7",
             "damage {schema}.waiters: there is no valid primary key (id, number)",
             "leftover {schema}.notes: not a table of the store",
         ],
     );
+    // Each of these would let a token be given twice after a crash of the server.
+    server.sql(&format!(
+        "ALTER TABLE {schema}.uptime SET LOGGED; ALTER FUNCTION {schema}.begin_session SECURITY INVOKER;
+         ALTER FUNCTION {schema}.is_reserved RESET search_path"
+    ));
+    let (found, _) = verify(&store);
+    let has = |text: &str| found.iter().any(|line| line.contains(text));
+    assert!(has(".uptime: it is no unlogged table"), "{found:#?}");
+    assert!(has(".begin_session: the function is another one"), "{found:#?}");
+    assert!(has(".is_reserved: the function is another one"), "{found:#?}");
     // Rows of another form are not read.
     server.sql(&format!(
         "ALTER TABLE {schema}.records ALTER COLUMN version TYPE integer; ALTER TABLE {schema}.locks DROP COLUMN note"
@@ -184,4 +194,16 @@ fn a_missing_right_is_found_with_its_remedy() {
     assert_finds(&store, &[]);
     server.sql(&remedy);
     assert_finds(&poor, &[]);
+    // Two functions lend the rights of their owner to those who call them.
+    server.sql(&format!(
+        "GRANT CREATE ON SCHEMA {schema} TO \"half-poor\"; REVOKE ALL ON {schema}.uptime FROM \"half-poor\";
+         ALTER FUNCTION {schema}.begin_session OWNER TO \"half-poor\""
+    ));
+    let missing = |privilege| {
+        format!(
+            "damage {{schema}}.uptime: the role half-poor may not use it: \
+             GRANT {privilege} ON TABLE {schema}.uptime TO \"half-poor\""
+        )
+    };
+    assert_finds(&store, &[&missing("INSERT"), &missing("SELECT")]);
 }
