@@ -121,8 +121,8 @@ async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Adds the columns and the table that are missing, gives the locks their present primary key, and makes the functions anew. The records
-/// stay as they are: those of which nobody knows when they were written count as written now.
+/// Adds the columns and the table that are missing, gives the locks their present primary key, and makes the functions anew.
+/// The records stay as they are: those of which nobody knows when they were written count as written now.
 ///
 /// Processes of version 3 or later that have the store open go on with the new functions, which take what the old ones took.
 /// Those of an earlier one get an error at their next acquisition or release: the functions that they call expect one row for
