@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::clock::time;
-use super::core::{Core, KeyId, Parameter, Repeat};
+use super::core::{Core, Repeat};
 use super::limits::{Context, Limits};
 use super::pages::Pages;
+use super::parameters::{KeyId, Parameter};
 use super::statements::{EVICTED_AT_ONCE, Query};
 use super::status::Status;
 use crate::eviction::{Candidate, Eviction, Outcome};

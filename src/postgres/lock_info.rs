@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::clock::time;
-use super::core::{Core, KeyId, Repeat, key_in};
+use super::core::{Core, Repeat, key_in};
 use super::limits::{Context, Limits};
+use super::parameters::KeyId;
 use super::statements::Query;
 use crate::{ErrorKind, Key, LockInfo, LockState, LockToken, Result, WaiterInfo};
 

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::core::{
-    Core, KeyId, Parameter, Repeat, claim_parameters, holder_parameters, key_bytes, microseconds,
-};
+use super::core::{Core, Repeat};
 use super::limits::{Context, Limits, RECHECK_INTERVAL, RECHECK_INTERVAL_BEHIND};
 use super::lock_errors::{not_own, unexpected};
 use super::lock_info::{live_lock, lock_in};
 use super::pages::Pages;
+use super::parameters::{KeyId, Parameter, claim_parameters, holder_parameters, key_bytes, microseconds};
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;

@@ -16,6 +16,7 @@ mod locks;
 mod options;
 mod owner;
 mod pages;
+mod parameters;
 mod polled_socket;
 mod pool;
 mod record_info;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 
 use super::block_on::block_on;
-use super::core::{Core, Parameter, Repeat};
+use super::core::{Core, Repeat};
 use super::limits::{Context, Limits};
+use super::parameters::Parameter;
 use super::statements::Query;
 use crate::{ListOptions, Result};
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::clock::time;
-use super::core::{Core, KeyId, Repeat, key_in, version_of};
+use super::core::{Core, Repeat, key_in};
 use super::limits::{Context, Limits};
 use super::pages::Pages;
+use super::parameters::{KeyId, version_of};
 use super::statements::Query;
 use crate::{ErrorKind, Json, Key, ListOptions, Listing, RecordInfo, Result};
 

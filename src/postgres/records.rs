@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use tokio_postgres::Row;
 
-use super::core::{
-    Core, KeyId, Parameter, Repeat, claim_parameters, key_bytes, key_in, microseconds, version_of,
-};
+use super::core::{Core, Repeat, key_in};
 use super::limits::{Context, Limits};
 use super::lock_errors::refused;
 use super::pages::Pages;
+use super::parameters::{KeyId, Parameter, claim_parameters, key_bytes, microseconds, version_of};
 use super::statements::{Query, SWEPT_AT_ONCE};
 use super::status::Status;
 use super::waiting::{self, Wait};

@@ -10,6 +10,9 @@ use crate::{Error, ErrorKind, Result};
 /// functions, is another version.
 pub(super) const VERSION: i32 = 7;
 
+/// So many tokens are reserved at a time. After a crash of the server, so many numbers are left out.
+const RESERVED_AT_ONCE: i64 = 1_000_000;
+
 /// The latch under which schemas are made, one at a time in a database: `record-store`, as bytes.
 const CREATION: i64 = 0x7265_636f_7264_2d73;
 
@@ -114,10 +117,10 @@ async fn create(client: &Client, schema: &SchemaName) -> Result<(), Failure> {
     client.batch_execute(&definition(schema, latch).concat()).await?;
     let insert = format!(
         "INSERT INTO {0}.store (version, high, low, reserved) \
-         SELECT $1, $2, $3, last_value + 1000000 FROM {0}.numbers",
+         SELECT $1, $2, $3, last_value + $4 FROM {0}.numbers",
         schema.quoted()
     );
-    client.execute(&insert, &[&VERSION, &random(), &random()]).await?;
+    client.execute(&insert, &[&VERSION, &random(), &random(), &RESERVED_AT_ONCE]).await?;
     Ok(())
 }
 
@@ -208,6 +211,7 @@ fn definition(schema: &SchemaName, latch: i32) -> [String; 2] {
         let text = text
             .replace("{schema}", &schema.quoted())
             .replace("{latch}", &format!("({latch})"))
+            .replace("{at_once}", &RESERVED_AT_ONCE.to_string())
             .replace("{reserved}", &format!("record_store.reserved_{:08x}", latch.cast_unsigned()));
         Status::ALL.iter().fold(text, |text, status| {
             text.replace(&format!("{{{}}}", status.name()), &status.number().to_string())

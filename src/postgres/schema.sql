@@ -1,5 +1,5 @@
 -- One store. {schema} is the quoted name of the schema, {latch} a random number: the latches of this store. {reserved} is a
--- setting of the session.
+-- setting of the session, {at_once} a number of tokens.
 --
 -- Every function that changes a key enters the key's latch first, at READ COMMITTED: each later statement sees
 -- all that was committed before. Time is clock_timestamp(), never now(): that is the beginning of the transaction,
@@ -243,7 +243,7 @@ BEGIN
     SELECT s.reserved, n.last_value INTO last_reserved, last_number FROM {schema}.store s, {schema}.numbers n;
     IF is_first THEN
         -- Others take numbers for versions meanwhile.
-        done := pg_catalog.setval('{schema}.numbers', greatest(last_reserved, last_number) + 1000000);
+        done := pg_catalog.setval('{schema}.numbers', greatest(last_reserved, last_number) + {at_once});
     END IF;
     RETURN pg_catalog.set_config('{reserved}', last_reserved::pg_catalog.text, false)::pg_catalog.int8;
 END $$;
@@ -257,7 +257,7 @@ DECLARE
     last_reserved bigint;
 BEGIN
     SELECT n.last_value INTO last_number FROM {schema}.numbers n;
-    UPDATE {schema}.store s SET reserved = last_number + 1000000
+    UPDATE {schema}.store s SET reserved = last_number + {at_once}
         WHERE s.reserved < p_token AND p_token <= last_number;
     IF FOUND THEN
         IF pg_catalog.current_setting('synchronous_commit') = 'off' THEN

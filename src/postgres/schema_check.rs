@@ -105,7 +105,7 @@ pub(super) fn check(schema: &SchemaName, rows: &[Row]) -> Report {
     if !of_kind("unlogged").iter().any(|(name, _)| *name == "uptime") {
         find(
             "uptime",
-            corrupt("it is no unlogged table, so a crash of the server would not be noticed".to_owned()),
+            corrupt("the table is not unlogged, so a crash of the server is not noticed".to_owned()),
         );
     }
     for (table, its_columns, key) in TABLES {

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use tokio_postgres::Row;
 
 use super::block_on::block_on;
-use super::core::{Core, KeyId, Parameter, Repeat, key_in};
+use super::core::{Core, Repeat, key_in};
 use super::finding::{PostgresChecked, PostgresFinding, PostgresProblem};
 use super::limits::{Context, Limits};
 use super::lock_info::info_in;
 use super::pages::Pages;
+use super::parameters::{KeyId, Parameter};
 use super::schema_check;
 use super::statements::Query;
 use crate::{ErrorKind, Json, Key, LockState, Result};

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::{Core, KeyId, Parameter, Repeat, holder_parameters};
+use super::core::{Core, Repeat};
 use super::engine::engine;
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::lock_errors::unexpected;
 use super::lock_info::live_lock;
 use super::owner::Registered;
+use super::parameters::{KeyId, Parameter, holder_parameters};
 use super::schema::random;
 use super::statements::Query;
 use super::status::Status;

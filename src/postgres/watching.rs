@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::core::{Core, KeyId, Parameter, Repeat, version_of};
+use super::core::{Core, Repeat};
 use super::limits::{Context, Limits, RECHECK_INTERVAL};
 use super::lock_errors::unexpected;
+use super::parameters::{KeyId, Parameter, version_of};
 use super::statements::Query;
 use super::status::Status;
 use super::waiting::{Wait, left};

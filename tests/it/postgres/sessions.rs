@@ -57,6 +57,39 @@ fn a_bound_lock_is_lost_with_its_session_and_the_guard_says_so() {
     }
 }
 
+/// A session makes a plan once. While a table is small, the server would plan to read all of it, and go on so when it has grown.
+#[test]
+fn a_lookup_in_a_small_table_uses_its_index_too() {
+    let Some(url) = new_url() else { return };
+    let server = Server::shared().unwrap();
+    let schema = open(&url).schema().to_owned();
+    let store = open(&url);
+    let work = || {
+        store.write("k", &1).unwrap();
+        store.read::<u8>("k").unwrap();
+        store.lock("k", LockOptions::new()).unwrap().release().unwrap();
+    };
+    work();
+    for table in ["records", "locks", "waiters"] {
+        server.sql(&format!("VACUUM ANALYZE {schema}.{table}"));
+    }
+    let count = |what: &str| {
+        let tables = format!("schemaname = '{schema}' AND relname IN ('records', 'locks', 'waiters')");
+        server
+            .sql(&format!("SELECT sum({what}) FROM pg_stat_user_tables WHERE {tables}"))
+            .parse::<u64>()
+            .unwrap()
+    };
+    let (sequential, by_index) = (count("seq_scan"), count("idx_scan"));
+    let start = Instant::now();
+    // A session reports what it has done after a second.
+    while count("idx_scan") < by_index + 100 {
+        work();
+        assert!(start.elapsed() < PATIENCE, "the index is not used");
+    }
+    assert_eq!(count("seq_scan"), sequential);
+}
+
 /// Others share the number of a dead session while they take over its locks.
 #[test]
 fn a_process_that_connects_again_ends_only_its_own_lost_session() {

@@ -158,7 +158,7 @@ fn each_part_of_the_schema_that_is_not_as_it_was_made_is_found() {
     ));
     let (found, _) = verify(&store);
     let has = |text: &str| found.iter().any(|line| line.contains(text));
-    assert!(has(".uptime: it is no unlogged table"), "{found:#?}");
+    assert!(has(".uptime: the table is not unlogged"), "{found:#?}");
     assert!(has(".begin_session: the function is another one"), "{found:#?}");
     assert!(has(".is_reserved: the function is another one"), "{found:#?}");
     // Rows of another form are not read.
