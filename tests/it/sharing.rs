@@ -206,7 +206,7 @@ fn a_reader_does_not_wait_for_a_writer_that_is_killed() {
 #[cfg(not(record_store_no_recheck))]
 #[test]
 fn a_reader_does_not_wait_for_a_writer_that_is_stopped() {
-    with_each_store(|place| a_reader_passes_a_writer(place, |writer| writer.as_mut().unwrap().stop()));
+    with_each_store(|place| a_reader_passes_a_writer(place, |writer| writer.as_mut().unwrap().stop_asleep()));
 }
 
 #[test]
