@@ -163,6 +163,8 @@ impl Core {
     ) -> Result<Vec<Row>> {
         let here = self.here();
         let (mut pauses, mut is_unknown) = (Pauses::new(PAUSES), false);
+        let enters_latch = parameters.iter().any(|parameter| matches!(parameter, Parameter::Patience));
+        let is_late = |deadline: Option<Instant>| deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let mut attempt = Attempt {
             deadline: limits.network_deadline(self.options.patience),
             latch: limits.for_latch(),
@@ -178,13 +180,17 @@ impl Core {
                 if attempt.latch.is_over() {
                     return Err(with_outcome(limits.timed_out(None, context), is_unknown));
                 }
-                // The server answers.
-                attempt.deadline = limits.network_deadline(self.options.patience);
-                pauses = Pauses::new(PAUSES);
+                if enters_latch {
+                    // The server answers.
+                    attempt.deadline = limits.network_deadline(self.options.patience);
+                    pauses = Pauses::new(PAUSES);
+                } else if is_late(attempt.deadline) {
+                    // Another program has locked rows, or a whole table.
+                    return Err(Failure::NoAnswer.into_error(context, &self.target.address));
+                }
                 continue;
             }
-            let is_late = attempt.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if failure.is_of_session() && attempt.check == Check::Nothing && !is_late {
+            if failure.is_of_session() && attempt.check == Check::Nothing && !is_late(attempt.deadline) {
                 // Of the connections that are left, the next one may be closed, too.
                 attempt.check = Check::Closed;
                 continue;
@@ -301,6 +307,8 @@ async fn retried<T>(
     let mut pauses = Pauses::new(PAUSES);
     loop {
         let failure = match attempt().await {
+            // Another process makes or upgrades the store, which locks its tables.
+            Err(Failure::Busy) => Failure::NoAnswer,
             Err(failure) if failure.is_temporary() && !matches!(failure, Failure::Standby) => failure,
             outcome => return outcome,
         };

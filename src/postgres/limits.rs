@@ -37,8 +37,8 @@ impl<'a> Context<'a> {
 /// long, so that a busy server does not look like a held lock.
 const LATCH_GRACE: Duration = Duration::from_millis(100);
 
-/// A call tries to enter a latch for so long, and looks at its cancellation in between.
-const LATCH_SLICE: Duration = Duration::from_millis(250);
+/// A call tries to enter a latch for so long, and looks at its cancellation in between. The limit of every session.
+pub(super) const LATCH_SLICE: Duration = Duration::from_millis(250);
 
 /// Even a call that may not wait, has waited long enough, or is cancelled, gives the network this long for one answer.
 const ROUND_TRIP_GRACE: Duration = Duration::from_secs(1);
@@ -155,11 +155,11 @@ impl LatchLimit {
         self.0.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// How long the server may wait in one statement, in milliseconds.
-    pub(super) fn patience(self) -> i32 {
-        let left = self.0.map_or(LATCH_SLICE, |deadline| deadline.saturating_duration_since(Instant::now()));
+    /// How long the server may wait in one statement, in milliseconds. `None`: as long as in every session.
+    pub(super) fn patience(self) -> Option<i32> {
+        let left = self.0?.saturating_duration_since(Instant::now());
         // Zero would be no limit.
-        i32::try_from(left.min(LATCH_SLICE).as_millis()).unwrap_or(i32::MAX).max(1)
+        (left < LATCH_SLICE).then(|| i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1))
     }
 }
 
@@ -180,8 +180,8 @@ mod tests {
     #[test]
     fn a_call_without_a_timeout_enters_again_and_again() {
         let limit = Limits::none().for_latch();
-        assert_eq!((limit.is_over(), limit.patience()), (false, 250));
+        assert_eq!((limit.is_over(), limit.patience()), (false, None));
         let limit = LatchLimit(Some(Instant::now()));
-        assert_eq!((limit.is_over(), limit.patience()), (true, 1));
+        assert_eq!((limit.is_over(), limit.patience()), (true, Some(1)));
     }
 }

@@ -23,15 +23,15 @@ pub(super) enum Parameter<'a> {
     Owner,
     /// The number of this process, or 0 if there is no session for it: then it has no bound locks.
     OwnerIfKnown,
-    /// How long the server may try to enter the latch.
+    /// How long the server may try to enter the latch, if the session does not have that limit already.
     Patience,
 }
 
 impl Parameter<'_> {
-    pub(super) fn filled(self, owner: i64, patience: i32) -> Self {
+    pub(super) fn filled(self, owner: i64, patience: Option<i32>) -> Self {
         match self {
             Self::Owner | Self::OwnerIfKnown => Self::Long(Some(owner)),
-            Self::Patience => Self::Integer(patience),
+            Self::Patience => patience.map_or(self, Self::Integer),
             other => other,
         }
     }

@@ -157,6 +157,15 @@ async fn change(
         return Err(core.error(context, ErrorKind::RecordTooLarge).with_detail(detail));
     }
     let (id, claim) = (KeyId::of(key), options.resolve_claim());
+    let (text, time_to_live) = (Parameter::Text(result.as_str()), microseconds(options.get_time_to_live()));
+    if matches!((mode, &claim), (Mode::Write, Claim::Holder(_))) {
+        // Usually the key has no lock, and then nobody's claim has to be checked.
+        let parameters = [id.id(), key_bytes(key), id.latch(), text, time_to_live, Parameter::Patience];
+        let rows = core.call(context, limits, Repeat::No, Query::WriteUnlocked, &parameters).await?;
+        if rows.first().is_some_and(|row| row.get(0)) {
+            return Ok(true);
+        }
+    }
     let [holder, bound, owner, token] = claim_parameters(&claim);
     let (number, version) = match mode {
         Mode::Write => (0, RecordVersion::ABSENT),
@@ -173,8 +182,8 @@ async fn change(
         bound,
         owner,
         token,
-        Parameter::Text(result.as_str()),
-        microseconds(options.get_time_to_live()),
+        text,
+        time_to_live,
         Parameter::Integer(number),
         Parameter::Long(version),
         Parameter::Patience,

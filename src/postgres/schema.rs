@@ -8,7 +8,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// The version of the schema. A newer one is refused, and an older one is upgraded. Each change of the tables, or of the
 /// functions, is another version.
-pub(super) const VERSION: i32 = 7;
+pub(super) const VERSION: i32 = 8;
 
 /// So many tokens are reserved at a time. After a crash of the server, so many numbers are left out.
 const RESERVED_AT_ONCE: i64 = 1_000_000;
@@ -88,7 +88,10 @@ pub(super) async fn find(client: &Client, schema: &SchemaName) -> Result<Found, 
 
 /// Makes the store, or upgrades it, unless another process has just done so.
 pub(super) async fn create_or_upgrade(client: &Client, schema: &SchemaName) -> Result<Found, Failure> {
-    client.batch_execute(&format!("BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({CREATION})")).await?;
+    // It waits as long as its turn takes.
+    let begin =
+        format!("BEGIN; SET LOCAL lock_timeout = 0; SELECT pg_catalog.pg_advisory_xact_lock({CREATION})");
+    client.batch_execute(&begin).await?;
     let made = create_or_upgrade_in_transaction(client, schema).await;
     let end = if made.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = client.batch_execute(end).await;

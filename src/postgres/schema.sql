@@ -79,9 +79,11 @@ CREATE FUNCTION {schema}.lives(owner bigint) RETURNS boolean
 LANGUAGE sql VOLATILE AS 'SELECT NOT pg_catalog.pg_try_advisory_xact_lock_shared($1)';
 
 -- Enters the latch of a key, mostly without a wait. The limit is also that of the waits for rows, and of the commit.
+-- p_patience: milliseconds. Null: the session has the limit already.
 CREATE FUNCTION {schema}.enter(p_hash integer, p_patience integer) RETURNS boolean
 LANGUAGE sql VOLATILE AS
-'SELECT CASE WHEN pg_catalog.set_config(''lock_timeout'', p_patience::text, true) IS NULL THEN false
+'SELECT CASE
+    WHEN p_patience IS NOT NULL AND pg_catalog.set_config(''lock_timeout'', p_patience::text, true) IS NULL THEN false
     WHEN pg_catalog.pg_try_advisory_xact_lock({latch}, p_hash) THEN true
     ELSE pg_catalog.pg_advisory_xact_lock({latch}, p_hash) IS NOT NULL END';
 
@@ -578,6 +580,31 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Writes the record if the key has no lock, live or not. False: it has one, and nothing was changed.
+CREATE FUNCTION {schema}.write_unlocked(
+    p_id bytea, p_key bytea, p_hash integer, p_result text, p_time_to_live bigint, p_patience integer) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    done boolean;
+    has_waiters boolean;
+BEGIN
+    done := {schema}.enter(p_hash, p_patience);
+    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
+        SELECT p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
+            {schema}.end_after(p_time_to_live), p_result
+        WHERE NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)
+        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
+            expires_at = excluded.expires_at, result = excluded.result
+        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF has_waiters THEN
+        done := {schema}.notify_change(p_id);
+    END IF;
+    RETURN true;
+END $$;
+
 -- p_mode: 0 writes, 1 writes if the version is p_version (null: no record), 2 only compares the versions.
 CREATE FUNCTION {schema}.write(
     p_id bytea, p_key bytea, p_hash integer, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
@@ -586,44 +613,34 @@ CREATE FUNCTION {schema}.write(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
-    -- Usually the key has no lock, live or not. Then nothing has to be asked.
-    is_unlocked boolean := p_mode = 0 AND p_token IS NULL;
     admitted record;
     present bigint;
     has_waiters boolean;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    LOOP
-        IF NOT is_unlocked THEN
-            admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
-            status := admitted.status;
-            holder := admitted.holder;
-            bound := admitted.bound;
-            IF status <> {OK} THEN
-                RETURN;
-            END IF;
+    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    status := admitted.status;
+    holder := admitted.holder;
+    bound := admitted.bound;
+    IF status <> {OK} THEN
+        RETURN;
+    END IF;
+    IF p_mode <> 0 THEN
+        SELECT t.version INTO present FROM {schema}.records t
+            WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
+        IF present IS DISTINCT FROM p_version THEN
+            status := {OTHER};
+            RETURN;
+        ELSIF p_mode = 2 THEN
+            RETURN;
         END IF;
-        IF p_mode <> 0 THEN
-            SELECT t.version INTO present FROM {schema}.records t
-                WHERE t.id = p_id AND (t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at);
-            IF present IS DISTINCT FROM p_version THEN
-                status := {OTHER};
-                RETURN;
-            ELSIF p_mode = 2 THEN
-                RETURN;
-            END IF;
-        END IF;
-        INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
-            SELECT p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
-                {schema}.end_after(p_time_to_live), p_result
-            WHERE NOT is_unlocked OR NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)
-            ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
-                expires_at = excluded.expires_at, result = excluded.result
-            RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
-        EXIT WHEN FOUND OR NOT is_unlocked;
-        is_unlocked := false;
-    END LOOP;
-    status := {OK};
+    END IF;
+    INSERT INTO {schema}.records AS t (id, key, version, modified_at, expires_at, result)
+        VALUES (p_id, p_key, pg_catalog.nextval('{schema}.numbers'), pg_catalog.clock_timestamp(),
+            {schema}.end_after(p_time_to_live), p_result)
+        ON CONFLICT (id) DO UPDATE SET version = excluded.version, modified_at = excluded.modified_at,
+            expires_at = excluded.expires_at, result = excluded.result
+        RETURNING EXISTS (SELECT FROM {schema}.waiters w WHERE w.id = p_id AND w.kind = 'c') INTO has_waiters;
     IF has_waiters THEN
         done := {schema}.notify_change(p_id);
     END IF;

@@ -16,6 +16,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, Notification, Row, Statem
 
 use super::block_on::wake_caller_on;
 use super::failure::Failure;
+use super::limits::LATCH_SLICE;
 use super::polled_socket::PolledSocket;
 use super::statements::{self, Query};
 use super::timer::{Timer, until};
@@ -225,7 +226,8 @@ where
     };
     let prepared = (0..Query::COUNT).map(|_| OnceCell::new()).collect();
     let mut session = Session { client, own, backend: 0, prepared };
-    session.run(session.client.batch_execute(SETUP)).await?;
+    let setup = format!("{SETUP}; SET lock_timeout = {}", LATCH_SLICE.as_millis());
+    session.run(session.client.batch_execute(&setup)).await?;
     let row = session.run(session.client.query_one(statements::CHECK, &[])).await?;
     if row.get::<_, bool>(0) {
         return Err(Failure::Standby);

@@ -11,6 +11,7 @@ pub(super) enum Query {
     Read,
     Exists,
     Version,
+    WriteUnlocked,
     Write,
     Remove,
     AcquireLock,
@@ -105,10 +106,12 @@ impl Query {
     pub(super) fn changes(self) -> bool {
         use Query::{
             AcquireLock, BreakLock, Evict, EvictSeveral, Leave, ReleaseLock, Remove, Renew, Sweep, Write,
+            WriteUnlocked,
         };
         matches!(
             self,
-            Write
+            WriteUnlocked
+                | Write
                 | Remove
                 | AcquireLock
                 | Renew
@@ -139,6 +142,7 @@ impl Query {
             Self::Read => call("read", 8),
             Self::Exists => format!("SELECT FROM {schema}.records WHERE id = $1 AND {LIVES}"),
             Self::Version => format!("SELECT version FROM {schema}.records WHERE id = $1 AND {LIVES}"),
+            Self::WriteUnlocked => format!("SELECT {schema}.write_unlocked($1, $2, $3, $4, $5, $6)"),
             Self::Write => call("write", 12),
             Self::Remove => call("remove", 7),
             Self::AcquireLock => call("acquire_lock", 12),

@@ -39,7 +39,10 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write notifies nobody",
-        &[("write", "done := {schema}.notify_change(p_id);", "")],
+        &[
+            ("write", "done := {schema}.notify_change(p_id);", ""),
+            ("write_unlocked", "done := {schema}.notify_change(p_id);", ""),
+        ],
         &["waiting::a_waiter_is_woken_promptly", "processes::a_change_wakes_the_watches_of_another_process"],
     ),
     (
@@ -59,7 +62,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write does not look for a lock first",
-        &[("write", "NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)", "true")],
+        &[("write_unlocked", "NOT EXISTS (SELECT FROM {schema}.locks l WHERE l.id = p_id)", "true")],
         &["records::other_holders_cannot_write_or_remove"],
     ),
     (
@@ -86,7 +89,7 @@ const FAULTS: &[Fault] = &[
         &[("release_lock", ENTER, "")],
         &["stalled::a_call_of_a_guard_ends_at_its_timeout"],
     ),
-    ("a write enters no latch", &[("write", ENTER, "")], STALLED),
+    ("a write enters no latch", &[("write", ENTER, ""), ("write_unlocked", ENTER, "")], STALLED),
     ("a removal enters no latch", &[("remove", ENTER, "")], STALLED),
     ("an acquisition enters no latch", &[("acquire_lock", ENTER, "")], STALLED),
     ("a renewal enters no latch", &[("renew", ENTER, "")], STALLED),
@@ -151,7 +154,10 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a write over a record keeps its version",
-        &[("write", "version = excluded.version", "version = t.version")],
+        &[
+            ("write", "version = excluded.version", "version = t.version"),
+            ("write_unlocked", "version = excluded.version", "version = t.version"),
+        ],
         &[
             "processes::records_are_the_same_in_every_process",
             "store_changes::changes_of_another_process_are_reported",

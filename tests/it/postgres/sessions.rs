@@ -344,17 +344,20 @@ fn a_row_that_another_program_has_locked_ends_no_call_late() {
     let (server, store) = (Server::shared().unwrap(), open(&url));
     let guard = store.lock("k", LockOptions::new()).unwrap();
     guard.write(&1).unwrap();
+    store.write("free", &1).unwrap();
     let schema = store.schema();
     let mut other = server.psql(
         &format!(
-            "BEGIN; SELECT 'locked' FROM {schema}.records r JOIN {schema}.locks l USING (id) WHERE r.key = 'k' FOR UPDATE"
+            "BEGIN; SELECT FROM {schema}.records FOR UPDATE; SELECT FROM {schema}.locks FOR UPDATE; SELECT 'locked'"
         ),
         "locked",
     );
     let (timeout, raw): (_, &dyn record_store::RecordStore) = (millis(300), &store);
-    let (key, claim) = (record_store::Key::new("k").unwrap(), guard.token());
+    let [key, free] = ["k", "free"].map(|key| record_store::Key::new(key).unwrap());
+    let claim = guard.token();
     let json = record_store::Json::parse("2").unwrap();
-    let calls: [(&str, Call<'_>); 2] = [
+    let calls: [(&str, Call<'_>); 3] = [
+        ("write without a lock", &|wait| raw.write_raw(&free, &json, WriteOptions::new().wait(wait))),
         ("write", &|wait| raw.write_raw(&key, &json, WriteOptions::new().claim(claim).wait(wait))),
         ("release", &|wait| raw.release_lock_raw(&key, &claim.into(), wait)),
     ];
@@ -375,17 +378,53 @@ fn a_row_that_another_program_has_locked_ends_no_call_late() {
 type Call<'a> = &'a (dyn Fn(WaitOptions) -> record_store::Result<()> + Sync);
 
 #[test]
+fn a_table_that_another_program_has_locked_ends_no_call_late() {
+    let Some(url) = new_url() else { return };
+    let patience = millis(700);
+    let connect = || PostgresRecordStore::connect(&url, PostgresOptions::new().patience(patience));
+    let (server, store) = (Server::shared().unwrap(), connect().unwrap());
+    store.write("k", &1).unwrap();
+    let schema = store.schema();
+    for (table, name, call) in [
+        ("records", "exists", &|| store.exists("k").map(drop)),
+        ("records", "read", &|| store.read::<u8>("k").map(drop)),
+        ("records", "sweep", &|| store.sweep().map(drop)),
+        ("store", "open", &|| connect().map(drop)),
+    ] as [(_, _, &dyn Fn() -> record_store::Result<()>); 4]
+    {
+        let lock = format!("BEGIN; LOCK TABLE {schema}.{table} IN ACCESS EXCLUSIVE MODE; SELECT 'locked'");
+        let mut other = server.psql(&lock, "locked");
+        let start = Instant::now();
+        let error = call().unwrap_err();
+        let elapsed = start.elapsed();
+        assert!(error.to_string().contains("get the answer of the server in time"), "{name}: {error}");
+        assert!(elapsed >= patience && elapsed < Duration::from_secs(5), "{name}: {elapsed:?}");
+        // The table is unlocked while the call waits.
+        std::thread::scope(|scope| {
+            let called = scope.spawn(|| PostgresRecordStore::connect(&url, PostgresOptions::new()).map(drop));
+            std::thread::sleep(millis(400));
+            other.kill().unwrap();
+            other.wait().unwrap();
+            called.join().unwrap().unwrap();
+        });
+        call().unwrap();
+    }
+}
+
+#[test]
 fn a_stalled_latch_ends_no_call_late() {
     let Some(url) = new_url() else { return };
     let store = open(&url);
     let server = Server::shared().unwrap();
     let guard = store.lock("k", as_named("holder")).unwrap();
-    let stalled = Stalled::of(server, &store, "k");
+    let stalled = ["k", "free"].map(|key| Stalled::of(server, &store, key));
     let timeout = millis(300);
-    let (token, key) = (guard.token(), record_store::Key::new("k").unwrap());
+    let [key, free] = ["k", "free"].map(|key| record_store::Key::new(key).unwrap());
+    let token = guard.token();
     let raw: &dyn record_store::RecordStore = &store;
     let json = record_store::Json::parse("1").unwrap();
-    let calls: [(&str, Call<'_>); 6] = [
+    let calls: [(&str, Call<'_>); 7] = [
+        ("write without a lock", &|wait| raw.write_raw(&free, &json, WriteOptions::new().wait(wait))),
         ("write", &|wait| raw.write_raw(&key, &json, WriteOptions::new().claim(token).wait(wait))),
         ("acquire", &|wait| raw.acquire_lock_raw(&key, as_named("other").wait(wait)).map(drop)),
         ("renew", &|wait| raw.renew_raw(&key, &token.into(), None, wait)),
@@ -414,7 +453,7 @@ fn a_stalled_latch_ends_no_call_late() {
         assert!(start.elapsed() < Duration::from_secs(2), "{name}: {:?}", start.elapsed());
     }
     // Reads do not enter a latch.
-    assert!(guard.read::<u8>().unwrap().is_none());
+    assert!(guard.read::<u8>().unwrap().is_none() && store.read::<u8>("free").unwrap().is_none());
     drop(stalled);
     guard.write(&1).unwrap();
     guard.release().unwrap();

@@ -23,13 +23,14 @@ const STATUSES: [&str; 12] = [
     "SHARED",
 ];
 
-const SCHEMAS: [&str; 6] = [
+const SCHEMAS: [&str; 7] = [
     include_str!("../../../fixtures/postgres/schema-1.sql"),
     include_str!("../../../fixtures/postgres/schema-2.sql"),
     include_str!("../../../fixtures/postgres/schema-3.sql"),
     include_str!("../../../fixtures/postgres/schema-4.sql"),
     include_str!("../../../fixtures/postgres/schema-5.sql"),
     include_str!("../../../fixtures/postgres/schema-6.sql"),
+    include_str!("../../../fixtures/postgres/schema-7.sql"),
 ];
 
 /// Makes a store of version 1, with a record and a lock. Returns its schema.
@@ -40,6 +41,7 @@ fn make(server: &Server, url: &str) -> String {
 fn make_version(server: &Server, url: &str, version: usize) -> String {
     let (_, schema) = url.split_once("schema=").unwrap();
     let text = SCHEMAS[version - 1].replace("{schema}", schema).replace("{latch}", "(-4711)");
+    let text = text.replace("{at_once}", "1000000").replace("{reserved}", "record_store.reserved_ffffed99");
     let text = STATUSES
         .iter()
         .enumerate()
@@ -72,7 +74,7 @@ fn a_store_of_version_1_is_upgraded_with_all_that_is_in_it() {
     let token = server.sql(&format!("SELECT token FROM {schema}.locks"));
     let start = SystemTime::now() - Duration::from_secs(2);
     let store = PostgresRecordStore::connect(&url, PostgresOptions::new().existing()).unwrap();
-    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "7|17|-3");
+    assert_eq!(server.sql(&format!("SELECT version, high, low FROM {schema}.store")), "8|17|-3");
     assert_eq!(store.verify().map(Result::unwrap).count(), 0);
     let record = store.read::<u8>("k").unwrap().unwrap();
     assert_eq!(record.result, 7);
@@ -102,14 +104,14 @@ fn several_that_open_a_store_of_version_1_at_once_upgrade_it_once() {
         }
     });
     assert_eq!(open(&url).keys().unwrap().count(), 9);
-    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "7");
+    assert_eq!(server.sql(&format!("SELECT version FROM {schema}.store")), "8");
 }
 
 /// They still have the store open.
 #[test]
 fn processes_of_earlier_versions_exclude_those_of_this_one() {
     let Some(server) = Server::shared() else { return };
-    for version in [3, 4, 5, 6] {
+    for version in [3, 4, 5, 6, 7] {
         let url = new_url().unwrap();
         let schema = make_version(server, &url, version);
         let store = open(&url);

@@ -146,7 +146,7 @@ fn each_part_of_the_schema_that_is_not_as_it_was_made_is_found() {
         &[
             "damage {schema}.leave: the function is missing",
             "damage {schema}.notify_change: the function is another one",
-            "damage {schema}.store: its version is 1, and not 7",
+            "damage {schema}.store: its version is 1, and not 8",
             "damage {schema}.waiters: there is no valid primary key (id, number)",
             "leftover {schema}.notes: not a table of the store",
         ],
