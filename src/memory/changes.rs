@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use super::{MemoryRecordStore, State};
+use super::MemoryRecordStore;
+use super::state::State;
 use crate::changes::{CHANGES, Expiries};
 use crate::process::ProcessId;
 use crate::{Key, RecordVersion, Result, SeenRecords, WaitOptions};
