@@ -2,6 +2,7 @@
 
 mod deaths;
 mod queue;
+mod slots;
 mod table;
 mod waiters;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::queue::{Events, SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, slots_in_use};
+use super::queue::Events;
+use super::slots::{SKIPPED, TICKETS_PER_MS, WAITING, is_dead, is_for, slots_in_use};
 use crate::filesystem::disk::layout::{self, Layout, OWNERS};
 use crate::filesystem::protocol::clock::Reading;
 use crate::{Key, WaiterInfo};
