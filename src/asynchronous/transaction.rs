@@ -138,7 +138,7 @@ impl AsyncTransaction<'_> {
     ///
     /// [`ErrorKind::InvalidKey`](crate::ErrorKind::InvalidKey).
     pub fn child(&mut self, key: impl IntoKey) -> Result<AsyncPendingTransaction<'_>> {
-        Ok(AsyncPendingTransaction { plan: self.begun.child(key.into_key()?) })
+        Ok(AsyncPendingTransaction { plan: Plan::within(&mut self.begun.work, key.into_key()?) })
     }
 
     #[doc = same_as!("Transaction::commit", "the transaction is dropped, see [`AsyncTransaction`]")]

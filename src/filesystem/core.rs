@@ -186,4 +186,16 @@ impl Core {
         }
         Ok(())
     }
+
+    /// Fails if a record file of this size is over the limit.
+    pub(crate) fn check_size(&self, key: &Key, size: u64, context: Context<'_>) -> Result<()> {
+        let limit = self.options.max_record_bytes;
+        if size <= limit {
+            return Ok(());
+        }
+        Err(context
+            .error(ErrorKind::RecordTooLarge)
+            .with_detail(format!("{size} bytes, over the limit of {limit}"))
+            .with_path(self.layout.record_path(key)))
+    }
 }

@@ -5,17 +5,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::MemoryRecordStore;
-use super::state::State;
+use super::state::{Changed, State};
 use crate::changes::{CHANGES, Expiries};
 use crate::process::ProcessId;
-use crate::{Key, RecordVersion, Result, SeenRecords, WaitOptions};
-
-/// The records that have changed since a watch looked last.
-#[derive(Debug)]
-pub(super) struct Changed {
-    prefix: String,
-    keys: BTreeSet<Key>,
-}
+use crate::{RecordVersion, Result, SeenRecords, WaitOptions};
 
 /// The part of a watch that is known to the store, until this is dropped.
 struct Watch {
@@ -24,17 +17,6 @@ struct Watch {
     /// A forked child has a store without this number.
     process: ProcessId,
     expiries: Expiries<Instant>,
-}
-
-impl State {
-    /// A record was written or removed.
-    pub(super) fn note_change(&mut self, key: &Key) {
-        for changed in self.watches.values_mut() {
-            if key.as_str().starts_with(&changed.prefix) {
-                changed.keys.insert(key.clone());
-            }
-        }
-    }
 }
 
 impl Watch {

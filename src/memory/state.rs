@@ -1,11 +1,10 @@
 //! The records, the locks and the queues of the store, and the decisions on them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Condvar};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::changes::Changed;
 use crate::trace;
 use crate::{Claim, Error, ErrorKind, Holder, Json, Key, LockInfo, LockState, LockToken, RawRecord};
 use crate::{RecordInfo, RecordVersion, Result, WaiterInfo, WriteOptions};
@@ -33,6 +32,13 @@ pub(super) struct State {
     /// Notified when a lock is removed, when the end of its lease changes, when a waiter leaves its queue, and when a
     /// record changes.
     pub(super) changed: Arc<Condvar>,
+}
+
+/// The records that have changed since a watch looked last.
+#[derive(Debug)]
+pub(super) struct Changed {
+    pub(super) prefix: String,
+    pub(super) keys: BTreeSet<Key>,
 }
 
 #[derive(Debug)]
@@ -132,6 +138,15 @@ impl State {
         let record = Record { raw, modified, used: modified, use_number, expires };
         self.records.insert(key.clone(), record);
         self.note_change(key);
+    }
+
+    /// A record was written or removed.
+    pub(super) fn note_change(&mut self, key: &Key) {
+        for changed in self.watches.values_mut() {
+            if key.as_str().starts_with(&changed.prefix) {
+                changed.keys.insert(key.clone());
+            }
+        }
     }
 
     /// Reads the record, unless it has expired.

@@ -6,8 +6,6 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-#[cfg(feature = "tokio")]
-use super::futures::RecordStoreFutures;
 use crate::{
     Acquired, Claim, Error, ErrorKind, Key, LockInfo, LockOptions, RecordStore, Result, WaitOptions,
 };
@@ -36,29 +34,6 @@ impl<S: RecordStore + ?Sized> Calls for S {
 
     async fn wait(&self, wait: impl FnOnce() + Send + 'static) {
         wait();
-    }
-}
-
-#[cfg(feature = "tokio")]
-impl Calls for dyn RecordStoreFutures + '_ {
-    async fn acquire_lock(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
-        RecordStoreFutures::acquire_lock(self, key, options).await
-    }
-
-    async fn release_lock(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
-        RecordStoreFutures::release_lock(self, key, claim, options).await
-    }
-
-    async fn lock_info(&self, key: &Key) -> Result<Option<LockInfo>> {
-        RecordStoreFutures::lock_info(self, key).await
-    }
-
-    async fn wait(&self, wait: impl FnOnce() + Send + 'static) {
-        if self.blocks() {
-            return wait();
-        }
-        // It may be waiting for the runtime that polls this future.
-        let _ = tokio::task::spawn_blocking(wait).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::calls::poll_once;
+use super::calls::{Calls, poll_once};
 use crate::{
     Acquired, BreakOptions, Claim, Evicted, EvictionPolicy, Expected, Json, Key, LockInfo, LockOptions,
     RawRecord, ReadOptions, RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, SeenRecords,
@@ -81,4 +81,26 @@ operations! {
     lock_info = lock_info_raw(key: &'a Key) -> Option<LockInfo>;
     wait_for_lock = wait_for_lock_raw(key: &'a Key, options: WaitOptions) -> bool;
     break_lock = break_lock_raw(key: &'a Key, options: BreakOptions) -> bool;
+}
+
+impl Calls for dyn RecordStoreFutures + '_ {
+    async fn acquire_lock(&self, key: &Key, options: LockOptions) -> Result<Acquired> {
+        RecordStoreFutures::acquire_lock(self, key, options).await
+    }
+
+    async fn release_lock(&self, key: &Key, claim: &Claim, options: WaitOptions) -> Result<()> {
+        RecordStoreFutures::release_lock(self, key, claim, options).await
+    }
+
+    async fn lock_info(&self, key: &Key) -> Result<Option<LockInfo>> {
+        RecordStoreFutures::lock_info(self, key).await
+    }
+
+    async fn wait(&self, wait: impl FnOnce() + Send + 'static) {
+        if self.blocks() {
+            return wait();
+        }
+        // It may be waiting for the runtime that polls this future.
+        let _ = tokio::task::spawn_blocking(wait).await;
+    }
 }

@@ -3,10 +3,9 @@
 use std::fmt;
 
 use super::end::End;
-use super::plan::Plan;
 use super::work::Work;
 use super::{CommitMode, TransactionState};
-use crate::{Key, Result};
+use crate::Result;
 
 /// The methods of a begun transaction that both forms have.
 macro_rules! transaction_methods {
@@ -62,12 +61,7 @@ pub(crate) struct Begun<'p, 's> {
     pub(super) parent: Option<&'p mut Work<'s>>,
 }
 
-impl<'s> Begun<'_, 's> {
-    /// A child of this transaction, before its begin.
-    pub(crate) fn child(&mut self, key: Key) -> Plan<'_, 's> {
-        Plan::within(&mut self.work, key)
-    }
-
+impl Begun<'_, '_> {
     pub(crate) async fn commit(mut self) -> Result<()> {
         commit(&mut self.work).await
     }

@@ -6,6 +6,7 @@ pub(crate) mod begun;
 pub(crate) mod end;
 mod pending;
 pub(crate) mod plan;
+mod settings;
 mod work;
 
 use std::error::Error as StdError;
@@ -19,6 +20,7 @@ use crate::store::calls::block;
 use crate::{IntoKey, Key, ReadOptions, Result, TransactionRecord};
 use begun::{Begun, transaction_methods};
 pub use pending::PendingTransaction;
+use plan::Plan;
 
 /// The error of a hook.
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -159,7 +161,7 @@ impl<'s> Transaction<'_, 's> {
     ///
     /// [`ErrorKind::InvalidKey`].
     pub fn child(&mut self, key: impl IntoKey) -> Result<PendingTransaction<'_, 's>> {
-        Ok(PendingTransaction { plan: self.begun.child(key.into_key()?) })
+        Ok(PendingTransaction { plan: Plan::within(&mut self.begun.work, key.into_key()?) })
     }
 
     /// Commits the children, runs the commit hooks, writes the record if a result is staged, and releases the

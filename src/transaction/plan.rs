@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::backend::Backend;
 use super::begun::Begun;
+use super::settings::Settings;
 use super::work::Work;
 use super::{CommitMode, TransactionState};
 use crate::{Error, ErrorKind, IsolationLevel, Key, LockOptions, Result, WaitOptions};
@@ -61,15 +62,6 @@ macro_rules! pending_methods {
 }
 pub(crate) use pending_methods;
 
-/// The settings that a child inherits.
-#[derive(Clone)]
-pub(crate) struct Settings {
-    pub(crate) level: IsolationLevel,
-    pub(crate) mode: CommitMode,
-    pub(crate) lock: LockOptions,
-    pub(crate) end_wait: WaitOptions,
-}
-
 /// What both forms of a pending transaction have.
 pub(crate) struct Plan<'p, 's> {
     backend: Arc<dyn Backend<'s> + 's>,
@@ -86,7 +78,8 @@ impl<'p, 's> Plan<'p, 's> {
         Self { backend: Arc::new(backend), parent: None, key, overwrite: false, settings }
     }
 
-    pub(super) fn within(parent: &'p mut Work<'s>, key: Key) -> Self {
+    /// A child of this transaction.
+    pub(crate) fn within(parent: &'p mut Work<'s>, key: Key) -> Self {
         let (backend, settings) = (Arc::clone(&parent.backend), parent.settings.clone());
         Self { backend, parent: Some(parent), key, overwrite: false, settings }
     }

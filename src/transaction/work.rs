@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::backend::{Backend, HeldLock};
 use super::end::{End, Step};
-use super::plan::Settings;
+use super::settings::Settings;
 use super::{BoxError, TransactionState};
 use crate::compute::Call;
 use crate::process::ProcessId;

@@ -40,10 +40,10 @@ pub(crate) fn read(
 ) -> Result<(RawRecord, Option<Lease>)> {
     let path = || core.layout.record_path(key);
     // Checked before it is read: it may be huge.
-    check_size(core, key, layout::size(&opened.stat), context)?;
+    core.check_size(key, layout::size(&opened.stat), context)?;
     let text = layout::read_up_to(opened, core.options.max_record_bytes)
         .map_err(|error| context.io("read the record", &path(), error))?;
-    check_size(core, key, text.len() as u64, context)?;
+    core.check_size(key, text.len() as u64, context)?;
     let unsound =
         |unsound: Unsound| located(unsound.into_error(context.operation), context).with_path(path());
     let parsed = record::parse(&text).map_err(unsound)?;
@@ -99,18 +99,6 @@ pub(crate) fn current(core: &Core, key: &Key, context: Context<'_>) -> Result<Op
         Some(Term::Over) => None,
         term => Some(record.with_time_left(term.and_then(Term::left))),
     })
-}
-
-/// Fails if a record file of this size is over the limit.
-pub(crate) fn check_size(core: &Core, key: &Key, size: u64, context: Context<'_>) -> Result<()> {
-    let limit = core.options.max_record_bytes;
-    if size <= limit {
-        return Ok(());
-    }
-    Err(context
-        .error(ErrorKind::RecordTooLarge)
-        .with_detail(format!("{size} bytes, over the limit of {limit}"))
-        .with_path(core.layout.record_path(key)))
 }
 
 /// Whether this file is a record that has expired. A file that cannot be read has not.

@@ -113,7 +113,7 @@ impl<'a> StagedRecord<'a> {
         }
         let version = version_choice::choose(core, key);
         let text = record::to_text(key, version, result, expiry.as_ref());
-        record_file::check_size(core, key, text.len() as u64, context)?;
+        core.check_size(key, text.len() as u64, context)?;
         let durability = match core.log {
             Some(_) if text.len() > log::MAX_TEXT => Durability::Full,
             Some(_) => Durability::Relaxed,
@@ -135,7 +135,7 @@ impl<'a> StagedRecord<'a> {
         let version = version_choice::give(core, latch, key, stat, self.version, context)?;
         if version != self.version {
             let text = record::to_text(key, version, self.result, self.expiry.as_ref());
-            record_file::check_size(core, key, text.len() as u64, context)?;
+            core.check_size(key, text.len() as u64, context)?;
             self.file.rewrite((version, &text), self.durability, context)?;
             (self.version, self.text) = (version, text);
         }

@@ -2,8 +2,6 @@
 
 use rustix::io::Errno;
 
-#[cfg(target_os = "linux")]
-use super::rename::exchange;
 use super::rename::move_new;
 use super::staged_name::{as_displaced, unique_name};
 use crate::filesystem::disk::layout::Layout;
@@ -26,18 +24,6 @@ pub(crate) fn displace(layout: &Layout, owner: &str, name: &str) -> Result<Optio
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
-}
-
-/// Puts a displaced file back in the place of a record, and takes the file there away. Called in the latch, when the
-/// change cannot be made durable.
-#[cfg(target_os = "linux")]
-pub(crate) fn exchange_back(layout: &Layout, staged: &str, name: &str) -> Result<(), Errno> {
-    exchange((&layout.private, staged), (&layout.dir, name))
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn exchange_back(_layout: &Layout, _staged: &str, _name: &str) -> Result<(), Errno> {
-    Err(Errno::NOSYS)
 }
 
 /// Moves a file of the private directory back to the place where it was found. `false`: it stays, because another

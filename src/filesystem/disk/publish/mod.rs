@@ -19,9 +19,9 @@ mod stage;
 mod staged_name;
 mod sync;
 
-pub(crate) use displace::{Displaced, displace, exchange_back, put_back};
+pub(crate) use displace::{Displaced, displace, put_back};
 pub(crate) use in_place::{MAX_CREATE_BYTES, blank, create, fill};
-pub(crate) use place::{create_private, move_staged_over};
+pub(crate) use place::{create_private, exchange_back, move_staged_over};
 pub(crate) use remove::{
     remove, remove_damaged, remove_dir, remove_examined, remove_private, remove_private_dir, remove_staged,
 };

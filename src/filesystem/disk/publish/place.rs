@@ -1,11 +1,13 @@
 //! Giving staged files their places.
 
+#[cfg(target_os = "linux")]
+use rustix::fs::RenameFlags;
 use rustix::fs::{AtFlags, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::displace::Displaced;
 #[cfg(target_os = "linux")]
-use super::rename::exchange;
+use super::rename::Name;
 use super::rename::{MAX_NAME_ATTEMPTS, is_current, move_new, rename_new};
 use super::stage::Staged;
 use super::staged_name::{as_displaced, nameless_owner, original_of_staged, unique_name};
@@ -132,6 +134,24 @@ impl Staged<'_> {
         self.name.clear();
         Ok(())
     }
+}
+
+/// Puts a displaced file back in the place of a record, and takes the file there away. Called in the latch, when the
+/// change cannot be made durable.
+#[cfg(target_os = "linux")]
+pub(crate) fn exchange_back(layout: &Layout, staged: &str, name: &str) -> Result<(), Errno> {
+    exchange((&layout.private, staged), (&layout.dir, name))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn exchange_back(_layout: &Layout, _staged: &str, _name: &str) -> Result<(), Errno> {
+    Err(Errno::NOSYS)
+}
+
+/// Exchanges two files atomically.
+#[cfg(target_os = "linux")]
+fn exchange(one: Name<'_>, other: Name<'_>) -> Result<(), Errno> {
+    rustix::fs::renameat_with(one.0, one.1, other.0, other.1, RenameFlags::EXCHANGE)
 }
 
 /// Creates an empty file in the private directory, if there is none of that name. It appears with its

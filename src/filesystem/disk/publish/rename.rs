@@ -1,4 +1,4 @@
-//! Renaming: without replacing a file, or by exchanging two.
+//! Renaming without replacing a file.
 
 use std::os::fd::OwnedFd;
 
@@ -56,11 +56,6 @@ pub(super) fn rename_reserved(from: Name<'_>, to: Name<'_>) -> Result<(), Errno>
     rustix::fs::renameat(from.0, from.1, to.0, to.1).inspect_err(|_| {
         let _ = rustix::fs::unlinkat(to.0, to.1, AtFlags::empty());
     })
-}
-
-#[cfg(target_os = "linux")]
-pub(super) fn exchange(one: Name<'_>, other: Name<'_>) -> Result<(), Errno> {
-    rustix::fs::renameat_with(one.0, one.1, other.0, other.1, RenameFlags::EXCHANGE)
 }
 
 /// Whether the file of this name in the store's directory still is the one that was examined.
