@@ -446,8 +446,8 @@ BEGIN
     RETURN l.token = p_token AND (p_delegated OR NOT l.bound OR l.owner = p_owner) AND {schema}.is_live(l);
 END $$;
 
--- The claim of a holder (p_token is null) or of a token, on a lock that has to be there. With a token, p_bound says that it
--- was passed on. token, expires_at and slots are those of the lock, holder and bound those of another one that is in force.
+-- The claim of a holder (p_token is null) or of a token. With a token, p_bound says that it was passed on. token, expires_at and
+-- slots are those of the lock, holder and bound those of another one that is in force.
 CREATE FUNCTION {schema}.own(
     p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
     OUT status integer, OUT token bigint, OUT expires_at timestamptz, OUT slots bigint, OUT holder bytea,
@@ -550,35 +550,10 @@ BEGIN
     END IF;
 END $$;
 
--- Whether a record may be changed on a claim, or whose lock is in the way.
-CREATE FUNCTION {schema}.admit(
-    p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
-    OUT status integer, OUT holder bytea, OUT bound boolean)
-LANGUAGE plpgsql AS $$
-DECLARE
-    l {schema}.locks;
-BEGIN
-    status := CASE WHEN p_token IS NULL THEN {OK} ELSE {LOST} END;
-    FOR l IN SELECT * FROM {schema}.locks t
-        WHERE t.id = p_id AND (p_token IS NULL OR t.token = p_token) ORDER BY t.token DESC
-    LOOP
-        IF (CASE WHEN p_token IS NULL THEN {schema}.is_of(l, p_holder, p_bound, p_owner)
-            ELSE {schema}.has_token(l, p_bound, p_owner, p_token) END)
-        THEN
-            IF l.slots IS NULL THEN
-                status := {OK};
-                RETURN;
-            ELSIF {schema}.is_live(l) THEN
-                status := {SHARED};
-                RETURN;
-            END IF;
-        ELSIF p_token IS NULL AND {schema}.is_live(l) THEN
-            status := {LOCKED};
-            holder := l.holder;
-            bound := l.bound;
-        END IF;
-    END LOOP;
-END $$;
+-- Whether a record may be changed by one whose claim has this answer: a holder needs no lock, and a shared one is too little.
+CREATE FUNCTION {schema}.admitted(status integer, slots bigint) RETURNS integer
+LANGUAGE sql IMMUTABLE AS
+'SELECT CASE WHEN $1 = {NOT_LOCKED} THEN {OK} WHEN $1 = {OK} AND $2 IS NOT NULL THEN {SHARED} ELSE $1 END';
 
 -- Writes the record if the key has no lock, live or not. False: it has one, and nothing was changed.
 CREATE FUNCTION {schema}.write_unlocked(
@@ -613,15 +588,15 @@ CREATE FUNCTION {schema}.write(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
-    admitted record;
+    own record;
     present bigint;
     has_waiters boolean;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
-    status := admitted.status;
-    holder := admitted.holder;
-    bound := admitted.bound;
+    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    status := {schema}.admitted(own.status, own.slots);
+    holder := own.holder;
+    bound := own.bound;
     IF status <> {OK} THEN
         RETURN;
     END IF;
@@ -652,13 +627,13 @@ CREATE FUNCTION {schema}.remove(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
-    admitted record;
+    own record;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
-    status := admitted.status;
-    holder := admitted.holder;
-    bound := admitted.bound;
+    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    status := {schema}.admitted(own.status, own.slots);
+    holder := own.holder;
+    bound := own.bound;
     IF status = {OK} THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id
             RETURNING t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at INTO existed;

@@ -129,7 +129,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "a bound holder is the same in every process for a change",
-        &[("admit", IS_OF, HAS_NAME)],
+        &[("own", IS_OF, HAS_NAME)],
         &["processes::a_bound_holder_of_another_process_is_another_holder"],
     ),
     (
@@ -180,7 +180,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "one of those that share a lock may change the record",
-        &[("admit", "IF l.slots IS NULL THEN", "IF true THEN")],
+        &[("admitted", "AND $2 IS NOT NULL", "AND false")],
         &["sharing::nobody_changes_a_record_whose_lock_is_shared"],
     ),
     (

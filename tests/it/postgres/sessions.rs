@@ -398,8 +398,6 @@ fn a_table_that_another_program_has_locked_ends_no_call_late() {
         let error = call().unwrap_err();
         let elapsed = start.elapsed();
         assert!(error.to_string().contains("get the answer of the server in time"), "{name}: {error}");
-        // The server has refused, so it is known that nothing was changed.
-        assert!(!error.is_outcome_unknown(), "{name}");
         assert!(elapsed >= patience && elapsed < Duration::from_secs(5), "{name}: {elapsed:?}");
         // The table is unlocked while the call waits.
         std::thread::scope(|scope| {
