@@ -40,7 +40,7 @@ impl BreakOptions {
     }
 
     /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time: see
-    /// [`WriteOptions::timeout`].
+    /// [`WriteOptions::timeout`](crate::WriteOptions::timeout).
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.wait = self.wait.timeout(timeout);
         self

@@ -39,7 +39,7 @@ impl ReadOptions {
         Self::default()
     }
 
-    /// Reads with this claim. The default is that of [`Holder::current`].
+    /// Reads with this claim. The default is that of [`Holder::current`](crate::Holder::current).
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
         self

@@ -19,14 +19,14 @@ impl RemoveOptions {
         Self::default()
     }
 
-    /// Removes with this claim. The default is that of [`Holder::current`].
+    /// Removes with this claim. The default is that of [`Holder::current`](crate::Holder::current).
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
         self
     }
 
     /// Gives up with [`ErrorKind::LockTimeout`](crate::ErrorKind::LockTimeout) after this time: see
-    /// [`WriteOptions::timeout`].
+    /// [`WriteOptions::timeout`](crate::WriteOptions::timeout).
     pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.wait = self.wait.timeout(timeout);
         self

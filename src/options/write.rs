@@ -33,7 +33,7 @@ impl WriteOptions {
         Self::default()
     }
 
-    /// Writes with this claim. The default is that of [`Holder::current`]. A
+    /// Writes with this claim. The default is that of [`Holder::current`](crate::Holder::current). A
     /// [`LockGuard`](crate::LockGuard) always writes by its token.
     pub fn claim(mut self, claim: impl Into<Claim>) -> Self {
         self.claim = Some(claim.into());
