@@ -245,7 +245,7 @@ pub(crate) fn timed_out(
 #[cfg(all(test, target_os = "linux", not(record_store_elsewhere)))]
 mod tests {
     use super::*;
-    use crate::{FileSystemRecordStore, LockOptions, RecordStoreExt};
+    use crate::{FileSystemRecordStore, WaitOptions};
 
     /// The next one would look at a key that is held again.
     #[test]
@@ -253,20 +253,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = FileSystemRecordStore::open(dir.path()).unwrap();
         let (core, key) = (&store.0, Key::new("k").unwrap());
-        let as_named = |name| LockOptions::new().holder(Holder::named(name).unwrap());
-        let held = store.acquire_lock("k", as_named("holder")).unwrap();
-        std::thread::scope(|scope| {
-            let first = scope.spawn(|| store.acquire_lock("k", as_named("first")));
-            while !core.events.is_awaited(&key) {
-                std::thread::yield_now();
-            }
-            let second =
-                core.events.enqueue(&key, &core.layout, Context::new("test", &key)).unwrap().unwrap();
-            core.events.observe(&key, Some(&second));
-            store.release_lock("k", held).unwrap();
-            first.join().unwrap().unwrap();
-            core.events.observe(&key, Some(&second));
-            assert!(!second.is_notified());
-        });
+        let context = Context::new("test", &key);
+        let mut second = None;
+        let attempt = |first: Option<&Waiter>| {
+            let Some(first) = first else { return Ok(Attempt::Yield(Duration::ZERO)) };
+            second = core.events.enqueue(&key, &core.layout, context)?;
+            core.events.observe(&key, second.as_ref());
+            core.events.freed(&key, &core.layout);
+            core.events.observe(&key, Some(first));
+            Ok(Attempt::Done(first.is_notified()))
+        };
+        let limits = Limits::new(&WaitOptions::new());
+        assert!(wait(core, &key, Role::Waiter, &limits, context, attempt).unwrap(), "it is its turn");
+        let second = second.unwrap();
+        core.events.observe(&key, Some(&second));
+        assert!(!second.is_notified());
     }
 }
