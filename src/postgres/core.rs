@@ -164,7 +164,6 @@ impl Core {
         let here = self.here();
         let (mut pauses, mut is_unknown) = (Pauses::new(PAUSES), false);
         let enters_latch = parameters.iter().any(|parameter| matches!(parameter, Parameter::Patience));
-        let is_late = |deadline: Option<Instant>| deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let mut attempt = Attempt {
             deadline: limits.network_deadline(self.options.patience),
             latch: limits.for_latch(),
@@ -176,21 +175,21 @@ impl Core {
                 Ok(rows) => return Ok(rows),
                 Err(failure) => failure,
             };
+            if matches!(failure, Failure::Busy) && !enters_latch {
+                // Another program has locked a table. This waits in several parts, as long as for any other answer.
+                continue;
+            }
             if matches!(failure, Failure::Busy) {
                 if attempt.latch.is_over() {
                     return Err(with_outcome(limits.timed_out(None, context), is_unknown));
                 }
-                if enters_latch {
-                    // The server answers.
-                    attempt.deadline = limits.network_deadline(self.options.patience);
-                    pauses = Pauses::new(PAUSES);
-                } else if is_late(attempt.deadline) {
-                    // Another program has locked rows, or a whole table.
-                    return Err(Failure::NoAnswer.into_error(context, &self.target.address));
-                }
+                // The server answers.
+                attempt.deadline = limits.network_deadline(self.options.patience);
+                pauses = Pauses::new(PAUSES);
                 continue;
             }
-            if failure.is_of_session() && attempt.check == Check::Nothing && !is_late(attempt.deadline) {
+            let is_late = attempt.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if failure.is_of_session() && attempt.check == Check::Nothing && !is_late {
                 // Of the connections that are left, the next one may be closed, too.
                 attempt.check = Check::Closed;
                 continue;

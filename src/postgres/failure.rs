@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind};
 pub(super) enum Failure {
     /// The server refused, and nothing was changed.
     Refused(tokio_postgres::Error),
-    /// The latch could not be entered in time. Nothing was changed.
+    /// The latch, or a row or a table, was locked for too long. Nothing was changed.
     Busy,
     /// The connection was lost, so the answer, if there was one, is not known.
     Lost(Option<tokio_postgres::Error>),
@@ -114,7 +114,7 @@ impl Failure {
             Self::Refused(source) => {
                 io().with_detail("do this on the server: it refused").with_source(Refusal::from(source))
             }
-            // The callers turn this into a timeout.
+            // The callers repeat, or turn this into a timeout.
             Self::Busy => io().with_detail("enter the latch of the key"),
             Self::Lost(None) => io()
                 .with_detail("get the answer of the server: the connection is lost")

@@ -17,7 +17,7 @@ use super::engine::{Local, engine};
 use super::failure::Failure;
 use super::pool;
 use super::schema::random;
-use super::session::{Listener, Session};
+use super::session::{Listener, Session, set_limit};
 use super::statements::Query;
 use super::timer::{Timer, until};
 use super::unknown::Unknown;
@@ -154,7 +154,9 @@ impl Owner {
         let session = pool::connect(&target, Notifies(Arc::clone(&self.waiters)), deadline).await?;
         let number = random();
         let begin = async {
-            session.client.batch_execute(&format!("LISTEN \"record_store_{number}\"")).await?;
+            // What it asks at the end must not fail because a table is locked.
+            let begin = format!("{}; LISTEN \"record_store_{number}\"", set_limit(None));
+            session.client.batch_execute(&begin).await?;
             session.client.query("SELECT pg_advisory_lock($1)", &[&number]).await?;
             if !lost.is_empty() {
                 let ended = session.client.query(END_SESSIONS_OF, &[&lost]).await.map_err(Failure::from);

@@ -187,7 +187,7 @@ const ADDED_COLUMNS: &[(&str, &str, &str)] = &[
 ];
 
 /// The functions of earlier versions that this one does not have.
-const FORMER_FUNCTIONS: [&str; 6] = ["acquire", "release", "await_free", "await_change", "put", "admit"];
+const FORMER_FUNCTIONS: [&str; 5] = ["acquire", "release", "await_free", "await_change", "put"];
 
 /// The number of the latches of a store, which is a part of its functions and never changes: processes with an older and a
 /// newer version of the functions enter the same latches.

@@ -550,10 +550,20 @@ BEGIN
     END IF;
 END $$;
 
--- Whether a record may be changed by one whose claim has this answer: a holder needs no lock, and a shared one is too little.
-CREATE FUNCTION {schema}.admitted(status integer, slots bigint) RETURNS integer
-LANGUAGE sql IMMUTABLE AS
-'SELECT CASE WHEN $1 = {NOT_LOCKED} THEN {OK} WHEN $1 = {OK} AND $2 IS NOT NULL THEN {SHARED} ELSE $1 END';
+-- Whether a record may be changed on a claim, or whose lock is in the way. A holder needs no lock, but a shared one is too
+-- little.
+CREATE FUNCTION {schema}.admit(
+    p_id bytea, p_holder bytea, p_bound boolean, p_owner bigint, p_token bigint,
+    OUT status integer, OUT holder bytea, OUT bound boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    own record;
+BEGIN
+    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
+    status := CASE WHEN own.status = {NOT_LOCKED} THEN {OK} WHEN own.slots IS NOT NULL THEN {SHARED} ELSE own.status END;
+    holder := own.holder;
+    bound := own.bound;
+END $$;
 
 -- Writes the record if the key has no lock, live or not. False: it has one, and nothing was changed.
 CREATE FUNCTION {schema}.write_unlocked(
@@ -588,15 +598,15 @@ CREATE FUNCTION {schema}.write(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
-    own record;
+    admitted record;
     present bigint;
     has_waiters boolean;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
-    status := {schema}.admitted(own.status, own.slots);
-    holder := own.holder;
-    bound := own.bound;
+    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    status := admitted.status;
+    holder := admitted.holder;
+    bound := admitted.bound;
     IF status <> {OK} THEN
         RETURN;
     END IF;
@@ -627,13 +637,13 @@ CREATE FUNCTION {schema}.remove(
 LANGUAGE plpgsql AS $$
 DECLARE
     done boolean;
-    own record;
+    admitted record;
 BEGIN
     done := {schema}.enter(p_hash, p_patience);
-    own := {schema}.own(p_id, p_holder, p_bound, p_owner, p_token);
-    status := {schema}.admitted(own.status, own.slots);
-    holder := own.holder;
-    bound := own.bound;
+    admitted := {schema}.admit(p_id, p_holder, p_bound, p_owner, p_token);
+    status := admitted.status;
+    holder := admitted.holder;
+    bound := admitted.bound;
     IF status = {OK} THEN
         DELETE FROM {schema}.records t WHERE t.id = p_id
             RETURNING t.expires_at IS NULL OR pg_catalog.clock_timestamp() < t.expires_at INTO existed;

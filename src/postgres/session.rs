@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OnceCell;
@@ -38,6 +38,11 @@ const SETUP: &str = "SET search_path = pg_catalog; \
             ELSE '0' END, false) FROM pg_settings \
         WHERE name IN ('idle_session_timeout', 'transaction_timeout', 'tcp_user_timeout', 'plan_cache_mode'); \
     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// Limits how long a statement waits for something that is locked.
+pub(super) fn set_limit(limit: Option<Duration>) -> String {
+    format!("SET lock_timeout = {}", limit.unwrap_or_default().as_millis())
+}
 
 /// A connection that is used by one call at a time.
 pub(super) struct Session {
@@ -226,7 +231,7 @@ where
     };
     let prepared = (0..Query::COUNT).map(|_| OnceCell::new()).collect();
     let mut session = Session { client, own, backend: 0, prepared };
-    let setup = format!("{SETUP}; SET lock_timeout = {}", LATCH_SLICE.as_millis());
+    let setup = format!("{SETUP}; {}", set_limit(Some(LATCH_SLICE)));
     session.run(session.client.batch_execute(&setup)).await?;
     let row = session.run(session.client.query_one(statements::CHECK, &[])).await?;
     if row.get::<_, bool>(0) {
@@ -273,7 +278,14 @@ impl Session {
         let prepare = || async { self.client.prepare(&query.text(schema)).await };
         let run = async {
             let statement = self.prepared[query as usize].get_or_try_init(prepare).await?;
-            Ok(self.client.query(statement, parameters).await?)
+            if !query.is_for_many_rows() {
+                return Ok(self.client.query(statement, parameters).await?);
+            }
+            // All that it has done would be undone if it gave up at one row that is locked.
+            self.client.batch_execute(&set_limit(None)).await?;
+            let answer = self.client.query(statement, parameters).await;
+            self.client.batch_execute(&set_limit(Some(LATCH_SLICE))).await?;
+            Ok(answer?)
         };
         self.run(run).await
     }

@@ -124,6 +124,11 @@ impl Query {
         )
     }
 
+    /// Whether it changes many rows without the latches of their keys, or with all of them.
+    pub(super) fn is_for_many_rows(self) -> bool {
+        matches!(self, Self::EvictSeveral | Self::Sweep)
+    }
+
     /// Whether its answer may be that the session of this process has ended.
     pub(super) fn says_gone(self) -> bool {
         matches!(self, Self::AcquireLock | Self::WaitForLock | Self::WaitForChange)

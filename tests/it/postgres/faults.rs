@@ -180,7 +180,7 @@ const FAULTS: &[Fault] = &[
     ),
     (
         "one of those that share a lock may change the record",
-        &[("admitted", "AND $2 IS NOT NULL", "AND false")],
+        &[("admit", "own.slots IS NOT NULL", "false")],
         &["sharing::nobody_changes_a_record_whose_lock_is_shared"],
     ),
     (

@@ -411,6 +411,87 @@ fn a_table_that_another_program_has_locked_ends_no_call_late() {
     }
 }
 
+/// It has a short timeout, which limits the wait for a lock of the store, and not that for an answer of the server.
+#[test]
+fn a_call_waits_for_a_table_that_is_locked_for_a_moment() {
+    let Some(url) = new_url() else { return };
+    let (server, store) = (Server::shared().unwrap(), open(&url));
+    store.write("k", &1).unwrap();
+    let schema = store.schema();
+    let (soon, ended) = (millis(100), std::cell::RefCell::new(store.watch("k").unwrap()));
+    for (table, name, call) in [
+        ("records", "read", &|| store.read_with::<u8>("k", ReadOptions::new().timeout(soon)).map(|_| true)),
+        ("records", "watch", &|| ended.borrow_mut().next(soon).map(|change| change.is_none())),
+        ("locks", "wait_for_lock", &|| store.wait_for_lock("k", soon)),
+    ] as [(_, _, &dyn Fn() -> record_store::Result<bool>); 3]
+    {
+        let lock = format!("BEGIN; LOCK TABLE {schema}.{table} IN ACCESS EXCLUSIVE MODE; SELECT 'locked'");
+        let mut other = server.psql(&lock, "locked");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(millis(600));
+                other.kill().unwrap();
+                other.wait().unwrap();
+            });
+            assert!(call().unwrap(), "{name}");
+        });
+    }
+}
+
+/// What it has removed until then would be there again.
+#[test]
+fn a_sweep_does_not_begin_again_because_a_row_is_locked() {
+    let Some(url) = new_url() else { return };
+    let (server, store) = (Server::shared().unwrap(), open(&url));
+    store.write_with("k", &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
+    let schema = store.schema();
+    let lock = format!("BEGIN; SELECT FROM {schema}.records FOR UPDATE; SELECT 'locked'");
+    let mut other = server.psql(&lock, "locked");
+    std::thread::sleep(millis(10));
+    let begun = || {
+        let asked = format!(
+            "SELECT query_start FROM pg_stat_activity \
+             WHERE wait_event_type = 'Lock' AND query LIKE '%DELETE FROM \"{schema}\".records%' AND pid <> pg_backend_pid()"
+        );
+        server.sql(&asked)
+    };
+    std::thread::scope(|scope| {
+        let swept = scope.spawn(|| store.sweep());
+        let start = Instant::now();
+        let first = loop {
+            match begun() {
+                first if !first.is_empty() => break first,
+                _ => assert!(start.elapsed() < PATIENCE, "it does not wait"),
+            }
+        };
+        std::thread::sleep(millis(700));
+        assert_eq!(begun(), first, "it is the same statement");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(swept.join().unwrap().unwrap(), (1, 0));
+    });
+}
+
+#[test]
+fn the_last_handle_ends_the_session_although_a_table_is_locked() {
+    let Some(url) = new_url() else { return };
+    let (server, store) = (Server::shared().unwrap(), open(&url));
+    let schema = store.schema().to_owned();
+    let guard = store.lock("k", LockOptions::new()).unwrap();
+    let owner = server.sql(&format!("SELECT owner FROM {schema}.locks"));
+    guard.release().unwrap();
+    let lock = format!("BEGIN; LOCK TABLE {schema}.locks IN ACCESS EXCLUSIVE MODE; SELECT 'locked'");
+    let mut other = server.psql(&lock, "locked");
+    drop(store);
+    std::thread::sleep(millis(600));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let start = Instant::now();
+    while server.sql(&format!("SELECT {schema}.lives({owner})")) == "t" {
+        assert!(start.elapsed() < PATIENCE, "the session is still there");
+    }
+}
+
 #[test]
 fn a_stalled_latch_ends_no_call_late() {
     let Some(url) = new_url() else { return };
