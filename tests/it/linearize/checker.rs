@@ -141,9 +141,12 @@ impl Checker<'_> {
 
     /// Linearizes every pending call that is possible in this state and leaves it unchanged. It is never
     /// too early for that: whether such a call is possible depends on the state and its own times only.
+    /// A call that a late renewal may excuse waits for its turn: in a later state it may tell more.
     fn linearize_unchanging(&self, mut configuration: Configuration) -> Configuration {
         for (bit, call) in self.not_linearized(configuration) {
-            if !may_change(call) && self.rules.step(configuration.state, call)[0] == Some(configuration.state)
+            if !may_change(call)
+                && call.late_renewals.is_empty()
+                && self.rules.step(configuration.state, call)[0] == Some(configuration.state)
             {
                 configuration.linearized |= bit;
             }

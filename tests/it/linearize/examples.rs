@@ -352,3 +352,14 @@ fn several_of_several_leases_end() {
         rejected(&[&calls[..], &[read_by(token), read_by(token % 3 + 1)]].concat());
     }
 }
+
+/// The killed acquisition could also have been a late renewal, which would excuse what the other call has seen.
+#[test]
+fn a_token_that_was_seen_is_known_although_the_call_may_be_excused() {
+    let nanos = Duration::from_nanos;
+    let share = || killed(1, (10, 200), Op::Share(JOB, Some(nanos(100)), 3));
+    let seen = || call(2, (20, 29), Op::Info, Outcome::Info(Some((JOB, 5, Some(nanos(85))))));
+    let release = |token| call(2, (40, 49), Op::Release(Claim::Token(token)), DONE);
+    accepted(&[share(), seen(), release(5)]);
+    rejected(&[share(), seen(), release(6)]);
+}
