@@ -100,7 +100,7 @@ impl LockOptions {
     /// cannot make it exclusive: that is [`ErrorKind::LockShared`](crate::ErrorKind::LockShared). If it has an exclusive
     /// lock, it keeps that.
     ///
-    /// What changes the record acquires its lock exclusively, whatever these options say: `update`, `get_or_compute`
+    /// A call that changes the record acquires its lock exclusively, whatever these options say: `update`, `get_or_compute`
     /// and transactions. A store of another crate may have no shared locks, and refuse with
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported).
     ///
@@ -148,7 +148,7 @@ impl LockOptions {
         self
     }
 
-    /// What changes the record needs the lock for itself.
+    /// A call that changes the record needs the lock for itself.
     pub(crate) fn exclusive(mut self) -> Self {
         self.slots = None;
         self

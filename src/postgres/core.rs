@@ -176,7 +176,7 @@ impl Core {
                 Err(failure) => failure,
             };
             if matches!(failure, Failure::Busy) && !enters_latch {
-                // Another program has locked a table. This waits in several parts, as long as for any other answer.
+                // Another program has locked a table. The server gives up after a moment, so ask again until the deadline.
                 continue;
             }
             if matches!(failure, Failure::Busy) {

@@ -37,7 +37,8 @@ impl<'a> Context<'a> {
 /// long, so that a busy server does not look like a held lock.
 const LATCH_GRACE: Duration = Duration::from_millis(100);
 
-/// A call tries to enter a latch for so long, and looks at its cancellation in between. The limit of every session.
+/// A call tries to enter a latch for so long, and looks at its cancellation in between. It is also
+/// the limit of every session.
 pub(super) const LATCH_SLICE: Duration = Duration::from_millis(250);
 
 /// Even a call that may not wait, has waited long enough, or is cancelled, gives the network this long for one answer.

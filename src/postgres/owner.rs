@@ -154,7 +154,7 @@ impl Owner {
         let session = pool::connect(&target, Notifies(Arc::clone(&self.waiters)), deadline).await?;
         let number = random();
         let begin = async {
-            // What it asks at the end must not fail because a table is locked.
+            // The question at its end must not fail because a table is locked.
             let begin = format!("{}; LISTEN \"record_store_{number}\"", set_limit(None));
             session.client.batch_execute(&begin).await?;
             session.client.query("SELECT pg_advisory_lock($1)", &[&number]).await?;

@@ -4,8 +4,8 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use record_store::{
-    BreakOptions, Cancellation, ErrorKind, LockOptions, PostgresOptions, PostgresRecordStore, ReadOptions,
-    RecordStoreExt, WaitOptions, WriteOptions,
+    BreakOptions, Cancellation, ErrorKind, EvictionPolicy, LockOptions, PostgresOptions, PostgresRecordStore,
+    ReadOptions, RecordStoreExt, WaitOptions, WriteOptions,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -438,38 +438,46 @@ fn a_call_waits_for_a_table_that_is_locked_for_a_moment() {
     }
 }
 
-/// What it has removed until then would be there again.
+/// The rows that it has removed until then would be there again.
 #[test]
-fn a_sweep_does_not_begin_again_because_a_row_is_locked() {
+fn a_change_of_many_rows_does_not_begin_again_because_one_is_locked() {
     let Some(url) = new_url() else { return };
     let (server, store) = (Server::shared().unwrap(), open(&url));
-    store.write_with("k", &1, WriteOptions::new().time_to_live(millis(1))).unwrap();
     let schema = store.schema();
-    let lock = format!("BEGIN; SELECT FROM {schema}.records FOR UPDATE; SELECT 'locked'");
-    let mut other = server.psql(&lock, "locked");
-    std::thread::sleep(millis(10));
-    let begun = || {
+    for (statement, call) in [
+        (format!("DELETE FROM \"{schema}\".records"), &|| store.sweep().map(|(records, _)| records)),
+        (format!("\"{schema}\".evict_several"), &|| {
+            store.evict(EvictionPolicy::new().max_records(0)).map(|evicted| evicted.records)
+        }),
+    ] as [(_, &(dyn Fn() -> record_store::Result<u64> + Sync)); 2]
+    {
+        let time_to_live = statement.contains("DELETE").then_some(millis(1));
+        for key in ["k", "l"] {
+            store.write_with(key, &1, WriteOptions::new().time_to_live(time_to_live)).unwrap();
+        }
+        std::thread::sleep(millis(10));
+        let lock = format!("BEGIN; SELECT FROM {schema}.records FOR UPDATE; SELECT 'locked'");
+        let mut other = server.psql(&lock, "locked");
         let asked = format!(
             "SELECT query_start FROM pg_stat_activity \
-             WHERE wait_event_type = 'Lock' AND query LIKE '%DELETE FROM \"{schema}\".records%' AND pid <> pg_backend_pid()"
+             WHERE wait_event_type = 'Lock' AND query LIKE '%{statement}%' AND pid <> pg_backend_pid()"
         );
-        server.sql(&asked)
-    };
-    std::thread::scope(|scope| {
-        let swept = scope.spawn(|| store.sweep());
-        let start = Instant::now();
-        let first = loop {
-            match begun() {
-                first if !first.is_empty() => break first,
-                _ => assert!(start.elapsed() < PATIENCE, "it does not wait"),
-            }
-        };
-        std::thread::sleep(millis(700));
-        assert_eq!(begun(), first, "it is the same statement");
-        other.kill().unwrap();
-        other.wait().unwrap();
-        assert_eq!(swept.join().unwrap().unwrap(), (1, 0));
-    });
+        std::thread::scope(|scope| {
+            let called = scope.spawn(call);
+            let start = Instant::now();
+            let first = loop {
+                match server.sql(&asked) {
+                    first if !first.is_empty() => break first,
+                    _ => assert!(start.elapsed() < PATIENCE, "it does not wait: {statement}"),
+                }
+            };
+            std::thread::sleep(millis(700));
+            assert_eq!(server.sql(&asked), first, "it is the same statement: {statement}");
+            other.kill().unwrap();
+            other.wait().unwrap();
+            assert_eq!(called.join().unwrap().unwrap(), 2, "{statement}");
+        });
+    }
 }
 
 #[test]

@@ -144,6 +144,20 @@ fn processes_of_earlier_versions_exclude_those_of_this_one() {
     }
 }
 
+/// A process of it may be inside of one, and go on to call another one.
+#[test]
+fn the_functions_of_the_former_version_are_still_there() {
+    let Some(url) = new_url() else { return };
+    let (server, former) = (Server::shared().unwrap(), SCHEMAS.len());
+    let schema = make_version(server, &url, former);
+    open(&url);
+    let functions = SCHEMAS[former - 1].split("CREATE FUNCTION {schema}.").skip(1);
+    for name in functions.map(|function| function.split_once('(').unwrap().0) {
+        let exists = format!("SELECT to_regproc('{schema}.{name}') IS NOT NULL");
+        assert_eq!(server.sql(&exists), "t", "{name}");
+    }
+}
+
 /// Acquires as a process of an earlier version does.
 fn acquire(schema: &str, function: &str, owner: &str) -> String {
     format!(
