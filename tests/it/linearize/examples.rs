@@ -363,3 +363,19 @@ fn a_token_that_was_seen_is_known_although_the_call_may_be_excused() {
     accepted(&[share(), seen(), release(5)]);
     rejected(&[share(), seen(), release(6)]);
 }
+
+#[test]
+fn a_holder_shares_a_lock_only_once() {
+    let nanos = Duration::from_nanos;
+    let share = |holder, at, lease, slots, token| {
+        call(1, at, Op::Share(holder, Some(nanos(lease)), slots), acquired(token))
+    };
+    // Its first lease is over when it acquires again, so the renewal is that of the second one.
+    accepted(&[
+        share(JOB, (0, 20), 10, 3, 1),
+        share(JOB, (40, 60), 1_000, 2, 2),
+        call(2, (15, 70), Op::Renew(claim(JOB), Some(nanos(1_000))), DONE),
+        share(A, (200, 210), 100, 2, 3),
+    ]);
+    rejected(&[share(JOB, (0, 9), 1_000, 3, 1), share(JOB, (10, 19), 1_000, 3, 2)]);
+}

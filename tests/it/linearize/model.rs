@@ -175,7 +175,7 @@ impl Step<'_> {
         };
         let free = match slots {
             None => [self.if_free(), None, None, None],
-            Some(slots) => self.if_room(slots),
+            Some(slots) => self.if_room(holder, slots),
         };
         free.map(|state| state.and_then(|state| self.with_lock(state, holder, slots, token, hold)))
     }
@@ -244,17 +244,21 @@ impl Step<'_> {
         self.locks().all(is_over).then(|| without_locks(self.state))
     }
 
-    /// One more may share the lock. If there is no room, some of the others have ended, and are gone: the fewest that make
-    /// room. That more of them have ended, a later call can still find out.
-    fn if_room(&self, slots: u32) -> Next {
+    /// One more may share the lock. Its holder's own one has ended, and is gone. If there is no room, some of the others have
+    /// ended, too: the fewest that make room. That more of them have ended, a later call can still find out.
+    fn if_room(&self, holder: HolderId, slots: u32) -> Next {
         let has_room = |state: &State| {
             let locks = || state.locks.iter().flatten().filter(|lock| !lock.seen_ended);
             let least = locks().map(|lock| lock.slots.unwrap_or(0)).fold(slots, u32::min);
             locks().count() < least as usize
         };
         let mut next = [None; 1 + MAX_SLOTS];
-        let seen =
-            State { locks: self.state.locks.map(|lock| lock.filter(|lock| !lock.seen_ended)), ..self.state };
+        let is_live = |lock: &Lock| lock.holder == holder && !lock.seen_ended && !self.may_have_ended(lock);
+        if self.locks().any(is_live) {
+            return next;
+        }
+        let is_left = |lock: &Lock| lock.holder != holder && !lock.seen_ended;
+        let seen = State { locks: self.state.locks.map(|lock| lock.filter(is_left)), ..self.state };
         if has_room(&seen) {
             next[MAX_SLOTS] = Some(seen);
             return next;
