@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use super::context::Context;
@@ -88,9 +87,15 @@ impl Core {
 
     /// Enters the key's latch to change something, or fails with the error of the limit that was reached.
     pub(crate) fn enter(&self, key: &Key, limits: &Limits, context: Context<'_>) -> Result<Latch> {
-        let latch = Latch::enter(&self.layout, key, limits, context)?;
-        self.finish(key, context)?;
-        Ok(latch)
+        loop {
+            if let Some(latch) = self.enter_within(key, limits, context)? {
+                return Ok(latch);
+            }
+            limits.check_cancelled(context)?;
+            if limits.is_over() {
+                return Err(limits.timed_out(None, context).with_path(self.layout.lock_path(key)));
+            }
+        }
     }
 
     /// [`enter`](Core::enter). `None`: a limit was reached first, because a process is stopped inside.
@@ -100,17 +105,12 @@ impl Core {
         limits: &Limits,
         context: Context<'_>,
     ) -> Result<Option<Latch>> {
-        let latch = Latch::enter_within(&self.layout, key, limits, context)?;
-        if latch.is_some() {
-            self.finish(key, context)?;
+        let latch = Latch::enter(&self.layout, &latch::name_of(key), limits, context)?;
+        if let (Some(_), Some(log)) = (&latch, &self.log) {
+            // A process that was killed in the latch may have left a change half made.
+            log.finish(&self.options, latch::index_of(key), context)?;
         }
         Ok(latch)
-    }
-
-    /// Finishes what a process has left that was killed in the latch.
-    fn finish(&self, key: &Key, context: Context<'_>) -> Result<()> {
-        let Some(log) = &self.log else { return Ok(()) };
-        log.finish(&self.options, latch::index_of(key), context)
     }
 
     /// Waits until what this process may have seen of the key is on the disk: nobody acts on what a power loss could
@@ -128,41 +128,6 @@ impl Core {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The last version given to a record under the key's latch. Change it only under that latch. `None`: the
-    /// processes share no memory.
-    pub(crate) fn last_version(&self, key: &Key) -> Option<&AtomicU64> {
-        match &self.log {
-            Some(log) => Some(&log.words(key).version),
-            None => self.events.last_version(key),
-        }
-    }
-
-    /// The last token issued under the key's latch. Change it only under that latch. `None`: the processes share no
-    /// memory.
-    pub(crate) fn last_token(&self, key: &Key, context: Context<'_>) -> Result<Option<&AtomicU64>> {
-        match &self.log {
-            Some(log) => Ok(Some(&log.words(key).token)),
-            None => self.events.last_token(key, context),
-        }
-    }
-
-    /// Tokens and versions that may have been given before a restart of the machine are not greater.
-    pub(crate) fn number_floor(&self) -> u64 {
-        self.log.as_ref().map_or(0, |log| log.floor())
-    }
-
-    /// Makes sure that a power loss does not let this token or version be given again. Called before it is given.
-    pub(crate) fn reserve_number(
-        &self,
-        latch: &Latch,
-        key: &Key,
-        number: u64,
-        context: Context<'_>,
-    ) -> Result<()> {
-        let Some(log) = &self.log else { return Ok(()) };
-        log.reserve_number(latch, &self.options, key, number, context)
     }
 
     /// A record was read: notes that, if the store was opened in this way.

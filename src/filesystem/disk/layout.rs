@@ -314,6 +314,11 @@ pub(crate) fn stat(dir: &OwnedFd, name: &str) -> Result<Option<Stat>, Errno> {
     }
 }
 
+/// Whether the open file still has a name.
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    Ok(rustix::fs::fstat(file)?.st_nlink > 0)
+}
+
 pub(crate) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }

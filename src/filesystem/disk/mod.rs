@@ -4,6 +4,7 @@ pub(crate) mod creation;
 pub(crate) mod event_table;
 pub(crate) mod expiry;
 pub(crate) mod file_system;
+pub(crate) mod flock;
 pub(crate) mod format;
 pub(crate) mod last_read;
 pub(crate) mod layout;

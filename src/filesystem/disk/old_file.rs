@@ -17,7 +17,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::options::FileSystemOptions;
 use crate::trace;
-use crate::{Error, ErrorKind, Key, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// The file that a change found in the place of a record.
 #[must_use = "a displaced file has to be settled"]
@@ -226,16 +226,6 @@ pub(crate) const MAX_ATTEMPTS: usize = 100;
 
 pub(crate) fn too_busy(core: &Core, name: &str, context: Context<'_>) -> Error {
     context.io("replace the old record", &core.layout.root().join(name), Errno::BUSY)
-}
-
-/// The metadata of the file in the place of the record. A directory is refused: it is not moved.
-pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Stat>> {
-    match record_file::stat(core, key, context)? {
-        Some(stat) if layout::is_directory(&stat) => {
-            Err(record_file::irregular(core, key, "a directory", context))
-        }
-        stat => Ok(stat),
-    }
 }
 
 /// A file that was examined in the place of a record.

@@ -25,7 +25,16 @@ pub(crate) fn stat(core: &Core, key: &Key, context: Context<'_>) -> Result<Optio
         .map_err(|errno| context.io("stat the record", &core.layout.record_path(key), errno))
 }
 
-/// The kind of a file that is in the place of a record.
+/// The metadata of the file in the place of the record, which is about to be replaced or removed. A directory is refused: it is
+/// not moved.
+pub(crate) fn stat_to_replace(core: &Core, key: &Key, context: Context<'_>) -> Result<Option<Stat>> {
+    match stat(core, key, context)? {
+        Some(stat) if layout::is_directory(&stat) => Err(irregular(core, key, "a directory", context)),
+        stat => Ok(stat),
+    }
+}
+
+/// The error for a file of another kind in the place of a record.
 pub(crate) fn irregular(core: &Core, key: &Key, found: &'static str, context: Context<'_>) -> Error {
     Refusal::NotRegular(found).into_error(context, "stat", core.layout.record_path(key))
 }

@@ -119,7 +119,7 @@ impl Log {
 
     /// The turn of the one process that empties segments. `None`: another one has it.
     fn turn_to_empty(&self, context: Context<'_>) -> Result<Option<Latch>> {
-        Latch::enter_named(&self.layout, LOG_CHECKPOINT, &Limits::new(&Duration::ZERO.into()), context)
+        Latch::enter(&self.layout, LOG_CHECKPOINT, &Limits::new(&Duration::ZERO.into()), context)
     }
 
     /// Empties full segments, if there are any and nobody is doing it. That has a thread of its own, so that no caller
@@ -218,7 +218,7 @@ impl Log {
         for (index, latch) in (0..=u8::MAX).zip(&self.shared.words().latches) {
             if latch.is_unfinished(full.epoch()) {
                 let limits = Limits::new(&LATCH_TIMEOUT.into());
-                match Latch::enter_at(&self.layout, index, &limits, context)? {
+                match Latch::enter(&self.layout, &latch::name_at(index), &limits, context)? {
                     Some(_latch) => self.finish(options, index, context)?,
                     None => drop(stopped.insert(index)),
                 }
@@ -424,7 +424,7 @@ mod tests {
         let Some((store, full)) = with_a_full_segment(&dir) else { return };
         let (log, options) = (store.0.log.as_ref().unwrap(), &store.0.options);
         let words = log.shared.words();
-        let stopped = Latch::enter_at(&log.layout, 7, &Limits::best_effort(), WHOLE).unwrap();
+        let stopped = Latch::enter(&log.layout, &latch::name_at(7), &Limits::best_effort(), WHOLE).unwrap();
         words.latches[7].mark.store(full.number(), SeqCst);
         assert!(!log.checkpoint(options, WHOLE).unwrap());
         assert_eq!(words.head.is_prevented.load(SeqCst), 1);

@@ -115,7 +115,7 @@ impl Log {
         // One that was stopped last time is probably still.
         let patience = if self.is_switch_stuck.load(Relaxed) { Duration::ZERO } else { TURN_TIMEOUT };
         let limits_of_turn = Limits::new(&limits.cap(patience).into());
-        let turn = Latch::enter_named(&self.layout, LOG_LATCH, &limits_of_turn, context)?;
+        let turn = Latch::enter(&self.layout, LOG_LATCH, &limits_of_turn, context)?;
         self.is_switch_stuck.store(turn.is_none(), Relaxed);
         limits.check_cancelled(context).map(|()| turn)
     }
@@ -181,9 +181,8 @@ impl Log {
         };
         for (number, words) in shared.segments.iter().enumerate() {
             let is_ours = || is_free(words) && is_wanted(number, words);
-            let lock = |name: &str| {
-                Latch::enter_named(&self.layout, name, &Limits::new(&LOCK_TIMEOUT.into()), context)
-            };
+            let lock =
+                |name: &str| Latch::enter(&self.layout, name, &Limits::new(&LOCK_TIMEOUT.into()), context);
             if is_ours()
                 && let Some(claim) = lock(&segment::path_of_claim(number))?
                 && is_ours()

@@ -13,6 +13,7 @@ use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::Lease;
 use crate::filesystem::protocol::limits::Limits;
+use crate::filesystem::protocol::numbers;
 use crate::filesystem::protocol::owner::Owner;
 use crate::filesystem::wait_queue::{Turn, Waiter};
 use crate::trace;
@@ -157,10 +158,7 @@ impl Request<'_> {
     fn next(&self, latch: &Latch, last: LockToken, here: &Owner) -> Result<Acquisition> {
         let Self { core, key, options, context, .. } = *self;
         let now = Reading::now();
-        let last_here = core.last_token(key, context)?;
-        let floor = last.max(LockToken::new(core.number_floor()));
-        let token = latch.next_token(&core.layout, last_here, floor, context)?;
-        core.reserve_number(latch, key, token.get(), context)?;
+        let token = numbers::next_token(core, latch, key, last, context)?;
         Ok(Acquisition {
             holder: self.holder.clone(),
             token,

@@ -8,7 +8,7 @@ use crate::filesystem::context::Context;
 use crate::filesystem::core::Core;
 use crate::filesystem::disk::layout::{self, Opened};
 use crate::filesystem::disk::names::{Entry, Names};
-use crate::filesystem::disk::old_file::{self, Was};
+use crate::filesystem::disk::old_file::Was;
 use crate::filesystem::disk::{last_read, record_file, record_head};
 use crate::filesystem::protocol::access::{Snapshot, snapshot};
 use crate::filesystem::protocol::limits::Limits;
@@ -92,7 +92,7 @@ fn evict_one(core: &Core, entry: &Entry, found: &Stat, is_dry_run: bool) -> Resu
     let Some(latch) = core.enter_within(&key, &Limits::best_effort(), context)? else {
         return Ok(Outcome::Kept);
     };
-    let stat = match old_file::stat(core, &key, context) {
+    let stat = match record_file::stat_to_replace(core, &key, context) {
         Ok(Some(stat)) if is_unchanged(&stat, found) && !is_locked(core, &key, context) => stat,
         Ok(None) => return Ok(Outcome::Gone),
         Ok(Some(_)) | Err(_) => return Ok(Outcome::Kept),

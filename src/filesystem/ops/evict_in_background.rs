@@ -79,7 +79,7 @@ fn keep(core: &Core, upkeep: &Weak<Upkeep>) {
 /// this process writes again.
 fn evict_in_turn(core: &Core, upkeep: &Upkeep) -> Result<Option<Duration>> {
     let no_wait = Limits::new(&Duration::ZERO.into());
-    let Some(_turn) = Latch::enter_named(&core.layout, EVICTION, &no_wait, CONTEXT)? else {
+    let Some(_turn) = Latch::enter(&core.layout, EVICTION, &no_wait, CONTEXT)? else {
         // That process may have passed what this one has written since.
         return Ok((!upkeep.may_end(None)).then_some(MIN_PAUSE));
     };

@@ -14,8 +14,8 @@ use crate::filesystem::protocol::clock::Reading;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::lease::Term;
 use crate::filesystem::protocol::limits::Limits;
+use crate::filesystem::protocol::numbers;
 use crate::filesystem::protocol::owner::Owner;
-use crate::filesystem::protocol::version_choice;
 use crate::{Key, RemoveOptions, Result, trace};
 
 /// `false`: there was no record.
@@ -30,7 +30,7 @@ pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<
     admit(core, key, &claim, context)?;
     // Read before the file is taken away: a record that expires later was removed.
     let now = Reading::now();
-    let stat = old_file::stat(core, key, context)?;
+    let stat = record_file::stat_to_replace(core, key, context)?;
     let Some(stat) = stat else {
         drop(latch);
         // Another process may not have synced its removal yet, and after this call the record must stay absent.
@@ -47,7 +47,7 @@ pub(crate) fn remove(core: &Core, key: &Key, options: &RemoveOptions) -> Result<
     })
 }
 
-/// Takes away the file in the place of the record. `stat`: what [`old_file::stat`] has just returned under the latch.
+/// Takes away the file in the place of the record. `stat`: what [`record_file::stat_to_replace`] has just returned under the latch.
 pub(super) fn take_away(
     core: &Core,
     key: &Key,
@@ -75,8 +75,8 @@ fn tell<'a>(
     context: Context<'_>,
 ) -> Result<Option<Appended<'a>>> {
     let Some(log) = &core.log else { return Ok(None) };
-    let chosen = version_choice::choose(core, key);
-    let version = version_choice::give(core, latch, key, Some(stat), chosen, context)?;
+    let chosen = numbers::choose_version(core, key);
+    let version = numbers::give_version(core, latch, key, Some(stat), chosen, context)?;
     log.append(latch, &core.options, key, &Frame::new(Kind::Removed, version, key, &[]), context).map(Some)
 }
 
@@ -100,7 +100,7 @@ fn displace(core: &Core, key: &Key, stat: Stat, here: Option<&Owner>, context: C
                 Was::Record(proof)
             }
             InPlace::Other(found) => {
-                old_file::stat(core, key, context)?;
+                record_file::stat_to_replace(core, key, context)?;
                 old_file::set_aside(core, &name, &found, context).map(|()| Was::Damaged)?
             }
         };

@@ -14,8 +14,8 @@ use crate::filesystem::options::Durability;
 use crate::filesystem::protocol::access::admit;
 use crate::filesystem::protocol::latch::Latch;
 use crate::filesystem::protocol::limits::Limits;
+use crate::filesystem::protocol::numbers;
 use crate::filesystem::protocol::owner::Owner;
-use crate::filesystem::protocol::version_choice;
 use crate::{Claim, Expected, Json, Key, Result, WriteOptions};
 use crate::{record, trace};
 
@@ -72,7 +72,7 @@ fn write_if(
     if !condition()? {
         return Ok(false);
     }
-    let stat = old_file::stat(core, key, context)?;
+    let stat = record_file::stat_to_replace(core, key, context)?;
     record.give_version(&latch, stat.as_ref(), context)?;
     let told = record.tell(&latch, context)?;
     let new = New { version: Some(record.version), is_large: record.is_large() };
@@ -111,7 +111,7 @@ impl<'a> StagedRecord<'a> {
         if expiry.is_some() {
             expiry::announce(layout, context)?;
         }
-        let version = version_choice::choose(core, key);
+        let version = numbers::choose_version(core, key);
         let text = record::to_text(key, version, result, expiry.as_ref());
         core.check_size(key, text.len() as u64, context)?;
         let durability = match core.log {
@@ -132,7 +132,7 @@ impl<'a> StagedRecord<'a> {
     /// Confirms the version, under the latch. If another write was faster, the record is staged again with the next one.
     fn give_version(&mut self, latch: &Latch, stat: Option<&Stat>, context: Context<'_>) -> Result<()> {
         let Self { core, key, .. } = *self;
-        let version = version_choice::give(core, latch, key, stat, self.version, context)?;
+        let version = numbers::give_version(core, latch, key, stat, self.version, context)?;
         if version != self.version {
             let text = record::to_text(key, version, self.result, self.expiry.as_ref());
             core.check_size(key, text.len() as u64, context)?;
@@ -156,7 +156,7 @@ impl<'a> StagedRecord<'a> {
         log.append(latch, &core.options, key, &frame, context).map(Some)
     }
 
-    /// Puts the file in the place of the record, under the latch. `stat`: what [`old_file::stat`] has just returned, under
+    /// Puts the file in the place of the record, under the latch. `stat`: what [`record_file::stat_to_replace`] has just returned, under
     /// the latch too. If the log tells the record, the file may not be synced.
     fn replace(self, mut stat: Option<Stat>, is_told: bool, context: Context<'_>) -> Result<Old> {
         let Self { core, key, mut file, .. } = self;
@@ -169,7 +169,7 @@ impl<'a> StagedRecord<'a> {
                 return Ok(Old::Examined(Was::Nothing));
             }
             // Another program has just created it.
-            stat = old_file::stat(core, key, context)?;
+            stat = record_file::stat_to_replace(core, key, context)?;
         }
         if let Some(stat) = stat
             && let Some(displaced) = file.exchange(&name)
@@ -207,7 +207,7 @@ fn replace_examined(
         InPlace::Other(found) => found,
     };
     // A directory may have appeared.
-    old_file::stat(core, key, context)?;
+    record_file::stat_to_replace(core, key, context)?;
     let layout = &core.layout;
     let kept = publish::move_to_damaged(layout, (&layout.dir, name), name, core.options.durability)
         .map_err(|errno| context.io("move aside", &layout.root().join(name), errno))?;

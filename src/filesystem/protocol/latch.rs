@@ -1,18 +1,15 @@
-//! The latch: the short lock under which the state of a key changes. The one place that calls `flock`.
+//! The latch: the short lock under which the state of a key changes.
 //!
 //! There are 256 latch files, and a fixed hash assigns one to each key. They are created once and never
 //! unlinked: otherwise two processes could be inside two files of one name. Every use opens the file again,
 //! because a `flock` belongs to the open file description, which a forked child shares with its parent.
 //!
 //! If the processes share no memory, the file also holds the last token.
-#![allow(clippy::disallowed_methods, reason = "the one place that is allowed to call them")]
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -20,11 +17,10 @@ use rustix::io::Errno;
 use super::limits::Limits;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, Refusal};
-use crate::filesystem::disk::lock_file::MAX_TOKEN;
-use crate::filesystem::disk::{file_system, publish};
+use crate::filesystem::disk::{flock, publish};
 use crate::pauses::Pauses;
 use crate::process::{Forks, ParentOnlyFile};
-use crate::{Error, ErrorKind, Key, LockToken, Result};
+use crate::{Key, Result};
 
 /// The shortest and the longest pause between two attempts of a call that has a limit. Such a call must not
 /// block in `flock(2)`, where no deadline and no cancellation could end it.
@@ -68,50 +64,19 @@ pub(crate) fn index_of(key: &Key) -> u8 {
     low
 }
 
-fn name_of(key: &Key) -> String {
+/// The name of a key's latch in the private directory.
+pub(crate) fn name_of(key: &Key) -> String {
     name_at(index_of(key))
 }
 
-fn name_at(index: u8) -> String {
+pub(crate) fn name_at(index: u8) -> String {
     format!("{}/{index:02x}", layout::LATCHES)
 }
 
 impl Latch {
-    /// Enters the key's latch, or fails with the error of the limit that was reached.
-    pub(crate) fn enter(layout: &Layout, key: &Key, limits: &Limits, context: Context<'_>) -> Result<Self> {
-        loop {
-            if let Some(latch) = Self::enter_within(layout, key, limits, context)? {
-                return Ok(latch);
-            }
-            limits.check_cancelled(context)?;
-            if limits.is_over() {
-                return Err(limits.timed_out(None, context).with_path(layout.lock_path(key)));
-            }
-        }
-    }
-
-    /// Enters the key's latch. `None`: a limit was reached first, because a process is stopped inside.
-    pub(crate) fn enter_within(
-        layout: &Layout,
-        key: &Key,
-        limits: &Limits,
-        context: Context<'_>,
-    ) -> Result<Option<Self>> {
-        Self::enter_named(layout, &name_of(key), limits, context)
-    }
-
-    /// Enters the latch of this number. `None`: a limit was reached first.
-    pub(crate) fn enter_at(
-        layout: &Layout,
-        index: u8,
-        limits: &Limits,
-        context: Context<'_>,
-    ) -> Result<Option<Self>> {
-        Self::enter_named(layout, &name_at(index), limits, context)
-    }
-
-    /// Enters the latch of this name in the private directory. `None`: a limit was reached first.
-    pub(crate) fn enter_named(
+    /// Enters the latch of this name in the private directory. `None`: a limit was reached first, because a process is
+    /// stopped inside.
+    pub(crate) fn enter(
         layout: &Layout,
         name: &str,
         limits: &Limits,
@@ -130,7 +95,7 @@ impl Latch {
         Self::enter_file(layout, name, || open_to_change(layout, name), Sharing::Shared, limits, context)
     }
 
-    /// [`enter_within`](Latch::enter_within) to read only: it writes nothing, so it works in a directory that
+    /// [`enter`](Latch::enter) to read only: it writes nothing, so it works in a directory that
     /// cannot be written.
     pub(crate) fn enter_to_read(
         layout: &Layout,
@@ -227,7 +192,7 @@ impl Latch {
             }
             let locked = file.with(|file| {
                 lock_within(file, sharing, limits, context)
-                    .map_err(|error| flock_failed(file, error, &path(), context))
+                    .map_err(|error| flock::failed(file, error, &path(), context))
             });
             if !locked.unwrap_or(Ok(false))? {
                 return Ok(None);
@@ -244,50 +209,25 @@ impl Latch {
         &self.limits
     }
 
-    /// The next token: greater than every earlier one, `floor` included.
-    ///
-    /// The last one is in the memory that the store's processes share or, if there is none, in the latch
-    /// file. Both may be lost. So a token is also at least the wall clock in microseconds: no latch issues a
-    /// million tokens per second, so the clock is ahead of every lost token.
-    pub(crate) fn next_token(
-        &self,
-        layout: &Layout,
-        shared: Option<&AtomicU64>,
-        floor: LockToken,
-        context: Context<'_>,
-    ) -> Result<LockToken> {
-        let path = || layout.private_path(&self.name);
-        let last = match shared {
-            Some(shared) => shared.load(Ordering::Relaxed),
-            None => self.read_count().map_err(|error| context.io("read the latch", &path(), error))?,
-        };
-        let next = next_number(last, floor.get(), SystemTime::now()).ok_or_else(|| {
-            context.error(ErrorKind::CorruptStore).with_detail("no token is left").with_path(path())
-        })?;
-        match shared {
-            Some(shared) => shared.store(next, Ordering::Relaxed),
-            None => {
-                self.write_count(next).map_err(|error| context.io("write the latch", &path(), error))?;
-            }
-        }
-        Ok(LockToken::new(next))
-    }
-
-    fn read_count(&self) -> io::Result<u64> {
+    /// The count in the file.
+    pub(crate) fn count(&self, layout: &Layout, context: Context<'_>) -> Result<u64> {
         let mut text = [0; 32];
-        let length = self.file.with(|file| file.read_at(&mut text, 0)).unwrap_or(Ok(0))?;
+        let read = self.file.with(|file| file.read_at(&mut text, 0)).unwrap_or(Ok(0));
+        let length =
+            read.map_err(|error| context.io("read the latch", &layout.private_path(&self.name), error))?;
         Ok(parse_count(&text[..length]))
     }
 
     /// One write of a fixed length: it replaces the whole count.
-    fn write_count(&self, count: u64) -> io::Result<()> {
+    pub(crate) fn set_count(&self, count: u64, layout: &Layout, context: Context<'_>) -> Result<()> {
         let text = format!("{count:020}\n");
         let written = self.file.with(|file| file.write_all_at(text.as_bytes(), 0)).unwrap_or(Ok(()));
-        written.map_err(|error| match Errno::from_io_error(&error) {
+        let written = written.map_err(|error| match Errno::from_io_error(&error) {
             // It is open for reading, because it could not be opened for writing.
             Some(Errno::BADF) => Errno::ACCESS.into(),
             _ => error,
-        })
+        });
+        written.map_err(|error| context.io("write the latch", &layout.private_path(&self.name), error))
     }
 }
 
@@ -315,39 +255,9 @@ fn open_to_change(layout: &Layout, name: &str) -> Result<File, Refusal> {
     }
 }
 
-/// The error of a failed `flock`. It names the file system, where that may be the reason.
-pub(crate) fn flock_failed(file: &File, error: io::Error, path: &Path, context: Context<'_>) -> Error {
-    match Errno::from_io_error(&error) {
-        Some(Errno::NOSYS | Errno::OPNOTSUPP) => context
-            .error(ErrorKind::UnsupportedFileSystem)
-            .with_detail(format!("flock does not work on {}", file_system::name_of(file)))
-            .with_path(path)
-            .with_source(error),
-        Some(Errno::NOLCK) => context
-            .error(ErrorKind::Io)
-            .with_detail(format!("flock on {}", file_system::name_of(file)))
-            .with_path(path)
-            .with_source(error),
-        _ => context.io("flock", path, error),
-    }
-}
-
-/// The least token or version that is greater than `last` and `floor`, and not behind the clock. `None`: there is
-/// none left. An impossible last number counts as lost.
-pub(crate) fn next_number(last: u64, floor: u64, clock: SystemTime) -> Option<u64> {
-    let last = if last <= MAX_TOKEN { last } else { 0 };
-    let clock = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_micros();
-    // A wrong clock must not use up the tokens.
-    let clock = u64::try_from(clock).unwrap_or(u64::MAX).min(MAX_TOKEN / 2);
-    let next = (last + 1).max(floor.checked_add(1)?).max(clock);
-    (next <= MAX_TOKEN).then_some(next)
-}
-
 impl Drop for Latch {
     fn drop(&mut self) {
-        // Unlock explicitly: a child that was forked without the C library shares the open file description,
-        // so closing is not enough. If this fails, the close that follows is the second attempt.
-        let _ = self.file.with(fs2::FileExt::unlock);
+        self.file.with(flock::unlock);
     }
 }
 
@@ -361,14 +271,14 @@ fn lock_within(file: &File, sharing: Sharing, limits: &Limits, context: Context<
     let mut pauses = Pauses::new([MIN_PAUSE, MAX_PAUSE]);
     loop {
         let is_locked = match sharing {
-            Sharing::Alone => try_exclusive(file)?,
-            Sharing::Shared => try_shared(file)?,
+            Sharing::Alone => flock::try_exclusive(file)?,
+            Sharing::Shared => flock::try_shared(file)?,
         };
         if is_locked {
             return Ok(true);
         }
         if limits.is_unlimited() && sharing == Sharing::Alone {
-            return exclusive(file).map(|()| true);
+            return flock::exclusive(file).map(|()| true);
         }
         if limits.is_over() || limits.is_cancelled() {
             return Ok(false);
@@ -378,53 +288,6 @@ fn lock_within(file: &File, sharing: Sharing, limits: &Limits, context: Context<
         }
         std::thread::sleep(limits.cap(pauses.take()));
     }
-}
-
-/// Blocks in the kernel until the exclusive `flock` is acquired.
-fn exclusive(file: &File) -> io::Result<()> {
-    loop {
-        match fs2::FileExt::lock_exclusive(file) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
-        }
-    }
-}
-
-/// Attempts to acquire the exclusive `flock`. `false`: another process has the file locked.
-pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
-    attempted(|| fs2::FileExt::try_lock_exclusive(file))
-}
-
-/// Attempts to acquire the shared `flock`, which prevents an exclusive one while the file is open. `false`:
-/// another process has the file exclusively locked.
-pub(crate) fn try_shared(file: &File) -> io::Result<bool> {
-    attempted(|| fs2::FileExt::try_lock_shared(file))
-}
-
-/// Whether a process has the file exclusively locked. Checked with a shared lock, so that concurrent checks
-/// do not find each other.
-pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
-    if try_shared(file)? {
-        fs2::FileExt::unlock(file)?;
-        return Ok(false);
-    }
-    Ok(true)
-}
-
-fn attempted(mut attempt: impl FnMut() -> io::Result<()>) -> io::Result<bool> {
-    loop {
-        match attempt() {
-            Ok(()) => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Whether the file still has a name.
-pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
-    Ok(rustix::fs::fstat(file)?.st_nlink > 0)
 }
 
 #[cfg(test)]
@@ -446,18 +309,5 @@ mod tests {
             assert_eq!(parse_count(text.as_bytes()), 0, "{text:?}");
         }
         assert_eq!(parse_count(&[0xff; 32]), 0);
-    }
-
-    #[test]
-    fn tokens_and_versions_only_grow() {
-        let at = |micros| SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
-        assert_eq!(next_number(0, 0, at(1_000)), Some(1_000), "also when the last one is lost");
-        assert_eq!(next_number(2_000, 0, at(1_000)), Some(2_001), "also when the clock is stepped back");
-        assert_eq!(next_number(0, 3_000, at(1_000)), Some(3_001), "also when only the lock file has it");
-        assert_eq!(next_number(u64::MAX, 0, at(1_000)), Some(1_000), "garbage is no token");
-        assert_eq!(next_number(0, 0, at(MAX_TOKEN * 9)), Some(MAX_TOKEN / 2), "some are left");
-        assert_eq!(next_number(MAX_TOKEN - 1, 0, at(0)), Some(MAX_TOKEN));
-        assert_eq!(next_number(MAX_TOKEN, 0, at(0)), None);
-        assert_eq!(next_number(0, u64::MAX, at(0)), None);
     }
 }

@@ -5,6 +5,6 @@ pub(crate) mod clock;
 pub(crate) mod latch;
 pub(crate) mod lease;
 pub(crate) mod limits;
+pub(crate) mod numbers;
 pub(crate) mod owner;
 mod sharing;
-pub(crate) mod version_choice;

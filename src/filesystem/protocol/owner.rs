@@ -18,11 +18,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::latch;
 use super::lease::Liveness;
 use crate::filesystem::context::Context;
 use crate::filesystem::disk::layout::{self, Layout, OWNERS, Refusal};
-use crate::filesystem::disk::{file_system, private_names, publish};
+use crate::filesystem::disk::{file_system, flock, private_names, publish};
 use crate::process::{Forks, ParentOnlyFile, PerProcess};
 use crate::rfc3339;
 use crate::{ErrorKind, Result};
@@ -77,7 +76,7 @@ impl Owner {
     }
 
     fn is_linked(&self) -> io::Result<bool> {
-        self.file.with(latch::is_linked).unwrap_or(Ok(false))
+        self.file.with(layout::is_linked).unwrap_or(Ok(false))
     }
 
     /// A descriptor that keeps this owner alive as long as any process has it open. Programs that this process
@@ -93,8 +92,8 @@ impl Owner {
         let opened = layout::open_existing(&layout.private, &name)
             .map_err(|refusal| refusal.into_error(context, "open the owner file", path.clone()))?;
         let Some(opened) = opened else { return Ok(()) };
-        let locked = latch::is_locked(&opened.file);
-        if locked.map_err(|error| latch::flock_failed(&opened.file, error, &path, context))? {
+        let locked = flock::is_locked(&opened.file);
+        if locked.map_err(|error| flock::failed(&opened.file, error, &path, context))? {
             return Ok(());
         }
         Err(context
@@ -162,9 +161,9 @@ fn claim(file: &File, layout: &Layout, dir: &Path, context: Context<'_>) -> Resu
         let applied = layout.permissions.apply(file);
         applied.map_err(|errno| context.io("set the permissions of the owner file", dir, errno))?;
     }
-    let locked = latch::try_exclusive(file);
-    if !locked.map_err(|error| latch::flock_failed(file, error, dir, context))?
-        || !latch::is_linked(file).map_err(|error| context.io("stat", dir, error))?
+    let locked = flock::try_exclusive(file);
+    if !locked.map_err(|error| flock::failed(file, error, dir, context))?
+        || !layout::is_linked(file).map_err(|error| context.io("stat", dir, error))?
     {
         return Ok(false);
     }
@@ -203,7 +202,7 @@ const LISTED_AT_ONCE: usize = 500;
 /// already, or notices that it lost it. Shared, so that concurrent checks get their proof, too.
 pub(crate) fn remove_if_dead(owners: &OwnedFd, name: &str) -> bool {
     let Ok(Some(opened)) = layout::open_existing(owners, name) else { return false };
-    latch::try_shared(&opened.file).is_ok_and(|proof| proof) && publish::remove_private(owners, name)
+    flock::try_shared(&opened.file).is_ok_and(|proof| proof) && publish::remove_private(owners, name)
 }
 
 /// The lowest numbers for a shared descriptor, the preferred one first: scripts use numbers up to 255. The
@@ -229,7 +228,7 @@ pub(crate) fn liveness(layout: &Layout, name: &str, here: Option<&Owner>) -> Liv
         Err(Refusal::Os(Errno::NOENT)) => Liveness::Dead,
         // A failed check proves nothing.
         Err(_) => Liveness::Unknown,
-        Ok(file) => match latch::is_locked(&file) {
+        Ok(file) => match flock::is_locked(&file) {
             Ok(true) => Liveness::Alive,
             // Only an owner file proves a death.
             Ok(false) if is_regular(&file) => Liveness::Dead,
