@@ -10,10 +10,10 @@
 //! have returned are forgotten. So the cost depends on how many calls overlap, and not on the length of
 //! the history.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 
-use super::history::Call;
+use super::history::{Call, Death};
 use super::model::{Rules, State, is_change, may_change};
 use crate::support::Moment;
 
@@ -194,13 +194,27 @@ impl Checker<'_> {
         for call in around {
             writeln!(text, "  {}", show(call, origin)).unwrap();
         }
+        let processes: BTreeSet<u32> = around.iter().map(|call| call.process).collect();
+        for process in processes {
+            if let Some(Death { earliest, latest }) = self.rules.deaths.get(&process) {
+                let (earliest, latest) = (micros_since(origin, *earliest), micros_since(origin, *latest));
+                writeln!(text, "process {process} died in {earliest}..{latest}").unwrap();
+            }
+        }
         text
     }
 }
 
 fn show(call: &Call, origin: Moment) -> String {
-    let micros = |moment: Moment| moment.saturating_sub(origin) / 1_000;
     let Call { process, thread, op, start, end, outcome, .. } = call;
     let outcome = outcome.as_ref().map_or("killed".to_owned(), |outcome| format!("{outcome:?}"));
-    format!("{:>8}..{:<8} {process}/{thread} {op:?} -> {outcome}", micros(*start), micros(*end))
+    format!(
+        "{:>8}..{:<8} {process}/{thread} {op:?} -> {outcome}",
+        micros_since(origin, *start),
+        micros_since(origin, *end)
+    )
+}
+
+fn micros_since(origin: Moment, moment: Moment) -> Moment {
+    moment.saturating_sub(origin) / 1_000
 }

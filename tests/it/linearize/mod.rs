@@ -216,9 +216,11 @@ impl Run {
         loop {
             let (done, busy): (Vec<_>, Vec<_>) =
                 processes.into_iter().partition(|process| process.assignment.done.exists());
-            for mut process in done {
-                process.child.send("go");
-                self.end(process, Child::finish);
+            for process in done {
+                self.end(process, |mut child| {
+                    child.send("go");
+                    child.finish();
+                });
             }
             processes = busy;
             if processes.is_empty() {
