@@ -39,14 +39,8 @@ impl<'p> AsyncPendingTransaction<'p> {
         f: impl AsyncFnOnce(&mut AsyncTransaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut transaction = self.begin().await?;
-        match f(&mut transaction).await {
-            Ok(outcome) => transaction.finish().await.map(|_| outcome).map_err(E::from),
-            Err(error) => {
-                // The cause of the rollback is reported, and not an error of a rollback hook.
-                let _ = transaction.rollback().await;
-                Err(error)
-            }
-        }
+        let outcome = f(&mut transaction).await;
+        transaction.begun.end(outcome).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use super::end::End;
 use super::work::Work;
 use super::{CommitMode, TransactionState};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The methods of a begun transaction that both forms have.
 macro_rules! transaction_methods {
@@ -83,6 +83,18 @@ impl Begun<'_, '_> {
             (CommitMode::Off, None) => roll_back(work).await?,
         }
         Ok(work.state)
+    }
+
+    /// Ends with the outcome of the work: finishes, or rolls back after an error.
+    pub(crate) async fn end<T, E: From<Error>>(self, outcome: Result<T, E>) -> Result<T, E> {
+        match outcome {
+            Ok(outcome) => self.finish().await.map(|_| outcome).map_err(E::from),
+            Err(error) => {
+                // The cause of the rollback is reported, and not an error of a rollback hook.
+                let _ = self.roll_back().await;
+                Err(error)
+            }
+        }
     }
 }
 

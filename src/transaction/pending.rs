@@ -47,13 +47,7 @@ impl<'p, 's> PendingTransaction<'p, 's> {
         f: impl FnOnce(&mut Transaction<'p, 's>) -> Result<T, E>,
     ) -> Result<T, E> {
         let mut transaction = self.begin()?;
-        match f(&mut transaction) {
-            Ok(outcome) => transaction.finish().map(|_| outcome).map_err(E::from),
-            Err(error) => {
-                // The cause of the rollback is reported, and not an error of a rollback hook.
-                let _ = transaction.rollback();
-                Err(error)
-            }
-        }
+        let outcome = f(&mut transaction);
+        block("finish", transaction.begun.end(outcome))
     }
 }
