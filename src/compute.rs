@@ -82,7 +82,7 @@ where
 ///
 /// No step waits, whatever the acquire timeout is. The first read ignores the lock, because the caller that computes has
 /// it. The read under the lock finds out whether that caller has been faster than the acquisition.
-pub(crate) async fn find_stale<G: Held, R, L>(
+async fn find_stale<G: Held, R, L>(
     options: &UpdateOptions,
     read: impl Fn(ReadOptions) -> R,
     lock: impl Fn(LockOptions) -> L,
@@ -119,7 +119,7 @@ where
 ///
 /// While another caller has the lock, it waits in the read and not for the lock: the release wakes all readers, and all of
 /// them continue with the record. In the queue for the lock, they would continue one after the other.
-pub(crate) async fn find_or_lock<G: Held, R, L>(
+async fn find_or_lock<G: Held, R, L>(
     options: &UpdateOptions,
     read: impl Fn(ReadOptions) -> R,
     lock: impl Fn(LockOptions) -> L,

@@ -1,7 +1,6 @@
 //! Read, compute and write as one operation: compute once, update.
 
 use std::slice;
-use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -60,50 +59,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     /// See [`compute::find`].
     async fn find(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
-        match self.find_stale(key, options).await? {
-            Some(found) => Ok(found),
-            None => self.find_or_lock(key, options).await,
-        }
-    }
-
-    /// See [`compute::find_stale`].
-    async fn find_stale(
-        &self,
-        key: &Key,
-        options: &UpdateOptions,
-    ) -> Result<Option<Found<AsyncLockGuard<S>>>> {
-        if options.stale_time().is_none() {
-            return Ok(None);
-        }
-        let lock = options.get_lock().clone().acquire_timeout(Duration::ZERO);
-        let (keys, options) = (slice::from_ref(key), options.clone());
-        // Outside of the queue, because the call does not wait.
-        let found =
-            self.acquire(GET_OR_COMPUTE, keys, lock, self.futures(), None, move |locking, lock, _| {
-                let options = options.clone().lock(lock);
-                Box::pin(async move {
-                    let read = |options| locking.futures.read(locking.key(), options);
-                    compute::find_stale(&options, read, |options| locking.lock(options)).await
-                })
-            });
-        match found.await {
-            // The same holder's earlier lock is not released yet. The usual search waits for that.
-            Err(error) if error.is_timeout() => Ok(None),
-            found => found,
-        }
-    }
-
-    /// See [`compute::find_or_lock`].
-    async fn find_or_lock(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
         let (keys, lock, options) = (slice::from_ref(key), options.get_lock().clone(), options.clone());
         let futures = self.futures();
         // Only the first one needs a thread. Without threads, all of them wait in the store.
         let queues = futures.blocks().then_some(&self.queues);
-        let found = self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |locking, lock, _| {
+        let found = self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |locking, lock| {
             let options = options.clone().lock(lock);
             Box::pin(async move {
                 let read = |options| locking.futures.read(locking.key(), options);
-                compute::find_or_lock(&options, read, |options| locking.lock(options)).await
+                compute::find(&options, read, |options| locking.lock(options)).await
             })
         });
         found.await

@@ -29,16 +29,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         if keys.is_empty() {
             return Ok(AsyncLockGuards { guards: Vec::new() });
         }
-        let acquire =
-            self.acquire("lock_all", &keys, options, self.blocking(), None, |locking, options, _| {
-                Box::pin(async move {
-                    let (store, of) = (&locking.store, &locking.acquisitions);
-                    let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
-                    let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
-                    let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
-                    Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
-                })
-            });
+        let acquire = self.acquire("lock_all", &keys, options, self.blocking(), None, |locking, options| {
+            Box::pin(async move {
+                let (store, of) = (&locking.store, &locking.acquisitions);
+                let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
+                let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
+                let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
+                Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
+            })
+        });
         Ok(AsyncLockGuards { guards: acquire.await? })
     }
 }

@@ -78,11 +78,11 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         const OPERATION: &str = "acquire_lock";
         let (key, futures) = (key.into_key()?, self.futures());
         let (keys, queues) = (slice::from_ref(&key), Some(&self.queues));
-        let lock = self.acquire(OPERATION, keys, options, futures, queues, |locking, options, is_first| {
+        let lock = self.acquire(OPERATION, keys, options, futures, queues, |locking, options| {
             Box::pin(async move {
                 let (holder, key) = (locking.acquisitions[0].holder(), locking.key());
                 // A task must not overtake those before it, unless its holder has the lock or the first turn.
-                if !is_first && !locking.store.queues.is_first(&(OPERATION, key.clone()), holder) {
+                if !locking.store.queues.is_first(&(OPERATION, key.clone()), holder) {
                     // An error here is also found by the first task, and reported there.
                     let info = locking.futures.lock_info(key).await.ok().flatten();
                     if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {

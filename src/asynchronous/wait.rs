@@ -48,7 +48,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     ) -> Result<T> {
         let store = self.futures();
         let of = Arc::new((Arc::clone(&store), key.clone(), call));
-        let call = move |options, _| -> RecordStoreFuture<'static, T> {
+        let call = move |options| -> RecordStoreFuture<'static, T> {
             let of = Arc::clone(&of);
             Box::pin(async move {
                 let (store, key, call) = &*of;
@@ -73,7 +73,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let store = self.futures();
         let held: Arc<Mutex<Option<OwnedMutexGuard<V>>>> = Arc::new(Mutex::new(None));
         let of = Arc::new((Arc::clone(&store), Arc::clone(&held), call));
-        let call = move |options, _| -> RecordStoreFuture<'static, T> {
+        let call = move |options| -> RecordStoreFuture<'static, T> {
             let of = Arc::clone(&of);
             Box::pin(async move {
                 let (store, held, call) = &*of;
@@ -96,7 +96,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 
     /// Makes a call that acquires the locks of these keys, after the pending releases of the same holder. With
-    /// queues, for one lock: `call` is attempted with `false` as long as it is not the first in its queue.
+    /// queues, for one lock: as long as it is not the first in its queue, the call is only attempted.
     pub(super) async fn acquire<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -104,14 +104,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         options: LockOptions,
         futures: Futures,
         queues: Option<&Queues>,
-        call: impl Fn(Arc<Locking<S>>, LockOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync + 'static,
+        call: impl Fn(Arc<Locking<S>>, LockOptions) -> RecordStoreFuture<'static, T> + Send + Sync + 'static,
     ) -> Result<T> {
         let holder = options.get_holder().cloned().unwrap_or_else(current_holder);
         let acquisitions: Vec<_> = keys.iter().map(|key| Acquisition::new(&holder, key)).collect();
         let (wait, options) = (options.get_wait().clone(), options.holder(holder.clone()));
         let (store, of) = (self.clone(), acquisitions.clone());
         let locking = Arc::new(Locking { store, futures: Arc::clone(&futures), acquisitions: of });
-        let call = move |wait, is_first| call(Arc::clone(&locking), options.clone().wait(wait), is_first);
+        let call = move |wait| call(Arc::clone(&locking), options.clone().wait(wait));
         let mut wait = Wait::new(operation, Some(&keys[0]), &wait, futures, Box::new(call));
         for acquisition in &acquisitions {
             let left = wait.left().max(RELEASE_GRACE.saturating_sub(wait.start.elapsed()));
@@ -158,8 +158,8 @@ pub(super) fn or_none<T>(outcome: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// A call that can be repeated. `true`: it is the first in its queue.
-type Call<T> = Box<dyn Fn(WaitOptions, bool) -> RecordStoreFuture<'static, T> + Send + Sync>;
+/// A call that can be repeated.
+type Call<T> = Box<dyn Fn(WaitOptions) -> RecordStoreFuture<'static, T> + Send + Sync>;
 
 /// One future's wait. If it is dropped, its calls end, and the locks that they acquire are given up.
 struct Wait<T> {
@@ -217,10 +217,10 @@ impl<T: Send + 'static> Wait<T> {
     /// Waits for its turn and calls. A call that blocks is attempted first, and if it would have to wait, it gets a
     /// thread.
     async fn wait_and_call<R>(&self, turn: impl Future<Output = R>) -> ControlFlow<Result<T>, Infallible> {
-        let _turn = self.attempt_until(turn, false, [QUEUED_PAUSE; 2]).await?;
+        let _turn = self.attempt_until(turn, [QUEUED_PAUSE; 2]).await?;
         let mut outcome = if self.futures.blocks() {
-            self.attempt(true).await?;
-            self.attempt_until(self.on_thread(), true, PAUSES).await?
+            self.attempt().await?;
+            self.attempt_until(self.on_thread(), PAUSES).await?
         } else {
             Outcome::spawned(&*self.futures, self.call())
         };
@@ -239,21 +239,20 @@ impl<T: Send + 'static> Wait<T> {
 
     /// The call with all the time that is left.
     fn call(&self) -> RecordStoreFuture<'static, T> {
-        (self.call)(self.options.since(self.start), true)
+        (self.call)(self.options.since(self.start))
     }
 
     /// Waits until `ready`. If it is not ready at once, attempts then and after each pause.
     async fn attempt_until<R>(
         &self,
         ready: impl Future<Output = R>,
-        is_first: bool,
         pauses: [Duration; 2],
     ) -> ControlFlow<Result<T>, R> {
         let (mut ready, mut pause, mut pauses) = (pin!(ready), Duration::ZERO, Pauses::new(pauses));
         loop {
             match self.until(ready.as_mut(), pause.min(self.left())).await {
                 Ok(Some(ready)) => return ControlFlow::Continue(ready),
-                Ok(None) => self.attempt(is_first).await?,
+                Ok(None) => self.attempt().await?,
                 Err(error) => return ControlFlow::Break(Err(error)),
             }
             pause = pauses.take();
@@ -261,9 +260,9 @@ impl<T: Send + 'static> Wait<T> {
     }
 
     /// Calls without a wait. `Continue`: the call would have to wait.
-    async fn attempt(&self, is_first: bool) -> ControlFlow<Result<T>> {
+    async fn attempt(&self) -> ControlFlow<Result<T>> {
         let is_last = self.left().is_zero();
-        let call = (self.call)(self.options.clone().timeout(Duration::ZERO), is_first);
+        let call = (self.call)(self.options.clone().timeout(Duration::ZERO));
         let mut outcome = Outcome::spawned(&*self.futures, call);
         match outcome.receive(self.operation, self.key.as_ref()).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
