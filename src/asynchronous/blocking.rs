@@ -2,10 +2,10 @@
 //!
 //! Nothing waits in the pool: it is bounded, and the release that ends a wait needs it too.
 
-use std::future::poll_fn;
+use std::future::pending;
 use std::panic::resume_unwind;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll, ready};
 use std::thread;
 
@@ -22,76 +22,86 @@ const MAX_THREADS: usize = 64;
 /// One for each of these threads. A child has none of its parent's threads.
 static PERMITS: PerProcess<Option<Arc<Semaphore>>> = PerProcess::new();
 
-pub(super) fn permits() -> Arc<Semaphore> {
+fn permits() -> Arc<Semaphore> {
     Arc::clone(PERMITS.lock().get_or_insert_with(|| Arc::new(Semaphore::new(MAX_THREADS))))
 }
 
-/// Receives what a call returns, or its panic.
-pub(super) struct Outcome<T>(oneshot::Receiver<thread::Result<Result<T>>>);
+/// A thread for one blocking call. It is started first, so the call is not lost if that fails.
+pub(super) struct Thread(mpsc::Sender<Run>);
 
-impl<T: Send + 'static> Outcome<T> {
-    /// Runs a call where the store runs its futures: to its end, also if nobody receives the outcome.
-    pub(super) fn spawned(
-        store: &dyn RecordStoreFutures,
-        call: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Self {
-        let (call, outcome) = Self::of(call);
-        store.spawn(Box::pin(call));
-        outcome
+/// A call that sends its outcome.
+type Run = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl Thread {
+    /// Waits while there are too many threads, and forever if no further one can be started.
+    pub(super) async fn wait() -> Self {
+        // The semaphore is never closed.
+        let permit = permits().acquire_owned().await.ok();
+        match permit.and_then(Self::start) {
+            Some(thread) => thread,
+            None => pending().await,
+        }
     }
 
-    /// Runs a blocking call on a thread of its own. `None`: no thread can be started.
-    pub(super) fn on_thread(
-        permit: OwnedSemaphorePermit,
-        call: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> Option<Self> {
-        let (call, outcome) = Self::of(call);
+    /// `None`: there are too many threads, or no further one can be started.
+    pub(super) fn try_start() -> Option<Self> {
+        permits().try_acquire_owned().ok().and_then(Self::start)
+    }
+
+    fn start(permit: OwnedSemaphorePermit) -> Option<Self> {
+        let (sender, call) = mpsc::channel();
         let run = move || {
-            let _ = poll_once(call);
+            if let Ok(call) = call.recv() {
+                let _ = poll_once::<()>(call);
+            }
             drop(permit);
         };
-        thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| outcome)
+        thread::Builder::new().name("record-store".into()).spawn(run).ok().map(|_| Self(sender))
     }
+}
 
-    /// Runs a long blocking call on a thread of its own or, if none is available, on the pool.
-    pub(super) fn long<F: Future<Output = Result<T>> + Send + 'static>(
-        store: &dyn RecordStoreFutures,
-        call: impl Fn() -> F,
-    ) -> Self {
-        let permit = permits().try_acquire_owned().ok();
-        let on_thread = permit.and_then(|permit| Self::on_thread(permit, call()));
-        on_thread.unwrap_or_else(|| Self::spawned(store, call()))
-    }
+/// What a call returns, or its panic, as a future.
+pub(super) struct Outcome<T> {
+    receiver: oneshot::Receiver<thread::Result<Result<T>>>,
+    /// Those of the error if the call is never made.
+    operation: &'static str,
+    key: Option<Key>,
+}
 
-    fn of(
-        call: impl Future<Output = Result<T>> + Send + 'static,
-    ) -> (impl Future<Output = ()> + Send + 'static, Self) {
-        let (sender, receiver) = oneshot::channel();
-        let run = async move {
-            // Nobody receives the outcome for a dropped future: a lock in it is released here.
-            drop(sender.send(caught(call).await));
-        };
-        (run, Self(receiver))
-    }
-
-    /// The outcome of the call. Operation and key are those of the error if it is never made.
-    pub(super) async fn receive(&mut self, operation: &'static str, key: Option<&Key>) -> Result<T> {
-        poll_fn(|context| self.poll(context, operation, key)).await
-    }
-
-    pub(super) fn poll(
-        &mut self,
-        context: &mut Context<'_>,
+impl<T: Send + 'static> Outcome<T> {
+    /// Runs a call on this thread or, without one, where the store runs its futures: to its end, also if nobody receives
+    /// the outcome.
+    pub(super) fn of(
         operation: &'static str,
         key: Option<&Key>,
-    ) -> Poll<Result<T>> {
-        Poll::Ready(match ready!(Pin::new(&mut self.0).poll(context)) {
+        store: &dyn RecordStoreFutures,
+        thread: Option<Thread>,
+        call: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Self {
+        let (sender, receiver) = oneshot::channel();
+        let run = Box::pin(async move {
+            // Nobody receives the outcome for a dropped future: a lock in it is released here.
+            drop(sender.send(caught(call).await));
+        });
+        match thread {
+            Some(Thread(thread)) => drop(thread.send(run)),
+            None => store.spawn(run),
+        }
+        Self { receiver, operation, key: key.cloned() }
+    }
+}
+
+impl<T> Future for Outcome<T> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.receiver).poll(context)) {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(panic)) => resume_unwind(panic),
             Err(_never_sent) => {
-                let error =
-                    Error::new(ErrorKind::Thread, operation).with_source("the runtime is shutting down");
-                Err(key.into_iter().fold(error, Error::with_key))
+                let error = Error::new(ErrorKind::Thread, self.operation);
+                let error = error.with_source("the runtime is shutting down");
+                Err(self.key.iter().fold(error, Error::with_key))
             }
         })
     }
@@ -108,12 +118,10 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let panics = async || -> Result<()> { resume_unwind(Box::new("on purpose")) };
         runtime.block_on(async {
-            let on_pool = Outcome::spawned(&Blocking(Arc::new(MemoryRecordStore::new())), panics());
-            let permit = permits().acquire_owned().await.unwrap();
-            let on_thread = Outcome::on_thread(permit, panics()).unwrap();
-            for mut outcome in [on_pool, on_thread] {
-                let caller = tokio::spawn(async move { outcome.receive("read", None).await });
-                let panic = caller.await.unwrap_err().into_panic();
+            let store = Blocking(Arc::new(MemoryRecordStore::new()));
+            for thread in [None, Some(Thread::wait().await)] {
+                let outcome = Outcome::of("read", None, &store, thread, panics());
+                let panic = tokio::spawn(outcome).await.unwrap_err().into_panic();
                 assert_eq!(panic.downcast_ref(), Some(&"on purpose"));
             }
         });

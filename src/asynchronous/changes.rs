@@ -10,7 +10,7 @@ use futures_core::Stream;
 use tokio::sync::Mutex;
 
 use super::AsyncRecordStore;
-use super::blocking::Outcome;
+use super::blocking::Thread;
 use super::wait::{or_none, timeout};
 use crate::changes::CHANGES;
 use crate::process::ProcessId;
@@ -74,29 +74,16 @@ impl Drop for CancelOnDrop {
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::changes", "a read")]
     pub async fn changes(&self, options: ChangesOptions) -> Result<AsyncStoreChanges<S>> {
-        let seen = Arc::new(Mutex::new(SeenRecords::new(options.clone())));
-        let (futures, cancellation) = (self.futures(), Cancellation::new());
-        let begin = || {
-            let (futures, seen, cancellation) =
-                (Arc::clone(&futures), Arc::clone(&seen), cancellation.clone());
-            async move {
-                let mut seen = seen.lock().await;
-                futures.changes(&mut seen, WaitOptions::from(&cancellation)).await
-            }
-        };
-        let _end = CancelOnDrop(cancellation.clone());
-        if futures.blocks() {
-            Outcome::long(&*futures, begin).receive(CHANGES, None).await?;
-        } else {
-            begin().await?;
-        }
-        Ok(AsyncStoreChanges {
-            store: self.clone(),
-            options,
-            seen,
-            process: ProcessId::current(),
-            waiting: None,
-        })
+        let mut seen = SeenRecords::new(options.clone());
+        let cancellation = Cancellation::new();
+        let wait = WaitOptions::from(&cancellation);
+        let _end = CancelOnDrop(cancellation);
+        let begin = self.call(CHANGES, None, Thread::try_start, |store| async move {
+            store.changes(&mut seen, wait).await?;
+            Ok(Arc::new(Mutex::new(seen)))
+        });
+        let (seen, process) = (begin.await?, ProcessId::current());
+        Ok(AsyncStoreChanges { store: self.clone(), options, seen, process, waiting: None })
     }
 }
 

@@ -146,8 +146,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
         self.claim("keep_alive")?;
         let held = Arc::clone(&self.held);
         let call = async move { held.guard.keep_alive_through(Arc::clone(&held.store.store), on_loss) };
-        let mut outcome = Outcome::spawned(&*self.held.store.blocking(), call);
-        outcome.receive("keep_alive", Some(self.key())).await
+        Outcome::of("keep_alive", Some(self.key()), &*self.held.store.blocking(), None, call).await
     }
 
     #[doc = same_as!("LockGuard::release", "the lock is released in the background then")]
@@ -159,11 +158,10 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuard<S> {
     pub async fn release_with(self, options: impl Into<WaitOptions>) -> Result<()> {
         self.claim("release_lock")?;
         self.give_up();
-        let (held, futures, options) = (Arc::clone(&self.held), self.held.store.futures(), options.into());
-        let calls = Arc::clone(&futures);
+        let (held, store, options) = (Arc::clone(&self.held), self.held.store.futures(), options.into());
+        let calls = Arc::clone(&store);
         let release = async move { held.guard.release_and_report(&*calls, options).await };
-        let mut outcome = Outcome::spawned(&*futures, release);
-        outcome.receive("release_lock", Some(self.key())).await
+        Outcome::of("release_lock", Some(self.key()), &*store, None, release).await
     }
 
     pub(super) fn claim(&self, operation: &'static str) -> Result<Claim> {
@@ -205,14 +203,14 @@ impl<S: RecordStore + ?Sized + 'static> Drop for AsyncLockGuard<S> {
             return;
         }
         self.give_up();
-        let (held, futures) = (Arc::clone(&self.held), self.held.store.futures());
+        let (held, store) = (Arc::clone(&self.held), self.held.store.futures());
         // Outside of a runtime, and when it is shutting down, the last handle releases as it is dropped.
-        if futures.blocks() && Handle::try_current().is_err() {
+        if store.blocks() && Handle::try_current().is_err() {
             return;
         }
-        let calls = Arc::clone(&futures);
+        let calls = Arc::clone(&store);
         let release = async move { held.guard.release_by(&*calls, WaitOptions::new()).await };
-        drop(Outcome::spawned(&*futures, release));
+        drop(Outcome::of("release_lock", Some(self.key()), &*store, None, release));
     }
 }
 

@@ -11,7 +11,7 @@ use futures_core::Stream;
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 
-use super::blocking::Outcome;
+use super::blocking::{Outcome, Thread};
 use super::{AsyncRecordStore, Futures};
 use crate::{Listing, RecordStore, Result};
 
@@ -52,10 +52,10 @@ pub struct AsyncListing<T> {
     store: Futures,
     batch: vec::IntoIter<Result<T>>,
     batches: mpsc::Receiver<Vec<Result<T>>>,
-    reader: Arc<Mutex<Reader>>,
-    /// The call that reads a batch. `true`: there may be more.
-    reading: Option<Outcome<bool>>,
-    has_ended: bool,
+    /// Between two batches. The mutex is never locked: it makes the stream `Sync`.
+    reader: Option<Mutex<Reader>>,
+    /// The call that reads a batch. It returns the reader if there may be more.
+    reading: Option<Outcome<Option<Reader>>>,
 }
 
 /// Reads one batch each time it is polled, and blocks meanwhile.
@@ -77,7 +77,7 @@ impl<T: Send + 'static> AsyncListing<T> {
         let (sender, batches) = mpsc::channel(1);
         let of = Arc::clone(&store.store);
         // It is a future because a future can pause and keep the listing, which borrows the store.
-        let reader = async move {
+        let reader: Reader = Box::pin(async move {
             let mut items = list(&of)?;
             loop {
                 // The receiver is dropped with the stream.
@@ -88,12 +88,9 @@ impl<T: Send + 'static> AsyncListing<T> {
                 }
                 yield_now().await;
             }
-        };
-        let (store, batch) = (store.blocking(), Vec::new().into_iter());
-        let reader: Reader = Box::pin(reader);
-        let reader = Arc::new(Mutex::new(reader));
-        let (reading, has_ended) = (None, false);
-        let mut listing = Self { operation, store, batch, batches, reader, reading, has_ended };
+        });
+        let (store, batch, reader) = (store.blocking(), Vec::new().into_iter(), Some(Mutex::new(reader)));
+        let mut listing = Self { operation, store, batch, batches, reader, reading: None };
         // Reports if the listing cannot begin.
         poll_fn(|context| listing.poll_batch(context)).await?;
         Ok(listing)
@@ -111,30 +108,28 @@ impl<T: Send + 'static> AsyncListing<T> {
 
     /// Reads the next batch. It is empty after the last one.
     fn poll_batch(&mut self, context: &mut Context<'_>) -> Poll<Result<()>> {
-        let reading = self.reading.take().or_else(|| (!self.has_ended).then(|| self.read()));
+        let reading = self.reading.take().or_else(|| self.read());
         let Some(mut reading) = reading else { return Poll::Ready(Ok(())) };
-        // Also if the call has panicked.
-        self.has_ended = true;
-        let Poll::Ready(has_more) = reading.poll(context, self.operation, None) else {
+        // After an error or a panic there is no reader any more.
+        let Poll::Ready(reader) = Pin::new(&mut reading).poll(context) else {
             self.reading = Some(reading);
             return Poll::Pending;
         };
-        self.has_ended = !has_more?;
+        self.reader = reader?.map(Mutex::new);
         self.batch = self.batches.try_recv().unwrap_or_default().into_iter();
         Poll::Ready(Ok(()))
     }
 
-    fn read(&self) -> Outcome<bool> {
-        Outcome::long(&*self.store, || {
-            let reader = Arc::clone(&self.reader);
-            async move {
-                let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-                match reader.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Pending => Ok(true),
-                    Poll::Ready(ended) => ended.map(|()| false),
-                }
+    /// `None`: there are no more batches.
+    fn read(&mut self) -> Option<Outcome<Option<Reader>>> {
+        let mut reader = self.reader.take()?.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let read = async move {
+            match reader.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => Ok(Some(reader)),
+                Poll::Ready(ended) => ended.map(|()| None),
             }
-        })
+        };
+        Some(Outcome::of(self.operation, None, &*self.store, Thread::try_start(), read))
     }
 }
 

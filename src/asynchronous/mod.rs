@@ -109,7 +109,7 @@ use crate::process::thread_id;
 use crate::store::futures::{Blocking, RecordStoreFuture, RecordStoreFutures};
 use crate::{Holder, IntoKey, IsolationLevel, Key, RecordStore, Result};
 
-use blocking::Outcome;
+use blocking::{Outcome, Thread};
 pub use changes::AsyncStoreChanges;
 pub use guard::AsyncLockGuard;
 pub use listing::AsyncListing;
@@ -170,13 +170,26 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         + Send
         + 'static,
     ) -> Result<T> {
-        let (futures, key) = (self.futures(), key.into_key()?);
+        let key = key.into_key()?;
+        let of = key.clone();
+        let call = |store: Futures| async move { call(&*store, &of).await };
+        self.call(operation, Some(&key), || None, call).await
+    }
+
+    /// Makes a call that does not wait. If it blocks, it runs on this thread or, without one, on the pool.
+    async fn call<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+        &self,
+        operation: &'static str,
+        key: Option<&Key>,
+        thread: impl FnOnce() -> Option<Thread>,
+        call: impl FnOnce(Futures) -> F,
+    ) -> Result<T> {
+        let futures = self.futures();
+        let call: RecordStoreFuture<'static, T> = Box::pin(call(Arc::clone(&futures)));
         if !futures.blocks() {
-            return call(&*futures, &key).await;
+            return call.await;
         }
-        let (of, of_key) = (Arc::clone(&futures), key.clone());
-        let call = async move { call(&*of, &of_key).await };
-        Outcome::spawned(&*futures, call).receive(operation, Some(&key)).await
+        Outcome::of(operation, key, &*futures, thread(), call).await
     }
 }
 

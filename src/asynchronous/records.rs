@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::blocking::Outcome;
+use super::blocking::Thread;
 use super::listing::{BATCH, BATCH_OF_RESULTS};
-use super::{AsyncListing, AsyncRecordStore, current_holder};
+use super::{AsyncListing, AsyncRecordStore, Futures, current_holder};
 use crate::{
     Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, RawRecord, ReadOptions,
     RecordInfo, RecordStore, RecordVersion, RemoveOptions, Result, TransactionRecord, WriteOptions,
@@ -150,15 +150,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::evict", "a change of each record", "An eviction whose future is dropped may \
         go on to its end.")]
     pub async fn evict(&self, policy: EvictionPolicy) -> Result<Evicted> {
-        let futures = self.futures();
-        if !futures.blocks() {
-            return futures.evict(policy).await;
-        }
-        let evict = || {
-            let (futures, policy) = (Arc::clone(&futures), policy.clone());
-            async move { futures.evict(policy).await }
-        };
-        Outcome::long(&*futures, evict).receive("evict", None).await
+        let evict = |store: Futures| async move { store.evict(policy).await };
+        self.call("evict", None, Thread::try_start, evict).await
     }
 }
 

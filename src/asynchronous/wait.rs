@@ -1,7 +1,7 @@
 //! The waits of futures: calls that end when the future is dropped.
 
 use std::convert::Infallible;
-use std::future::{pending, poll_fn, ready};
+use std::future::{poll_fn, ready};
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::blocking::{Outcome, permits};
+use super::blocking::{Outcome, Thread};
 use super::pending::Acquisition;
 use super::queue::Queues;
 use super::{AsyncLockGuard, AsyncRecordStore, Futures, current_holder};
@@ -218,28 +218,14 @@ impl<T: Send + 'static> Wait<T> {
     /// thread.
     async fn wait_and_call<R>(&self, turn: impl Future<Output = R>) -> ControlFlow<Result<T>, Infallible> {
         let _turn = self.attempt_until(turn, [QUEUED_PAUSE; 2]).await?;
-        let mut outcome = if self.futures.blocks() {
+        let mut thread = None;
+        if self.futures.blocks() {
             self.attempt().await?;
-            self.attempt_until(self.on_thread(), PAUSES).await?
-        } else {
-            Outcome::spawned(&*self.futures, self.call())
-        };
-        ControlFlow::Break(outcome.receive(self.operation, self.key.as_ref()).await)
-    }
-
-    /// Waits for a thread and calls on it.
-    async fn on_thread(&self) -> Outcome<T> {
-        // The semaphore is never closed.
-        let Ok(permit) = permits().acquire_owned().await else { return pending().await };
-        match Outcome::on_thread(permit, self.call()) {
-            Some(outcome) => outcome,
-            None => pending().await,
+            thread = Some(self.attempt_until(Thread::wait(), PAUSES).await?);
         }
-    }
-
-    /// The call with all the time that is left.
-    fn call(&self) -> RecordStoreFuture<'static, T> {
-        (self.call)(self.options.since(self.start))
+        // With all the time that is left.
+        let call = (self.call)(self.options.since(self.start));
+        ControlFlow::Break(Outcome::of(self.operation, self.key.as_ref(), &*self.futures, thread, call).await)
     }
 
     /// Waits until `ready`. If it is not ready at once, attempts then and after each pause.
@@ -263,8 +249,7 @@ impl<T: Send + 'static> Wait<T> {
     async fn attempt(&self) -> ControlFlow<Result<T>> {
         let is_last = self.left().is_zero();
         let call = (self.call)(self.options.clone().timeout(Duration::ZERO));
-        let mut outcome = Outcome::spawned(&*self.futures, call);
-        match outcome.receive(self.operation, self.key.as_ref()).await {
+        match Outcome::of(self.operation, self.key.as_ref(), &*self.futures, None, call).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
             outcome => ControlFlow::Break(outcome),
         }
