@@ -1,9 +1,10 @@
 //! Watching a whole store for changes.
 
 use std::fmt;
-use std::pin::Pin;
+use std::future::ready;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_core::Stream;
@@ -11,11 +12,11 @@ use tokio::sync::Mutex;
 
 use super::AsyncRecordStore;
 use super::blocking::Thread;
-use super::wait::{or_none, timeout};
+use super::wait::{Wait, or_none, timeout};
 use crate::changes::CHANGES;
 use crate::process::ProcessId;
 use crate::store::futures::RecordStoreFuture;
-use crate::{Cancellation, Change, ChangesOptions, RecordStore, Result, SeenRecords, WaitOptions};
+use crate::{Change, ChangesOptions, RecordStore, Result, SeenRecords, WaitOptions};
 
 /// Watches all records of a store, as [`StoreChanges`](crate::StoreChanges) does: no change between two waits is missed.
 /// Created by [`AsyncRecordStore::changes`].
@@ -54,32 +55,23 @@ pub struct AsyncStoreChanges<S: ?Sized> {
     /// The mutex of a parent may be locked by a thread that does not exist here.
     process: ProcessId,
     /// The wait of the stream.
-    waiting: Option<Wait>,
+    waiting: Option<Waiting>,
 }
 
 type Seen = Arc<Mutex<SeenRecords>>;
 
 /// Waits until there is a change. `None` at the timeout.
-type Wait = RecordStoreFuture<'static, Option<()>>;
-
-/// Ends a call whose future is dropped.
-struct CancelOnDrop(Cancellation);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
+type Waiting = RecordStoreFuture<'static, Option<()>>;
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::changes", "a read")]
     pub async fn changes(&self, options: ChangesOptions) -> Result<AsyncStoreChanges<S>> {
         let mut seen = SeenRecords::new(options.clone());
-        let cancellation = Cancellation::new();
-        let wait = WaitOptions::from(&cancellation);
-        let _end = CancelOnDrop(cancellation);
+        // If this future is dropped, it ends the call.
+        let wait = Wait::new(CHANGES, None, &WaitOptions::new(), self.futures());
+        let rest = wait.rest();
         let begin = self.call(CHANGES, None, Thread::try_start, |store| async move {
-            store.changes(&mut seen, wait).await?;
+            store.changes(&mut seen, rest).await?;
             Ok(Arc::new(Mutex::new(seen)))
         });
         let (seen, process) = (begin.await?, ProcessId::current());
@@ -119,16 +111,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncStoreChanges<S> {
         &self.seen
     }
 
-    fn wait(&mut self, options: WaitOptions) -> Wait {
+    fn wait(&mut self, options: WaitOptions) -> Waiting {
         let (store, seen) = (self.store.clone(), Arc::clone(self.seen()));
         Box::pin(async move {
-            let wait = store.wait_with(CHANGES, &seen, &options, |store, seen, options| {
-                Box::pin(async move {
-                    let has_changes = store.changes(seen, options).await?;
-                    has_changes.then_some(()).ok_or_else(|| timeout(CHANGES, None))
-                })
+            let wait = Wait::new(CHANGES, None, &options, store.futures());
+            // The call of a wait that was dropped may still use what was seen. It is cancelled, and ends soon.
+            let seen = wait.until(pin!(seen.lock_owned()), wait.left()).await?;
+            let Some(seen) = seen else { return Ok(None) };
+            let changed = wait.run(ready(()), Mutex::new(seen), |store, seen, options| async move {
+                let has_changes = store.changes(&mut *seen.lock().await, options).await?;
+                has_changes.then_some(()).ok_or_else(|| timeout(CHANGES))
             });
-            or_none(wait.await)
+            or_none(changed.await)
         })
     }
 }
@@ -138,17 +132,15 @@ impl<S: RecordStore + ?Sized + 'static> Stream for AsyncStoreChanges<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if self.waiting.is_none()
-                && let Some(change) = self.known_change()
-            {
+            if let Some(change) = self.known_change() {
                 return Poll::Ready(Some(Ok(change)));
             }
             let mut waiting = self.waiting.take().unwrap_or_else(|| self.wait(WaitOptions::new()));
-            let polled = waiting.as_mut().poll(context);
-            if polled.is_pending() {
+            let Poll::Ready(waited) = waiting.as_mut().poll(context) else {
                 self.waiting = Some(waiting);
-            }
-            if let Err(error) = ready!(polled) {
+                return Poll::Pending;
+            };
+            if let Err(error) = waited {
                 return Poll::Ready(Some(Err(error)));
             }
         }

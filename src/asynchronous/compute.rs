@@ -1,7 +1,5 @@
 //! Read, compute and write as one operation: compute once, update.
 
-use std::slice;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -59,16 +57,16 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     /// See [`compute::find`].
     async fn find(&self, key: &Key, options: &UpdateOptions) -> Result<Found<AsyncLockGuard<S>>> {
-        let (keys, lock, options) = (slice::from_ref(key), options.get_lock().clone(), options.clone());
+        let (keys, lock, options) = (vec![key.clone()], options.get_lock().clone(), options.clone());
         let futures = self.futures();
         // Only the first one needs a thread. Without threads, all of them wait in the store.
         let queues = futures.blocks().then_some(&self.queues);
-        let found = self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |locking, lock| {
+        let found = self.acquire(GET_OR_COMPUTE, keys, lock, futures, queues, move |store, locking, lock| {
             let options = options.clone().lock(lock);
-            Box::pin(async move {
-                let read = |options| locking.futures.read(locking.key(), options);
-                compute::find(&options, read, |options| locking.lock(options)).await
-            })
+            async move {
+                let read = |options| store.read(locking.key(), options);
+                compute::find(&options, read, |options| locking.lock(&*store, options)).await
+            }
         });
         found.await
     }

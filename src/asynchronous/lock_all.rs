@@ -25,19 +25,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     ) -> Result<AsyncLockGuards<S>> {
         // In the order of the guards.
         let keys = keys.into_iter().map(IntoKey::into_key).collect::<Result<BTreeSet<_>>>()?;
-        let keys: Vec<_> = keys.into_iter().collect();
         if keys.is_empty() {
             return Ok(AsyncLockGuards { guards: Vec::new() });
         }
-        let acquire = self.acquire("lock_all", &keys, options, self.blocking(), None, |locking, options| {
-            Box::pin(async move {
+        let (keys, blocking) = (keys.into_iter().collect(), self.blocking());
+        let acquire =
+            self.acquire("lock_all", keys, options, blocking, None, |_, locking, options| async move {
                 let (store, of) = (&locking.store, &locking.acquisitions);
                 let keys = of.iter().map(|acquisition| acquisition.key().clone()).collect();
                 let lock = |key, options| LockGuard::acquire_owned(&store.store, key, options);
-                let guards = LockGuards::acquire(keys, &options, lock)?.into_guards().into_iter();
-                Ok(guards.zip(of).map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
-            })
-        });
+                let guards = LockGuards::acquire(keys, &options, lock)?.into_iter().zip(of);
+                Ok(guards.map(|(guard, of)| AsyncLockGuard::new(store, guard, of)).collect())
+            });
         Ok(AsyncLockGuards { guards: acquire.await? })
     }
 }

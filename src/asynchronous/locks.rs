@@ -1,10 +1,10 @@
 //! The operations on locks.
 
-use std::slice;
+use std::future::ready;
 use std::time::Duration;
 
 use super::listing::BATCH;
-use super::wait::{or_none, timeout};
+use super::wait::{Wait, or_none, timeout};
 use super::{AsyncListing, AsyncLockGuard, AsyncRecordStore};
 use crate::locking::holds;
 use crate::{
@@ -31,16 +31,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     ) -> Result<()> {
         let (claim, identity) = (claim.into(), self.store.identity_raw());
         let options = options.into();
-        let release = self.short("release_lock", key, move |store, key| {
-            Box::pin(async move {
-                // Before the release: after it, another task may have the next lock.
-                let known = identity.map(|store| holds::known(store, key, &claim)).unwrap_or_default();
-                store.release_lock(key, &claim, options).await?;
-                if let Some(store) = identity {
-                    holds::released_explicitly(store, key, &known);
-                }
-                Ok(())
-            })
+        let release = self.short("release_lock", key, move |store, key| async move {
+            // Before the release: after it, another task may have the next lock.
+            let known = identity.map(|store| holds::known(store, &key, &claim)).unwrap_or_default();
+            store.release_lock(&key, &claim, options).await?;
+            if let Some(store) = identity {
+                holds::released_explicitly(store, &key, &known);
+            }
+            Ok(())
         });
         release.await
     }
@@ -65,8 +63,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     ) -> Result<()> {
         let (claim, hold_timeout) = (claim.into(), hold_timeout.into());
         let options = options.into();
-        let renew = self.short("renew", key, move |store, key| {
-            Box::pin(async move { store.renew(key, &claim, hold_timeout, options).await })
+        let renew = self.short("renew", key, move |store, key| async move {
+            store.renew(&key, &claim, hold_timeout, options).await
         });
         renew.await
     }
@@ -76,23 +74,21 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         its holder has just dropped a guard of this lock, the end of that guard's release is.")]
     pub async fn lock(&self, key: impl IntoKey, options: LockOptions) -> Result<AsyncLockGuard<S>> {
         const OPERATION: &str = "acquire_lock";
-        let (key, futures) = (key.into_key()?, self.futures());
-        let (keys, queues) = (slice::from_ref(&key), Some(&self.queues));
-        let lock = self.acquire(OPERATION, keys, options, futures, queues, |locking, options| {
-            Box::pin(async move {
-                let (holder, key) = (locking.acquisitions[0].holder(), locking.key());
+        let (keys, futures, queues) = (vec![key.into_key()?], self.futures(), Some(&self.queues));
+        let lock =
+            self.acquire(OPERATION, keys, options, futures, queues, |store, locking, options| async move {
+                let (holder, key) = (locking.holder(), locking.key());
                 // A task must not overtake those before it, unless its holder has the lock or the first turn.
                 if !locking.store.queues.is_first(&(OPERATION, key.clone()), holder) {
                     // An error here is also found by the first task, and reported there.
-                    let info = locking.futures.lock_info(key).await.ok().flatten();
+                    let info = store.lock_info(key).await.ok().flatten();
                     if info.as_ref().is_none_or(|info| !info.is_held_by(holder)) {
                         let holder = info.map(|info| info.holder().clone());
-                        return Err(timeout(OPERATION, Some(key)).with_holder(holder));
+                        return Err(timeout(OPERATION).with_key(key).with_holder(holder));
                     }
                 }
-                locking.lock(options).await
-            })
-        });
+                locking.lock(&*store, options).await
+            });
         lock.await
     }
 
@@ -119,19 +115,18 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::wait_for_lock", "a read")]
     pub async fn wait_for_lock(&self, key: impl IntoKey, options: impl Into<WaitOptions>) -> Result<bool> {
         const OPERATION: &str = "wait_for_lock";
-        let (key, options) = (key.into_key()?, options.into());
-        let wait = self.wait(OPERATION, &key, &options, |store, key, options| {
-            Box::pin(async move {
-                let is_free = store.wait_for_lock(key, options).await?;
-                is_free.then_some(()).ok_or_else(|| timeout(OPERATION, Some(key)))
-            })
+        let key = key.into_key()?;
+        let wait = Wait::new(OPERATION, Some(&key), &options.into(), self.futures());
+        let free = wait.run(ready(()), key, |store, key, options| async move {
+            let is_free = store.wait_for_lock(&key, options).await?;
+            is_free.then_some(()).ok_or_else(|| timeout(OPERATION))
         });
-        Ok(or_none(wait.await)?.is_some())
+        Ok(or_none(free.await)?.is_some())
     }
 
     #[doc = same_as!("RecordStoreExt::lock_info", "a read")]
     pub async fn lock_info(&self, key: impl IntoKey) -> Result<Option<LockInfo>> {
-        self.short("lock_info", key, |store, key| store.lock_info(key)).await
+        self.short("lock_info", key, |store, key| async move { store.lock_info(&key).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::break_lock", "a change")]
@@ -141,7 +136,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::break_lock_with", "a change")]
     pub async fn break_lock_with(&self, key: impl IntoKey, options: BreakOptions) -> Result<bool> {
-        self.short("break_lock", key, move |store, key| store.break_lock(key, options)).await
+        self.short("break_lock", key, |store, key| async move { store.break_lock(&key, options).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::locks", "a read")]

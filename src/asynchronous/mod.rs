@@ -162,18 +162,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 
     /// Makes a short call, on the blocking pool if it blocks.
-    async fn short<T: Send + 'static>(
+    async fn short<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
         &self,
         operation: &'static str,
         key: impl IntoKey,
-        call: impl for<'a> FnOnce(&'a dyn RecordStoreFutures, &'a Key) -> RecordStoreFuture<'a, T>
-        + Send
-        + 'static,
+        call: impl FnOnce(Futures, Key) -> F,
     ) -> Result<T> {
         let key = key.into_key()?;
         let of = key.clone();
-        let call = |store: Futures| async move { call(&*store, &of).await };
-        self.call(operation, Some(&key), || None, call).await
+        self.call(operation, Some(&key), || None, |store| call(store, of)).await
     }
 
     /// Makes a call that does not wait. If it blocks, it runs on this thread or, without one, on the pool.

@@ -1,5 +1,6 @@
 //! The operations on records.
 
+use std::future::ready;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::blocking::Thread;
 use super::listing::{BATCH, BATCH_OF_RESULTS};
+use super::wait::Wait;
 use super::{AsyncListing, AsyncRecordStore, Futures, current_holder};
 use crate::{
     Claim, Evicted, EvictionPolicy, Expected, IntoKey, Json, Key, ListOptions, RawRecord, ReadOptions,
@@ -30,10 +32,12 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 
     pub(super) async fn read_raw(&self, key: &Key, options: ReadOptions) -> Result<Option<RawRecord>> {
-        let (wait, claim) = (options.get_wait().clone(), claim(options.get_claim()));
-        let options = options.claim(claim);
-        let read = self
-            .wait("read", key, &wait, move |store, key, wait| store.read(key, options.clone().wait(wait)));
+        let claim = claim(options.get_claim());
+        let wait = Wait::new("read", Some(key), options.get_wait(), self.futures());
+        let read = wait.run(ready(()), (key.clone(), options.claim(claim)), |store, of, wait| async move {
+            let (key, options) = &*of;
+            store.read(key, options.clone().wait(wait)).await
+        });
         read.await
     }
 
@@ -77,10 +81,8 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         const OPERATION: &str = "write_if_version";
         let (key, claim) = (key.into_key()?, claim(options.get_claim()));
         let (result, options) = (Json::encode_result(OPERATION, &key, result)?, options.claim(claim));
-        let write = self.short(OPERATION, key, move |store, key| {
-            Box::pin(async move {
-                store.compare_and_swap(key, Expected::Version(version), &result, options).await
-            })
+        let write = self.short(OPERATION, key, |store, key| async move {
+            store.compare_and_swap(&key, Expected::Version(version), &result, options).await
         });
         write.await
     }
@@ -98,21 +100,17 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         let (key, claim) = (key.into_key()?, claim(options.get_claim()));
         let expected = expected.map(|value| Json::encode_result(OPERATION, &key, value)).transpose()?;
         let (new, options) = (Json::encode_result(OPERATION, &key, new)?, options.claim(claim));
-        let swap = self.short(OPERATION, key, move |store, key| {
-            Box::pin(async move {
-                let expected = expected.as_ref().map_or(Expected::Absent, Expected::Value);
-                store.compare_and_swap(key, expected, &new, options).await
-            })
+        let swap = self.short(OPERATION, key, |store, key| async move {
+            let expected = expected.as_ref().map_or(Expected::Absent, Expected::Value);
+            store.compare_and_swap(&key, expected, &new, options).await
         });
         swap.await
     }
 
     pub(super) async fn write_json(&self, key: &Key, result: Arc<Json>, options: WriteOptions) -> Result<()> {
         let claim = claim(options.get_claim());
-        let write = self.short("write", key, move |store, key| {
-            Box::pin(async move { store.write(key, &result, options.claim(claim)).await })
-        });
-        write.await
+        let options = options.claim(claim);
+        self.short("write", key, |store, key| async move { store.write(&key, &result, options).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::remove", "a change")]
@@ -123,12 +121,13 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::remove_with", "a change")]
     pub async fn remove_with(&self, key: impl IntoKey, options: RemoveOptions) -> Result<bool> {
         let claim = claim(options.get_claim());
-        self.short("remove", key, move |store, key| store.remove(key, options.claim(claim))).await
+        let options = options.claim(claim);
+        self.short("remove", key, |store, key| async move { store.remove(&key, options).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::exists", "a read")]
     pub async fn exists(&self, key: impl IntoKey) -> Result<bool> {
-        self.short("exists", key, |store, key| store.exists(key)).await
+        self.short("exists", key, |store, key| async move { store.exists(&key).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::keys", "a read")]
@@ -144,7 +143,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
 
     #[doc = same_as!("RecordStoreExt::record_info", "a read")]
     pub async fn record_info(&self, key: impl IntoKey) -> Result<Option<RecordInfo>> {
-        self.short("record_info", key, |store, key| store.record_info(key)).await
+        self.short("record_info", key, |store, key| async move { store.record_info(&key).await }).await
     }
 
     #[doc = same_as!("RecordStoreExt::evict", "a change of each record", "An eviction whose future is dropped may \

@@ -1,14 +1,12 @@
 //! The waits of futures: calls that end when the future is dropped.
 
 use std::convert::Infallible;
-use std::future::{poll_fn, ready};
+use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::blocking::{Outcome, Thread};
 use super::pending::Acquisition;
@@ -17,7 +15,8 @@ use super::{AsyncLockGuard, AsyncRecordStore, Futures, current_holder};
 use crate::pauses::Pauses;
 use crate::store::futures::{RecordStoreFuture, RecordStoreFutures};
 use crate::{
-    Cancellation, Error, ErrorKind, Key, LockGuard, LockOptions, OnCancel, RecordStore, Result, WaitOptions,
+    Cancellation, Error, ErrorKind, Holder, Key, LockGuard, LockOptions, OnCancel, RecordStore, Result,
+    WaitOptions,
 };
 
 /// The first and the longest pause between the attempts of a call that has no thread yet, because all of them wait or none
@@ -35,119 +34,67 @@ const QUEUED_PAUSE: Duration = Duration::from_millis(250);
 const RELEASE_GRACE: Duration = Duration::from_millis(250);
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
-    /// Makes a call that may have to wait. At the timeout, it fails with [`ErrorKind::LockTimeout`].
-    pub(super) async fn wait<T: Send + 'static>(
-        &self,
-        operation: &'static str,
-        key: &Key,
-        options: &WaitOptions,
-        call: impl for<'a> Fn(&'a dyn RecordStoreFutures, &'a Key, WaitOptions) -> RecordStoreFuture<'a, T>
-        + Send
-        + Sync
-        + 'static,
-    ) -> Result<T> {
-        let store = self.futures();
-        let of = Arc::new((Arc::clone(&store), key.clone(), call));
-        let call = move |options| -> RecordStoreFuture<'static, T> {
-            let of = Arc::clone(&of);
-            Box::pin(async move {
-                let (store, key, call) = &*of;
-                call(&**store, key, options).await
-            })
-        };
-        Wait::new(operation, Some(key), options, store, Box::new(call)).run(ready(())).await
-    }
-
-    /// [`wait`](Self::wait) for a call about the whole store that changes a value. A call of a dropped future may still
-    /// use the value: it is cancelled, and ends soon.
-    pub(super) async fn wait_with<V: Send + 'static, T: Send + 'static>(
-        &self,
-        operation: &'static str,
-        value: &Arc<Mutex<V>>,
-        options: &WaitOptions,
-        call: impl for<'a> Fn(&'a dyn RecordStoreFutures, &'a mut V, WaitOptions) -> RecordStoreFuture<'a, T>
-        + Send
-        + Sync
-        + 'static,
-    ) -> Result<T> {
-        let store = self.futures();
-        let held: Arc<Mutex<Option<OwnedMutexGuard<V>>>> = Arc::new(Mutex::new(None));
-        let of = Arc::new((Arc::clone(&store), Arc::clone(&held), call));
-        let call = move |options| -> RecordStoreFuture<'static, T> {
-            let of = Arc::clone(&of);
-            Box::pin(async move {
-                let (store, held, call) = &*of;
-                let mut held = held.lock().await;
-                let Some(value) = held.as_mut() else { return Err(timeout(operation, None)) };
-                let outcome = call(&**store, value, options).await;
-                // Unless the call is repeated, the value is free before anybody learns of the outcome.
-                if !outcome.as_ref().is_err_and(Error::is_timeout) {
-                    *held = None;
-                }
-                outcome
-            })
-        };
-        let wait = Wait::new(operation, None, options, store, Box::new(call));
-        let Some(value) = wait.until(pin!(Arc::clone(value).lock_owned()), wait.left()).await? else {
-            return Err(timeout(operation, None));
-        };
-        *held.lock().await = Some(value);
-        wait.run(ready(())).await
-    }
-
     /// Makes a call that acquires the locks of these keys, after the pending releases of the same holder. With
     /// queues, for one lock: as long as it is not the first in its queue, the call is only attempted.
-    pub(super) async fn acquire<T: Send + 'static>(
+    pub(super) async fn acquire<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
         &self,
         operation: &'static str,
-        keys: &[Key],
+        keys: Vec<Key>,
         options: LockOptions,
         futures: Futures,
         queues: Option<&Queues>,
-        call: impl Fn(Arc<Locking<S>>, LockOptions) -> RecordStoreFuture<'static, T> + Send + Sync + 'static,
+        call: impl Fn(Futures, Arc<Locking<S>>, LockOptions) -> F + Send + Sync,
     ) -> Result<T> {
         let holder = options.get_holder().cloned().unwrap_or_else(current_holder);
         let acquisitions: Vec<_> = keys.iter().map(|key| Acquisition::new(&holder, key)).collect();
-        let (wait, options) = (options.get_wait().clone(), options.holder(holder.clone()));
-        let (store, of) = (self.clone(), acquisitions.clone());
-        let locking = Arc::new(Locking { store, futures: Arc::clone(&futures), acquisitions: of });
-        let call = move |wait| call(Arc::clone(&locking), options.clone().wait(wait));
-        let mut wait = Wait::new(operation, Some(&keys[0]), &wait, futures, Box::new(call));
+        let mut wait = Wait::new(operation, keys.first(), options.get_wait(), futures);
         for acquisition in &acquisitions {
             let left = wait.left().max(RELEASE_GRACE.saturating_sub(wait.start.elapsed()));
             if wait.until(pin!(acquisition.earlier_are_released()), left).await?.is_none() {
-                let error = timeout(operation, Some(acquisition.key())).with_holder(holder);
+                let error = timeout(operation).with_key(acquisition.key()).with_holder(holder);
                 return Err(error.waiting_since(wait.start));
             }
         }
-        wait.acquisitions = acquisitions;
-        let Some(queues) = queues else { return wait.run(ready(())).await };
-        wait.run(queues.enter((operation, keys[0].clone()), &holder)).await
+        wait.acquisitions.clone_from(&acquisitions);
+        let turn = async { Some(queues?.enter((operation, keys[0].clone()), &holder).await) };
+        let options = options.holder(holder.clone());
+        let locking = Locking { store: self.clone(), acquisitions };
+        let call = |store, locking, wait| call(store, locking, options.clone().wait(wait));
+        wait.run(turn, locking, call).await
     }
 }
 
-/// The store and the locks of a call that acquires them.
+/// What the calls of an acquisition use.
 pub(super) struct Locking<S: ?Sized> {
     pub(super) store: AsyncRecordStore<S>,
-    pub(super) futures: Futures,
+    /// In the order of the keys.
     pub(super) acquisitions: Vec<Arc<Acquisition>>,
 }
 
 impl<S: RecordStore + ?Sized + 'static> Locking<S> {
+    /// The only key.
     pub(super) fn key(&self) -> &Key {
         self.acquisitions[0].key()
     }
 
+    pub(super) fn holder(&self) -> &Holder {
+        self.acquisitions[0].holder()
+    }
+
     /// Acquires the lock of the only key.
-    pub(super) async fn lock(&self, options: LockOptions) -> Result<AsyncLockGuard<S>> {
-        let (calls, store, key) = (&*self.futures, &self.store.store, self.key().clone());
-        let guard = LockGuard::acquire_owned_by(calls, store, key, options).await?;
+    pub(super) async fn lock(
+        &self,
+        calls: &dyn RecordStoreFutures,
+        options: LockOptions,
+    ) -> Result<AsyncLockGuard<S>> {
+        let guard =
+            LockGuard::acquire_owned_by(calls, &self.store.store, self.key().clone(), options).await?;
         Ok(AsyncLockGuard::new(&self.store, guard, &self.acquisitions[0]))
     }
 }
 
-pub(super) fn timeout(operation: &'static str, key: Option<&Key>) -> Error {
-    key.into_iter().fold(Error::new(ErrorKind::LockTimeout, operation), Error::with_key)
+pub(super) fn timeout(operation: &'static str) -> Error {
+    Error::new(ErrorKind::LockTimeout, operation)
 }
 
 /// `None` instead of a timeout.
@@ -158,13 +105,10 @@ pub(super) fn or_none<T>(outcome: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// A call that can be repeated.
-type Call<T> = Box<dyn Fn(WaitOptions) -> RecordStoreFuture<'static, T> + Send + Sync>;
-
 /// One future's wait. If it is dropped, its calls end, and the locks that they acquire are given up.
-struct Wait<T> {
+pub(super) struct Wait {
     operation: &'static str,
-    /// `None`: the call is about the whole store.
+    /// `None`: the calls are about the whole store.
     key: Option<Key>,
     start: Instant,
     /// The options for a call that begins at the start.
@@ -173,18 +117,19 @@ struct Wait<T> {
     cancellation: Cancellation,
     _chained: Option<OnCancel>,
     futures: Futures,
-    call: Call<T>,
     /// Those of the locks that have not arrived yet.
     acquisitions: Vec<Arc<Acquisition>>,
 }
 
-impl<T: Send + 'static> Wait<T> {
-    fn new(
+/// A call that can be repeated.
+type Call<'a, T> = dyn Fn(WaitOptions) -> RecordStoreFuture<'static, T> + Send + Sync + 'a;
+
+impl Wait {
+    pub(super) fn new(
         operation: &'static str,
         key: Option<&Key>,
         options: &WaitOptions,
         futures: Futures,
-        call: Call<T>,
     ) -> Self {
         let cancellation = Cancellation::new();
         let chained = options.get_cancellation().map(|callers| {
@@ -200,13 +145,28 @@ impl<T: Send + 'static> Wait<T> {
             cancellation,
             _chained: chained,
             futures,
-            call,
             acquisitions: Vec::new(),
         }
     }
 
-    async fn run<R>(mut self, turn: impl Future<Output = R>) -> Result<T> {
-        let ControlFlow::Break(outcome) = self.wait_and_call(turn).await;
+    /// Makes a call about this value, after its turn has come. The call may be repeated, but never runs twice at once. At
+    /// the timeout, it fails with [`ErrorKind::LockTimeout`].
+    pub(super) async fn run<R, V, T, F>(
+        mut self,
+        turn: impl Future<Output = R>,
+        value: V,
+        call: impl Fn(Futures, Arc<V>, WaitOptions) -> F + Send + Sync,
+    ) -> Result<T>
+    where
+        V: Send + Sync,
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let value = Arc::new(value);
+        let call = |options| -> RecordStoreFuture<'static, T> {
+            Box::pin(call(Arc::clone(&self.futures), Arc::clone(&value), options))
+        };
+        let ControlFlow::Break(outcome) = self.wait_and_call(turn, &call).await;
         if outcome.is_ok() {
             self.acquisitions.clear();
         }
@@ -216,29 +176,33 @@ impl<T: Send + 'static> Wait<T> {
 
     /// Waits for its turn and calls. A call that blocks is attempted first, and if it would have to wait, it gets a
     /// thread.
-    async fn wait_and_call<R>(&self, turn: impl Future<Output = R>) -> ControlFlow<Result<T>, Infallible> {
-        let _turn = self.attempt_until(turn, [QUEUED_PAUSE; 2]).await?;
+    async fn wait_and_call<R, T: Send + 'static>(
+        &self,
+        turn: impl Future<Output = R>,
+        call: &Call<'_, T>,
+    ) -> ControlFlow<Result<T>, Infallible> {
+        let _turn = self.attempt_until(turn, [QUEUED_PAUSE; 2], call).await?;
         let mut thread = None;
         if self.futures.blocks() {
-            self.attempt().await?;
-            thread = Some(self.attempt_until(Thread::wait(), PAUSES).await?);
+            self.attempt(call).await?;
+            thread = Some(self.attempt_until(Thread::wait(), PAUSES, call).await?);
         }
-        // With all the time that is left.
-        let call = (self.call)(self.options.since(self.start));
+        let call = call(self.rest());
         ControlFlow::Break(Outcome::of(self.operation, self.key.as_ref(), &*self.futures, thread, call).await)
     }
 
     /// Waits until `ready`. If it is not ready at once, attempts then and after each pause.
-    async fn attempt_until<R>(
+    async fn attempt_until<R, T: Send + 'static>(
         &self,
         ready: impl Future<Output = R>,
         pauses: [Duration; 2],
+        call: &Call<'_, T>,
     ) -> ControlFlow<Result<T>, R> {
         let (mut ready, mut pause, mut pauses) = (pin!(ready), Duration::ZERO, Pauses::new(pauses));
         loop {
             match self.until(ready.as_mut(), pause.min(self.left())).await {
                 Ok(Some(ready)) => return ControlFlow::Continue(ready),
-                Ok(None) => self.attempt().await?,
+                Ok(None) => self.attempt(call).await?,
                 Err(error) => return ControlFlow::Break(Err(error)),
             }
             pause = pauses.take();
@@ -246,9 +210,9 @@ impl<T: Send + 'static> Wait<T> {
     }
 
     /// Calls without a wait. `Continue`: the call would have to wait.
-    async fn attempt(&self) -> ControlFlow<Result<T>> {
+    async fn attempt<T: Send + 'static>(&self, call: &Call<'_, T>) -> ControlFlow<Result<T>> {
         let is_last = self.left().is_zero();
-        let call = (self.call)(self.options.clone().timeout(Duration::ZERO));
+        let call = call(self.options.clone().timeout(Duration::ZERO));
         match Outcome::of(self.operation, self.key.as_ref(), &*self.futures, None, call).await {
             Err(error) if error.is_timeout() && !is_last => ControlFlow::Continue(()),
             outcome => ControlFlow::Break(outcome),
@@ -256,7 +220,7 @@ impl<T: Send + 'static> Wait<T> {
     }
 
     /// `None`: it is not ready after the pause. Fails as soon as the caller cancels.
-    async fn until<R>(
+    pub(super) async fn until<R>(
         &self,
         mut ready: Pin<&mut impl Future<Output = R>>,
         pause: Duration,
@@ -278,12 +242,17 @@ impl<T: Send + 'static> Wait<T> {
         self.cancellation.check(self.operation, self.key.as_ref()).map(|()| output)
     }
 
-    fn left(&self) -> Duration {
-        self.options.since(self.start).get_timeout().unwrap_or(Duration::MAX)
+    pub(super) fn left(&self) -> Duration {
+        self.rest().get_timeout().unwrap_or(Duration::MAX)
+    }
+
+    /// The options of a call that begins now, with all the time that is left.
+    pub(super) fn rest(&self) -> WaitOptions {
+        self.options.since(self.start)
     }
 }
 
-impl<T> Drop for Wait<T> {
+impl Drop for Wait {
     fn drop(&mut self) {
         self.acquisitions.iter().for_each(|acquisition| acquisition.give_up());
         self.cancellation.cancel();

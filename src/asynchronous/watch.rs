@@ -1,14 +1,15 @@
 //! Watching a record for changes.
 
 use std::fmt;
+use std::future::ready;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_core::Stream;
 
 use super::AsyncRecordStore;
-use super::wait::{or_none, timeout};
+use super::wait::{Wait, or_none, timeout};
 use crate::store::futures::RecordStoreFuture;
 use crate::{IntoKey, Key, RecordChange, RecordStore, RecordVersion, Result, WaitOptions};
 
@@ -48,17 +49,17 @@ pub struct AsyncRecordWatch<S: ?Sized> {
     key: Key,
     seen: RecordVersion,
     /// The wait of the stream.
-    waiting: Option<Wait>,
+    waiting: Option<Waiting>,
 }
 
 /// Waits for another version. `None` at the timeout.
-type Wait = RecordStoreFuture<'static, Option<RecordVersion>>;
+type Waiting = RecordStoreFuture<'static, Option<RecordVersion>>;
 
 impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     #[doc = same_as!("RecordStoreExt::watch", "a read")]
     pub async fn watch(&self, key: impl IntoKey) -> Result<AsyncRecordWatch<S>> {
         let key = key.into_key()?;
-        let seen = self.short("watch", &key, |store, key| store.version(key)).await?;
+        let seen = self.short("watch", &key, |store, key| async move { store.version(&key).await }).await?;
         Ok(AsyncRecordWatch { store: self.clone(), key, seen, waiting: None })
     }
 
@@ -89,16 +90,14 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordWatch<S> {
         self.change(changed)
     }
 
-    fn wait(&self, options: WaitOptions) -> Wait {
+    fn wait(&self, options: WaitOptions) -> Waiting {
         let (store, key, seen) = (self.store.clone(), self.key.clone(), self.seen);
         Box::pin(async move {
-            let wait = store.wait("watch", &key, &options, move |store, key, options| {
-                Box::pin(async move {
-                    let changed = store.wait_for_change(key, seen, options).await?;
-                    changed.ok_or_else(|| timeout("watch", Some(key)))
-                })
+            let wait = Wait::new("watch", Some(&key), &options, store.futures());
+            let changed = wait.run(ready(()), key, |store, key, options| async move {
+                store.wait_for_change(&key, seen, options).await?.ok_or_else(|| timeout("watch"))
             });
-            or_none(wait.await)
+            or_none(changed.await)
         })
     }
 
@@ -116,11 +115,10 @@ impl<S: RecordStore + ?Sized + 'static> Stream for AsyncRecordWatch<S> {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut waiting = self.waiting.take().unwrap_or_else(|| self.wait(WaitOptions::new()));
-        let polled = waiting.as_mut().poll(context);
-        if polled.is_pending() {
+        let Poll::Ready(changed) = waiting.as_mut().poll(context) else {
             self.waiting = Some(waiting);
-        }
-        let changed = ready!(polled);
+            return Poll::Pending;
+        };
         Poll::Ready(self.change(changed).transpose())
     }
 }
