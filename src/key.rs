@@ -351,6 +351,24 @@ impl IntoKey for &str {
     }
 }
 
+impl IntoKey for &&str {
+    fn into_key(self) -> Result<Key> {
+        Key::new(*self)
+    }
+}
+
+impl IntoKey for Cow<'_, str> {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
+    }
+}
+
+impl IntoKey for Box<str> {
+    fn into_key(self) -> Result<Key> {
+        Key::new(self)
+    }
+}
+
 impl IntoKey for String {
     fn into_key(self) -> Result<Key> {
         Key::new(self)
@@ -427,6 +445,19 @@ mod tests {
         // Processes of different versions share a directory, so these values must never change.
         let key = Key::new("invoice-42").unwrap();
         assert_eq!((key.crc32(), key.tag()), (0xf3e1_9a1b, 0x7614_841c_c24b_303c));
+    }
+
+    #[test]
+    fn every_string_becomes_a_key() {
+        let keys = [
+            "k".into_key(),
+            (&"k").into_key(),
+            "k".to_owned().into_key(),
+            (&"k".to_owned()).into_key(),
+            Cow::Borrowed("k").into_key(),
+            Box::<str>::from("k").into_key(),
+        ];
+        assert!(keys.into_iter().all(|key| key.is_ok_and(|key| key == "k")));
     }
 
     #[test]

@@ -233,7 +233,7 @@ pub use options::{WaitOptions, WriteOptions};
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use postgres::{
-    PostgresChecked, PostgresFinding, PostgresOptions, PostgresProblem, PostgresRecordStore,
+    PostgresChecked, PostgresFinding, PostgresOptions, PostgresProblem, PostgresRecordStore, PostgresSwept,
     PostgresVerification,
 };
 pub use process::after_fork;
@@ -241,9 +241,6 @@ pub use record::{RawRecord, TransactionRecord};
 pub use record_info::{ListOptions, RecordInfo};
 pub use recovery::Recovery;
 pub use store::ext::RecordStoreExt;
-#[cfg(feature = "tokio")]
-#[doc(hidden)]
-pub use store::futures::{RecordStoreFuture, RecordStoreFutures};
 pub use store::{Expected, IsolationLevel, Listing, RecordStore, StoreIdentity};
 pub use transaction::{CommitMode, PendingTransaction, Transaction, TransactionState};
 pub use version::RecordVersion;

@@ -10,9 +10,9 @@ pub struct Recovery {
     /// When it was done.
     pub at: SystemTime,
     /// Records that were written again.
-    pub records: usize,
+    pub records: u64,
     /// Records that were removed again, or that were never on the disk.
-    pub removed: usize,
+    pub removed: u64,
     /// Locks of named holders that were written or removed again.
-    pub locks: usize,
+    pub locks: u64,
 }

@@ -112,7 +112,7 @@ pub(crate) fn taken_over(key: &Key, token: LockToken, from: &Holder, state: Lock
 }
 
 /// A sweep removed this many files.
-pub(crate) fn swept(owners: usize, staged: usize, locks: usize, records: usize) {
+pub(crate) fn swept(owners: u64, staged: u64, locks: u64, records: u64) {
     #[cfg(feature = "tracing")]
     if owners + staged + locks + records > 0 {
         tracing::debug!(target: TARGET, owners, staged, locks, records, "removed leftover files");

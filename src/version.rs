@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// [`RecordStoreExt::read`](crate::RecordStoreExt::read) returns it with the result, and
 /// [`RecordStoreExt::write_if_version`](crate::RecordStoreExt::write_if_version) writes only if it is still the
-/// present one. It can be stored and used later, by other processes too. Only for equality: a version says
-/// nothing about the order of writes.
+/// present one. It can be stored and used later, by other processes too: the numbers of the stores of this crate are less
+/// than 2^53, so JSON carries them exactly. Only for equality: a version says nothing about the order of writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RecordVersion(Option<u64>);

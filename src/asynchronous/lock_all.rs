@@ -5,7 +5,7 @@ use std::slice;
 use std::time::Instant;
 
 use super::{AsyncLockGuard, AsyncRecordStore};
-use crate::{IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result, WaitOptions};
+use crate::{Error, IntoKey, LockGuard, LockGuards, LockOptions, RecordStore, Result, WaitOptions};
 
 /// The held locks of several keys, created by [`AsyncRecordStore::lock_all`]. Dropping it releases them, as
 /// dropping a [guard](AsyncLockGuard) does.
@@ -76,6 +76,20 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
         outcome
     }
 
+    /// Renews all leases in the background for as long as the guards live: see [`AsyncLockGuard::keep_alive`]. `on_loss` is
+    /// called once for each lock that is lost. Cancel safe: a change of each lock.
+    ///
+    /// # Errors
+    ///
+    /// The first of [`AsyncLockGuard::keep_alive`]; the others are kept alive nevertheless.
+    pub async fn keep_alive(&self, on_loss: impl Fn(Error) + Clone + Send + 'static) -> Result<()> {
+        let mut outcome = Ok(());
+        for guard in self {
+            outcome = outcome.and(guard.keep_alive(on_loss.clone()).await);
+        }
+        outcome
+    }
+
     /// Releases all locks, and reports if one was lost before. Cancel safe: the locks are released in the
     /// background then.
     ///
@@ -97,6 +111,15 @@ impl<S: RecordStore + ?Sized + 'static> AsyncLockGuards<S> {
             outcome = outcome.and(guard.release_with(options.since(start)).await);
         }
         outcome
+    }
+}
+
+impl<S: RecordStore + ?Sized + 'static> IntoIterator for AsyncLockGuards<S> {
+    type Item = AsyncLockGuard<S>;
+    type IntoIter = std::vec::IntoIter<AsyncLockGuard<S>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.guards.into_iter()
     }
 }
 

@@ -28,8 +28,8 @@
 //! queue, and only the first one needs a thread. At most 64 such threads exist; further calls retry, at least
 //! every 50 ms. Evictions and the batches of listings run on these threads too, and on the pool if none is available.
 //!
-//! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them,
-//! except for listings.
+//! A store that has its operations as futures, such as the one on a PostgreSQL server, needs no threads for them, except
+//! for listings, [`lock_all`](AsyncRecordStore::lock_all) and keep-alives.
 //!
 //! # Streams
 //!

@@ -78,7 +78,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
         result: &R,
         options: WriteOptions,
     ) -> Result<bool> {
-        const OPERATION: &str = "write_if_version";
+        const OPERATION: &str = "compare_and_swap";
         let (key, claim) = (key.into_key()?, claim(options.get_claim()));
         let (result, options) = (Json::encode_result(OPERATION, &key, result)?, options.claim(claim));
         let write = self.short(OPERATION, key, |store, key| async move {

@@ -486,19 +486,39 @@ impl fmt::Debug for Error {
 /// So that a closure of the caller's can use `?` on an [`io::Error`].
 impl From<io::Error> for Error {
     fn from(source: io::Error) -> Self {
-        Self::new(ErrorKind::Io, "").with_source(source)
+        match source.downcast() {
+            Ok(error) => error,
+            Err(source) => Self::new(ErrorKind::Io, "").with_source(source),
+        }
     }
 }
 
-/// Keeps the operating system's kind, where there is one, and this error as its cause.
+/// Keeps the operating system's kind, where there is one, and this error as its cause. The way back returns this error.
+///
+/// No kind becomes [`Interrupted`](io::ErrorKind::Interrupted), which the standard library retries.
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind() {
             ErrorKind::LockTimeout => io::ErrorKind::TimedOut,
             ErrorKind::Locked => io::ErrorKind::WouldBlock,
-            ErrorKind::Cancelled => io::ErrorKind::Interrupted,
-            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
-            _ => error.io_kind().unwrap_or(io::ErrorKind::Other),
+            ErrorKind::Unsupported | ErrorKind::UnsupportedIsolationLevel => io::ErrorKind::Unsupported,
+            ErrorKind::InvalidKey
+            | ErrorKind::InvalidHolder
+            | ErrorKind::InvalidJson
+            | ErrorKind::InvalidUrl
+            | ErrorKind::Encode => io::ErrorKind::InvalidInput,
+            ErrorKind::CorruptRecord
+            | ErrorKind::CorruptLock
+            | ErrorKind::CorruptStore
+            | ErrorKind::KeyMismatch
+            | ErrorKind::Decode => io::ErrorKind::InvalidData,
+            ErrorKind::NotAStore | ErrorKind::StoreRemoved => io::ErrorKind::NotFound,
+            ErrorKind::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+            ErrorKind::RecordTooLarge => io::ErrorKind::FileTooLarge,
+            _ => error
+                .io_kind()
+                .filter(|kind| *kind != io::ErrorKind::Interrupted)
+                .unwrap_or(io::ErrorKind::Other),
         };
         io::Error::new(kind, error)
     }
@@ -579,5 +599,26 @@ mod tests {
     #[test]
     fn an_error_is_one_pointer() {
         assert_eq!(size_of::<Error>(), size_of::<usize>());
+    }
+
+    struct Cancelled;
+
+    impl io::Read for Cancelled {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(Error::new(ErrorKind::Cancelled, "lock").into())
+        }
+    }
+
+    #[test]
+    fn an_error_survives_an_io_error_that_nobody_retries() {
+        let holder = Holder::named("worker").unwrap();
+        let error = Error::new(ErrorKind::LockTimeout, "lock").with_holder(holder.clone());
+        let outer = io::Error::from(error);
+        assert_eq!(outer.kind(), io::ErrorKind::TimedOut);
+        let back = Error::from(outer);
+        assert!(back.is_timeout() && back.holder() == Some(&holder));
+
+        let error = io::Read::read_to_end(&mut Cancelled, &mut Vec::new()).unwrap_err();
+        assert_eq!(Error::from(error).kind(), ErrorKind::Cancelled);
     }
 }

@@ -149,7 +149,7 @@ impl FileSystemRecordStore {
     /// # Errors
     ///
     /// [`ErrorKind::ReadOnly`], [`ErrorKind::Io`].
-    pub fn clear_damaged(&self) -> Result<usize> {
+    pub fn clear_damaged(&self) -> Result<u64> {
         self.0.explained(ops::damaged::clear_damaged(&self.0))
     }
 

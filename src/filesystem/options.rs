@@ -166,6 +166,8 @@ impl FileSystemOptions {
     /// nothing, otherwise one system call. Nothing is noted in the file of another user, unless this process is root's, and
     /// nothing in a store that is opened read-only.
     ///
+    /// A policy that is a [dry run](EvictionPolicy::dry_run) has no effect here: nobody would see what it finds.
+    ///
     /// ```
     /// use record_store::{EvictionPolicy, FileSystemOptions, RecordStoreExt};
     ///

@@ -67,5 +67,9 @@ pub mod surroundings {}
 #[doc = include_str!("durability.md")]
 pub mod durability {}
 
+#[cfg_attr(
+    not(feature = "postgres"),
+    allow(rustdoc::broken_intra_doc_links, reason = "its names are behind the feature")
+)]
 #[doc = include_str!("postgres.md")]
 pub mod postgres {}

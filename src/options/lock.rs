@@ -32,8 +32,17 @@ pub struct LockOptions {
     wait: WaitOptions,
 }
 
-/// A lock file has 64 KiB at most.
+/// As JSON. A lock file has 64 KiB at most, beside the longest key and the longest name of a holder.
 const MAX_NOTE_BYTES: usize = 1_000;
+
+/// How many bytes a character has in a JSON string.
+fn json_length(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..'\u{20}' => 6,
+        character => character.len_utf8(),
+    }
+}
 
 impl LockOptions {
     /// The default options.
@@ -85,9 +94,15 @@ impl LockOptions {
 
     /// Tells people who ask who has the lock what the holder does: [`LockInfo::note`](crate::LockInfo::note) returns the
     /// note, and the program `record-store` shows it. All users of the store can read it. A note of more than 1,000 bytes
-    /// is cut off. If the holder has the lock already, the note of the first acquisition stays.
+    /// is cut off; a control character counts as the six bytes that it has in JSON, and a quote as two. If the holder has
+    /// the lock already, the note of the first acquisition stays.
     pub fn note(mut self, note: &str) -> Self {
-        let cut = note.floor_char_boundary(MAX_NOTE_BYTES);
+        let mut length = 0;
+        let is_too_long = |(_, character): &(usize, char)| {
+            length += json_length(*character);
+            length > MAX_NOTE_BYTES
+        };
+        let cut = note.char_indices().find(is_too_long).map_or(note.len(), |(at, _)| at);
         self.note = Some(note[..cut].into());
         self
     }
@@ -99,6 +114,9 @@ impl LockOptions {
     /// are served in the order in which they came, so neither kind starves the other. A holder that shares the lock
     /// cannot make it exclusive: that is [`ErrorKind::LockShared`](crate::ErrorKind::LockShared). If it has an exclusive
     /// lock, it keeps that.
+    ///
+    /// In a directory, so many share a lock as its file has room for: some 170 with short names and without notes, see the
+    /// [guide](crate::guide::sharing). Further ones wait.
     ///
     /// A call that changes the record acquires its lock exclusively, whatever these options say: `update`, `get_or_compute`
     /// and transactions. A store of another crate may have no shared locks, and refuse with

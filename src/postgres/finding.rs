@@ -34,11 +34,13 @@ pub struct PostgresFinding {
 #[non_exhaustive]
 pub enum PostgresProblem {
     /// A part of the schema is missing, or is not as this version of the crate makes it.
+    #[non_exhaustive]
     CorruptSchema {
         /// The difference, for people.
         detail: String,
     },
     /// This role lacks a right that some operations need.
+    #[non_exhaustive]
     Permissions {
         /// The role.
         role: String,
@@ -46,6 +48,7 @@ pub enum PostgresProblem {
         remedy: String,
     },
     /// A row that this crate did not write like this: it is in the place of another key, or its number was never given.
+    #[non_exhaustive]
     CorruptRow {
         /// The difference, for people.
         detail: String,
@@ -61,6 +64,7 @@ pub enum PostgresProblem {
     /// A lock that is no longer in force: its lease expired, or its process is gone.
     StaleLock(LockState),
     /// Waiters of processes that are gone.
+    #[non_exhaustive]
     StaleWaiters {
         /// How many.
         count: u64,

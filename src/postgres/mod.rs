@@ -51,6 +51,7 @@ use crate::{
 
 pub use self::finding::{PostgresChecked, PostgresFinding, PostgresProblem};
 pub use self::options::PostgresOptions;
+pub use self::records::PostgresSwept;
 pub use self::verify::PostgresVerification;
 
 #[cfg(doc)]
@@ -160,12 +161,12 @@ impl PostgresRecordStore {
     }
 
     /// Removes expired records, expired and abandoned locks, and what waiters of dead processes have left. None of it has
-    /// an effect, but it takes up space. Returns how many records and locks were removed.
+    /// an effect, but it takes up space.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`] if the server cannot be reached or refuses.
-    pub fn sweep(&self) -> Result<(u64, u64)> {
+    pub fn sweep(&self) -> Result<PostgresSwept> {
         block_on(records::sweep(&self.0, &Limits::none()))
     }
 

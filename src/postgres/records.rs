@@ -224,14 +224,24 @@ pub(super) fn keys(core: &Arc<Core>) -> Result<Listing<'_, Key>> {
     })))
 }
 
-pub(super) async fn sweep(core: &Arc<Core>, limits: &Limits) -> Result<(u64, u64)> {
-    let (mut records, mut locks) = (0, 0);
+/// The numbers of rows that a sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PostgresSwept {
+    /// Expired records.
+    pub records: u64,
+    /// Locks that are no longer in force.
+    pub locks: u64,
+}
+
+pub(super) async fn sweep(core: &Arc<Core>, limits: &Limits) -> Result<PostgresSwept> {
+    let mut swept = PostgresSwept::default();
     loop {
         let rows = core.call(Context::whole("sweep"), limits, Repeat::Yes, Query::Sweep, &[]).await?;
         let count = |column| rows.first().map_or(0, |row: &Row| row.get::<_, i64>(column).cast_unsigned());
-        (records, locks) = (records + count(0), locks + count(1));
+        (swept.records, swept.locks) = (swept.records + count(0), swept.locks + count(1));
         if count(1) < SWEPT_AT_ONCE {
-            return Ok((records, locks));
+            return Ok(swept);
         }
     }
 }

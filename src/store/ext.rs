@@ -163,7 +163,7 @@ pub trait RecordStoreExt: RecordStore {
         options: WriteOptions,
     ) -> Result<bool> {
         let key = key.into_key()?;
-        let result = Json::encode_result("write_if_version", &key, result)?;
+        let result = Json::encode_result("compare_and_swap", &key, result)?;
         self.compare_and_swap_raw(&key, Expected::Version(version), &result, options)
     }
 

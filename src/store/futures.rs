@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The outcome of an operation, as a future.
-pub type RecordStoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+pub(crate) type RecordStoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 /// The operations of any store, as futures that block the thread that polls them: one poll makes them ready.
 pub(crate) struct Blocking<S: ?Sized>(pub(crate) Arc<S>);

@@ -221,7 +221,7 @@ fn records_expire_at_the_time_in_their_file() {
             assert_eq!(listed, lives.iter().map(|(key, _)| (*key).to_owned()).collect());
         });
         let (dir, store) = copy_of(format, "expiring");
-        assert_eq!(store.sweep().unwrap().records, ended.len());
+        assert_eq!(store.sweep().unwrap().records, ended.len() as u64);
         assert!(lives.iter().all(|(key, _)| dir.path().join(format!("{key}.json")).exists()));
         assert!(ended.iter().all(|key| !dir.path().join(format!("{key}.json")).exists()));
     }
@@ -317,7 +317,7 @@ fn every_sound_lock_can_be_renewed_released_and_acquired() {
         let (dir, store) = copy_of(format, "sound");
         assert_eq!(
             store.sweep().unwrap().locks,
-            unfinished(format).len() + 2,
+            unfinished(format).len() as u64 + 2,
             "with those that are not live"
         );
         assert!(unfinished(format).iter().all(|file| !dir.path().join(file).exists()));

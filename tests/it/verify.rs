@@ -184,7 +184,10 @@ fn links_in_place_of_private_files_and_an_unsound_format_are_found() {
         symlink("/nowhere", &path).unwrap();
         let problem = only(&store, &format!(".store/{name}"));
         assert!(problem.is_damage(), "{name}");
-        assert!(matches!(problem, Problem::WrongType { found: "a symbolic link" }), "{name}: {problem:?}");
+        assert!(
+            matches!(problem, Problem::WrongType { found: "a symbolic link", .. }),
+            "{name}: {problem:?}"
+        );
     }
     let (_dir, store) = new_store();
     fs::write(store.path().join(".store/format.json"), "{\"version\":3}").unwrap();

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+#[cfg(feature = "postgres")]
+use record_store::PostgresSwept;
 use record_store::{Evicted, EvictionPolicy, FileSystemOptions, OpenMode, RecordStoreExt};
 use serde::Serialize;
 
@@ -17,11 +19,11 @@ use crate::store::{self, Store};
 /// The counts of removed items. The field names are part of the JSON interface.
 #[derive(Serialize)]
 struct Removed {
-    records: usize,
-    locks: usize,
+    records: u64,
+    locks: u64,
     /// Only if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
-    damaged: Option<usize>,
+    damaged: Option<u64>,
     /// Only with a limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     evicted: Option<JsonEvicted>,
@@ -116,10 +118,9 @@ fn gc_on_server(url: &str, args: &GcArgs) -> Result<(), Failure> {
     let store = store::connect(url, false)?;
     let policy = args.limits.policy();
     // First, because an expired record takes no place.
-    let (records, locks) = if args.limits.dry_run { (0, 0) } else { store.sweep()? };
+    let swept = if args.limits.dry_run { PostgresSwept::default() } else { store.sweep()? };
     let evicted = policy.map(|policy| store.evict(policy)).transpose()?.map(JsonEvicted::from);
-    let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
-    print(&Removed { records: number(records), locks: number(locks), damaged: None, evicted }, args)
+    print(&Removed { records: swept.records, locks: swept.locks, damaged: None, evicted }, args)
 }
 
 #[cfg(not(feature = "postgres"))]

@@ -19,8 +19,8 @@ pub(crate) fn report(store: &FileSystemRecordStore, begun: SystemTime) {
 pub(crate) fn describe(recovery: &Recovery) -> String {
     format!(
         "{} written again, {} removed, {} corrected",
-        count(recovery.records as u64, "record"),
-        count(recovery.removed as u64, "record"),
-        count(recovery.locks as u64, "lock"),
+        count(recovery.records, "record"),
+        count(recovery.removed, "record"),
+        count(recovery.locks, "lock"),
     )
 }

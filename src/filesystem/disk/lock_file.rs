@@ -261,6 +261,7 @@ pub(crate) fn is_owner_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filesystem::disk::layout::MAX_LOCK_BYTES;
 
     fn acquisition() -> Acquisition {
         let start = SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 123);
@@ -289,6 +290,20 @@ mod tests {
 
     fn shared(token: u64, slots: u32) -> Acquisition {
         Acquisition { token: LockToken::new(token), slots: NonZeroU32::new(slots), ..acquisition() }
+    }
+
+    #[test]
+    fn the_longest_lock_can_be_read() {
+        let controls = |count| "\u{1}".repeat(count);
+        let note = crate::LockOptions::new().note(&controls(1_000)).get_note().map(str::to_owned);
+        let acquisition = Acquisition {
+            holder: Holder::named(controls(Holder::MAX_BYTES)).unwrap(),
+            owner: "o".repeat(64),
+            note,
+            ..shared(MAX_TOKEN, u32::MAX)
+        };
+        let lock = LockFile::new(Key::new(controls(Key::MAX_CHARS)).unwrap(), acquisition);
+        assert!(lock.to_text().len() <= MAX_LOCK_BYTES, "{}", lock.to_text().len());
     }
 
     #[test]

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Removes those of these lock files that are blank or unfinished and stay so. Best effort: a latch in which a
 /// process is stopped, or a limit of open files, leaves them for the next sweep. Returns how many it removed.
-pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Result<usize> {
+pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Result<u64> {
     let blank: Vec<_> = names.iter().filter(|name| stays_blank(core, name)).collect();
     let mut swept = 0;
     let mut unknown = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Resu
         };
         let latch = core.enter_within(&key, &Limits::best_effort(), context)?;
         if latch.is_some() && is_blank(core, name) {
-            swept += usize::from(publish::remove(&core.layout, name, context)?);
+            swept += u64::from(publish::remove(&core.layout, name, context)?);
         }
     }
     if unknown.is_empty() {
@@ -41,7 +41,7 @@ pub(super) fn sweep(core: &Core, names: &[String], context: Context<'_>) -> Resu
     let Ok(Some(_latches)) = Latch::enter_all(&core.layout, context) else { return Ok(swept) };
     for name in unknown {
         if is_blank(core, name) {
-            swept += usize::from(publish::remove(&core.layout, name, context)?);
+            swept += u64::from(publish::remove(&core.layout, name, context)?);
         }
     }
     Ok(swept)

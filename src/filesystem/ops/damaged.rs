@@ -36,13 +36,13 @@ pub(crate) fn damaged(core: &Core) -> Result<Vec<DamagedFile>> {
 }
 
 /// Deletes them. Returns how many.
-pub(crate) fn clear_damaged(core: &Core) -> Result<usize> {
+pub(crate) fn clear_damaged(core: &Core) -> Result<u64> {
     let context = Context::whole("clear_damaged");
     core.check_writable(context)?;
     let Some(dir) = open(core, context)? else { return Ok(0) };
     let mut cleared = 0;
     for name in names(core, &dir, context)? {
-        cleared += usize::from(publish::remove_damaged(&core.layout, &dir, &name, context)?);
+        cleared += u64::from(publish::remove_damaged(&core.layout, &dir, &name, context)?);
     }
     Ok(cleared)
 }

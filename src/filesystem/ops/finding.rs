@@ -27,11 +27,13 @@ pub enum Problem {
     /// A lock file that cannot be parsed, so that nobody can acquire that lock.
     CorruptLock(Error),
     /// Something else is in the place of a private file or directory of the store.
+    #[non_exhaustive]
     WrongType {
         /// The type that was found: a directory, a symbolic link, …
         found: &'static str,
     },
     /// Somebody who may write the store may not use this file or directory, so some operations fail for them.
+    #[non_exhaustive]
     Permissions {
         /// The user or the group.
         whom: &'static str,

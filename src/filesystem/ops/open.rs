@@ -1,5 +1,6 @@
 //! Opening a store: what is checked and created on the way.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,10 @@ const MAX_ATTEMPTS: usize = 100;
 pub(crate) fn open(dir: &Path, options: &FileSystemOptions) -> Result<Core> {
     let context = Context::whole("open");
     // A later change of the working directory must not move the store.
+    if dir.as_os_str().is_empty() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is empty");
+        return Err(context.io("open the directory", dir, error));
+    }
     let root = std::path::absolute(dir).map_err(|error| context.io(RELATIVE, dir, error))?;
     file_system::check(&root, options.allows_any_file_system, context)?;
     for _ in 0..MAX_ATTEMPTS {

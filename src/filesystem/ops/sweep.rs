@@ -30,15 +30,15 @@ use crate::{Key, LockState, Result};
 #[non_exhaustive]
 pub struct Swept {
     /// Owner files of dead processes.
-    pub owners: usize,
+    pub owners: u64,
     /// Staged files of dead processes.
-    pub staged: usize,
+    pub staged: u64,
     /// Files of others that dead processes had displaced: they are in `.store/damaged/` now.
-    pub damaged: usize,
+    pub damaged: u64,
     /// Files of stale locks, and unfinished ones.
-    pub locks: usize,
+    pub locks: u64,
     /// Expired records.
-    pub records: usize,
+    pub records: u64,
 }
 
 /// Removes all leftovers. This lists the whole directory.
@@ -110,7 +110,7 @@ fn sweep_private(
     for name in names(layout, &owners, OWNERS, context)? {
         let is_here = here.as_ref().is_some_and(|here| here.name == name);
         if private_names::is_owner(&name) && !is_here {
-            swept.owners += usize::from(owner::remove_if_dead(&owners, &name));
+            swept.owners += u64::from(owner::remove_if_dead(&owners, &name));
         }
     }
     Ok(swept)
@@ -188,7 +188,7 @@ impl Stuck {
     }
 }
 
-fn sweep_locks(core: &Core, context: Context<'static>) -> Result<usize> {
+fn sweep_locks(core: &Core, context: Context<'static>) -> Result<u64> {
     let (mut swept, mut stuck, mut unknown) = (0, Stuck::default(), Vec::new());
     for entry in Names::locks(&core.layout, context)? {
         let (name, key) = entry?.into_lock();
@@ -202,7 +202,7 @@ fn sweep_locks(core: &Core, context: Context<'static>) -> Result<usize> {
         if layout::lock_name(&key) == name && is_stale(core, &key, context) {
             let Some(latch) = stuck.enter(core, &key, context)? else { continue };
             if is_stale(core, &key, context) {
-                swept += usize::from(remove_stale(core, &latch, &key, &name, context)?);
+                swept += u64::from(remove_stale(core, &latch, &key, &name, context)?);
             }
         }
     }
@@ -238,7 +238,7 @@ fn is_stale(core: &Core, key: &Key, context: Context<'_>) -> bool {
 }
 
 /// These removals need not survive a power loss: the records would still be expired.
-fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
+fn sweep_records(core: &Core, context: Context<'static>) -> Result<u64> {
     let (mut swept, mut stuck, mut here) = (0, Stuck::default(), None);
     if !expiry::has_any(&core.layout) {
         return Ok(swept);
@@ -256,7 +256,7 @@ fn sweep_records(core: &Core, context: Context<'static>) -> Result<usize> {
             let here = here.get_or_insert_with(|| Owner::here(&core.layout, context).ok()).as_deref();
             let Some(_latch) = stuck.enter(core, &key, context)? else { continue };
             // It may have been written again meanwhile.
-            swept += usize::from(remove_expired(core, &name, here, context)?);
+            swept += u64::from(remove_expired(core, &name, here, context)?);
         }
     }
     Ok(swept)

@@ -30,6 +30,20 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+/// The operations as futures do not make those that block ambiguous.
+#[cfg(feature = "postgres")]
+fn write_and_read(store: &PostgresRecordStore) -> Result<bool> {
+    store.write("k", &1)?;
+    Ok(store.exists("k")? && store.read::<u8>("k")?.is_some())
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn a_program_can_import_every_name_and_use_a_server() {
+    let Some(url) = crate::postgres::new_url() else { return };
+    assert!(write_and_read(&crate::postgres::open(&url)).expect("a write"));
+}
+
 #[test]
 fn the_macro_for_main_works_too() {
     main().expect("a program");

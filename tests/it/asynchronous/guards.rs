@@ -357,6 +357,24 @@ fn keep_alive_renews_the_lease_while_the_executor_is_blocked() {
 }
 
 #[test]
+fn keep_alive_renews_the_leases_of_several_locks() {
+    let store = AsyncRecordStore::new(MemoryRecordStore::new());
+    single_threaded().block_on(async {
+        let guards = store.lock_all(["a", "b"], LockOptions::new().hold_timeout(millis(400))).await.unwrap();
+        let (lost, losses) = channel();
+        guards.keep_alive(move |error| lost.send(error).unwrap()).await.unwrap();
+        for key in ["a", "b"] {
+            assert!(store.break_lock(key).await.unwrap());
+        }
+        for _ in 0..2 {
+            assert!(losses.recv().unwrap().is_lock_lost());
+        }
+        let keys: Vec<_> = guards.into_iter().map(|guard| guard.key().to_string()).collect();
+        assert_eq!(keys, ["a", "b"]);
+    });
+}
+
+#[test]
 fn keep_alive_ends_with_its_guard() {
     let store: Arc<dyn RecordStore> = Arc::new(MemoryRecordStore::new());
     let store = AsyncRecordStore::from(store);

@@ -36,6 +36,12 @@ fn new_url_on(server: &Server) -> String {
     format!("{}?schema=store_{}_{number}", server.url(), std::process::id())
 }
 
+/// The numbers of records and locks that a sweep removed.
+fn swept(store: &PostgresRecordStore) -> (u64, u64) {
+    let swept = store.sweep().unwrap();
+    (swept.records, swept.locks)
+}
+
 pub(crate) fn open(url: &str) -> PostgresRecordStore {
     PostgresRecordStore::connect(url, PostgresOptions::new()).unwrap()
 }

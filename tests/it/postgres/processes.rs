@@ -7,7 +7,7 @@ use record_store::{
     RecordStore as _, RecordStoreExt, RemoveOptions, WriteOptions,
 };
 
-use super::{new_url, open};
+use super::{new_url, open, swept};
 use crate::forks::{assert_succeeds, fork, raw_fork};
 use crate::support::children::{Child, Role, Stage};
 use crate::support::{PATIENCE, as_named, millis, named, storm};
@@ -299,7 +299,7 @@ fn a_sweep_removes_the_waiters_of_dead_processes() {
     while queued(store.schema()) != 1 {
         // The server notices the death a moment later.
         assert!(start.elapsed() < Duration::from_secs(10), "the waiter of the dead process stays");
-        assert_eq!(store.sweep().unwrap(), (0, 0));
+        assert_eq!(swept(&store), (0, 0));
     }
     guard.release().unwrap();
     living.expect("held");

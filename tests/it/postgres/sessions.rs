@@ -10,7 +10,7 @@ use record_store::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::server::Server;
-use super::{new_url, new_url_on, open};
+use super::{new_url, new_url_on, open, swept};
 use crate::support::{PATIENCE, as_named, millis};
 use crate::watchdog::abort_if_hung;
 
@@ -282,7 +282,7 @@ fn a_statement_that_was_undone_because_of_a_deadlock_is_repeated() {
         CREATE TRIGGER refuse BEFORE DELETE ON {schema}.records FOR EACH ROW EXECUTE FUNCTION {schema}.refuse_once()"
     ));
     std::thread::sleep(millis(5));
-    assert_eq!(store.sweep().unwrap(), (1, 0));
+    assert_eq!(swept(&store), (1, 0));
 }
 
 /// A read that comes after the end of a lease.
@@ -445,7 +445,7 @@ fn a_change_of_many_rows_does_not_begin_again_because_one_is_locked() {
     let (server, store) = (Server::shared().unwrap(), open(&url));
     let schema = store.schema();
     for (statement, call) in [
-        (format!("DELETE FROM \"{schema}\".records"), &|| store.sweep().map(|(records, _)| records)),
+        (format!("DELETE FROM \"{schema}\".records"), &|| store.sweep().map(|swept| swept.records)),
         (format!("\"{schema}\".evict_several"), &|| {
             store.evict(EvictionPolicy::new().max_records(0)).map(|evicted| evicted.records)
         }),

@@ -10,7 +10,7 @@ use record_store::{
 };
 
 use super::processes::until_queued;
-use super::{new_url, open};
+use super::{new_url, open, swept};
 use crate::support::{PATIENCE, as_named, millis, named, storm};
 
 /// Makes room for a reader, and returns when that was.
@@ -164,7 +164,7 @@ fn a_sweep_removes_only_the_holders_whose_lease_is_over() {
     }
     assert!(store.is_lock_holder("k", &named("1")).unwrap());
     // The acquisition of the second one has removed the first one.
-    assert_eq!(store.sweep().unwrap(), (0, 1));
+    assert_eq!(swept(&store), (0, 1));
     let info = store.lock_info("k").unwrap().unwrap();
     assert_eq!(info.holders().map(|it| it.holder().name()).collect::<Vec<_>>(), ["1"]);
 }

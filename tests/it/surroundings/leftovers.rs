@@ -243,7 +243,7 @@ fn a_torn_staged_record_is_removed_and_a_torn_file_of_another_program_is_kept() 
         fs::write(place(number, "k"), text).unwrap();
     }
     let swept = store.sweep().unwrap();
-    assert_eq!((swept.staged, swept.damaged), (ours.len(), 0), "{swept:?}");
+    assert_eq!((swept.staged, swept.damaged), (ours.len() as u64, 0), "{swept:?}");
     assert!(store.damaged().unwrap().is_empty());
 
     let others = [torn(0, 512), whole[..700].to_vec(), [b"\x7fELF\x01", &[0; 1_019][..]].concat()];
@@ -253,7 +253,7 @@ fn a_torn_staged_record_is_removed_and_a_torn_file_of_another_program_is_kept() 
     // Of another key.
     fs::write(place(9, "other"), &ours[0]).unwrap();
     let swept = store.sweep().unwrap();
-    assert_eq!((swept.staged, swept.damaged), (0, others.len() + 1), "{swept:?}");
+    assert_eq!((swept.staged, swept.damaged), (0, others.len() as u64 + 1), "{swept:?}");
     let kept: Vec<_> = store.damaged().unwrap().iter().map(|file| fs::read(&file.path).unwrap()).collect();
     for text in others.iter().chain([&ours[0]]) {
         assert!(kept.contains(text));

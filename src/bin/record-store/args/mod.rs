@@ -222,7 +222,9 @@ Examples:
 Each line of --json is an object with the fields
   key, holder, process_bound, token, state (\"held\", \"expired\", \"abandoned\"),
   owner_alive (true, false, or null: unknown), acquired_at,
-  expires_at and remaining_seconds (null: no lease), note (null: none)")]
+  expires_at and remaining_seconds (null: no lease), note (null: none),
+  shared, slots (null: exclusive, or any number), sharers (the other
+  holders, each with the same fields), waiters (null: unknown)")]
 pub(crate) struct LocksArgs {
     #[command(flatten)]
     pub(crate) store: StoreArgs,

@@ -43,9 +43,9 @@ struct JsonChecked {
 #[derive(Serialize)]
 struct JsonRecovery {
     at: String,
-    records: usize,
-    removed: usize,
-    locks: usize,
+    records: u64,
+    removed: u64,
+    locks: u64,
 }
 
 impl JsonRecovery {

@@ -12,9 +12,9 @@ use crate::{Recovery, Result, rfc3339};
 #[derive(Serialize, Deserialize)]
 struct Report {
     at: String,
-    records: usize,
-    removed: usize,
-    locks: usize,
+    records: u64,
+    removed: u64,
+    locks: u64,
 }
 
 /// More than any report needs.
