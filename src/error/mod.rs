@@ -618,6 +618,8 @@ mod tests {
         let back = Error::from(outer);
         assert!(back.is_timeout() && back.holder() == Some(&holder));
 
+        let cancelled = io::Error::from(Error::new(ErrorKind::Cancelled, "lock"));
+        assert_ne!(cancelled.kind(), io::ErrorKind::Interrupted);
         let error = io::Read::read_to_end(&mut Cancelled, &mut Vec::new()).unwrap_err();
         assert_eq!(Error::from(error).kind(), ErrorKind::Cancelled);
     }
