@@ -60,7 +60,7 @@ impl Thread {
     }
 }
 
-/// What a call returns, or its panic, as a future.
+/// The outcome of a call, or its panic, as a future.
 pub(super) struct Outcome<T> {
     receiver: oneshot::Receiver<thread::Result<Result<T>>>,
     /// Those of the error if the call is never made.

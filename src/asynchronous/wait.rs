@@ -64,7 +64,7 @@ impl<S: RecordStore + ?Sized + 'static> AsyncRecordStore<S> {
     }
 }
 
-/// What the calls of an acquisition use.
+/// The parts that all calls of an acquisition use.
 pub(super) struct Locking<S: ?Sized> {
     pub(super) store: AsyncRecordStore<S>,
     /// In the order of the keys.

@@ -10,7 +10,7 @@ use super::support::{
 };
 use crate::{
     ErrorKind, Holder, Key, LockInfo, LockOptions, LockState, LockToken, ReadOptions, RecordStore,
-    RecordStoreExt, WaitOptions,
+    RecordStoreExt, WaitOptions, WriteOptions,
 };
 
 checks! { "locks":
@@ -44,6 +44,8 @@ checks! { "locks":
         "`lock_info` returns the holder, the token, the times and the state of a lock.",
     a_lock_has_the_note_of_its_acquisition:
         "A lock has the note of its first acquisition, any text, also after a renewal, until it is released.",
+    the_longest_lock_can_be_used:
+        "A lock with the longest key, holder and note can be used like any other.",
     locks_lists_every_live_lock_once:
         "`locks` lists every live lock exactly once; the state of any other entry shows that it is not live.",
     an_expired_lock_is_listed_as_expired(subject):
@@ -290,6 +292,18 @@ fn a_lock_has_the_note_of_its_acquisition(store: &dyn RecordStore) {
     store.acquire_lock("key", one_attempt(&me)).unwrap();
     assert_eq!(info_of(store).note(), None, "that of an earlier lock");
     store.release_lock("key", &me).unwrap();
+}
+
+/// Control characters have the longest form in JSON.
+fn the_longest_lock_can_be_used(store: &dyn RecordStore) {
+    let controls = |count| "\u{1}".repeat(count);
+    let (key, holder) = (controls(Key::MAX_CHARS), named(&controls(Holder::MAX_BYTES)));
+    let token = store.acquire_lock(&*key, long_lease(&holder).note(&controls(1_000))).unwrap();
+    store.write_with(&*key, &1, WriteOptions::new().claim(token)).unwrap();
+    store.renew(&*key, token, Duration::from_hours(1)).unwrap();
+    assert!(store.is_lock_holder(&*key, &holder).unwrap());
+    store.release_lock(&*key, token).unwrap();
+    assert!(!store.is_locked(&*key).unwrap());
 }
 
 fn locks_lists_every_live_lock_once(store: &dyn RecordStore) {

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use record_store::{
-    Durability, ErrorKind, FileSystemRecordStore, MemoryRecordStore, RecordStore, RecordStoreExt,
-    RecordVersion, WriteOptions,
+    Durability, ErrorKind, FileSystemRecordStore, Holder, LockOptions, MemoryRecordStore, RecordStore,
+    RecordStoreExt, RecordVersion, WriteOptions,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -287,5 +287,19 @@ fn a_record_with_the_greatest_version_can_be_written() {
             store.write(&key, &1).unwrap();
             assert!(seen.insert(version(&store, &key)), "{number}");
         }
+    }
+}
+
+/// Whatever fails in it, a swap by version is one operation.
+#[test]
+fn a_swap_by_version_has_one_name() {
+    let store = MemoryRecordStore::new();
+    let swap = |key: &str, result: f64| {
+        store.write_if_version(key, RecordVersion::ABSENT, &result, WriteOptions::new()).unwrap_err()
+    };
+    let _guard = store.lock("locked", LockOptions::new().holder(Holder::named("other").unwrap())).unwrap();
+    for (error, kind) in [(swap("k", f64::NAN), ErrorKind::Encode), (swap("locked", 1.0), ErrorKind::Locked)]
+    {
+        assert_eq!((error.kind(), error.operation()), (kind, "compare_and_swap"));
     }
 }

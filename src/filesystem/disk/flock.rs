@@ -1,5 +1,4 @@
-//! `flock`: the locks by which the kernel knows which processes live, and keeps them out of each other's way. The one
-//! place that calls it.
+//! `flock`: the lock of a file that the kernel releases when its process ends. The one place that calls it.
 #![allow(clippy::disallowed_methods, reason = "the one place that is allowed to call them")]
 
 use std::fs::File;

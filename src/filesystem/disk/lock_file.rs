@@ -300,6 +300,10 @@ mod tests {
             holder: Holder::named(controls(Holder::MAX_BYTES)).unwrap(),
             owner: "o".repeat(64),
             note,
+            lease: Lease {
+                epoch: Some(Epoch { boot_id: "b".repeat(36), time_ns: u64::MAX }),
+                ..acquisition().lease
+            },
             ..shared(MAX_TOKEN, u32::MAX)
         };
         let lock = LockFile::new(Key::new(controls(Key::MAX_CHARS)).unwrap(), acquisition);

@@ -1,5 +1,6 @@
 //! A working directory that was removed.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 
 use record_store::{ErrorKind, FileSystemRecordStore, LockOptions, RecordStoreExt};
@@ -26,6 +27,13 @@ pub(super) fn lose_it(stage: &Stage) {
         assert_eq!((error.kind(), error.path()), (ErrorKind::Io, Some(Path::new(relative))), "{error:?}");
         assert!(error.to_string().contains("the working directory is gone"), "{error}");
     }
+}
+
+#[test]
+fn an_empty_path_is_called_so() {
+    let error = FileSystemRecordStore::open("").unwrap_err();
+    assert_eq!((error.kind(), error.io_kind()), (ErrorKind::Io, Some(std::io::ErrorKind::InvalidInput)));
+    assert!(error.source().unwrap().to_string().contains("empty"), "{error:?}");
 }
 
 #[test]
